@@ -1,0 +1,99 @@
+"""A linear patch autoencoder in the interface of diffusers' autoencoders.
+
+Principal components of small RGB patches are a usable latent space that needs no gradient
+training: encoding is one strided convolution, decoding one transposed convolution, and both are
+exact on whatever lies in the span of the kept components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["PatchAutoencoder"]
+
+
+class _Deterministic:
+    """A point mass with the interface of diffusers' DiagonalGaussianDistribution."""
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+
+@dataclass
+class _EncoderOutput:
+    latent_dist: _Deterministic
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """Linear autoencoder over non-overlapping patches.
+
+    Images are (N, 3, H, W) in [-1, 1] with H and W multiples of `patch_size`; latents are
+    (N, latent_channels, H / patch_size, W / patch_size).
+    """
+
+    @register_to_config
+    def __init__(
+        self, patch_size: int = 4, latent_channels: int = 16, scaling_factor: float = 1.0
+    ) -> None:
+        super().__init__()
+        shape = (latent_channels, 3, patch_size, patch_size)
+        self.encoder_weight = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self.encoder_bias = nn.Parameter(torch.zeros(latent_channels), requires_grad=False)
+        self.decoder_weight = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self.decoder_bias = nn.Parameter(
+            torch.zeros(3, patch_size, patch_size), requires_grad=False
+        )
+
+    @classmethod
+    def fit(
+        cls, patches: Tensor, patch_size: int = 4, latent_channels: int = 16
+    ) -> PatchAutoencoder:
+        """Fit to patches (n, 3 * patch_size ** 2), values in [-1, 1], channel-major.
+
+        Component k is divided by the square root of its standard deviation: full whitening would
+        spend the diffusion model on noise, none would leave it with the mean colour alone.
+        """
+        patches = patches.double()
+        mean = patches.mean(0)
+        covariance = torch.cov((patches - mean).T)
+        values, vectors = torch.linalg.eigh(covariance)
+        values = values.flip(0)[:latent_channels].clamp_min(1e-8)
+        vectors = vectors.flip(1)[:, :latent_channels]
+        # The sign of an eigenvector is arbitrary: fix it, so that a fit is reproducible.
+        vectors = vectors * torch.sign(vectors.sum(0) + 1e-12)
+        scale = values.sqrt().sqrt()
+        encoder = (vectors / scale).T
+        latents = (patches - mean) @ encoder.T
+        model = cls(patch_size, latent_channels, scaling_factor=float(1.0 / latents.std()))
+        shape = (latent_channels, 3, patch_size, patch_size)
+        model.encoder_weight.data = encoder.reshape(shape).float().contiguous()
+        model.encoder_bias.data = (-(mean @ encoder.T)).float().contiguous()
+        model.decoder_weight.data = (vectors * scale).T.reshape(shape).float().contiguous()
+        model.decoder_bias.data = mean.reshape(3, patch_size, patch_size).float().contiguous()
+        return model
+
+    def encode(self, x: Tensor) -> _EncoderOutput:
+        """(N, 3, H, W) -> a distribution over (N, C, H / p, W / p), a point mass."""
+        size: int = self.config.patch_size
+        z = functional.conv2d(x, self.encoder_weight, self.encoder_bias, stride=size)
+        return _EncoderOutput(_Deterministic(z))
+
+    def decode(self, z: Tensor) -> DecoderOutput:
+        """(N, C, h, w) -> (N, 3, h * p, w * p), not clamped."""
+        size: int = self.config.patch_size
+        image = functional.conv_transpose2d(z, self.decoder_weight, stride=size)
+        bias = self.decoder_bias.repeat(1, z.shape[-2], z.shape[-1])
+        return DecoderOutput(sample=image + bias)

@@ -1,0 +1,130 @@
+"""Training data: an image folder with captions, random crops and random masks.
+
+The folder follows the Hugging Face imagefolder convention: a `metadata.jsonl` at its root whose
+lines hold `file_name` (relative to the folder) and `text`; an optional `weight` makes a picture
+be drawn more often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.errors import InputError
+
+__all__ = ["Corpus", "is_held_out", "load_corpus", "random_crop", "random_mask"]
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.float32]
+
+
+@dataclass
+class Corpus:
+    """Pictures held in memory as uint8 arrays (H, W, 3), with caption and drawing weight."""
+
+    images: list[Image]
+    captions: list[str]
+    weights: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def is_held_out(file_name: str, share: int = 20) -> bool:
+    """Whether a file belongs to the held-out split: one in `share`, by the hash of its name."""
+    digest = hashlib.sha256(file_name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % share == 0
+
+
+def load_corpus(folder: Path, held_out: bool, short_side: int = 288) -> Corpus:
+    """Read one split of an image folder; larger pictures are reduced to `short_side` pixels.
+
+    Raises InputError when the folder has no metadata.jsonl, or no picture that can be read.
+    """
+    metadata = folder / "metadata.jsonl"
+    if not metadata.is_file():
+        raise InputError(
+            f"{folder} has no metadata.jsonl; expected lines with file_name and text in it."
+        )
+    images: list[Image] = []
+    captions: list[str] = []
+    weights: list[float] = []
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = str(row["file_name"]), str(row["text"])
+            weight = float(row.get("weight", 1.0))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{metadata} line {number} is not a JSON object with file_name and text."
+            ) from error
+        if is_held_out(name) != held_out:
+            continue
+        picture = cv2.imread(str(folder / name), cv2.IMREAD_COLOR)
+        if picture is None:
+            continue
+        height, width = picture.shape[:2]
+        ratio = short_side / min(height, width)
+        if ratio < 1:
+            size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        images.append(np.ascontiguousarray(picture[..., ::-1]).astype(np.uint8, copy=False))
+        captions.append(text)
+        weights.append(weight)
+    if not images:
+        raise InputError(f"{folder} holds no readable picture for this split; add pictures to it.")
+    probabilities = np.asarray(weights, dtype=np.float64)
+    return Corpus(images, captions, probabilities / probabilities.sum())
+
+
+def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
+    """A square crop of between 55% and 100% of the short side, resized, perhaps mirrored."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    side = int(round(short * rng.uniform(0.55, 1.0)))
+    side = min(short, max(side, min(short, size // 2)))
+    top = int(rng.integers(0, height - side + 1))
+    left = int(rng.integers(0, width - side + 1))
+    crop = image[top : top + side, left : left + side]
+    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    crop = np.asarray(cv2.resize(crop, (size, size), interpolation=method), dtype=np.uint8)
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    return np.ascontiguousarray(crop)
+
+
+def random_mask(size: int, rng: np.random.Generator) -> Mask:
+    """A hole (size, size), 1 = to be painted: a box, ellipses, strokes, a blob, or everything."""
+    mask = np.zeros((size, size), np.float32)
+    kind = rng.choice(5, p=[0.3, 0.2, 0.15, 0.2, 0.15])
+    if kind == 0:
+        w, h = rng.uniform(0.2, 0.85, 2) * size
+        x, y = rng.uniform(0, size - w), rng.uniform(0, size - h)
+        mask[int(y) : int(y + h), int(x) : int(x + w)] = 1
+    elif kind == 1:
+        for _ in range(int(rng.integers(1, 4))):
+            center = tuple(int(v) for v in rng.uniform(0.2, 0.8, 2) * size)
+            axes = tuple(int(v) for v in rng.uniform(0.08, 0.4, 2) * size)
+            cv2.ellipse(mask, center, axes, float(rng.uniform(0, 180)), 0, 360, 1.0, -1)
+    elif kind == 2:
+        for _ in range(int(rng.integers(1, 4))):
+            steps = rng.normal(0, 0.18, (int(rng.integers(3, 7)), 2)) * size
+            points = (np.cumsum(steps, 0) + rng.uniform(0.2, 0.8, 2) * size).astype(np.int32)
+            thickness = int(rng.uniform(0.06, 0.2) * size)
+            cv2.polylines(mask, [points], False, 1.0, thickness)
+    elif kind == 3:
+        # Thresholded smooth noise: ragged outlines, like those of segmented objects.
+        noise = rng.normal(size=(size, size)).astype(np.float32)
+        noise = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.08, 0.2) * size))
+        mask[noise > np.quantile(noise, rng.uniform(0.4, 0.85))] = 1
+    else:
+        mask[:] = 1
+    return mask

@@ -1,0 +1,360 @@
+"""Training of the checkpoint that ships inside the package.
+
+A text-conditioned inpainting latent diffusion model at 128 px: a linear patch autoencoder, a
+small CLIP text model trained jointly, and a UNet2DConditionModel that reads the noisy latent, the
+mask and the masked picture's latent, in that order, and predicts v (Salimans and Ho 2022,
+arXiv 2202.00512) under a zero-terminal-SNR schedule (Lin et al. 2024, arXiv 2305.08891).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inlay.diffusion.autoencoder import PatchAutoencoder
+from inlay.errors import InputError
+from inlay.training.data import Corpus, load_corpus, random_crop, random_mask
+from inlay.training.tokenizer import train_tokenizer
+
+__all__ = ["EmbeddedConfig", "train_embedded"]
+
+_VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
+
+
+class EmbeddedConfig(BaseModel):
+    """The whole recipe; it is written next to the weights it made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    block_out_channels: tuple[int, ...] = Field((64, 128, 256), description="U-Net widths")
+    layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
+    attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
+    text_width: int = Field(192, ge=32, description="width of the text model")
+    text_layers: int = Field(3, ge=1, description="layers of the text model")
+    resolution: int = Field(128, ge=32, description="picture side in pixels")
+    low_resolution: int = Field(64, ge=32, description="picture side of the first phase")
+    low_resolution_steps: int = Field(4000, ge=0, description="steps of the first phase")
+    low_resolution_batch: int = Field(32, ge=1, description="batch size of the first phase")
+    steps: int = Field(8000, ge=1, description="steps in all")
+    batch: int = Field(16, ge=1, description="batch size at full resolution")
+    learning_rate: float = Field(3e-4, gt=0, description="after warm-up")
+    warmup_steps: int = Field(200, ge=1, description="linear warm-up")
+    cooldown_share: float = Field(0.25, ge=0, le=1, description="share of steps of linear decay")
+    caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
+    hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
+    ema_decay: float = Field(0.9995, ge=0, lt=1, description="exponential moving average")
+    max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
+    save_every: int = Field(500, ge=1, description="steps between resumable states")
+    seed: int = Field(0, description="of weights, data order, masks and noise")
+
+
+class _Networks(nn.Module):
+    """What is trained, as one module, so that one optimiser and one EMA serve."""
+
+    def __init__(self, config: EmbeddedConfig, vocabulary: int, end_token: int) -> None:
+        super().__init__()
+        from diffusers import UNet2DConditionModel
+        from diffusers.models.attention_processor import AttnProcessor
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        self.unet = UNet2DConditionModel(
+            sample_size=config.resolution // 4,
+            in_channels=33,
+            out_channels=16,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=config.text_width,
+            attention_head_dim=config.attention_heads,
+            norm_num_groups=16,
+        )
+        # Explicit attention: the fused kernel's backward is slow on CPUs.
+        self.unet.set_attn_processor(AttnProcessor())
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocabulary,
+                hidden_size=config.text_width,
+                intermediate_size=4 * config.text_width,
+                num_hidden_layers=config.text_layers,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                projection_dim=config.text_width,
+                bos_token_id=end_token - 1,
+                eos_token_id=end_token,
+                pad_token_id=end_token,
+            )
+        )
+
+
+def _scheduler() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def _fit_autoencoder(corpus: Corpus, seed: int, patch: int = 4) -> PatchAutoencoder:
+    rng = np.random.default_rng([seed, 1])
+    rows = []
+    for _ in range(3000):
+        image = corpus.images[int(rng.choice(len(corpus), p=corpus.weights))]
+        crop = random_crop(image, 128, rng)
+        top, left = rng.integers(0, 32, 2) * patch
+        for dy in range(0, 128, 32):
+            y, x = (int(top) + dy) % 128, (int(left) + dy) % 128
+            rows.append(crop[y : y + patch, x : x + patch].transpose(2, 0, 1).reshape(-1))
+    return PatchAutoencoder.fit(torch.from_numpy(np.stack(rows)).float() / 127.5 - 1, patch)
+
+
+def _batch(
+    corpus: Corpus, indices: Any, size: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, list[str]]:
+    images = np.stack([random_crop(corpus.images[int(i)], size, rng) for i in indices])
+    masks = np.stack([random_mask(size, rng) for _ in indices])
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x, torch.from_numpy(masks)[:, None], [corpus.captions[int(i)] for i in indices]
+
+
+class Trainer:
+    """One run: networks, optimiser, average, and the step they share."""
+
+    def __init__(self, folder: Path, out: Path, config: EmbeddedConfig) -> None:
+        self.config, self.out = config, out
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.corpus = load_corpus(folder, held_out=False)
+        self.held_out = load_corpus(folder, held_out=True)
+        torch.manual_seed(config.seed)
+        self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
+        self.vae = _fit_autoencoder(self.corpus, config.seed).to(self.device)
+        end = int(self.tokenizer.eos_token_id)
+        self.networks = _Networks(config, len(self.tokenizer), end).to(self.device)
+        self.average = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            self.networks.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True
+        )
+        self.scheduler = _scheduler()
+        self.alphas = self.scheduler.alphas_cumprod.to(self.device)
+        self.step = 0
+
+    def _embed(self, captions: list[str]) -> Tensor:
+        unique = sorted(set(captions))
+        tokens = self.tokenizer(
+            unique, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids.to(self.device)
+        hidden = self.networks.text_encoder(tokens).last_hidden_state
+        return hidden[[unique.index(c) for c in captions]]
+
+    def _losses(
+        self, x: Tensor, mask: Tensor, captions: list[str], t: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Squared v-error (N, C, h, w) and the latent mask (N, 1, h, w)."""
+        scale = self.vae.config.scaling_factor
+        latent_mask = mask[:, :, ::4, ::4]
+        with torch.no_grad():
+            z = self.vae.encode(x).latent_dist.mode() * scale
+            masked = self.vae.encode(x * (1 - mask)).latent_dist.mode() * scale
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * z + (1 - a).sqrt() * noise
+        target = a.sqrt() * noise - (1 - a).sqrt() * z
+        inputs = torch.cat([noisy, latent_mask, masked], 1)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            v = self.networks.unet(inputs, t, self._embed(captions)).sample
+        return (v.float() - target) ** 2, latent_mask
+
+    def learning_rate(self) -> float:
+        c = self.config
+        warm = min(1.0, (self.step + 1) / c.warmup_steps)
+        left = (c.steps - self.step) / max(1.0, c.cooldown_share * c.steps)
+        return c.learning_rate * warm * min(1.0, left)
+
+    def train_step(self) -> float:
+        c = self.config
+        low = self.step < c.low_resolution_steps
+        # Everything random in a step comes from (seed, step): a resumed run repeats nothing.
+        rng = np.random.default_rng([c.seed, 2, self.step])
+        size = c.low_resolution if low else c.resolution
+        count = c.low_resolution_batch if low else c.batch
+        indices = rng.choice(len(self.corpus), count, p=self.corpus.weights)
+        x, mask, captions = _batch(self.corpus, indices, size, rng)
+        captions = ["" if rng.random() < c.caption_dropout else text for text in captions]
+        # Stratified timesteps: the same loss, less variance.
+        t = ((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64)
+        noise = rng.standard_normal((count, 16, size // 4, size // 4), dtype=np.float32)
+        d = self.device
+        error, hole = self._losses(
+            x.to(d), mask.to(d), captions, torch.from_numpy(t).to(d), torch.from_numpy(noise).to(d)
+        )
+        weight = (1 - c.hole_weight) + c.hole_weight * hole
+        loss = (error * weight).mean() / weight.mean()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(c.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for key, value in self.networks.state_dict().items():
+                if value.dtype.is_floating_point:
+                    self.average[key].lerp_(value, 1 - decay)
+        return float(loss)
+
+    @torch.no_grad()
+    def validate(self, pictures: int = 64) -> dict[int, float]:
+        """Hole v-loss of the averaged weights on the held-out split, by timestep."""
+        rng = np.random.default_rng([self.config.seed, 3])
+        indices = np.arange(min(pictures, len(self.held_out)))
+        x, mask, captions = _batch(self.held_out, indices, self.config.resolution, rng)
+        noise = rng.standard_normal((len(x), 16, x.shape[2] // 4, x.shape[3] // 4))
+        noise_tensor = torch.from_numpy(noise).float().to(self.device)
+        kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
+        self.networks.load_state_dict(self.average)
+        result = {}
+        for t in _VALIDATION_TIMESTEPS:
+            steps = torch.full((len(x),), t, device=self.device)
+            error, hole = self._losses(
+                x.to(self.device), mask.to(self.device), captions, steps, noise_tensor
+            )
+            result[t] = float((error.mean(1, keepdim=True) * hole).sum() / hole.sum())
+        self.networks.load_state_dict(kept)
+        return result
+
+    def save_state(self) -> None:
+        """Write a resumable state (safetensors, renamed into place)."""
+        tensors = {f"net.{k}": v for k, v in self.networks.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.average.items()}
+        for name, parameter in self.networks.named_parameters():
+            state = self.optimizer.state.get(parameter)
+            if state:
+                for key in ("exp_avg", "exp_avg_sq", "step"):
+                    tensors[f"opt.{key}.{name}"] = state[key]
+        temporary = self.out / "state.safetensors.tmp"
+        contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        save_file(contiguous, temporary, metadata={"step": str(self.step)})
+        os.replace(temporary, self.out / "state.safetensors")
+
+    def load_state(self) -> None:
+        """Continue from save_state(); raises InputError when there is nothing to continue."""
+        from safetensors import safe_open
+
+        path = self.out / "state.safetensors"
+        if not path.is_file():
+            raise InputError(f"{self.out} holds no state.safetensors to resume from.")
+        with safe_open(path, "pt") as file:
+            self.step = int((file.metadata() or {})["step"])
+        tensors = load_file(path)
+        nets = {k[4:]: v for k, v in tensors.items() if k.startswith("net.")}
+        self.networks.load_state_dict(nets)
+        self.average = {
+            k[4:]: v.to(self.device) for k, v in tensors.items() if k.startswith("ema.")
+        }
+        for name, parameter in self.networks.named_parameters():
+            if f"opt.step.{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    "step": tensors[f"opt.step.{name}"],
+                    "exp_avg": tensors[f"opt.exp_avg.{name}"].to(self.device),
+                    "exp_avg_sq": tensors[f"opt.exp_avg_sq.{name}"].to(self.device),
+                }
+
+    def export(self, figures: dict[str, Any]) -> Path:
+        """Write the averaged weights in float16 as a diffusers folder OUT/checkpoint."""
+        target, temporary = self.out / "checkpoint", self.out / "checkpoint.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
+        self.networks.load_state_dict(self.average)
+        self.networks.half()
+        self.networks.unet.save_pretrained(temporary / "unet")
+        self.networks.text_encoder.save_pretrained(temporary / "text_encoder")
+        self.networks.float().load_state_dict(kept)
+        # The autoencoder stays in float32: it is 6 kB, and residual decoding leans on it.
+        self.vae.save_pretrained(temporary / "vae")
+        self.tokenizer.save_pretrained(temporary / "tokenizer")
+        self.scheduler.save_pretrained(temporary / "scheduler")
+        index = {
+            "_class_name": "StableDiffusionInpaintPipeline",
+            "_diffusers_version": "0.30.0",
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["inlay.diffusion.autoencoder", "PatchAutoencoder"],
+        }
+        (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        recipe = {"config": self.config.model_dump(mode="json"), "step": self.step, **figures}
+        (temporary / "training.json").write_text(json.dumps(recipe, indent=2) + "\n")
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        return target
+
+
+def train_embedded(
+    folder: Path,
+    out: Path,
+    config: EmbeddedConfig | None = None,
+    resume: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train on an image folder and return the diffusers folder OUT/checkpoint.
+
+    Every `save_every` steps a resumable state, a log line (OUT/log.jsonl) and the checkpoint so
+    far are written. Raises InputError for an unusable folder or nothing to resume.
+    """
+    config = config or EmbeddedConfig()
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(folder, out, config)
+    if resume:
+        trainer.load_state()
+    log(f"{len(trainer.corpus)} pictures to train on, {len(trainer.held_out)} held out")
+    for line in _run(trainer):
+        log(line)
+    return out / "checkpoint"
+
+
+def _run(trainer: Trainer) -> Iterator[str]:
+    config = trainer.config
+    started = time.monotonic()
+    losses: list[float] = []
+    while trainer.step < config.steps:
+        losses.append(trainer.train_step())
+        minutes = (time.monotonic() - started) / 60
+        stop = config.max_minutes is not None and minutes >= config.max_minutes
+        if trainer.step % 50 == 0:
+            yield f"step {trainer.step} loss {np.mean(losses[-50:]):.4f} minutes {minutes:.1f}"
+        if trainer.step % config.save_every == 0 or stop or trainer.step == config.steps:
+            trainer.save_state()
+            validation = trainer.validate()
+            row = {
+                "step": trainer.step,
+                "minutes": round(minutes, 2),
+                "train_loss": round(float(np.mean(losses[-config.save_every :])), 5),
+                "validation_v_loss": {str(k): round(v, 5) for k, v in validation.items()},
+            }
+            with (trainer.out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            trainer.export({"figures": row})
+            yield json.dumps(row)
+        if stop:
+            return
