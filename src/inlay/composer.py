@@ -1,0 +1,377 @@
+"""The one front door: pictures and a request go in, a composite and its record come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay import methods
+from inlay.errors import InputError
+from inlay.geometry import Box
+from inlay.methods.base import Context, Method, Settings
+from inlay.pixels import DEFAULT_MAX_PIXELS, Picture, Source, read_mask, read_picture, write_picture
+from inlay.record import build_record, record_text
+from inlay.scene import Placement, Region, Scene, compose_scene, region_scene
+from inlay.sweep import validate_settings
+from inlay.window import Window, stitch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from inlay.diffusion.backbone import Backbone
+
+__all__ = ["Composer", "Composite"]
+
+Callback = Callable[[int, int, Any], None]
+_MAX_IMAGES = 64
+
+
+@dataclass(eq=False)
+class Composite:
+    """What a call made: one picture per seed.
+
+    pictures keep the background's size, depth, mode and profile; records say how each was made.
+    window is the crop the method saw, region the box outside which no byte differs, effect the
+    mask inside that box (float32, 0 or 1).
+    """
+
+    pictures: list[Picture]
+    records: list[dict[str, Any]]
+    window: Box
+    region: Box
+    effect: NDArray[np.float32] = field(repr=False)
+
+    @property
+    def picture(self) -> Picture:
+        return self.pictures[0]
+
+    @property
+    def image(self) -> Image:
+        """The (first) picture as PIL."""
+        return self.pictures[0].to_pil()
+
+    @property
+    def images(self) -> list[Image]:
+        return [picture.to_pil() for picture in self.pictures]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.records[0]
+
+    @property
+    def mask(self) -> Image:
+        """Where the first picture may differ from the background: PIL "L", 255 = may."""
+        from PIL import Image as PilImage
+
+        whole = np.zeros((self.picture.height, self.picture.width), np.uint8)
+        whole[self.region.slices] = np.round(self.effect * 255).astype(np.uint8)
+        return PilImage.fromarray(whole)
+
+    def save(self, path: str | Path) -> None:
+        """Write the first picture, with its record inside; atomic."""
+        write_picture(self.picture, path, record=record_text(self.record))
+
+
+class Composer:
+    """Sets objects into pictures with one checkpoint.
+
+    The checkpoint is loaded when a method first needs it; classical methods never load it.
+    """
+
+    def __init__(
+        self,
+        model: str = "embedded",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        loras: Sequence[tuple[str, float]] = (),
+        textual_inversions: Sequence[str] = (),
+    ) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
+        self._backbone: Backbone | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "embedded",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        loras: Sequence[tuple[str, float]] = (),
+        textual_inversions: Sequence[str] = (),
+    ) -> Composer:
+        """A composer on "embedded", a diffusers folder, a single file or a hub id.
+
+        device is auto, cpu, cuda or mps; dtype auto, float32, bfloat16 or float16. Raises
+        InputError when the checkpoint is first needed and cannot be loaded.
+        """
+        return cls(
+            model, device=device, dtype=dtype, loras=loras, textual_inversions=textual_inversions
+        )
+
+    @property
+    def backbone(self) -> Backbone:
+        """The loaded checkpoint."""
+        if self._backbone is None:
+            from inlay.diffusion.checkpoints import load_backbone
+
+            self._backbone = load_backbone(
+                self.model,
+                device=self.device,
+                dtype=self.dtype,
+                loras=self.loras,
+                textual_inversions=self.textual_inversions,
+            )
+        return self._backbone
+
+    def compose(
+        self,
+        background: Source,
+        subject: Source,
+        *,
+        box: Box | None = None,
+        at: tuple[float, float] | None = None,
+        scale: float | None = None,
+        random: bool = False,
+        rotate: float = 0.0,
+        flip: bool = False,
+        mask: Source | None = None,
+        cut: str | None = None,
+        cut_box: Box | None = None,
+        method: str | None = None,
+        preset: str | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        callback: Callback | None = None,
+        previews: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **settings: Any,
+    ) -> Composite:
+        """Put a subject into a background.
+
+        box (background pixels; the subject keeps its aspect, centred in it), at + scale (centre and
+        factor) or random say where; mask, cut ("alpha", "mask", "box", "grabcut" or a model)
+        and cut_box say what the subject is in its own picture. Other keywords are the method's
+        settings. callback(step, total, preview) may raise Cancelled. Raises InputError.
+        """
+        from inlay.cutout import cut as cut_out
+
+        request = _Request("compose", method, preset, seed, num_images, settings)
+        picture = read_picture(background, role="background", max_pixels=max_pixels)
+        cutout = cut_out(subject, by=cut, mask=mask, box=cut_box, max_pixels=max_pixels)
+        placement = Placement(
+            box=box, at=at, scale=scale, random=random, rotate=rotate, flip=flip
+        )
+        scene = compose_scene(picture, cutout, placement, seed)
+        inputs = {"background": picture, "subject": cutout, "mask": mask}
+        place = {
+            "box": None if box is None else box.as_dict(),
+            "at": None if at is None else list(at),
+            "scale": scale,
+            "random": random,
+            "rotate": rotate,
+            "flip": flip,
+            "cut": cut,
+            "cut_box": None if cut_box is None else cut_box.as_dict(),
+        }
+        return self._run(request, scene, inputs, place, callback, previews)
+
+    def harmonize(
+        self,
+        picture: Source,
+        *,
+        mask: Source | None = None,
+        background: Source | None = None,
+        method: str | None = None,
+        preset: str | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        callback: Callback | None = None,
+        previews: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **settings: Any,
+    ) -> Composite:
+        """Make an object that is already pasted belong.
+
+        mask is white where the object is; without one the picture's alpha serves, else Otsu's
+        threshold (said in the record). background is the picture before pasting, where there is one.
+        """
+        request = _Request("harmonize", method, preset, seed, num_images, settings)
+        whole = read_picture(picture, role="picture", max_pixels=max_pixels)
+        notes: list[str] = []
+        region = (
+            _found_region(whole, notes)
+            if mask is None
+            else read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
+        )
+        clean = None
+        if background is not None:
+            clean = read_picture(background, role="background", max_pixels=max_pixels)
+            if clean.size != whole.size:
+                raise InputError(
+                    f"the background is {clean.width}x{clean.height} pixels and the picture "
+                    f"{whole.width}x{whole.height}; they must be of one size."
+                )
+        inputs = {"picture": whole, "mask": mask, "background": clean}
+        scene = region_scene(whole, region, clean)
+        return self._run(request, scene, inputs, {}, callback, previews, notes)
+
+    def remove(
+        self,
+        picture: Source,
+        *,
+        mask: Source,
+        method: str | None = None,
+        preset: str | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        callback: Callback | None = None,
+        previews: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **settings: Any,
+    ) -> Composite:
+        """Take out what the mask (white) covers."""
+        request = _Request("remove", method, preset, seed, num_images, settings)
+        whole = read_picture(picture, role="picture", max_pixels=max_pixels)
+        region = read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
+        inputs = {"picture": whole, "mask": mask}
+        return self._run(request, region_scene(whole, region, None), inputs, {}, callback, previews)
+
+    def _run(
+        self,
+        request: _Request,
+        scene: Scene,
+        inputs: Mapping[str, Any],
+        place: Mapping[str, Any],
+        callback: Callback | None,
+        previews: bool,
+        notes: Sequence[str] = (),
+    ) -> Composite:
+        method, settings = request.method, request.settings
+        started = time.perf_counter()
+        backbone = self.backbone if method.needs_model else None
+        loaded = time.perf_counter()
+        if settings.works_on_background():
+            scene = _inverted(scene)
+        native = 1 if backbone is None else backbone.native_size
+        window = Window.of(scene, float(getattr(settings, "context", 0.25)), native)
+        pictures, records = [], []
+        region, effect = window.box, np.zeros((1, 1), np.float32)
+        total = request.num_images
+        for number in range(total):
+            seed = request.seed + number
+            context = Context(seed, _counted(callback, number, total), previews)
+            for line in notes:
+                context.note(line)
+            before = time.perf_counter()
+            painted = method.run(window, backbone, settings, context)
+            picture, box, mask = stitch(scene.background, window, painted)
+            if number == 0:
+                region, effect = box, mask
+            pictures.append(picture)
+            records.append(
+                build_record(
+                    verb=request.verb,
+                    method=method.name,
+                    preset=request.preset,
+                    settings=settings.model_dump(mode="json"),
+                    seed=seed,
+                    backbone=backbone,
+                    window=window.box,
+                    region=box,
+                    inputs=inputs,
+                    request=place,
+                    notes=context.notes,
+                    timings={
+                        "load_s": round(loaded - started, 4),
+                        "run_s": round(time.perf_counter() - before, 4),
+                    },
+                )
+            )
+        return Composite(pictures, records, window.box, region, effect)
+
+
+class _Request:
+    """A checked request; everything that can be wrong without reading a picture is found here."""
+
+    def __init__(
+        self,
+        verb: str,
+        method: str | None,
+        preset: str | None,
+        seed: int,
+        num_images: int,
+        settings: Mapping[str, Any],
+    ) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise InputError(f"seed is {seed!r}; expected a whole number from 0 to 2^63 - 1.")
+        if (
+            isinstance(num_images, bool)
+            or not isinstance(num_images, int)
+            or not 1 <= num_images <= _MAX_IMAGES
+        ):
+            raise InputError(
+                f"num_images is {num_images!r}; expected a whole number from 1 to {_MAX_IMAGES}."
+            )
+        self.verb, self.seed, self.num_images, self.preset = verb, seed, num_images, preset
+        self.method: Method = methods.get(method or methods.default_for(verb), verb)
+        values: dict[str, Any] = {}
+        if preset is not None:
+            if preset not in self.method.presets:
+                known = ", ".join(self.method.presets) or "none"
+                raise InputError(
+                    f"preset {preset!r} is not one of {self.method.name}; it has {known}."
+                )
+            values.update(self.method.presets[preset])
+        values.update(settings)
+        self.settings: Settings = validate_settings(self.method.settings, values)
+
+
+def _counted(callback: Callback | None, number: int, total: int) -> Callback | None:
+    """Progress over several pictures as one count."""
+    if callback is None or total == 1:
+        return callback
+
+    def tell(step: int, steps: int, preview: Any) -> None:
+        callback(number * steps + step, total * steps, preview)
+
+    return tell
+
+
+def _inverted(scene: Scene) -> Scene:
+    """The scene whose region is the whole picture less the subject."""
+    picture = scene.background
+    mask = np.ones((picture.height, picture.width), np.float32)
+    mask[scene.region.box.slices] -= scene.region.mask
+    if not (mask > 0.5).any():
+        raise InputError("the subject covers the whole picture; no background is left to change.")
+    region = Region(Box.of_size(picture.size), np.clip(mask, 0, 1))
+    return Scene(background=picture, layer=scene.layer, region=region, clean=scene.clean)
+
+
+def _found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
+    """The object's mask where none is given: the alpha channel, else Otsu's threshold."""
+    alpha = picture.alpha()
+    if alpha is not None and alpha.min() < 1 and alpha.max() > 0:
+        notes.append("no mask was given: the picture's alpha channel is used")
+        return alpha
+    import logging
+
+    import cv2
+
+    grey = cv2.cvtColor(
+        np.round(picture.rgb() * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY
+    )
+    _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    notes.append("no mask was given: Otsu's threshold of the picture is used")
+    logging.getLogger("inlay").warning(notes[-1])
+    # The object is taken to be the smaller of the two sides.
+    mask = mask if mask.mean() <= 0.5 else 1 - mask
+    return np.asarray(mask, np.float32)

@@ -1,0 +1,136 @@
+"""What a method is: a settings class, a run function, and a few facts about it.
+
+Nothing here imports torch: listing methods and checking settings must stay instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import torch
+
+    from inlay.diffusion.backbone import Backbone
+    from inlay.window import Window
+
+__all__ = ["Context", "DiffusionSettings", "Method", "Painted", "Settings"]
+
+Progress = Callable[[int, int, "Any | None"], None]
+
+
+class Settings(BaseModel):
+    """Every knob of a method, once: flags, forms and tables are generated from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def works_on_background(self) -> bool:
+        """Whether the region that may change is all but the subject."""
+        return False
+
+
+class DiffusionSettings(Settings):
+    """What every diffusion method has, in diffusers' spelling."""
+
+    prompt: str = Field("", max_length=2000, description="what the picture should show")
+    negative_prompt: str = Field("", max_length=2000, description="what it should not show")
+    num_inference_steps: int = Field(50, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float = Field(
+        5.0, ge=0, le=50, description="classifier-free guidance; 1 is off"
+    )
+    strength: float = Field(
+        1.0, ge=0, le=1, description="share of the noise schedule that is run; 0 changes nothing"
+    )
+    context: float = Field(
+        0.5, ge=0, le=4, description="margin that the model sees round the box, in box sizes"
+    )
+    decoding: Literal["residual", "plain"] = Field(
+        "residual",
+        description="residual keeps the picture's own detail and adds the change; "
+        "plain takes the decoder's output as it is",
+    )
+    feather: float = Field(
+        0.03, ge=0, le=0.5, description="soft rim of the effect, in window sizes"
+    )
+
+
+@dataclass
+class Context:
+    """What a run may draw on besides its inputs: randomness, progress, notes.
+
+    All randomness comes from `seed`, on the CPU, one draw after the other, so the same seed
+    gives the same bytes on one machine.
+    """
+
+    seed: int = 0
+    callback: Progress | None = None
+    previews: bool = False
+    notes: list[str] = field(default_factory=list)
+    _generator: Any = field(default=None, repr=False)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The one torch generator of this run, on the CPU."""
+        if self._generator is None:
+            import torch
+
+            self._generator = torch.Generator("cpu").manual_seed(self.seed)
+        generator: torch.Generator = self._generator
+        return generator
+
+    def noise(self, like: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise of the shape, device and dtype of `like`."""
+        import torch
+
+        draw = torch.randn(like.shape, generator=self.generator, dtype=torch.float32)
+        return draw.to(device=like.device, dtype=like.dtype)
+
+    def progress(self, step: int, total: int, preview: Any | None = None) -> None:
+        """Tell the listener; whatever it raises (inlay.Cancelled) ends the run."""
+        if self.callback is not None:
+            self.callback(step, total, preview)
+
+    def note(self, line: str) -> None:
+        """Say something a user should know; it ends in the record and the log."""
+        self.notes.append(line)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What a method made of its window, at the window's own resolution.
+
+    rgb is float32 (height, width, 3), sRGB in [0, 1]; effect is bool (height, width): the only
+    pixels that may be written into the background.
+    """
+
+    rgb: NDArray[np.float32]
+    effect: NDArray[np.bool_]
+
+
+class Run(Protocol):
+    def __call__(
+        self, window: Window, backbone: Backbone | None, settings: Any, context: Context
+    ) -> Painted: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a picture.
+
+    `verbs` are the commands it serves (compose, harmonize, remove); `presets` map a task's name
+    to the settings that differ from the defaults for it.
+    """
+
+    name: str
+    summary: str
+    source: str
+    verbs: tuple[str, ...]
+    settings: type[Settings]
+    run: Run
+    needs_model: bool
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,0 +1,225 @@
+"""Cross-domain Compositing (Hachnochi et al. 2023, arXiv 2302.10167).
+
+Training-free: during the first part of the sampling the sample is pulled toward the picture with
+the object pasted, at low frequencies only, and differently inside and outside the object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from inlay.errors import InputError
+from inlay.methods.base import Context, DiffusionSettings, Method, Painted
+from inlay.methods.latent import Workspace, replaced, residual
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.diffusion.attention import LocalizedPrompt
+    from inlay.diffusion.backbone import Backbone
+    from inlay.window import Window
+
+__all__ = ["METHOD", "CdcSettings"]
+
+
+class CdcSettings(DiffusionSettings):
+    T_in: float = Field(
+        0.8, ge=0, le=1, description="share of the steps conditioned inside the object; 1 faithful"
+    )
+    T_out: float = Field(
+        1.0, ge=0, le=1, description="share of the steps conditioned outside the object"
+    )
+    N_in: float = Field(
+        1.0, ge=1, le=64, description="low-pass factor inside; only coarser shapes are held"
+    )
+    N_out: float = Field(1.0, ge=1, le=64, description="low-pass factor outside")
+    blend_pixels: int = Field(
+        0, ge=0, le=32, description="latent pixels over which inside passes into outside"
+    )
+    repaint_start: float = Field(
+        0.0, ge=0, le=1, description="RePaint resampling: share of the levels it is used at; 0 off"
+    )
+    repaint_jump: int = Field(10, ge=1, le=100, description="RePaint: levels a jump climbs")
+    repaint_repeats: int = Field(
+        10, ge=1, le=50, description="RePaint: how often each stretch is run in all"
+    )
+    condition_on: Literal["z_t", "x0"] = Field(
+        "z_t", description="pull the noisy sample, or the estimate of the clean one"
+    )
+    words_inside: str = Field(
+        "", max_length=200, description="words of the prompt meant for the object (a, b, c)"
+    )
+    words_outside: str = Field(
+        "", max_length=200, description="words of the prompt meant for its surroundings"
+    )
+    words_weight: float = Field(
+        0.4, ge=0, le=10, description="how strongly those words are steered"
+    )
+    temperature: float = Field(1.0, ge=0, le=2, description="scale of all noise that is added")
+    rounds: int = Field(
+        1, ge=1, le=10, description="passes, each on a smaller mask and on the last one's output"
+    )
+    blend: float = Field(
+        1.0, ge=0, le=1, description="share of a round's output in the next round's input"
+    )
+    erosion: float = Field(
+        0.02, ge=0, le=0.2, description="largest erosion between rounds, in window sizes"
+    )
+    smoothing: float = Field(
+        0.03,
+        ge=0,
+        le=0.5,
+        description="residual decoding: blur of the change inside the object, in window sizes",
+    )
+    region: Literal["object", "background"] = Field(
+        "object", description="what may change: the object, or everything round it"
+    )
+
+    def works_on_background(self) -> bool:
+        return self.region == "background"
+
+
+_FREE = {"decoding": "plain", "smoothing": 0.0}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "blend": {},
+    "immerse": {"T_in": 0.6, "N_in": 2.0, "blend_pixels": 1, "decoding": "residual"},
+    "texture": {"T_in": 0.4, "N_in": 2.0, **_FREE},
+    "stylize": {"T_in": 0.5, "N_in": 1.0, **_FREE},
+    "scribble": {"T_in": 0.4, "N_in": 4.0, "blend_pixels": 1, "guidance_scale": 5.0, **_FREE},
+    "augment": {"T_in": 0.0, "T_out": 0.5, "region": "background", "feather": 0.0, **_FREE},
+}
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _localized(work: Workspace, mask: Tensor, settings: CdcSettings) -> LocalizedPrompt | None:
+    from inlay.diffusion.attention import LocalizedPrompt, token_positions
+
+    inside, outside = _words(settings.words_inside), _words(settings.words_outside)
+    if not inside and not outside:
+        return None
+    tokenizer = work.backbone.tokenizer
+    try:
+        return LocalizedPrompt(
+            mask,
+            token_positions(tokenizer, settings.prompt, inside),
+            token_positions(tokenizer, settings.prompt, outside),
+            settings.words_weight,
+        )
+    except LookupError as error:
+        raise InputError(
+            f"words_inside and words_outside name {str(error)!r}, which the prompt "
+            f"{settings.prompt!r} does not contain; name words of the prompt."
+        ) from None
+
+
+def _eroded(mask: Tensor, round_number: int, rounds: int, largest: float) -> Tensor:
+    """M for the round after `round_number` (from 1): the kernel shrinks as the rounds go on."""
+    import cv2
+    import torch
+
+    size = max(1, int(largest * max(mask.shape[-2:]) * (1 - (round_number - 1) / rounds)))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * size + 1, 2 * size + 1))
+    smaller = cv2.erode(mask[0, 0].numpy(), kernel)
+    # A thin object would vanish: then the mask stays as it is.
+    return torch.from_numpy(smaller)[None, None] if smaller.any() else mask
+
+
+def _one_round(
+    work: Workspace, settings: CdcSettings, image: Tensor, mask: Tensor, z_source: Tensor,
+    done: int,
+) -> Tensor:  # fmt: skip
+    """One pass over a picture (1, 3, H, W) in [-1, 1]: the latent that comes out."""
+    from contextlib import nullcontext
+
+    from inlay.diffusion.attention import swapped_processors
+    from inlay.diffusion.denoise import denoise
+    from inlay.diffusion.ilvr import LocalizedPull
+    from inlay.diffusion.schedule import add_noise, ddim_schedule, repaint_indices, sigma
+
+    backbone, context = work.backbone, work.context
+    schedule = ddim_schedule(
+        backbone.scheduler_config, settings.num_inference_steps, settings.strength
+    )
+    if len(schedule) == 0:
+        return z_source
+    latent_mask = work.latent_mask(mask)
+    masked = None
+    if backbone.kind == "inpaint":
+        masked = work.encode(image * (1 - mask))
+
+    def noise(like: Tensor) -> Tensor:
+        return context.noise(like) * settings.temperature
+
+    pull = LocalizedPull(
+        z_source, latent_mask, settings.T_in, settings.T_out, settings.N_in, settings.N_out,
+        settings.blend_pixels, noise,
+    )  # fmt: skip
+    words = _localized(work, latent_mask, settings)
+
+    def before(timestep: int, number: int, total: int) -> None:
+        if words is not None:
+            words.sigma = sigma(float(backbone.alphas_cumprod[timestep]))
+
+    denoiser = work.denoiser(latent_mask, masked, before, max(settings.T_in, settings.T_out))
+    indices = repaint_indices(
+        len(schedule), settings.repaint_start, settings.repaint_jump, settings.repaint_repeats
+    )
+    moves = sum(b < a for a, b in zip(indices[:-1], indices[1:], strict=True))
+    on_x0 = settings.condition_on == "x0"
+    scope = swapped_processors(backbone.unet, words.processor) if words else nullcontext()
+    with scope:
+        return denoise(
+            denoiser,
+            add_noise(z_source, noise(z_source), schedule.alpha(len(schedule) - 1)),
+            schedule,
+            indices=indices,
+            noise=noise,
+            on_x0=[pull.on_x0] if on_x0 else [],
+            on_step=[] if on_x0 else [pull.on_step],
+            progress=work.progress(done * moves, settings.rounds * moves),
+        )
+
+
+def run(
+    window: Window, backbone: Backbone | None, settings: CdcSettings, context: Context
+) -> Painted:
+    """Cross-domain Compositing of one window; see METHOD.settings for every knob."""
+    import torch
+
+    if backbone is None:
+        raise ValueError("cdc needs a backbone")
+    with torch.inference_mode():
+        work = Workspace.of(window, backbone, settings, context)
+        image, mask = window.tensor("pasted", work.size), window.mask(work.size)
+        first = z_source = work.source()
+        result = first
+        for number in range(1, settings.rounds + 1):
+            result = _one_round(work, settings, image, mask, z_source, number - 1)
+            if number == settings.rounds:
+                break
+            change = backbone.decode(result) - backbone.decode(z_source)
+            output = (image + change.cpu().float()).clamp(-1, 1)
+            mask = _eroded(mask, number, settings.rounds, settings.erosion)
+            mixed = settings.blend * output + (1 - settings.blend) * image
+            image = mixed * mask + output * (1 - mask)
+            z_source = work.encode(image)
+        if settings.decoding == "plain" and settings.strength > 0:
+            return replaced(work, result)
+        return residual(work, first, result, settings.smoothing)
+
+
+METHOD = Method(
+    name="cdc",
+    summary="Cross-domain Compositing: pulls the sampling toward the pasted picture, by region",
+    source="Hachnochi et al. 2023, arXiv 2302.10167",
+    verbs=("compose", "harmonize"),
+    settings=CdcSettings,
+    run=run,
+    needs_model=True,
+    presets=_PRESETS,
+)

@@ -1,0 +1,178 @@
+"""What the diffusion methods share between a window of pixels and a latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.methods.base import Context, DiffusionSettings, Painted
+from inlay.window import Window, model_size, resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.diffusion.backbone import Backbone, Conditioning
+    from inlay.diffusion.denoise import Denoiser, Step
+
+__all__ = ["Workspace", "replaced", "residual"]
+
+Image = NDArray[np.float32]
+
+
+@dataclass
+class Workspace:
+    """A window on its way through a backbone.
+
+    size is (height, width) of the model's picture; conditional and unconditional are the
+    embedded prompts, the latter None where guidance is off.
+    """
+
+    window: Window
+    backbone: Backbone
+    settings: DiffusionSettings
+    context: Context
+    size: tuple[int, int]
+    conditional: Conditioning
+    unconditional: Conditioning | None
+
+    @classmethod
+    def of(
+        cls, window: Window, backbone: Backbone, settings: DiffusionSettings, context: Context
+    ) -> Workspace:
+        size = model_size(window.box, backbone.native_size, backbone.multiple)
+        conditional = backbone.embed([settings.prompt], size)
+        unconditional = None
+        # With the same text on both rows guidance is the identity: save the second row.
+        if settings.guidance_scale != 1 and settings.prompt != settings.negative_prompt:
+            unconditional = backbone.embed([settings.negative_prompt], size)
+        return cls(window, backbone, settings, context, size, conditional, unconditional)
+
+    def encode(self, image: Tensor, key: str | None = None) -> Tensor:
+        """Latent (1, C, h, w) of (1, 3, H, W); kept with the window under `key`."""
+        name = f"latent {key} {self.backbone.hash} {self.backbone.dtype}"
+        cache = self.window.cache
+        if key is not None and (name, *self.size) in cache:
+            return cache[name, *self.size]
+        latent = self.backbone.encode(image.to(self.backbone.device)).float()
+        if key is not None:
+            cache[name, *self.size] = latent
+        return latent
+
+    def source(self) -> Tensor:
+        """Latent of the pasted window."""
+        return self.encode(self.window.tensor("pasted", self.size), "pasted")
+
+    def latent_mask(self, mask: Tensor) -> Tensor:
+        """A picture mask (1, 1, H, W) at latent resolution, by nearest neighbour."""
+        from torch.nn import functional
+
+        height, width = (side // self.backbone.factor for side in self.size)
+        small = functional.interpolate(mask, (height, width), mode="nearest")
+        if not small.any():
+            # Nearest neighbour can miss a thin region altogether.
+            small = functional.adaptive_max_pool2d(mask, (height, width))
+        return small.to(self.backbone.device)
+
+    def denoiser(
+        self,
+        mask: Tensor | None = None,
+        masked_latent: Tensor | None = None,
+        before: Callable[[int, int, int], None] | None = None,
+        free_after: float = float("inf"),
+    ) -> Denoiser:
+        """The backbone as eps and x0, with guidance.
+
+        On an inpainting checkpoint mask (1, 1, h, w) and masked_latent (1, C, h, w) go in, and from
+        step `free_after` * total on a mask of ones and a masked latent of zeros instead; on a
+        plain one they are not used. `before(timestep, number, total)` is called first.
+        """
+        import torch
+
+        inpaints = self.backbone.kind == "inpaint"
+
+        def call(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+            if before is not None:
+                before(timestep, number, total)
+            hole, seen = (mask, masked_latent) if inpaints else (None, None)
+            if hole is not None and seen is not None and number >= free_after * total - 1e-6:
+                hole, seen = torch.ones_like(hole), torch.zeros_like(seen)
+            return self.backbone.predict_both(
+                z,
+                timestep,
+                self.conditional,
+                self.unconditional,
+                self.settings.guidance_scale,
+                hole,
+                seen,
+            )
+
+        return call
+
+    def progress(self, done_before: int = 0, total: int | None = None) -> Callable[[Step], None]:
+        """A callback for denoise() that tells the context, with a preview where asked for."""
+
+        def tell(step: Step) -> None:
+            preview = self.preview(step.x0) if self.context.previews else None
+            whole = step.total if total is None else total
+            self.context.progress(done_before + step.number + 1, whole, preview)
+
+        return tell
+
+    def preview(self, x0: Tensor) -> Any:
+        """The x0 estimate as a PIL picture at the model's size."""
+        from PIL import Image as PilImage
+
+        image = to_image(self.backbone.decode(x0))
+        return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def to_image(tensor: Tensor) -> Image:
+    """(1, 3, H, W) in [-1, 1] -> float32 (H, W, 3) in [0, 1], not clipped."""
+    array: Image = tensor[0].float().cpu().numpy().transpose(1, 2, 0)
+    return np.asarray(array * 0.5 + 0.5, np.float32)
+
+
+def _blur(image: Image, sigma: float) -> Image:
+    import cv2
+
+    border = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=border), np.float32)
+
+
+def _smoothed(change: Image, mask: Image, sigma: float) -> Image:
+    """`change` (h, w, 3) blurred inside a mask (h, w), without mixing the two sides."""
+    weight = _blur(mask, sigma)[..., None]
+    inside = _blur(change * mask[..., None], sigma) / np.maximum(weight, 1e-3)
+    cover = mask[..., None]
+    return np.asarray(inside * cover + change * (1 - cover), np.float32)
+
+
+def residual(work: Workspace, before: Tensor, after: Tensor, smoothing: float = 0.0) -> Painted:
+    """Residual decoding: y = x + w * U(D(after) - D(before)).
+
+    before and after are latents (1, C, h, w). The autoencoder's own error cancels and detail finer
+    than the model's pixels stays. `smoothing` (window sizes) is the sigma of a blur of the
+    change inside the region, which holds back invented texture. w is 1 on the region and falls
+    to 0 over `feather`.
+    """
+    window, settings = work.window, work.settings
+    change = to_image(work.backbone.decode(after)) - to_image(work.backbone.decode(before))
+    if smoothing > 0:
+        mask = resize(window.grown(0), work.size)
+        change = _smoothed(change, mask, smoothing * max(work.size))
+    weight = window.rim(settings.feather)
+    rgb = window.pasted + resize(change, window.shape) * weight[..., None]
+    return Painted(rgb, (weight > 0) | (window.alpha > 0))
+
+
+def replaced(work: Workspace, after: Tensor, grow: float = 0.0) -> Painted:
+    """Plain decoding: y = U(D(after)) on the region grown by `grow`, blended over `feather`."""
+    window, settings = work.window, work.settings
+    weight = window.rim(settings.feather, grow)
+    new = resize(to_image(work.backbone.decode(after)), window.shape)
+    rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
+    return Painted(rgb.astype(np.float32), (weight > 0) | (window.alpha > 0))
