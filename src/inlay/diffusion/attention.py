@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["LocalizedPrompt", "attention_mask_at", "localized_bonus", "swapped_processors", "token_positions"]
+__all__ = [
+    "LocalizedPrompt",
+    "attention_mask_at",
+    "localized_bonus",
+    "swapped_processors",
+    "token_positions",
+]
 
 
 @contextmanager
@@ -52,8 +58,8 @@ def localized_bonus(scores: Tensor, mask: Tensor, tokens: Tensor, weight: float)
     """Paint-with-Words' score bonus: weight * max(scores) * mask at the named tokens.
 
     scores is (heads, queries, keys) of one picture, mask (queries,), tokens bool (keys,);
-    `weight` already holds w * log(1 + sigma). Source: Balaji et al. 2022 (eDiff-I,
-    arXiv 2211.01324, section 5), as used by Cross-domain Compositing.
+    `weight` already holds w * log(1 + sigma). Returns (1, queries, keys). Source: Balaji et al.
+    2022 (eDiff-I, arXiv 2211.01324, section 5), as used by Cross-domain Compositing.
     """
     return weight * scores.max() * mask[None, :, None] * tokens.to(scores.dtype)[None, None, :]
 
@@ -82,9 +88,7 @@ class LocalizedPrompt:
         # Infinite sigma (zero terminal SNR) would drown the prompt: stop at SD's own largest.
         strength = self.weight * math.log1p(min(self.sigma, 15.0))
         result = localized_bonus(scores, mask, self.inside.to(scores.device), strength)
-        return result + localized_bonus(
-            scores, 1 - mask, self.outside.to(scores.device), strength
-        )
+        return result + localized_bonus(scores, 1 - mask, self.outside.to(scores.device), strength)
 
 
 class _LocalizedProcessor:
@@ -128,16 +132,16 @@ class _LocalizedProcessor:
         return output
 
 
-def token_positions(tokenizer: Any, prompt: str, words: Sequence[str]) -> Tensor:
-    """Which of a prompt's tokens spell the given words: bool (model_max_length,).
+def token_positions(text: Any, prompt: str, words: Sequence[str]) -> Tensor:
+    """Which of a prompt's tokens spell the given words: bool (tokens,).
 
-    Raises LookupError naming the first word that the prompt does not hold.
+    `text` is a backbone's TextStack. Raises LookupError naming the first word that the part of
+    the prompt the encoder reads does not hold.
     """
-    length = int(tokenizer.model_max_length)
-    ids = tokenizer(prompt, truncation=True, max_length=length).input_ids
-    found = torch.zeros(length, dtype=torch.bool)
+    ids = text.token_ids(prompt)
+    found = torch.zeros(len(ids), dtype=torch.bool)
     for word in words:
-        piece = tokenizer(word, add_special_tokens=False).input_ids
+        piece = text.word_ids(word)
         starts = [i for i in range(len(ids)) if ids[i : i + len(piece)] == piece]
         if not piece or not starts:
             raise LookupError(word)

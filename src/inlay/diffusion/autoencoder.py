@@ -37,14 +37,14 @@ class _EncoderOutput:
     latent_dist: _Deterministic
 
 
-class PatchAutoencoder(ModelMixin, ConfigMixin):
+class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Linear autoencoder over non-overlapping patches.
 
     Images are (N, 3, H, W) in [-1, 1] with H and W multiples of `patch_size`; latents are
     (N, latent_channels, H / patch_size, W / patch_size).
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, patch_size: int = 4, latent_channels: int = 16, scaling_factor: float = 1.0
     ) -> None:
@@ -83,7 +83,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         model.encoder_bias.data = (-(mean @ encoder.T)).float().contiguous()
         model.decoder_weight.data = (vectors * scale).T.reshape(shape).float().contiguous()
         model.decoder_bias.data = mean.reshape(3, patch_size, patch_size).float().contiguous()
-        return model
+        fitted: PatchAutoencoder = model
+        return fitted
 
     def encode(self, x: Tensor) -> _EncoderOutput:
         """(N, 3, H, W) -> a distribution over (N, C, H / p, W / p), a point mass."""

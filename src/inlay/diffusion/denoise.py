@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,7 +61,7 @@ def denoise(
     the latest x0 estimate; of several moves up in a row only the last is carried out, as
     each would overwrite the one before.
     """
-    moves = list(zip(indices[:-1], indices[1:], strict=True))
+    moves = list(itertools.pairwise(indices))
     total = sum(after < before for before, after in moves)
     number, x0 = 0, z
     for position, (before, after) in enumerate(moves):

@@ -53,8 +53,8 @@ def low_pass(x: Tensor, factor: float) -> Tensor:
 def ramp(mask: Tensor, pixels: int) -> Tensor:
     """Grow a mask (1, 1, h, w) outward by `pixels` with a linear ramp.
 
-    The mean of its 1st to `pixels`-th repeated 3x3 dilation: each dilation adds 1 / pixels. 0 is the
-    identity.
+    The mean of its 1st to `pixels`-th repeated 3x3 dilation: each dilation adds 1 / pixels. 0 is
+    the identity.
     """
     if pixels <= 0:
         return mask

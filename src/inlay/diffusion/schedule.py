@@ -7,6 +7,7 @@ level a model is called at, S - 1 the noisiest, and -1 the clean picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ def ddim_schedule(
 
 def add_noise(x0: Tensor, noise: Tensor, alpha: float) -> Tensor:
     """sqrt(alpha) * x0 + sqrt(1 - alpha) * noise, the forward process at one level."""
-    return alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise
+    return math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * noise
 
 
 def ddim_step(x0: Tensor, eps: Tensor, alpha_next: float) -> Tensor:
@@ -77,11 +78,14 @@ def repaint_indices(
 
     Returns level indices from steps - 1 down to -1 in moves of one: a move down is a denoising
     step, a move up a re-noising. On reaching j in {0, L, 2L, ...} with j < steps - L and
-    j <= int(start * steps) - L the run climbs L levels, `repeats` - 1 times. start = 0 turns it off.
+    j <= int(start * steps) - L the run climbs L levels, `repeats` - 1 times. start = 0 turns it
+    off.
     """
     last = int(start * steps + 1e-9) - jump_length
     left = {
-        j: repeats - 1 for j in range(0, steps - jump_length, jump_length) if start > 0 and j <= last
+        j: repeats - 1
+        for j in range(0, steps - jump_length, jump_length)
+        if start > 0 and j <= last
     }
     index, indices = steps, []
     while index >= 1:
@@ -98,4 +102,3 @@ def repaint_indices(
 def sigma(alpha: float) -> float:
     """Noise over signal, sqrt((1 - alpha) / alpha); infinite at zero terminal SNR."""
     return ((1 - alpha) / alpha) ** 0.5 if alpha > 0 else float("inf")
-

@@ -1,0 +1,151 @@
+"""From prompts to what a U-Net attends to: one CLIP text encoder, or SDXL's two."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Conditioning", "TextStack", "join"]
+
+_log = logging.getLogger("inlay")
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """Embedded prompts, one row each.
+
+    hidden is (N, 77, D). added is None but for SDXL, where it holds text_embeds (N, P) and
+    time_ids (N, 6). The tensors may be shared with a cache: do not write into them.
+    """
+
+    hidden: Tensor
+    added: dict[str, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return int(self.hidden.shape[0])
+
+    def rows(self, count: int) -> Conditioning:
+        """These rows as `count` rows: as they are, or the only one repeated (a view)."""
+        if len(self) == count:
+            return self
+        if len(self) != 1:
+            raise ValueError(f"{len(self)} rows of conditioning cannot serve {count} latents")
+        added = self.added and {
+            key: value.expand(count, *value.shape[1:]) for key, value in self.added.items()
+        }
+        return Conditioning(self.hidden.expand(count, -1, -1), added)
+
+
+def join(*parts: Conditioning) -> Conditioning:
+    """Stack conditionings, in order, into one batch."""
+    hidden = torch.cat([part.hidden for part in parts])
+    if parts[0].added is None:
+        return Conditioning(hidden)
+    keys = parts[0].added
+    added = {key: torch.cat([(part.added or {})[key] for part in parts]) for key in keys}
+    return Conditioning(hidden, added)
+
+
+class TextStack:
+    """The tokenizers and text encoders of a checkpoint, with a cache of what they made.
+
+    One encoder gives its last hidden state, after the final layer norm (SD 1.x, SD 2.x).
+    With `penultimate` (SDXL; Podell et al. 2023, arXiv 2307.01952, section 2.1) the encoders'
+    last hidden states but one are joined along the width, and the last encoder's projected
+    pooled output goes along. With `empty_is_zero` an empty prompt embeds to zeros, which is what
+    SDXL was trained on in place of captions that were dropped.
+    """
+
+    def __init__(
+        self,
+        tokenizers: Sequence[Any],
+        encoders: Sequence[Any],
+        *,
+        penultimate: bool = False,
+        empty_is_zero: bool = False,
+        cache_size: int = 64,
+    ) -> None:
+        self.tokenizers = list(tokenizers)
+        self.encoders = list(encoders)
+        self.penultimate = penultimate
+        self.empty_is_zero = empty_is_zero
+        self.cache_size = cache_size
+        # A textual inversion of n vectors is n tokens, of which a prompt names only the first:
+        # for each tokenizer, that token's id and the ids it stands for.
+        self.expansions: list[dict[int, list[int]]] = [{} for _ in self.tokenizers]
+        self._cache: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget what was embedded; needed after any change to an encoder or a tokenizer."""
+        self._cache.clear()
+
+    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+        """One row a prompt; `size` is the (height, width) in pixels that SDXL is told of.
+
+        Prompts beyond the encoder's length are cut, and the log says so. The same prompt gives
+        the same row, from a cache of the `cache_size` prompts used last.
+        """
+        if not prompts:
+            raise ValueError("embed() needs at least one prompt")
+        rows = [self._row(prompt) for prompt in prompts]
+        one = len(rows) == 1
+        hidden = rows[0][0] if one else torch.cat([row[0] for row in rows])
+        if not self.penultimate:
+            return Conditioning(hidden)
+        pooled = torch.cat([row[1] for row in rows if row[1] is not None])
+        # Original size, crop offset, target size: what SDXL was told of its training pictures.
+        # In float32: bfloat16 cannot hold such numbers.
+        ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=hidden.device)
+        added = {"text_embeds": pooled, "time_ids": ids.expand(len(rows), -1)}
+        return Conditioning(hidden, added)
+
+    def _row(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        if prompt in self._cache:
+            self._cache.move_to_end(prompt)
+            return self._cache[prompt]
+        hidden, pooled = self._encode(prompt)
+        if self.empty_is_zero and prompt == "":
+            hidden = torch.zeros_like(hidden)
+            pooled = None if pooled is None else torch.zeros_like(pooled)
+        self._cache[prompt] = (hidden, pooled)
+        if len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return hidden, pooled
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        hidden, pooled = [], None
+        for number, encoder in enumerate(self.encoders):
+            ids = torch.tensor([self.token_ids(prompt, number)], device=encoder.device)
+            output = encoder(ids, output_hidden_states=self.penultimate)
+            if self.penultimate:
+                hidden.append(output.hidden_states[-2])
+                pooled = getattr(output, "text_embeds", None)
+            else:
+                hidden.append(output.last_hidden_state)
+        return torch.cat(hidden, -1), pooled
+
+    def word_ids(self, word: str, number: int = 0) -> list[int]:
+        """The ids of a word as it stands inside a prompt, for encoder `number`."""
+        plain = self.tokenizers[number](word, add_special_tokens=False, verbose=False).input_ids
+        expand = self.expansions[number]
+        return [part for token in plain for part in expand.get(token, (token,))]
+
+    def token_ids(self, prompt: str, number: int = 0) -> list[int]:
+        """The ids that encoder `number` is fed, start, end and padding included."""
+        tokenizer, encoder = self.tokenizers[number], self.encoders[number]
+        # Some tokenizers in the wild carry no length of their own.
+        length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+        expand = self.expansions[number]
+        plain = tokenizer(prompt, verbose=False).input_ids
+        ids = [part for token in plain for part in expand.get(token, (token,))]
+        if len(ids) > length:
+            _log.warning("only the first %d of the prompt's %d tokens are read", length, len(ids))
+            ids = [*ids[: length - 1], ids[-1]]
+        return ids + [int(tokenizer.pad_token_id)] * (length - len(ids))

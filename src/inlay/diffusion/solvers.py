@@ -1,0 +1,87 @@
+"""Sampling with any of diffusers' schedulers, for methods whose maths does not need DDIM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.diffusion.denoise import Denoiser, Step
+
+__all__ = ["make_solver", "solve"]
+
+
+def make_solver(name: str, scheduler_config: Mapping[str, Any]) -> Any:
+    """A diffusers scheduler by class name, with a checkpoint's noise levels.
+
+    It is told that the model predicts v: solve() hands it v whatever the checkpoint predicts,
+    which is exact at every level, zero terminal SNR included. Raises LookupError for a name that
+    is not a scheduler of diffusers with the usual step().
+    """
+    import diffusers
+
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if kind is None or not hasattr(kind, "from_config") or not hasattr(kind, "step"):
+        raise LookupError(name)
+    config = {**scheduler_config, "prediction_type": "v_prediction", "clip_sample": False}
+    try:
+        solver = kind.from_config(config)
+    except (TypeError, ValueError, NotImplementedError):
+        raise LookupError(name) from None
+    if "prediction_type" not in solver.config or not hasattr(solver, "alphas_cumprod"):
+        raise LookupError(name)
+    return solver
+
+
+def solve(
+    solver: Any,
+    denoiser: Denoiser,
+    source: Tensor,
+    *,
+    steps: int,
+    strength: float,
+    noise: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+    keep_outside: Tensor | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Tensor:
+    """Noise `source` (1, C, h, w) to the level of `strength`, then run the solver to the end.
+
+    With `keep_outside`, a mask (1, 1, h, w), the sample outside it is replaced after each step by
+    the source noised to that step's level (blended latents, arXiv 2206.02779). `generator` is
+    for solvers that add noise themselves. strength 0 returns the source.
+    """
+    solver.set_timesteps(steps)
+    # Solvers of higher order list each level more than once: `order` entries make a step.
+    order = int(getattr(solver, "order", 1))
+    begin = max(len(solver.timesteps) - int(steps * strength + 1e-9) * order, 0)
+    timesteps = solver.timesteps[begin:]
+    if len(timesteps) == 0:
+        return source
+    if hasattr(solver, "set_begin_index"):
+        solver.set_begin_index(begin)
+    z: Tensor = solver.add_noise(source, noise(source), timesteps[:1])
+    extra = {"generator": generator} if "generator" in _parameters(solver) else {}
+    alphas = solver.alphas_cumprod
+    for number, t in enumerate(timesteps):
+        level = min(max(round(float(t)), 0), len(alphas) - 1)
+        alpha = float(alphas[level])
+        eps, x0 = denoiser(solver.scale_model_input(z, t), level, number, len(timesteps))
+        v = alpha**0.5 * eps - (1 - alpha) ** 0.5 * x0
+        z = solver.step(v, t, z, **extra).prev_sample
+        last = number + 1 == len(timesteps)
+        if keep_outside is not None:
+            kept = source
+            if not last:
+                kept = solver.add_noise(source, noise(source), timesteps[number + 1 : number + 2])
+            z = z * keep_outside + kept * (1 - keep_outside)
+        progress(Step(number, len(timesteps), 0, level, alpha, alpha, x0, eps, z))
+    return z
+
+
+def _parameters(solver: Any) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(solver.step).parameters)
