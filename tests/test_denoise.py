@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -51,16 +53,17 @@ def test_upward_moves_renoise_the_estimate_at_the_top_level() -> None:
 
     indices = repaint_indices(5, 1.0, 2, 2)
     denoise(denoiser, torch.zeros_like(clean), SCHEDULE, indices=indices, noise=noise)
-    down = sum(b < a for a, b in zip(indices[:-1], indices[1:], strict=True))
+    down = sum(b < a for a, b in itertools.pairwise(indices))
     assert len(levels) == down
     # Every climb ends in sqrt(a) * x0 + sqrt(1 - a) * n at its top, one draw a climb.
     after_climb = [
         (indices[i], k)
         for k, i in enumerate(
             [
-                i for i in range(1, len(indices) - 1)
+                i
+                for i in range(1, len(indices) - 1)
                 if indices[i] > indices[i - 1] and indices[i + 1] < indices[i]
-            ],  # fmt: skip
+            ],
             1,
         )
     ]

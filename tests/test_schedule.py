@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -92,7 +94,7 @@ def _literal_repaint(steps: int, start: float, length: int, repeats: int) -> lis
 def test_repaint_order(steps: int, start: float, length: int, repeats: int) -> None:
     got = repaint_indices(steps, start, length, repeats)
     assert got == _literal_repaint(steps, start, length, repeats)
-    assert all(abs(a - b) == 1 for a, b in zip(got[:-1], got[1:], strict=True))
+    assert all(abs(a - b) == 1 for a, b in itertools.pairwise(got))
 
 
 def test_repaint_lengths_of_the_release() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,11 +167,11 @@ class Composer:
         request = _Request("compose", method, preset, seed, num_images, settings)
         picture = read_picture(background, role="background", max_pixels=max_pixels)
         cutout = cut_out(subject, by=cut, mask=mask, box=cut_box, max_pixels=max_pixels)
-        placement = Placement(
-            box=box, at=at, scale=scale, random=random, rotate=rotate, flip=flip
-        )
+        placement = Placement(box=box, at=at, scale=scale, random=random, rotate=rotate, flip=flip)
         scene = compose_scene(picture, cutout, placement, seed)
-        inputs = {"background": picture, "subject": cutout, "mask": mask}
+        # A file is recorded by its path, so that the picture can be made again.
+        named = subject if isinstance(subject, (str, os.PathLike)) else cutout
+        inputs = {"background": picture, "subject": named, "mask": mask}
         place = {
             "box": None if box is None else box.as_dict(),
             "at": None if at is None else list(at),
@@ -201,7 +202,8 @@ class Composer:
         """Make an object that is already pasted belong.
 
         mask is white where the object is; without one the picture's alpha serves, else Otsu's
-        threshold (said in the record). background is the picture before pasting, where there is one.
+        threshold (said in the record). background is the picture before pasting, where there is
+        one.
         """
         request = _Request("harmonize", method, preset, seed, num_images, settings)
         whole = read_picture(picture, role="picture", max_pixels=max_pixels)
@@ -289,6 +291,8 @@ class Composer:
                     inputs=inputs,
                     request=place,
                     notes=context.notes,
+                    loras=self.loras,
+                    textual_inversions=self.textual_inversions,
                     timings={
                         "load_s": round(loaded - started, 4),
                         "run_s": round(time.perf_counter() - before, 4),
@@ -366,9 +370,7 @@ def _found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
 
     import cv2
 
-    grey = cv2.cvtColor(
-        np.round(picture.rgb() * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY
-    )
+    grey = cv2.cvtColor(np.round(picture.rgb() * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
     _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     notes.append("no mask was given: Otsu's threshold of the picture is used")
     logging.getLogger("inlay").warning(notes[-1])

@@ -112,6 +112,11 @@ class Window:
         """(height, width) in background pixels."""
         return self.box.height, self.box.width
 
+    def laid(self) -> NDArray[np.bool_]:
+        """Where the subject was laid over the background: bool (h, w)."""
+        changed: NDArray[np.bool_] = (self.pasted != self.was).any(-1)
+        return changed if self.under is None else changed | (self.alpha > 0)
+
     def tensor(self, name: str, size: tuple[int, int]) -> Tensor:
         """`clean` or `pasted` for the model: (1, 3, height, width) in [-1, 1], cached."""
         import torch
@@ -144,10 +149,11 @@ class Window:
         if radius < 1:
             return hard
         away = cv2.distanceTransform((hard == 0).astype(np.uint8), cv2.DIST_L2, 5)
-        return (away <= radius).astype(np.float32)
+        near: Image = (away <= radius).astype(np.float32)
+        return near
 
     def rim(self, share: float, start: float = 0.0) -> Image:
-        """A weight (h, w): 1 on the region grown by `start`, falling to 0 over `share` beyond it."""
+        """A weight (h, w): 1 on the region grown by `start`, falling to 0 over `share` beyond."""
         import cv2
 
         hard = self.grown(start)

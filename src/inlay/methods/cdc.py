@@ -6,6 +6,7 @@ the object pasted, at low frequencies only, and differently inside and outside t
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -102,12 +103,12 @@ def _localized(work: Workspace, mask: Tensor, settings: CdcSettings) -> Localize
     inside, outside = _words(settings.words_inside), _words(settings.words_outside)
     if not inside and not outside:
         return None
-    tokenizer = work.backbone.tokenizer
+    text = work.backbone.text
     try:
         return LocalizedPrompt(
             mask,
-            token_positions(tokenizer, settings.prompt, inside),
-            token_positions(tokenizer, settings.prompt, outside),
+            token_positions(text, settings.prompt, inside),
+            token_positions(text, settings.prompt, outside),
             settings.words_weight,
         )
     except LookupError as error:
@@ -169,7 +170,7 @@ def _one_round(
     indices = repaint_indices(
         len(schedule), settings.repaint_start, settings.repaint_jump, settings.repaint_repeats
     )
-    moves = sum(b < a for a, b in zip(indices[:-1], indices[1:], strict=True))
+    moves = sum(b < a for a, b in itertools.pairwise(indices))
     on_x0 = settings.condition_on == "x0"
     scope = swapped_processors(backbone.unet, words.processor) if words else nullcontext()
     with scope:

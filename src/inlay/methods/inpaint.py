@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings, Method, Painted
 from inlay.methods.latent import Workspace, replaced
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.denoise import Step
     from inlay.window import Window
 
 __all__ = ["METHOD", "InpaintSettings"]
@@ -31,6 +29,11 @@ class InpaintSettings(DiffusionSettings):
     grow: float = Field(
         0.02, ge=0, le=0.5, description="how far the hole is widened, in window sizes"
     )
+    scheduler: str = Field(
+        "DDIMScheduler",
+        pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$",
+        description="which of diffusers' schedulers samples, by class name",
+    )
 
 
 def run(
@@ -39,34 +42,33 @@ def run(
     """Paint the window's region anew; strength below 1 starts from what is there."""
     import torch
 
-    from inlay.diffusion.denoise import denoise
-    from inlay.diffusion.schedule import add_noise, ddim_schedule
+    from inlay.diffusion.solvers import make_solver, solve
 
     if backbone is None:
         raise ValueError("inpaint needs a backbone")
+    try:
+        solver = make_solver(settings.scheduler, backbone.scheduler_config)
+    except LookupError:
+        raise InputError(
+            f"scheduler {settings.scheduler!r} is not one that inlay can drive; "
+            "use for example DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
+        ) from None
+    if settings.strength == 0:
+        return Painted(window.pasted, window.alpha > 1)
     with torch.inference_mode():
         work = Workspace.of(window, backbone, settings, context)
         image, mask = window.tensor("pasted", work.size), window.mask(work.size, settings.grow)
-        source, latent_mask = work.source(), work.latent_mask(mask)
-        schedule = ddim_schedule(
-            backbone.scheduler_config, settings.num_inference_steps, settings.strength
-        )
-        if len(schedule) == 0:
-            return Painted(window.pasted, window.alpha > 1)
-
-        def keep_outside(step: Step) -> Tensor:
-            kept = add_noise(source, context.noise(source), step.alpha_next)
-            return step.z * latent_mask + kept * (1 - latent_mask)
-
-        masked = work.encode(image * (1 - mask)) if backbone.kind == "inpaint" else None
-        start = add_noise(source, context.noise(source), schedule.alpha(len(schedule) - 1))
-        result = denoise(
-            work.denoiser(latent_mask, masked),
-            start,
-            schedule,
-            indices=range(len(schedule) - 1, -2, -1),
+        latent_mask = work.latent_mask(mask)
+        inpaints = backbone.kind == "inpaint"
+        result = solve(
+            solver,
+            work.denoiser(latent_mask, work.encode(image * (1 - mask)) if inpaints else None),
+            work.source(),
+            steps=settings.num_inference_steps,
+            strength=settings.strength,
             noise=context.noise,
-            on_step=[] if backbone.kind == "inpaint" else [keep_outside],
+            generator=context.generator,
+            keep_outside=None if inpaints else latent_mask,
             progress=work.progress(),
         )
         return replaced(work, result, settings.grow)

@@ -53,13 +53,13 @@ class Workspace:
 
     def encode(self, image: Tensor, key: str | None = None) -> Tensor:
         """Latent (1, C, h, w) of (1, 3, H, W); kept with the window under `key`."""
-        name = f"latent {key} {self.backbone.hash} {self.backbone.dtype}"
         cache = self.window.cache
-        if key is not None and (name, *self.size) in cache:
-            return cache[name, *self.size]
+        name = (f"latent {key} {id(self.backbone)}", *self.size)
+        if key is not None and name in cache:
+            return cache[name]
         latent = self.backbone.encode(image.to(self.backbone.device)).float()
         if key is not None:
-            cache[name, *self.size] = latent
+            cache[name] = latent
         return latent
 
     def source(self) -> Tensor:
@@ -166,7 +166,7 @@ def residual(work: Workspace, before: Tensor, after: Tensor, smoothing: float = 
         change = _smoothed(change, mask, smoothing * max(work.size))
     weight = window.rim(settings.feather)
     rgb = window.pasted + resize(change, window.shape) * weight[..., None]
-    return Painted(rgb, (weight > 0) | (window.alpha > 0))
+    return Painted(rgb, (weight > 0) | window.laid())
 
 
 def replaced(work: Workspace, after: Tensor, grow: float = 0.0) -> Painted:
@@ -175,4 +175,4 @@ def replaced(work: Workspace, after: Tensor, grow: float = 0.0) -> Painted:
     weight = window.rim(settings.feather, grow)
     new = resize(to_image(work.backbone.decode(after)), window.shape)
     rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
-    return Painted(rgb.astype(np.float32), (weight > 0) | (window.alpha > 0))
+    return Painted(rgb.astype(np.float32), (weight > 0) | window.laid())

@@ -89,7 +89,7 @@ def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
     """A square crop of between 55% and 100% of the short side, resized, perhaps mirrored."""
     height, width = image.shape[:2]
     short = min(height, width)
-    side = int(round(short * rng.uniform(0.55, 1.0)))
+    side = round(short * rng.uniform(0.55, 1.0))
     side = min(short, max(side, min(short, size // 2)))
     top = int(rng.integers(0, height - side + 1))
     left = int(rng.integers(0, width - side + 1))
@@ -123,8 +123,8 @@ def random_mask(size: int, rng: np.random.Generator) -> Mask:
     elif kind == 3:
         # Thresholded smooth noise: ragged outlines, like those of segmented objects.
         noise = rng.normal(size=(size, size)).astype(np.float32)
-        noise = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.08, 0.2) * size))
-        mask[noise > np.quantile(noise, rng.uniform(0.4, 0.85))] = 1
+        smooth = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.08, 0.2) * size))
+        mask[smooth > np.quantile(smooth, rng.uniform(0.4, 0.85))] = 1
     else:
         mask[:] = 1
     return mask

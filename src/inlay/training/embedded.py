@@ -68,14 +68,16 @@ class _Networks(nn.Module):
         from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
 
+        coarser = len(config.block_out_channels) - 1
         self.unet = UNet2DConditionModel(
             sample_size=config.resolution // 4,
             in_channels=33,
             out_channels=16,
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            # Attention on the finest level costs more than it gives at this size.
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * coarser),
+            up_block_types=(*["CrossAttnUpBlock2D"] * coarser, "UpBlock2D"),
             cross_attention_dim=config.text_width,
             attention_head_dim=config.attention_heads,
             norm_num_groups=16,
@@ -124,7 +126,9 @@ def _fit_autoencoder(corpus: Corpus, seed: int, patch: int = 4) -> PatchAutoenco
         for dy in range(0, 128, 32):
             y, x = (int(top) + dy) % 128, (int(left) + dy) % 128
             rows.append(crop[y : y + patch, x : x + patch].transpose(2, 0, 1).reshape(-1))
-    return PatchAutoencoder.fit(torch.from_numpy(np.stack(rows)).float() / 127.5 - 1, patch)
+    patches = torch.from_numpy(np.stack(rows)).float() / 127.5 - 1
+    fitted: PatchAutoencoder = PatchAutoencoder.fit(patches, patch)
+    return fitted
 
 
 def _batch(
@@ -163,7 +167,8 @@ class Trainer:
             unique, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids.to(self.device)
         hidden = self.networks.text_encoder(tokens).last_hidden_state
-        return hidden[[unique.index(c) for c in captions]]
+        rows: Tensor = hidden[[unique.index(c) for c in captions]]
+        return rows
 
     def _losses(
         self, x: Tensor, mask: Tensor, captions: list[str], t: Tensor, noise: Tensor
@@ -219,7 +224,7 @@ class Trainer:
             for key, value in self.networks.state_dict().items():
                 if value.dtype.is_floating_point:
                     self.average[key].lerp_(value, 1 - decay)
-        return float(loss)
+        return float(loss.detach())
 
     @torch.no_grad()
     def validate(self, pictures: int = 64) -> dict[int, float]:
@@ -304,6 +309,9 @@ class Trainer:
         (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         recipe = {"config": self.config.model_dump(mode="json"), "step": self.step, **figures}
         (temporary / "training.json").write_text(json.dumps(recipe, indent=2) + "\n")
+        for file in temporary.rglob("*.safetensors"):
+            # save_pretrained makes them private to the user; a package's files are not.
+            file.chmod(0o644)
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)

@@ -1,0 +1,130 @@
+"""What does inlay cost on top of the network, and what does a large background cost?
+
+Prints two ratios, each between two things timed alternately in one run, with peak memory:
+1. compose (arrays in and out: no files) over a bare replay of its network calls;
+2. compose on a 12-megapixel background over compose on a 0.25-megapixel one, same window.
+
+    python benchmarks/speed.py [RUNS]
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from skimage import data
+
+from inlay import Box, Composer
+
+
+def subject() -> np.ndarray:
+    """A round cut-out of the coffee cup, with alpha: no segmentation is timed."""
+    photo = data.coffee()[20:340, 150:470]
+    alpha = np.zeros(photo.shape[:2], np.uint8)
+    cv2.ellipse(alpha, (160, 160), (150, 130), 0, 0, 360, 255, -1, cv2.LINE_AA)
+    return np.dstack([photo, alpha])
+
+
+def background(width: int, height: int) -> np.ndarray:
+    return np.asarray(cv2.resize(data.astronaut(), (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+class Recorder:
+    """Notes every call of the networks, so that the calls alone can be run again."""
+
+    def __init__(self, composer: Composer) -> None:
+        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        backbone = composer.backbone
+        for owner, name in (
+            (backbone.unet, "forward"),
+            (backbone.vae, "encode"),
+            (backbone.vae, "decode"),
+        ):
+            self._wrap(owner, name)
+
+    def _wrap(self, owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((plain, args, kwargs))
+            return plain(*args, **kwargs)
+
+        setattr(owner, name, noted)
+
+    def replay(self) -> None:
+        with torch.inference_mode():
+            for function, args, kwargs in self.calls:
+                function(*args, **kwargs)
+
+
+def timed(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def alternately(
+    a: Callable[[], Any], b: Callable[[], Any], runs: int
+) -> tuple[float, float, float]:
+    """Medians of both, and of the pairwise ratio."""
+    pairs = [(timed(a), timed(b)) for _ in range(runs)]
+    return (
+        statistics.median(p[0] for p in pairs),
+        statistics.median(p[1] for p in pairs),
+        statistics.median(p[0] / p[1] for p in pairs),
+    )
+
+
+def help_cpu_seconds() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "inlay", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main(runs: int) -> None:
+    composer = Composer.from_pretrained("embedded", device="cpu")
+    cup, small, large = subject(), background(500, 500), background(4000, 3000)
+    box = Box(180, 180, 128, 128)
+
+    def on(picture: np.ndarray) -> Callable[[], Any]:
+        return lambda: composer.compose(picture, cup, box=box, method="cdc", seed=1)
+
+    on(small)()
+    recorder = Recorder(composer)
+    on(small)()
+    replay = Recorder.replay
+    calls = list(recorder.calls)
+
+    def bare() -> None:
+        recorder.calls = calls
+        replay(recorder)
+
+    def whole() -> None:
+        on(small)()
+        recorder.calls = []
+
+    a, b, ratio = alternately(whole, bare, runs)
+    print(
+        f"{'compose / bare network calls':42s} {ratio:6.3f}   "
+        f"({a:.2f} s, {b:.2f} s, {len(calls)} calls)"
+    )
+    a, b, ratio = alternately(on(large), on(small), runs)
+    print(f"{'12 MP / 0.25 MP background, same window':42s} {ratio:6.3f}   ({a:.2f} s, {b:.2f} s)")
+    cpu = statistics.median(help_cpu_seconds() for _ in range(5))
+    print(f"{'inlay --help, CPU seconds (median of 5)':42s} {cpu:6.3f}")
+    print(
+        f"{'peak memory, MB':42s} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.0f}"
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)

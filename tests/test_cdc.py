@@ -1,0 +1,189 @@
+"""Cross-domain Compositing as a whole, on the embedded checkpoint and real photographs."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from inlay import Composer, InputError
+from inlay.composer import Composite
+from inlay.methods import get
+from photos import Photo, five_scenes
+
+
+@cache
+def composer() -> Composer:
+    return Composer.from_pretrained("embedded", device="cpu", dtype="float32")
+
+
+def compose(index: int, **settings: Any) -> Composite:
+    background, subject, box = five_scenes()[index]
+    settings = {"method": "cdc", "num_inference_steps": 10, "seed": 3, **settings}
+    return composer().compose(background, subject, box=box, **settings)
+
+
+def pixels(result: Composite) -> Photo:
+    return np.asarray(result.image)
+
+
+def inside(index: int) -> np.ndarray:
+    """The subject's own pixels: where its alpha is full, in the background."""
+    background, subject, box = five_scenes()[index]
+    blue = np.dstack([np.zeros_like(subject[..., :3]), subject[..., 3]])
+    black = composer().compose(np.full_like(background, 255), blue, box=box, method="paste")
+    return pixels(black).max(-1) == 0
+
+
+def distance(index: int, result: Composite, paste: Composite) -> float:
+    difference = pixels(result).astype(float) - pixels(paste)
+    return float(np.sqrt((difference[inside(index)] ** 2).mean()))
+
+
+FREE = {"decoding": "plain", "smoothing": 0.0}
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_more_conditioning_is_strictly_nearer_to_the_input(index: int) -> None:
+    paste = _paste(index)
+    got = [
+        distance(index, compose(index, T_in=t, smoothing=0.0), paste)
+        for t in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    assert all(a > b for a, b in itertools.pairwise(got)), got
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_a_coarser_pull_is_strictly_farther_from_the_input(index: int) -> None:
+    paste = _paste(index)
+    got = [
+        distance(index, compose(index, T_in=1.0, N_in=n, smoothing=0.0), paste)
+        for n in (1, 2, 4, 8)
+    ]
+    assert all(a < b for a, b in itertools.pairwise(got)), got
+
+
+@cache
+def _paste(index: int) -> Composite:
+    background, subject, box = five_scenes()[index]
+    return composer().compose(background, subject, box=box, method="paste")
+
+
+@pytest.mark.parametrize("settings", [{"strength": 0.0}, {"T_in": 1.0}])
+@pytest.mark.parametrize("index", [0, 4])
+def test_nothing_to_do_is_the_plain_paste(index: int, settings: dict[str, float]) -> None:
+    result = compose(index, **settings)
+    assert np.abs(pixels(result).astype(int) - pixels(_paste(index))).max() <= 1
+
+
+def high_frequency(image: Photo, where: np.ndarray) -> float:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)
+    detail = grey - cv2.GaussianBlur(grey, (9, 9), 0)
+    return float((detail[where] ** 2).mean())
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_residual_decoding_keeps_the_subjects_detail(index: int) -> None:
+    where = cv2.erode(inside(index).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    before = high_frequency(pixels(_paste(index)), where)
+    kept = high_frequency(pixels(compose(index)), where) / before
+    plain = high_frequency(pixels(compose(index, decoding="plain")), where) / before
+    assert abs(kept - 1) <= 0.05
+    assert abs(plain - 1) > abs(kept - 1)
+
+
+def test_same_seed_same_bytes_and_another_seed_another_picture() -> None:
+    first, again, other = compose(1), compose(1), compose(1, seed=4)
+    assert np.array_equal(pixels(first), pixels(again))
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
+def test_several_images_are_the_runs_of_the_derived_seeds() -> None:
+    together = compose(2, num_images=4, seed=10)
+    assert [record["seed"] for record in together.records] == [10, 11, 12, 13]
+    for number, image in enumerate(together.images):
+        alone = compose(2, seed=10 + number)
+        assert np.array_equal(np.asarray(image), pixels(alone))
+
+
+def test_outside_the_named_region_nothing_differs() -> None:
+    for index in range(5):
+        background = five_scenes()[index][0]
+        result = compose(index, T_in=0.2, **FREE)
+        differs = (pixels(result) != background).any(-1)
+        allowed = np.zeros_like(differs)
+        allowed[result.region.slices] = True
+        assert not (differs & ~allowed).any()
+        assert not (differs & (np.asarray(result.mask) == 0)).any()
+        assert result.region.intersect(result.window) == result.region
+
+
+@pytest.mark.parametrize("preset", list(get("cdc").presets))
+def test_every_preset_makes_a_picture(preset: str) -> None:
+    result = compose(3, preset=preset, num_inference_steps=4)
+    background = five_scenes()[3][0]
+    assert not np.array_equal(pixels(result), background)
+    assert result.record["preset"] == preset
+
+
+def test_the_augment_preset_keeps_the_object_and_changes_the_rest() -> None:
+    result = compose(4, preset="augment", num_inference_steps=6)
+    paste = pixels(_paste(4))
+    solid = inside(4)
+    assert np.abs(pixels(result)[solid].astype(int) - paste[solid]).max() <= 1
+    assert np.abs(pixels(result)[~solid].astype(int) - paste[~solid]).mean() > 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repaint_start": 1.0, "repaint_jump": 2, "repaint_repeats": 2},
+        {"condition_on": "x0"},
+        {"rounds": 3, "blend": 0.5},
+        {"temperature": 0.5},
+        {"blend_pixels": 2},
+        {"T_out": 0.2},
+        {"prompt": "a photo of a hat", "words_inside": "hat", "guidance_scale": 3.0},
+    ],
+    ids=lambda s: next(iter(s)),
+)
+def test_every_setting_has_an_effect_and_stays_in_the_region(settings: dict[str, Any]) -> None:
+    base = {"T_in": 0.5, "num_inference_steps": 6, **FREE}
+    if "prompt" in settings:
+        base |= {"prompt": "a photo of a hat", "guidance_scale": 3.0}
+    plain, changed = compose(0, **base), compose(0, **{**base, **settings})
+    assert not np.array_equal(pixels(plain), pixels(changed))
+
+
+def test_rounds_report_progress_as_one_run() -> None:
+    seen: list[tuple[int, int]] = []
+    compose(
+        0,
+        rounds=2,
+        num_inference_steps=3,
+        callback=lambda step, total, _: seen.append((step, total)),
+    )
+    assert seen == [(n, 6) for n in range(1, 7)]
+
+
+def test_a_word_that_is_not_in_the_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="'zebra'"):
+        compose(0, prompt="a photo of a hat", words_inside="zebra")
+
+
+def test_attention_is_left_as_found_after_a_cancelled_run() -> None:
+    from inlay import Cancelled
+
+    unet = composer().backbone.unet
+    before = dict(unet.attn_processors)
+
+    def stop(step: int, total: int, preview: object) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        compose(0, prompt="a photo of a hat", words_inside="hat", callback=stop)
+    assert all(unet.attn_processors[name] is before[name] for name in before)
