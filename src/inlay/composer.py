@@ -262,7 +262,8 @@ class Composer:
         loaded = time.perf_counter()
         if settings.works_on_background():
             scene = _inverted(scene)
-        native = 1 if backbone is None else backbone.native_size
+        # Even a classical method needs some surroundings to look at.
+        native = 64 if backbone is None else backbone.native_size
         window = Window.of(scene, float(getattr(settings, "context", 0.25)), native)
         pictures, records = [], []
         region, effect = window.box, np.zeros((1, 1), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,16 +17,14 @@ __all__ = ["make_solver", "solve"]
 def make_solver(name: str, scheduler_config: Mapping[str, Any]) -> Any:
     """A diffusers scheduler by class name, with a checkpoint's noise levels.
 
-    It is told that the model predicts v: solve() hands it v whatever the checkpoint predicts,
-    which is exact at every level, zero terminal SNR included. Raises LookupError for a name that
-    is not a scheduler of diffusers with the usual step().
+    Raises LookupError for a name that is not a scheduler of diffusers with the usual step().
     """
     import diffusers
 
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if kind is None or not hasattr(kind, "from_config") or not hasattr(kind, "step"):
         raise LookupError(name)
-    config = {**scheduler_config, "prediction_type": "v_prediction", "clip_sample": False}
+    config = {**scheduler_config, "clip_sample": False}
     try:
         solver = kind.from_config(config)
     except (TypeError, ValueError, NotImplementedError):
@@ -69,8 +68,8 @@ def solve(
         level = min(max(round(float(t)), 0), len(alphas) - 1)
         alpha = float(alphas[level])
         eps, x0 = denoiser(solver.scale_model_input(z, t), level, number, len(timesteps))
-        v = alpha**0.5 * eps - (1 - alpha) ** 0.5 * x0
-        z = solver.step(v, t, z, **extra).prev_sample
+        output = _as_predicted(solver.config.prediction_type, eps, x0, alpha)
+        z = solver.step(output, t, z, **extra).prev_sample
         last = number + 1 == len(timesteps)
         if keep_outside is not None:
             kept = source
@@ -79,6 +78,13 @@ def solve(
             z = z * keep_outside + kept * (1 - keep_outside)
         progress(Step(number, len(timesteps), 0, level, alpha, alpha, x0, eps, z))
     return z
+
+
+def _as_predicted(prediction_type: str, eps: Tensor, x0: Tensor, alpha: float) -> Tensor:
+    """eps and x0 as what the solver was told that the model predicts."""
+    if prediction_type == "v_prediction":
+        return math.sqrt(alpha) * eps - math.sqrt(1 - alpha) * x0
+    return x0 if prediction_type == "sample" else eps
 
 
 def _parameters(solver: Any) -> set[str]:

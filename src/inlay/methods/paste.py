@@ -1,0 +1,36 @@
+"""paste: the subject over the background, as its alpha says; the baseline of all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inlay.methods.base import Context, Method, Painted, Settings
+
+if TYPE_CHECKING:
+    from inlay.diffusion.backbone import Backbone
+    from inlay.window import Window
+
+__all__ = ["METHOD", "PasteSettings"]
+
+
+class PasteSettings(Settings):
+    """paste has nothing to set."""
+
+
+def run(
+    window: Window, backbone: Backbone | None, settings: PasteSettings, context: Context
+) -> Painted:
+    """alpha F + (1 - alpha) B (Porter and Duff 1984, "over"); for harmonize, the picture as is."""
+    context.progress(1, 1)
+    return Painted(window.pasted, window.alpha > 0)
+
+
+METHOD = Method(
+    name="paste",
+    summary="lays the subject over the background by its alpha and changes nothing else",
+    source="Porter and Duff, Compositing digital images, SIGGRAPH 1984",
+    verbs=("compose", "harmonize"),
+    settings=PasteSettings,
+    run=run,
+    needs_model=False,
+)
