@@ -105,7 +105,7 @@ def main(runs: int) -> None:
     calls = list(recorder.calls)
 
     def bare() -> None:
-        recorder.calls = calls
+        recorder.calls = list(calls)
         replay(recorder)
 
     def whole() -> None:

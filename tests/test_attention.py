@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from checkpoints import loaded
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
+from checkpoints import loaded
 from inlay.diffusion.attention import (
     LocalizedPrompt,
     attention_mask_at,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import built
-from photos import five_scenes
 from PIL import Image
 
+from checkpoints import built
 from inlay.cli import main
+from photos import five_scenes
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint"]
 

@@ -168,7 +168,10 @@ class Composer:
         picture = read_picture(background, role="background", max_pixels=max_pixels)
         cutout = cut_out(subject, by=cut, mask=mask, box=cut_box, max_pixels=max_pixels)
         placement = Placement(box=box, at=at, scale=scale, random=random, rotate=rotate, flip=flip)
-        scene = compose_scene(picture, cutout, placement, seed)
+
+        def scene(seed: int) -> Scene:
+            return compose_scene(picture, cutout, placement, seed)
+
         # A file is recorded by its path, so that the picture can be made again.
         named = subject if isinstance(subject, (str, os.PathLike)) else cutout
         inputs = {"background": picture, "subject": named, "mask": mask}
@@ -182,7 +185,7 @@ class Composer:
             "cut": cut,
             "cut_box": None if cut_box is None else cut_box.as_dict(),
         }
-        return self._run(request, scene, inputs, place, callback, previews)
+        return self._run(request, scene, inputs, place, callback, previews, varied=random)
 
     def harmonize(
         self,
@@ -223,7 +226,7 @@ class Composer:
                 )
         inputs = {"picture": whole, "mask": mask, "background": clean}
         scene = region_scene(whole, region, clean)
-        return self._run(request, scene, inputs, {}, callback, previews, notes)
+        return self._run(request, lambda seed: scene, inputs, {}, callback, previews, notes)
 
     def remove(
         self,
@@ -244,28 +247,30 @@ class Composer:
         whole = read_picture(picture, role="picture", max_pixels=max_pixels)
         region = read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
         inputs = {"picture": whole, "mask": mask}
-        return self._run(request, region_scene(whole, region, None), inputs, {}, callback, previews)
+        scene = region_scene(whole, region, None)
+        return self._run(request, lambda seed: scene, inputs, {}, callback, previews)
 
     def _run(
         self,
         request: _Request,
-        scene: Scene,
+        scene_of: Callable[[int], Scene],
         inputs: Mapping[str, Any],
         place: Mapping[str, Any],
         callback: Callback | None,
         previews: bool,
         notes: Sequence[str] = (),
+        varied: bool = False,
     ) -> Composite:
+        """Run a request for each of its seeds; `varied` means that the scene hangs on the seed."""
         method, settings = request.method, request.settings
+        scene = scene_of(request.seed)
         started = time.perf_counter()
         backbone = self.backbone if method.needs_model else None
         loaded = time.perf_counter()
-        if settings.works_on_background():
-            scene = _inverted(scene)
         # Even a classical method needs some surroundings to look at.
         native = 64 if backbone is None else backbone.native_size
-        window = Window.of(scene, float(getattr(settings, "context", 0.25)), native)
-        pictures, records = [], []
+        window = _window(scene, settings, native)
+        first, pictures, records = window.box, [], []
         region, effect = window.box, np.zeros((1, 1), np.float32)
         total = request.num_images
         for number in range(total):
@@ -274,6 +279,9 @@ class Composer:
             for line in notes:
                 context.note(line)
             before = time.perf_counter()
+            if varied and number:
+                scene = scene_of(seed)
+                window = _window(scene, settings, native)
             painted = method.run(window, backbone, settings, context)
             picture, box, mask = stitch(scene.background, window, painted)
             if number == 0:
@@ -300,7 +308,7 @@ class Composer:
                     },
                 )
             )
-        return Composite(pictures, records, window.box, region, effect)
+        return Composite(pictures, records, first, region, effect)
 
 
 class _Request:
@@ -337,6 +345,12 @@ class _Request:
             values.update(self.method.presets[preset])
         values.update(settings)
         self.settings: Settings = validate_settings(self.method.settings, values)
+
+
+def _window(scene: Scene, settings: Settings, native: int) -> Window:
+    if settings.works_on_background():
+        scene = _inverted(scene)
+    return Window.of(scene, float(getattr(settings, "context", 0.25)), native)
 
 
 def _counted(callback: Callback | None, number: int, total: int) -> Callback | None:

@@ -36,7 +36,7 @@ class Box:
                 raise InputError(
                     f"box {name} is {value}; expected a finite number of at most {_LIMIT} pixels."
                 )
-            object.__setattr__(self, name, int(math.floor(number + 0.5)))
+            object.__setattr__(self, name, math.floor(number + 0.5))
         if self.width < 1 or self.height < 1:
             raise InputError(
                 f"box width and height are {self.width} and {self.height}; both must be at least 1."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+import types
 
 from inlay.errors import InputError
 from inlay.methods.base import Method
@@ -46,3 +48,13 @@ def get(name: str, verb: str | None = None) -> Method:
         fits = ", ".join(n for n, m in all_methods().items() if verb in m.verbs)
         raise InputError(f"method {name!r} does not serve {verb}; use one of {fits}.")
     return method
+
+
+class _Callable(types.ModuleType):
+    """Lets `inlay.methods()` list the methods although `inlay.methods` is this package."""
+
+    def __call__(self) -> dict[str, Method]:
+        return all_methods()
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,63 @@
+"""Put an object into a photograph, make it belong there, or take it out.
+
+Everything is loaded when it is first used: `import inlay` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inlay._version import __version__
+from inlay.errors import Cancelled, InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from inlay.composer import Composer as Composer
+    from inlay.composer import Composite as Composite
+    from inlay.geometry import Box as Box
+    from inlay.pixels import Source
+
+__all__ = [
+    "Box",
+    "Cancelled",
+    "Composer",
+    "Composite",
+    "InputError",
+    "__version__",
+    "cut",
+    "methods",
+]
+
+_LAZY = {
+    "Box": "inlay.geometry",
+    "Composer": "inlay.composer",
+    "Composite": "inlay.composer",
+}
+
+
+def cut(picture: Source, **options: Any) -> Image:
+    """Cut the subject out of its picture: PIL "RGBA" of the picture's size.
+
+    Options are those of inlay.cutout.cut_rgba: by ("alpha", "mask", "box", "grabcut" or the name
+    of a segmentation model), mask, box, max_pixels. Raises InputError.
+    """
+    from inlay.cutout import cut_rgba
+
+    return cut_rgba(picture, **options)
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "methods":
+        return importlib.import_module("inlay.methods")
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'inlay' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,125 @@
+"""methods and models: what there is, as tables or JSON; neither loads torch."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inlay.cli.options import Json, _method_names
+
+if TYPE_CHECKING:
+    from inlay.methods.base import Method
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="One method.", autocompletion=_method_names),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, or one with its settings.
+
+    Each setting is shown with its bounds and its default.
+    """
+    from inlay import methods as registry
+
+    if json:
+        chosen = registry.all_methods() if name is None else {name: registry.get(name)}
+        text = {key: _facts(method) for key, method in chosen.items()}
+        print(json_module.dumps(text, indent=2))
+    elif name is None:
+        _overview(registry.all_methods())
+    else:
+        _details(registry.get(name))
+
+
+def models(json: Json = False) -> None:
+    """List known checkpoints.
+
+    What each is for, and whether it is on this machine already.
+    """
+    from inlay.models import KNOWN, hub_cache
+
+    if json:
+        print(json_module.dumps([known.as_dict() for known in KNOWN], indent=2))
+        return
+    rows = []
+    for known in KNOWN:
+        facts = known.as_dict()
+        rows.append(
+            [
+                known.name,
+                f"{known.kind}, {known.native_size} px",
+                "yes" if facts["cached"] else "no",
+                known.purpose,
+            ]
+        )
+    _table(["model", "kind", "here", "for"], rows)
+    print(f"Hub cache: {hub_cache()}")
+    print("--model also takes a diffusers folder, a .safetensors file and any other hub id.")
+
+
+def _facts(method: Method) -> dict[str, Any]:
+    from inlay.methods import default_for
+    from inlay.schema import knobs
+
+    return {
+        "summary": method.summary,
+        "source": method.source,
+        "verbs": list(method.verbs),
+        "default_for": [verb for verb in method.verbs if default_for(verb) == method.name],
+        "needs_model": method.needs_model,
+        "presets": {key: dict(values) for key, values in method.presets.items()},
+        "settings": [knob.as_dict() for knob in knobs(method.settings).values()],
+    }
+
+
+def _overview(found: dict[str, Method]) -> None:
+    rows = []
+    for name, method in found.items():
+        facts = _facts(method)
+        verbs = [v + ("*" if v in facts["default_for"] else "") for v in method.verbs]
+        rows.append([name, ", ".join(verbs), "yes" if method.needs_model else "no", method.summary])
+    _table(["method", "serves (* by default)", "model", "what it does"], rows)
+
+
+def _details(method: Method) -> None:
+    from inlay.schema import knobs
+
+    print(f"{method.name}: {method.summary}")
+    print(f"source: {method.source}")
+    print(f"serves: {', '.join(method.verbs)}")
+    rows = [
+        [knob.name, knob.type, _text(knob.default), knob.bounds, knob.description]
+        for knob in knobs(method.settings).values()
+    ]
+    _table(["setting", "type", "default", "bounds", "what it is"], rows)
+    for preset, values in method.presets.items():
+        changed = ", ".join(f"{key}={_text(value)}" for key, value in values.items())
+        print(f"preset {preset}: {changed or 'the defaults'}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return '""' if value == "" else str(value)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> None:
+    """A table as wide as the terminal; where there is none, as wide as its text."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = sum(max(map(len, column)) + 4 for column in zip(heads, *rows, strict=True))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, head in enumerate(heads):
+        table.add_column(head, overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console.print(table)

@@ -1,0 +1,128 @@
+"""Writing what was made: one picture, or several and a labelled contact sheet of them.
+
+Several pictures are first written into a temporary folder beside OUT and moved in place when the
+last one is there: an error or an interruption leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from inlay.errors import InputError
+from inlay.record import record_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from inlay.pixels import Picture
+
+_CELL = 320
+
+
+def check_out(out: str, inputs: Mapping[str, str | None]) -> Path:
+    """OUT as a path that can be written and is none of the inputs; raises InputError."""
+    from inlay.pixels import check_output
+
+    check_output(out)
+    path = Path(out)
+    for role, source in inputs.items():
+        if source is not None and _same(path, Path(source)):
+            raise InputError(f"{path.name} is the {role} itself; write to another file.")
+    return path
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.exists() and one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+class Outputs:
+    """Takes pictures one by one; `finish` puts them where they belong."""
+
+    def __init__(self, out: Path, count: int) -> None:
+        self.out, self.count = out, count
+        self.records: list[dict[str, Any]] = []
+        self._staged: list[tuple[Path, Path]] = []
+        self._cells: list[Image] = []
+        self._labels: list[str] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Outputs:
+        if self.count > 1:
+            try:
+                self._folder = tempfile.TemporaryDirectory(prefix=".inlay-", dir=self.out.parent)
+            except OSError as error:
+                raise InputError(
+                    f"{self.out.parent} cannot be written to ({error.strerror})."
+                ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def add(self, picture: Picture, record: dict[str, Any], label: str) -> None:
+        """Take one picture; `label` tells it from its siblings and ends in its file name."""
+        from inlay.pixels import write_picture
+
+        if self._folder is None:
+            write_picture(picture, self.out, record=record_text(record))
+            self.records.append({**record, "outputs": [str(self.out)]})
+            return
+        name = f"{self.out.stem}-{_file_label(label)}{self.out.suffix}"
+        staged = Path(self._folder.name) / name
+        write_picture(picture, staged, record=record_text(record))
+        self._staged.append((staged, self.out.with_name(name)))
+        self.records.append(record)
+        cell = picture.to_pil()
+        cell.thumbnail((2 * _CELL, 2 * _CELL))
+        self._cells.append(cell)
+        self._labels.append(label)
+
+    def finish(self) -> dict[str, Any]:
+        """Put everything in place; returns the record for --json."""
+        if self._folder is None:
+            return self.records[0]
+        from inlay.pixels import read_picture, write_picture
+        from inlay.sheet import contact_sheet
+
+        outputs = [str(target) for _, target in self._staged]
+        first = self.records[0]
+        summary = {key: first[key] for key in ("inlay", "verb", "method")}
+        summary |= {"sheet": str(self.out), "labels": self._labels, "outputs": outputs}
+        sheet = contact_sheet(self._cells, self._labels, cell=_CELL)
+        staged = Path(self._folder.name) / ("sheet" + self.out.suffix)
+        write_picture(read_picture(sheet), staged, record=record_text(summary))
+        for source, target in [*self._staged, (staged, self.out)]:
+            os.replace(source, target)
+        return {**summary, "records": self.records}
+
+
+def _file_label(label: str) -> str:
+    """A label as part of a file name: letters, digits and a few signs, on every system."""
+    return re.sub(r"[^A-Za-z0-9=.,+_-]+", "_", label)[:150]
+
+
+def tell(record: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Say what was made: JSON, or one line for each file."""
+    if as_json:
+        print(json.dumps(record, allow_nan=False, indent=2))
+    elif not quiet:
+        for path in record["outputs"]:
+            print(path)
+        if "sheet" in record:
+            print(record["sheet"])

@@ -1,0 +1,92 @@
+"""Labelled contact sheets: several pictures beside each other in one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from inlay.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+__all__ = ["contact_sheet"]
+
+_GAP = 8
+_PAPER = (255, 255, 255)
+_INK = (32, 32, 32)
+
+
+def contact_sheet(
+    pictures: Sequence[Image],
+    labels: Sequence[str],
+    columns: int | None = None,
+    cell: int = 320,
+) -> Image:
+    """Lay pictures out in rows with a label under each; returns PIL "RGB".
+
+    Each picture is shrunk (never enlarged) to fit a square of `cell` pixels and centred in it;
+    what is transparent lies over white. A label is cut with "..." where it is wider than its
+    cell. `columns` defaults to the squarest layout that is at least as wide as high. Raises
+    InputError for no pictures, as many labels as not pictures, or sizes below one.
+    """
+    from PIL import Image as PilImage
+    from PIL import ImageDraw, ImageFont
+
+    if not pictures:
+        raise InputError("a contact sheet needs at least one picture.")
+    if len(labels) != len(pictures):
+        raise InputError(
+            f"a contact sheet of {len(pictures)} pictures has {len(labels)} labels; "
+            "give one label a picture."
+        )
+    if cell < 16 or (columns is not None and columns < 1):
+        raise InputError(
+            f"a contact sheet has {columns} columns of {cell} pixels; "
+            "expected at least 1 column of at least 16 pixels."
+        )
+    across = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
+    down = math.ceil(len(pictures) / across)
+    size = max(10, cell // 20)
+    font = ImageFont.load_default(size=size)
+    line = math.ceil(size * 1.6)
+    step_x, step_y = cell + _GAP, cell + line + _GAP
+    sheet = PilImage.new("RGB", (across * step_x + _GAP, down * step_y + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        left = _GAP + number % across * step_x
+        top = _GAP + number // across * step_y
+        small = _fitted(picture, cell)
+        corner = (left + (cell - small.width) // 2, top + (cell - small.height) // 2)
+        sheet.paste(small, corner)
+        text = _fitting(label, font, cell)
+        indent = (cell - font.getlength(text)) / 2
+        draw.text((left + max(indent, 0), top + cell + (line - size) // 2), text, _INK, font)
+    return sheet
+
+
+def _fitted(picture: Image, cell: int) -> Image:
+    """An RGB copy over white, at most `cell` pixels on a side."""
+    from PIL import Image as PilImage
+
+    scale = min(1.0, cell / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    see_through = "A" in picture.getbands() or "transparency" in picture.info
+    # Premultiplied resampling: colours under transparent pixels must not bleed in.
+    whole = picture.convert("RGBA" if see_through else "RGB")
+    small = whole.resize(size, PilImage.Resampling.LANCZOS, reducing_gap=3.0)
+    if not see_through:
+        return small
+    paper = PilImage.new("RGBA", size, (*_PAPER, 255))
+    return PilImage.alpha_composite(paper, small).convert("RGB")
+
+
+def _fitting(label: str, font: FreeTypeFont | ImageFont, width: int) -> str:
+    text = " ".join(label.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
