@@ -1,0 +1,266 @@
+"""Pictures: files, PIL images and arrays in; native samples, with sRGB views of any part of them.
+
+A picture's samples stay as the file stores them (8 or 16 bits; grey, RGB or CMYK; its own colour
+profile). Methods see float sRGB through `Picture.rgb`, and `Picture.native` turns what they made
+back into such samples; whatever is not changed is never converted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from inlay.color import Conversion, conversion
+from inlay.decode import Decoded, UnsupportedError, check_size, decode, from_pil
+from inlay.errors import InputError
+from inlay.files import read_file, shown
+from inlay.geometry import Box
+from inlay.output import check_output, read_record, to_8_bits, write_picture
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "Picture",
+    "Source",
+    "check_output",
+    "read_mask",
+    "read_picture",
+    "read_record",
+    "write_picture",
+]
+
+DEFAULT_MAX_PIXELS = 100_000_000
+Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
+
+# Weights of red, green and blue in luma (ITU-R BT.601), which masks in colour are read by.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+_log = logging.getLogger("inlay")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture in memory.
+
+    samples: uint8 or uint16, (height, width) for grey, else (height, width, channels). mode: L, LA,
+    RGB, RGBA or CMYK. icc: the embedded colour profile as found, None where there is none (then
+    grey and RGB are sRGB). name: what to call it in messages. sha256: of the file's bytes, or of
+    the samples of a PIL image or array. path: the file it came from, if any.
+    """
+
+    samples: NDArray[Any] = field(repr=False)
+    mode: str
+    icc: bytes | None = field(repr=False)
+    name: str
+    sha256: str
+    path: str | None
+
+    @property
+    def width(self) -> int:
+        return int(self.samples.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.samples.shape[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.width, self.height
+
+    @property
+    def depth(self) -> int:
+        """Bits of a sample: 8 or 16."""
+        return 8 * int(self.samples.dtype.itemsize)
+
+    def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
+        """A box (all where None) as float32 (h, w, 3), sRGB in [0, 1]; only the box is converted.
+
+        Colours that sRGB does not hold are clipped. Raises InputError where the box leaves the
+        picture.
+        """
+        part = self._part(box)
+        if self.mode in ("LA", "RGBA"):
+            part = part[..., 0] if self.mode == "LA" else part[..., :3]
+        return self._conversion.to_srgb(part)
+
+    def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
+        """The alpha of a box as float32 (h, w) in [0, 1]; None where the picture has none."""
+        if self.mode not in ("LA", "RGBA"):
+            return None
+        opacity = self._part(box)[..., -1].astype(np.float32)
+        opacity /= np.float32(2**self.depth - 1)
+        return opacity
+
+    def native(self, rgb: NDArray[np.float32]) -> NDArray[Any]:
+        """Samples of this picture's kind, depth and profile for float sRGB (h, w, 3).
+
+        The inverse of `rgb`, rounded; alpha is left out: (h, w) for L and LA, (h, w, 3) for RGB and
+        RGBA, (h, w, 4) for CMYK. Values outside [0, 1] are clipped, NaN becomes 0.
+        """
+        return self._conversion.from_srgb(rgb, self.depth)
+
+    def with_samples(self, samples: NDArray[Any]) -> Picture:
+        """The same picture with other samples of the same kind; name, path and hash stay."""
+        if samples.dtype != self.samples.dtype or samples.shape[2:] != self.samples.shape[2:]:
+            raise ValueError(f"samples {samples.dtype} {samples.shape} do not suit {self.mode}")
+        return replace(self, samples=samples)
+
+    def to_pil(self) -> PilImage.Image:
+        """A PIL image of the same mode with 8 bits and the colour profile in its info."""
+        samples = np.ascontiguousarray(to_8_bits(self.samples))
+        image = PilImage.frombytes(self.mode, self.size, samples.tobytes())
+        if self.icc is not None:
+            image.info["icc_profile"] = self.icc
+        return image
+
+    @property
+    def _conversion(self) -> Conversion:
+        return conversion(self.icc, _kind(self.mode))
+
+    def _part(self, box: Box | None) -> NDArray[Any]:
+        if box is None:
+            return self.samples
+        if box.x < 0 or box.y < 0 or box.right > self.width or box.bottom > self.height:
+            raise InputError(
+                f"box {box.x},{box.y},{box.width},{box.height} is not inside {self.name}, which is "
+                f"{self.width} x {self.height} pixels."
+            )
+        return self.samples[box.slices]
+
+
+def read_picture(
+    source: Source, *, role: str = "picture", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Picture:
+    """Read a file (told by its content, not its suffix), a PIL image or an array.
+
+    Arrays are uint8 of shape H x W, H x W x 3 or H x W x 4 (with alpha). EXIF orientation is
+    applied; palettes and 1-bit pictures are expanded; of several pictures the first one is taken.
+    Files above 1 GiB and pictures above `max_pixels` are refused before anything is decoded.
+    `role` is what messages call the picture. Raises InputError.
+    """
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+        raise InputError(f"max_pixels is {max_pixels!r}; expected a whole number of at least 1.")
+    path = None
+    if isinstance(source, (str, os.PathLike)):
+        name, path = f"{role} {shown(source)}", os.fsdecode(source)
+        data = read_file(path, name)
+        digest = hashlib.sha256(data).hexdigest()
+        decoded = decode(data, name, max_pixels)
+        del data
+    elif isinstance(source, PilImage.Image):
+        name = f"the {role}"
+        decoded = _from_image(source, name, max_pixels)
+        digest = _digest(decoded.samples)
+    elif isinstance(source, np.ndarray):
+        name = f"the {role}"
+        decoded = _from_array(source, name, max_pixels)
+        digest = _digest(decoded.samples)
+    else:
+        raise InputError(
+            f"the {role} is of type {type(source).__name__}; expected a path, a PIL image or a "
+            "uint8 array."
+        )
+    decoded = _with_usable_profile(decoded, name)
+    decoded.samples.setflags(write=False)
+    return Picture(decoded.samples, decoded.mode, decoded.icc, name, digest, path)
+
+
+def read_mask(
+    source: Source,
+    *,
+    size: tuple[int, int] | None,
+    role: str = "mask",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> NDArray[np.float32]:
+    """Read a mask as float32 (h, w) in [0, 1]; white is 1, colours count by their luma.
+
+    Where the picture has an alpha that is not opaque all over, the alpha is the mask. `size` is the
+    (width, height) that it must have, or None. Raises InputError, also for a mask that is all 0.
+    """
+    picture = read_picture(source, role=role, max_pixels=max_pixels)
+    if size is not None and picture.size != tuple(size):
+        raise InputError(
+            f"{picture.name} is {picture.width} x {picture.height} pixels; expected "
+            f"{size[0]} x {size[1]} as the picture."
+        )
+    # A mask's levels are data, not colours: its profile says nothing about them.
+    picture = replace(picture, icc=None)
+    mask = picture.alpha()
+    if mask is None or not (mask < 1).any():
+        if picture.mode in ("L", "LA"):
+            levels = picture.samples if picture.mode == "L" else picture.samples[..., 0]
+            mask = levels.astype(np.float32) / np.float32(2**picture.depth - 1)
+        else:
+            mask = np.clip(picture.rgb() @ _LUMA, 0, 1)
+    if not (mask > 0).any():
+        raise InputError(f"{picture.name} is empty; expected white where the object is.")
+    return mask
+
+
+def _kind(mode: str) -> str:
+    return {"LA": "L", "RGBA": "RGB"}.get(mode, mode)
+
+
+def _digest(samples: NDArray[Any]) -> str:
+    return hashlib.sha256(samples.data).hexdigest()
+
+
+def _from_image(image: PilImage.Image, name: str, max_pixels: int) -> Decoded:
+    """Samples of a PIL image, which may still be an unread file."""
+    check_size(image.size, name, max_pixels)
+    try:
+        image.load()
+        return from_pil(image)
+    except UnsupportedError as error:
+        raise InputError(
+            f"{name} holds {error}; expected a PIL image of mode L, LA, P, RGB, RGBA or CMYK."
+        ) from None
+    except MemoryError:
+        raise InputError(f"{name} does not fit into memory; expected a smaller picture.") from None
+    except Exception:
+        raise InputError(f"{name} cannot be decoded; expected a whole PIL image.") from None
+
+
+def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Decoded:
+    mode = {(2, 0): "L", (3, 3): "RGB", (3, 4): "RGBA"}.get(
+        (array.ndim, array.shape[-1] if array.ndim == 3 else 0)
+    )
+    if array.dtype != np.uint8 or mode is None:
+        raise InputError(
+            f"{name} is an array of {array.dtype} with shape {array.shape}; expected uint8 of "
+            "shape H x W, H x W x 3 or H x W x 4."
+        )
+    check_size((array.shape[1], array.shape[0]), name, max_pixels)
+    return Decoded(np.array(array, order="C", subok=False), mode)
+
+
+def _with_usable_profile(decoded: Decoded, name: str) -> Decoded:
+    """The same where its profile can be used; else without it, and the log says so."""
+    if decoded.icc is None:
+        return decoded
+    kind = _kind(decoded.mode)
+    try:
+        found = conversion(decoded.icc, kind)
+    except ValueError as error:
+        _log.info("%s: its colour profile is passed over (%s)", name, error)
+        return replace(decoded, icc=None)
+    if found.two_way:
+        return decoded
+    # A scanner's profile has no way back, so nothing could be written in it: leave it at once.
+    _log.info("%s: its colour profile only goes one way; it is converted to sRGB", name)
+    alpha = decoded.samples[..., -1:] if decoded.mode in ("LA", "RGBA") else None
+    colours = decoded.samples if alpha is None else decoded.samples[..., :-1]
+    if kind == "L" and colours.ndim == 3:
+        colours = colours[..., 0]
+    plain = conversion(None, "RGB")
+    rgb = plain.from_srgb(found.to_srgb(colours), 8 * decoded.samples.dtype.itemsize)
+    if alpha is None:
+        return Decoded(rgb, "RGB")
+    return Decoded(np.concatenate([rgb, alpha], axis=-1), "RGBA")
