@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay import methods
 from inlay.errors import InputError
 from inlay.geometry import Box
-from inlay.methods.base import Context, Method, Settings
+from inlay.methods.base import Context, Settings
 from inlay.pixels import DEFAULT_MAX_PIXELS, Picture, Source, read_mask, read_picture, write_picture
 from inlay.record import build_record, record_text
-from inlay.scene import Placement, Region, Scene, compose_scene, region_scene
-from inlay.sweep import validate_settings
+from inlay.region import found_region, inverted
+from inlay.request import Request
+from inlay.scene import Placement, Scene, compose_scene, region_scene
 from inlay.window import Window, stitch
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Composer", "Composite"]
 
 Callback = Callable[[int, int, Any], None]
-_MAX_IMAGES = 64
 
 
 @dataclass(eq=False)
@@ -164,7 +163,7 @@ class Composer:
         """
         from inlay.cutout import cut as cut_out
 
-        request = _Request("compose", method, preset, seed, num_images, settings)
+        request = Request("compose", method, preset, seed, num_images, settings)
         picture = read_picture(background, role="background", max_pixels=max_pixels)
         cutout = cut_out(subject, by=cut, mask=mask, box=cut_box, max_pixels=max_pixels)
         placement = Placement(box=box, at=at, scale=scale, random=random, rotate=rotate, flip=flip)
@@ -208,11 +207,11 @@ class Composer:
         threshold (said in the record). background is the picture before pasting, where there is
         one.
         """
-        request = _Request("harmonize", method, preset, seed, num_images, settings)
+        request = Request("harmonize", method, preset, seed, num_images, settings)
         whole = read_picture(picture, role="picture", max_pixels=max_pixels)
         notes: list[str] = []
         region = (
-            _found_region(whole, notes)
+            found_region(whole, notes)
             if mask is None
             else read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
         )
@@ -243,7 +242,7 @@ class Composer:
         **settings: Any,
     ) -> Composite:
         """Take out what the mask (white) covers."""
-        request = _Request("remove", method, preset, seed, num_images, settings)
+        request = Request("remove", method, preset, seed, num_images, settings)
         whole = read_picture(picture, role="picture", max_pixels=max_pixels)
         region = read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
         inputs = {"picture": whole, "mask": mask}
@@ -252,7 +251,7 @@ class Composer:
 
     def _run(
         self,
-        request: _Request,
+        request: Request,
         scene_of: Callable[[int], Scene],
         inputs: Mapping[str, Any],
         place: Mapping[str, Any],
@@ -311,45 +310,9 @@ class Composer:
         return Composite(pictures, records, first, region, effect)
 
 
-class _Request:
-    """A checked request; everything that can be wrong without reading a picture is found here."""
-
-    def __init__(
-        self,
-        verb: str,
-        method: str | None,
-        preset: str | None,
-        seed: int,
-        num_images: int,
-        settings: Mapping[str, Any],
-    ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise InputError(f"seed is {seed!r}; expected a whole number from 0 to 2^63 - 1.")
-        if (
-            isinstance(num_images, bool)
-            or not isinstance(num_images, int)
-            or not 1 <= num_images <= _MAX_IMAGES
-        ):
-            raise InputError(
-                f"num_images is {num_images!r}; expected a whole number from 1 to {_MAX_IMAGES}."
-            )
-        self.verb, self.seed, self.num_images, self.preset = verb, seed, num_images, preset
-        self.method: Method = methods.get(method or methods.default_for(verb), verb)
-        values: dict[str, Any] = {}
-        if preset is not None:
-            if preset not in self.method.presets:
-                known = ", ".join(self.method.presets) or "none"
-                raise InputError(
-                    f"preset {preset!r} is not one of {self.method.name}; it has {known}."
-                )
-            values.update(self.method.presets[preset])
-        values.update(settings)
-        self.settings: Settings = validate_settings(self.method.settings, values)
-
-
 def _window(scene: Scene, settings: Settings, native: int) -> Window:
     if settings.works_on_background():
-        scene = _inverted(scene)
+        scene = inverted(scene)
     return Window.of(scene, float(getattr(settings, "context", 0.25)), native)
 
 
@@ -362,33 +325,3 @@ def _counted(callback: Callback | None, number: int, total: int) -> Callback | N
         callback(number * steps + step, total * steps, preview)
 
     return tell
-
-
-def _inverted(scene: Scene) -> Scene:
-    """The scene whose region is the whole picture less the subject."""
-    picture = scene.background
-    mask = np.ones((picture.height, picture.width), np.float32)
-    mask[scene.region.box.slices] -= scene.region.mask
-    if not (mask > 0.5).any():
-        raise InputError("the subject covers the whole picture; no background is left to change.")
-    region = Region(Box.of_size(picture.size), np.clip(mask, 0, 1))
-    return Scene(background=picture, layer=scene.layer, region=region, clean=scene.clean)
-
-
-def _found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
-    """The object's mask where none is given: the alpha channel, else Otsu's threshold."""
-    alpha = picture.alpha()
-    if alpha is not None and alpha.min() < 1 and alpha.max() > 0:
-        notes.append("no mask was given: the picture's alpha channel is used")
-        return alpha
-    import logging
-
-    import cv2
-
-    grey = cv2.cvtColor(np.round(picture.rgb() * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
-    _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    notes.append("no mask was given: Otsu's threshold of the picture is used")
-    logging.getLogger("inlay").warning(notes[-1])
-    # The object is taken to be the smaller of the two sides.
-    mask = mask if mask.mean() <= 0.5 else 1 - mask
-    return np.asarray(mask, np.float32)

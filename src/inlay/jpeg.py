@@ -3,7 +3,8 @@
 libjpeg fills what is missing before the end marker with grey and only counts a warning, so a file
 that was cut and closed again, or whose header claims a larger picture, decodes without an error.
 Here it is decoded once more with other bytes before the end marker: a whole picture never looks at
-them, a picture that lacks blocks shows them.
+them, a picture that lacks blocks shows them. A progressive file that was cut between two scans is
+a whole picture of lower quality, and passes.
 
 Source: ITU-T T.81, annex B (markers), F.2.2.5 (padding of the last byte).
 """

@@ -179,11 +179,13 @@ def read_mask(
     role: str = "mask",
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> NDArray[np.float32]:
-    """Read a mask as float32 (h, w) in [0, 1]; white is 1, colours count by their luma.
+    """Read a mask as float32 (h, w) in [0, 1]; white (or True) is 1, colours count by luma.
 
     Where the picture has an alpha that is not opaque all over, the alpha is the mask. `size` is the
     (width, height) that it must have, or None. Raises InputError, also for a mask that is all 0.
     """
+    if isinstance(source, np.ndarray) and source.dtype == np.bool_:
+        source = source.astype(np.uint8) * 255
     picture = read_picture(source, role=role, max_pixels=max_pixels)
     if size is not None and picture.size != tuple(size):
         raise InputError(

@@ -18,117 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inlay.diffusion.autoencoder import PatchAutoencoder
 from inlay.errors import InputError
 from inlay.training.data import Corpus, load_corpus, random_crop, random_mask
+from inlay.training.networks import EmbeddedConfig, Networks, fit_autoencoder, noise_scheduler
 from inlay.training.tokenizer import train_tokenizer
 
 __all__ = ["EmbeddedConfig", "train_embedded"]
 
 _VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
-
-
-class EmbeddedConfig(BaseModel):
-    """The whole recipe; it is written next to the weights it made."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    block_out_channels: tuple[int, ...] = Field((64, 128, 256), description="U-Net widths")
-    layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
-    attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
-    text_width: int = Field(192, ge=32, description="width of the text model")
-    text_layers: int = Field(3, ge=1, description="layers of the text model")
-    resolution: int = Field(128, ge=32, description="picture side in pixels")
-    low_resolution: int = Field(64, ge=32, description="picture side of the first phase")
-    low_resolution_steps: int = Field(4000, ge=0, description="steps of the first phase")
-    low_resolution_batch: int = Field(32, ge=1, description="batch size of the first phase")
-    steps: int = Field(8000, ge=1, description="steps in all")
-    batch: int = Field(16, ge=1, description="batch size at full resolution")
-    learning_rate: float = Field(3e-4, gt=0, description="after warm-up")
-    warmup_steps: int = Field(200, ge=1, description="linear warm-up")
-    cooldown_share: float = Field(0.25, ge=0, le=1, description="share of steps of linear decay")
-    caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
-    hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
-    ema_decay: float = Field(0.9995, ge=0, lt=1, description="exponential moving average")
-    max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
-    save_every: int = Field(500, ge=1, description="steps between resumable states")
-    seed: int = Field(0, description="of weights, data order, masks and noise")
-
-
-class _Networks(nn.Module):
-    """What is trained, as one module, so that one optimiser and one EMA serve."""
-
-    def __init__(self, config: EmbeddedConfig, vocabulary: int, end_token: int) -> None:
-        super().__init__()
-        from diffusers import UNet2DConditionModel
-        from diffusers.models.attention_processor import AttnProcessor
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        coarser = len(config.block_out_channels) - 1
-        self.unet = UNet2DConditionModel(
-            sample_size=config.resolution // 4,
-            in_channels=33,
-            out_channels=16,
-            block_out_channels=config.block_out_channels,
-            layers_per_block=config.layers_per_block,
-            # Attention on the finest level costs more than it gives at this size.
-            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * coarser),
-            up_block_types=(*["CrossAttnUpBlock2D"] * coarser, "UpBlock2D"),
-            cross_attention_dim=config.text_width,
-            attention_head_dim=config.attention_heads,
-            norm_num_groups=16,
-        )
-        # Explicit attention: the fused kernel's backward is slow on CPUs.
-        self.unet.set_attn_processor(AttnProcessor())
-        self.text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=vocabulary,
-                hidden_size=config.text_width,
-                intermediate_size=4 * config.text_width,
-                num_hidden_layers=config.text_layers,
-                num_attention_heads=4,
-                max_position_embeddings=77,
-                projection_dim=config.text_width,
-                bos_token_id=end_token - 1,
-                eos_token_id=end_token,
-                pad_token_id=end_token,
-            )
-        )
-
-
-def _scheduler() -> Any:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
-
-
-def _fit_autoencoder(corpus: Corpus, seed: int, patch: int = 4) -> PatchAutoencoder:
-    rng = np.random.default_rng([seed, 1])
-    rows = []
-    for _ in range(3000):
-        image = corpus.images[int(rng.choice(len(corpus), p=corpus.weights))]
-        crop = random_crop(image, 128, rng)
-        top, left = rng.integers(0, 32, 2) * patch
-        for dy in range(0, 128, 32):
-            y, x = (int(top) + dy) % 128, (int(left) + dy) % 128
-            rows.append(crop[y : y + patch, x : x + patch].transpose(2, 0, 1).reshape(-1))
-    patches = torch.from_numpy(np.stack(rows)).float() / 127.5 - 1
-    fitted: PatchAutoencoder = PatchAutoencoder.fit(patches, patch)
-    return fitted
 
 
 def _batch(
@@ -150,14 +50,14 @@ class Trainer:
         self.held_out = load_corpus(folder, held_out=True)
         torch.manual_seed(config.seed)
         self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
-        self.vae = _fit_autoencoder(self.corpus, config.seed).to(self.device)
+        self.vae = fit_autoencoder(self.corpus, config.seed).to(self.device)
         end = int(self.tokenizer.eos_token_id)
-        self.networks = _Networks(config, len(self.tokenizer), end).to(self.device)
+        self.networks = Networks(config, len(self.tokenizer), end).to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.networks.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True
         )
-        self.scheduler = _scheduler()
+        self.scheduler = noise_scheduler()
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
         self.step = 0
 
