@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -187,3 +188,9 @@ def test_attention_is_left_as_found_after_a_cancelled_run() -> None:
     with pytest.raises(Cancelled):
         compose(0, prompt="a photo of a hat", words_inside="hat", callback=stop)
     assert all(unet.attn_processors[name] is before[name] for name in before)
+
+
+def test_two_runs_write_the_same_file(tmp_path: Path) -> None:
+    compose(1).save(tmp_path / "one.png")
+    compose(1).save(tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -70,7 +70,8 @@ def test_a_record_says_all_that_it_should() -> None:
     assert record["window"] == {"x": 1, "y": 2, "width": 30, "height": 40}
     assert set(record["inputs"]) == {"picture"}
     assert record["model"] is None and record["device"] is None
-    assert json.loads(record_text(record)) == record
+    inside = json.loads(record_text(record))
+    assert inside == {key: value for key, value in record.items() if key != "timings"}
     assert "\n" not in record_text(record)
 
 

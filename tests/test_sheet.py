@@ -55,7 +55,7 @@ def test_transparent_parts_lie_over_white_without_a_fringe() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "RGBA", "I;16"])
 def test_every_mode_is_accepted(mode: str) -> None:
-    assert contact_sheet([Image.new(mode, (50, 20))], [mode], cell=32).size == (48, 64)
+    assert contact_sheet([Image.new(mode, (50, 20))], [mode], cell=32).size == (48, 45)
 
 
 def test_a_long_label_stays_in_its_cell() -> None:

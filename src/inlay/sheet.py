@@ -27,8 +27,8 @@ def contact_sheet(
 ) -> Image:
     """Lay pictures out in rows with a label under each; returns PIL "RGB".
 
-    Each picture is shrunk (never enlarged) to fit a square of `cell` pixels and centred in it;
-    what is transparent lies over white. A label is cut with "..." where it is wider than its
+    Each picture is shrunk (never enlarged) to fit a square of `cell` pixels and centred in its
+    column; a row is as high as its highest picture; what is transparent lies over white. A label is cut with "..." where it is wider than its
     cell. `columns` defaults to the squarest layout that is at least as wide as high. Raises
     InputError for no pictures, as many labels as not pictures, or sizes below one.
     """
@@ -48,22 +48,24 @@ def contact_sheet(
             "expected at least 1 column of at least 16 pixels."
         )
     across = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
-    down = math.ceil(len(pictures) / across)
     size = max(10, cell // 20)
     font = ImageFont.load_default(size=size)
     line = math.ceil(size * 1.6)
-    step_x, step_y = cell + _GAP, cell + line + _GAP
-    sheet = PilImage.new("RGB", (across * step_x + _GAP, down * step_y + _GAP), _PAPER)
+    step = cell + _GAP
+    smalls = [_fitted(picture, cell) for picture in pictures]
+    # A row is as high as its highest picture: wide pictures leave no white bands.
+    rows = [smalls[i : i + across] for i in range(0, len(smalls), across)]
+    heights = [max(small.height for small in row) for row in rows]
+    tops = [_GAP + sum(heights[:i]) + i * (line + _GAP) for i in range(len(rows) + 1)]
+    sheet = PilImage.new("RGB", (across * step + _GAP, tops[-1]), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        left = _GAP + number % across * step_x
-        top = _GAP + number // across * step_y
-        small = _fitted(picture, cell)
-        corner = (left + (cell - small.width) // 2, top + (cell - small.height) // 2)
-        sheet.paste(small, corner)
+    for number, (small, label) in enumerate(zip(smalls, labels, strict=True)):
+        left, top = _GAP + number % across * step, tops[number // across]
+        height = heights[number // across]
+        sheet.paste(small, (left + (cell - small.width) // 2, top + (height - small.height) // 2))
         text = _fitting(label, font, cell)
         indent = (cell - font.getlength(text)) / 2
-        draw.text((left + max(indent, 0), top + cell + (line - size) // 2), text, _INK, font)
+        draw.text((left + max(indent, 0), top + height + (line - size) // 2), text, _INK, font)
     return sheet
 
 
