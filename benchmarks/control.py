@@ -19,9 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from inlay import Box, Composer
 from photos import Photo, five_scenes
-
-from inlay import Composer
 
 NAMES = ("cup/garage", "face/launch", "cat/table", "cat/portrait", "cup/cat")
 T_IN = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -37,31 +36,39 @@ def row(name: str, values: list[float]) -> str:
     return f"{name:14s}" + "".join(f"{value:9.3f}" for value in values)
 
 
+class Scene:
+    """One of the five pictures: how to run on it, and how far a result is from the paste."""
+
+    def __init__(self, composer: Composer, background: Photo, subject: Photo, box: Box) -> None:
+        self.composer, self.background, self.subject, self.box = composer, background, subject, box
+        white = np.full_like(background, 255)
+        black = np.dstack([np.zeros_like(subject[..., :3]), subject[..., 3]])
+        solid = composer.compose(white, black, box=box, method="paste")
+        self.inside = np.asarray(solid.image).max(-1) == 0
+        self.core = cv2.erode(self.inside.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+        self.paste = self.run(method="paste")
+
+    def run(self, **settings: object) -> Photo:
+        settings = {"method": "cdc", "seed": 3, **settings}
+        result = self.composer.compose(self.background, self.subject, box=self.box, **settings)
+        return np.asarray(result.image)
+
+    def distance(self, image: Photo) -> float:
+        return float(np.sqrt(((image.astype(float) - self.paste)[self.inside] ** 2).mean()))
+
+    def detail(self, image: Photo) -> float:
+        return energy(image, self.core) / energy(self.paste, self.core)
+
+
 def main() -> int:
     composer = Composer.from_pretrained("embedded", device="cpu")
     tables: dict[str, list[str]] = {"T_in": [], "N_in": [], "energy": []}
     good = True
     for name, (background, subject, box) in zip(NAMES, five_scenes(), strict=True):
-        white = np.full_like(background, 255)
-        black = np.dstack([np.zeros_like(subject[..., :3]), subject[..., 3]])
-        solid = composer.compose(white, black, box=box, method="paste")
-        inside = np.asarray(solid.image).max(-1) == 0
-        core = cv2.erode(inside.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
-
-        def run(**settings: object) -> Photo:
-            settings = {"method": "cdc", "seed": 3, **settings}
-            return np.asarray(composer.compose(background, subject, box=box, **settings).image)
-
-        paste = run(method="paste")
-
-        def distance(image: Photo) -> float:
-            return float(np.sqrt(((image.astype(float) - paste)[inside] ** 2).mean()))
-
-        by_t = [distance(run(T_in=t, smoothing=0.0)) for t in T_IN]
-        by_n = [distance(run(T_in=1.0, N_in=n, smoothing=0.0)) for n in N_IN]
-        detail = [
-            energy(run(decoding=d), core) / energy(paste, core) for d in ("residual", "plain")
-        ]
+        scene = Scene(composer, background, subject, box)
+        by_t = [scene.distance(scene.run(T_in=t, smoothing=0.0)) for t in T_IN]
+        by_n = [scene.distance(scene.run(T_in=1.0, N_in=n, smoothing=0.0)) for n in N_IN]
+        detail = [scene.detail(scene.run(decoding=d)) for d in ("residual", "plain")]
         good &= bool((np.diff(by_t) < 0).all() and (np.diff(by_n) > 0).all())
         good &= abs(detail[0] - 1) <= 0.05 and abs(detail[1] - 1) > abs(detail[0] - 1)
         tables["T_in"].append(row(name, by_t))

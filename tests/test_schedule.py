@@ -23,7 +23,10 @@ ZERO = {
 
 @pytest.mark.parametrize("config", [SD1, ZERO], ids=["sd1", "zero-snr"])
 @pytest.mark.parametrize("steps", [1, 8, 25, 50])
-def test_ddim_follows_diffusers_step_by_step(config: dict[str, object], steps: int) -> None:
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ddim_follows_diffusers_step_by_step(
+    config: dict[str, object], steps: int, eta: float
+) -> None:
     scheduler = DDIMScheduler.from_config({**config, "clip_sample": False})
     scheduler.set_timesteps(steps)
     schedule = ddim_schedule(config, steps)
@@ -32,7 +35,10 @@ def test_ddim_follows_diffusers_step_by_step(config: dict[str, object], steps: i
     assert list(schedule.timesteps)[::-1] == scheduler.timesteps.tolist()
     for index in reversed(range(steps)):
         output = torch.randn(1, 4, 5, 6, generator=generator)
-        theirs = scheduler.step(output, schedule.timesteps[index], theirs, eta=0.0).prev_sample
+        noise = torch.randn(1, 4, 5, 6, generator=generator)
+        theirs = scheduler.step(
+            output, schedule.timesteps[index], theirs, eta=eta, variance_noise=noise
+        ).prev_sample
         alpha = schedule.alpha(index)
         if config is ZERO:
             x0 = alpha**0.5 * ours - (1 - alpha) ** 0.5 * output
@@ -40,7 +46,7 @@ def test_ddim_follows_diffusers_step_by_step(config: dict[str, object], steps: i
         else:
             x0 = (ours - (1 - alpha) ** 0.5 * output) / alpha**0.5
             eps = output
-        ours = ddim_step(x0, eps, schedule.alpha(index - 1))
+        ours = ddim_step(x0, eps, alpha, schedule.alpha(index - 1), eta, noise)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,7 @@ from inlay.decode import open_header
 from inlay.errors import InputError
 from inlay.files import check_target, read_file, replace_file, shown
 from inlay.geometry import Box
-
-if TYPE_CHECKING:
-    from inlay.pixels import Picture
+from inlay.picture import Picture, to_8_bits
 
 __all__ = ["check_output", "read_record", "write_picture"]
 
@@ -157,16 +155,6 @@ def _fit(picture: Picture, form: _Format, name: str) -> Picture:
 
 def _rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.floor(values.astype(np.float64) * np.iinfo(dtype).max + 0.5).astype(dtype)
-
-
-def to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    """uint16 samples rounded to uint8; uint8 ones as they are."""
-    if samples.dtype == np.uint8:
-        return samples
-    out = np.empty(samples.shape, np.uint8)
-    for top in range(0, len(samples), 256):
-        out[top : top + 256] = (samples[top : top + 256].astype(np.uint32) + 128) // 257
-    return out
 
 
 def _encode(

@@ -28,9 +28,10 @@ def contact_sheet(
     """Lay pictures out in rows with a label under each; returns PIL "RGB".
 
     Each picture is shrunk (never enlarged) to fit a square of `cell` pixels and centred in its
-    column; a row is as high as its highest picture; what is transparent lies over white. A label is cut with "..." where it is wider than its
-    cell. `columns` defaults to the squarest layout that is at least as wide as high. Raises
-    InputError for no pictures, as many labels as not pictures, or sizes below one.
+    column; a row is as high as its highest picture; what is transparent lies over white. A label
+    is cut with "..." where it is wider than its cell. `columns` defaults to the squarest layout
+    that is at least as wide as high. Raises InputError for no pictures, as many labels as not
+    pictures, or sizes below one.
     """
     from PIL import Image as PilImage
     from PIL import ImageDraw, ImageFont

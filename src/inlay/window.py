@@ -17,13 +17,24 @@ from inlay.geometry import Box
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.methods.base import Painted
     from inlay.pixels import Picture
     from inlay.scene import Scene
 
-__all__ = ["Window", "crop_box", "model_size", "stitch"]
+__all__ = ["Painted", "Window", "crop_box", "model_size", "stitch"]
 
 Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What a method made of its window, at the window's own resolution.
+
+    rgb is float32 (height, width, 3), sRGB in [0, 1]; effect is bool (height, width): the only
+    pixels that may be written into the background.
+    """
+
+    rgb: NDArray[np.float32]
+    effect: NDArray[np.bool_]
 
 
 def crop_box(region: Box, size: tuple[int, int], context: float, at_least: int = 1) -> Box:

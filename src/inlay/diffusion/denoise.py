@@ -50,6 +50,7 @@ def denoise(
     *,
     indices: Sequence[int],
     noise: Callable[[Tensor], Tensor],
+    eta: float = 0.0,
     on_x0: Sequence[Hook] = (),
     on_step: Sequence[Hook] = (),
     progress: Callable[[Step], None] = lambda step: None,
@@ -59,7 +60,7 @@ def denoise(
     `on_x0` hooks return a new x0 estimate before the step is taken, `on_step` hooks a new sample
     after it, in order. `noise(like)` draws the noise of an upward move, which starts again from
     the latest x0 estimate; of several moves up in a row only the last is carried out, as
-    each would overwrite the one before.
+    each would overwrite the one before. `eta` is DDIM's share of fresh noise, 0 to 1.
     """
     moves = list(itertools.pairwise(indices))
     total = sum(after < before for before, after in moves)
@@ -78,7 +79,8 @@ def denoise(
         )  # fmt: skip
         for hook in on_x0:
             step.x0 = hook(step)
-        step.z = ddim_step(step.x0, step.eps, step.alpha_next)
+        fresh = noise(z) if eta > 0 else None
+        step.z = ddim_step(step.x0, step.eps, step.alpha, step.alpha_next, eta, fresh)
         for hook in on_step:
             step.z = hook(step)
         z, x0 = step.z, step.x0

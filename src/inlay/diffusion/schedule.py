@@ -66,9 +66,24 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: float) -> Tensor:
     return math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * noise
 
 
-def ddim_step(x0: Tensor, eps: Tensor, alpha_next: float) -> Tensor:
-    """The deterministic DDIM step (eta = 0; arXiv 2010.02502, eq. 12) to `alpha_next`."""
-    return add_noise(x0, eps, alpha_next)
+def ddim_step(
+    x0: Tensor,
+    eps: Tensor,
+    alpha: float,
+    alpha_next: float,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """The DDIM step (arXiv 2010.02502, eq. 12 and 16) from `alpha` to `alpha_next`.
+
+    eta = 0 is deterministic; eta = 1 puts as much fresh `noise` (standard normal, as x0) in as
+    ancestral sampling does, so that a weak network's errors do not add up over the steps.
+    """
+    if eta == 0 or noise is None or alpha_next >= 1:
+        return add_noise(x0, eps, alpha_next)
+    variance = eta**2 * (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
+    direction = math.sqrt(max(1 - alpha_next - variance, 0.0))
+    return math.sqrt(alpha_next) * x0 + direction * eps + math.sqrt(variance) * noise
 
 
 def repaint_indices(

@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from inlay.window import Painted, Window
 
 if TYPE_CHECKING:
     import torch
 
     from inlay.diffusion.backbone import Backbone
-    from inlay.window import Window
 
 __all__ = ["Context", "DiffusionSettings", "Method", "Painted", "Settings"]
 
@@ -98,18 +97,6 @@ class Context:
     def note(self, line: str) -> None:
         """Say something a user should know; it ends in the record and the log."""
         self.notes.append(line)
-
-
-@dataclass(frozen=True)
-class Painted:
-    """What a method made of its window, at the window's own resolution.
-
-    rgb is float32 (height, width, 3), sRGB in [0, 1]; effect is bool (height, width): the only
-    pixels that may be written into the background.
-    """
-
-    rgb: NDArray[np.float32]
-    effect: NDArray[np.bool_]
 
 
 class Run(Protocol):

@@ -46,6 +46,9 @@ class CdcSettings(DiffusionSettings):
     repaint_repeats: int = Field(
         10, ge=1, le=50, description="RePaint: how often each stretch is run in all"
     )
+    eta: float = Field(
+        0.0, ge=0, le=1, description="DDIM's share of fresh noise a step; 0 as published"
+    )
     condition_on: Literal["z_t", "x0"] = Field(
         "z_t", description="pull the noisy sample, or the estimate of the clean one"
     )
@@ -151,7 +154,7 @@ def _one_round(
     latent_mask = work.latent_mask(mask)
     masked = None
     if backbone.kind == "inpaint":
-        masked = work.encode(image * (1 - mask))
+        masked = work.encode(image * (1 - work.whole(latent_mask)))
 
     def noise(like: Tensor) -> Tensor:
         return context.noise(like) * settings.temperature
@@ -180,6 +183,7 @@ def _one_round(
             schedule,
             indices=indices,
             noise=noise,
+            eta=settings.eta,
             on_x0=[pull.on_x0] if on_x0 else [],
             on_step=[] if on_x0 else [pull.on_step],
             progress=work.progress(done * moves, settings.rounds * moves),

@@ -30,7 +30,7 @@ class InpaintSettings(DiffusionSettings):
         0.02, ge=0, le=0.5, description="how far the hole is widened, in window sizes"
     )
     scheduler: str = Field(
-        "DDIMScheduler",
+        "EulerAncestralDiscreteScheduler",
         pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$",
         description="which of diffusers' schedulers samples, by class name",
     )
@@ -58,17 +58,19 @@ def run(
     with torch.inference_mode():
         work = Workspace.of(window, backbone, settings, context)
         image, mask = window.tensor("pasted", work.size), window.mask(work.size, settings.grow)
-        latent_mask = work.latent_mask(mask)
-        inpaints = backbone.kind == "inpaint"
+        latent_mask = work.latent_mask(mask, cover=True)
+        masked = None
+        if backbone.kind == "inpaint":
+            masked = work.encode(image * (1 - work.whole(latent_mask)))
         result = solve(
             solver,
-            work.denoiser(latent_mask, work.encode(image * (1 - mask)) if inpaints else None),
+            work.denoiser(latent_mask, masked),
             work.source(),
             steps=settings.num_inference_steps,
             strength=settings.strength,
             noise=context.noise,
             generator=context.generator,
-            keep_outside=None if inpaints else latent_mask,
+            keep_outside=latent_mask if masked is None else None,
             progress=work.progress(),
         )
         return replaced(work, result, settings.grow)

@@ -66,16 +66,31 @@ class Workspace:
         """Latent of the pasted window."""
         return self.encode(self.window.tensor("pasted", self.size), "pasted")
 
-    def latent_mask(self, mask: Tensor) -> Tensor:
-        """A picture mask (1, 1, H, W) at latent resolution, by nearest neighbour."""
+    def latent_mask(self, mask: Tensor, cover: bool = False) -> Tensor:
+        """A picture mask (1, 1, H, W) at latent resolution.
+
+        By nearest neighbour, or with `cover` every latent pixel that the mask touches.
+        """
         from torch.nn import functional
 
         height, width = (side // self.backbone.factor for side in self.size)
+        if cover:
+            return functional.adaptive_max_pool2d(mask, (height, width)).to(self.backbone.device)
         small = functional.interpolate(mask, (height, width), mode="nearest")
         if not small.any():
             # Nearest neighbour can miss a thin region altogether.
             small = functional.adaptive_max_pool2d(mask, (height, width))
         return small.to(self.backbone.device)
+
+    def whole(self, latent_mask: Tensor) -> Tensor:
+        """A latent mask as a mask of the model's picture, on the CPU.
+
+        What is erased from the picture that an inpainting checkpoint sees must be just what the
+        latent mask says: a patch half erased would be neither seen nor hole.
+        """
+        from torch.nn import functional
+
+        return functional.interpolate(latent_mask, self.size, mode="nearest").cpu()
 
     def denoiser(
         self,

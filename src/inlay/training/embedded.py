@@ -59,7 +59,19 @@ class Trainer:
         )
         self.scheduler = noise_scheduler()
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
+        # What a channel weighs in the picture grows with the square of its deviation; its root
+        # keeps the finer channels in the game.
+        visible = self._channel_deviation() ** config.channel_weight_power
+        self.channel_weight = (visible / visible.mean()).view(1, -1, 1, 1).to(self.device)
         self.step = 0
+
+    @torch.no_grad()
+    def _channel_deviation(self) -> Tensor:
+        rng = np.random.default_rng([self.config.seed, 4])
+        indices = rng.choice(len(self.corpus), 64, p=self.corpus.weights)
+        x = _batch(self.corpus, indices, self.config.resolution, rng)[0].to(self.device)
+        deviation: Tensor = self.vae.encode(x).latent_dist.mode().std((0, 2, 3))
+        return deviation
 
     def _embed(self, captions: list[str]) -> Tensor:
         unique = sorted(set(captions))
@@ -76,6 +88,8 @@ class Trainer:
         """Squared v-error (N, C, h, w) and the latent mask (N, 1, h, w)."""
         scale = self.vae.config.scaling_factor
         latent_mask = mask[:, :, ::4, ::4]
+        # Erase whole patches, as inference does: a patch half erased is neither seen nor hole.
+        mask = latent_mask.repeat_interleave(4, 2).repeat_interleave(4, 3)
         with torch.no_grad():
             z = self.vae.encode(x).latent_dist.mode() * scale
             masked = self.vae.encode(x * (1 - mask)).latent_dist.mode() * scale
@@ -111,7 +125,7 @@ class Trainer:
             x.to(d), mask.to(d), captions, torch.from_numpy(t).to(d), torch.from_numpy(noise).to(d)
         )
         weight = (1 - c.hole_weight) + c.hole_weight * hole
-        loss = (error * weight).mean() / weight.mean()
+        loss = (error * weight * self.channel_weight).mean() / weight.mean()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         loss.backward()

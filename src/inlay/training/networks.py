@@ -36,6 +36,9 @@ class EmbeddedConfig(BaseModel):
     cooldown_share: float = Field(0.25, ge=0, le=1, description="share of steps of linear decay")
     caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
     hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
+    channel_weight_power: float = Field(
+        1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
+    )
     ema_decay: float = Field(0.9995, ge=0, lt=1, description="exponential moving average")
     max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
     save_every: int = Field(500, ge=1, description="steps between resumable states")
