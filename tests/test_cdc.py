@@ -10,10 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from inlay import Composer, InputError
 from inlay.composer import Composite
 from inlay.methods import get
+from inlay.methods.cdc import eroded, next_input
 from photos import Photo, five_scenes
 
 
@@ -158,6 +160,27 @@ def test_every_setting_has_an_effect_and_stays_in_the_region(settings: dict[str,
         base |= {"prompt": "a photo of a hat", "guidance_scale": 3.0}
     plain, changed = compose(0, **base), compose(0, **{**base, **settings})
     assert not np.array_equal(pixels(plain), pixels(changed))
+
+
+def test_the_next_round_gets_the_mix_inside_and_the_picture_outside() -> None:
+    rng = np.random.default_rng(0)
+    image, output = (torch.from_numpy(a) for a in rng.normal(size=(2, 1, 3, 9, 9)))
+    mask = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    mask[..., 2:7, 3:8] = 1
+    got = next_input(image, output, mask, 0.3)
+    expected = torch.where(mask > 0, 0.3 * output + 0.7 * image, image)
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_erosion_shrinks_from_round_to_round() -> None:
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 20:110, 20:110] = 1
+    widths = [int(eroded(mask, n, 4, 0.06)[0, 0, 64].sum()) for n in (1, 2, 3, 4)]
+    # Kernels of 7, 5, 3 and 1 pixels' radius take as much off either side.
+    assert widths == [90 - 2 * radius for radius in (7, 5, 3, 1)]
+    thin = torch.zeros(1, 1, 128, 128)
+    thin[..., 60, 20:110] = 1
+    assert torch.equal(eroded(thin, 1, 4, 0.06), thin)
 
 
 def test_rounds_report_progress_as_one_run() -> None:

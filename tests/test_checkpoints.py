@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.checkpoints import load_backbone, pick_device, pick_dtype
-from inlay.diffusion.folder import wanted_files
+from inlay.diffusion.folder import is_complete, wanted_files
 from inlay.diffusion.weights import fingerprint, pick_weights
 from inlay.errors import InputError
 
@@ -667,3 +667,18 @@ def test_textual_inversions_that_do_not_fit_are_one_sentence(tmp_path: Path) -> 
 def test_the_pipelines_of_diffusers_load_these_folders_too() -> None:
     pipe = StableDiffusionXLPipeline.from_pretrained(built("sdxl"), add_watermarker=False)
     assert pipe.unet.config.in_channels == 4
+
+
+def test_a_download_that_broke_off_between_shards_is_not_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(built("sd1"), folder)
+    unet = folder / "unet"
+    assert is_complete(folder, half=False)
+    stem = "diffusion_pytorch_model"
+    (unet / f"{stem}.safetensors").rename(unet / f"{stem}-00001-of-00002.safetensors")
+    shards = {"a": f"{stem}-00001-of-00002.safetensors", "b": f"{stem}-00002-of-00002.safetensors"}
+    index = unet / f"{stem}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    assert not is_complete(folder, half=False)
+    (unet / shards["b"]).write_bytes((unet / shards["a"]).read_bytes())
+    assert is_complete(folder, half=False)

@@ -101,6 +101,40 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         train_embedded(tmp_path, tmp_path / "out", TINY)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"file_name": "../a.png", "text": "x"}', "inside the folder"),
+        ('{"file_name": "/a.png", "text": "x"}', "inside the folder"),
+        ('{"file_name": "a.png", "text": "x", "weight": -1}', "weight"),
+        ('{"file_name": "a.png", "text": "x", "weight": NaN}', "weight"),
+        ("[1, 2]", "line 1"),
+        ("\udcff", "UTF-8"),
+    ],
+)
+def test_bad_rows_are_refused(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "metadata.jsonl").write_bytes(line.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=says):
+        train_embedded(tmp_path, tmp_path / "out", TINY)
+
+
+def test_a_handful_of_photos_trains_without_a_held_out_split(tmp_path: Path) -> None:
+    rows = []
+    for name in ("chelsea.png", "coffee.png", "rocket.png"):
+        assert not is_held_out(name)
+        Image.fromarray(getattr(data, name[:-4])()).save(tmp_path / name)
+        rows.append(json.dumps({"file_name": name, "text": "a photo"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    short = TINY.model_copy(update={"steps": 2})
+    assert (train_embedded(tmp_path, tmp_path / "out", short) / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("widths", [(30, 60), (16,), (0, 16)])
+def test_widths_that_no_network_has_are_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiples of 16"):
+        EmbeddedConfig(block_out_channels=widths)
+
+
 def test_nothing_to_resume_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="resume"):
         train_embedded(folder, tmp_path / "empty", TINY, resume=True)

@@ -118,11 +118,12 @@ class _LocalizedProcessor:
             return x.reshape(rows, x.shape[1], heads, -1).transpose(1, 2)
 
         query, key, value = split(query), split(key), split(value)
-        scores = query @ key.transpose(-1, -2) * attn.scale
+        # Scaled before the product and in float32: half precision overflows otherwise.
+        scores = (query * attn.scale).float() @ key.transpose(-1, -2).float()
         # The rows are [unconditional, conditional], or conditional alone without guidance.
         first = rows // 2 if rows > 1 else 0
         bonus = torch.stack([self.prompt.bonus(row) for row in scores[first:]])
-        scores = torch.cat([scores[:first], scores[first:] + bonus]).float()
+        scores = torch.cat([scores[:first], scores[first:] + bonus])
         hidden = scores.softmax(-1).to(value.dtype) @ value
         hidden = hidden.transpose(1, 2).reshape(rows, hidden.shape[2], -1)
         hidden = attn.to_out[1](attn.to_out[0](hidden))

@@ -178,9 +178,14 @@ def is_complete(folder: Path, half: bool) -> bool:
         for part in read_index(folder, str(folder)):
             names = [path.name for path in (folder / part).iterdir()]
             if part in _STEMS:
-                pick_weights(names, _STEMS[part], half=half, where=part)
+                chosen = pick_weights(names, _STEMS[part], half=half, where=part)[1]
+                for index in (name for name in chosen if name.endswith(".json")):
+                    # A download that broke off leaves some of the shards.
+                    shards = json.loads((folder / part / index).read_text())["weight_map"]
+                    if not set(shards.values()) <= set(names):
+                        return False
         return (folder / "scheduler" / "scheduler_config.json").is_file()
-    except (InputError, OSError):
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

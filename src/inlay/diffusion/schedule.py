@@ -51,7 +51,8 @@ def ddim_schedule(
     total = int(scheduler.config.num_train_timesteps)
     steps = min(num_inference_steps, total)
     scheduler.set_timesteps(steps)
-    timesteps = [int(t) for t in scheduler.timesteps][::-1]
+    # Leading spacing plus an offset can name a timestep beyond the last one.
+    timesteps = [min(int(t), total - 1) for t in scheduler.timesteps][::-1]
     run = min(int(steps * strength + 1e-9), steps)
     timesteps = timesteps[:run]
     alphas = tuple(float(scheduler.alphas_cumprod[t]) for t in timesteps)

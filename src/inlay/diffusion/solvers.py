@@ -14,24 +14,50 @@ from inlay.diffusion.denoise import Denoiser, Step
 __all__ = ["make_solver", "solve"]
 
 
-def make_solver(name: str, scheduler_config: Mapping[str, Any]) -> Any:
+def make_solver(name: str, scheduler_config: Mapping[str, Any], steps: int = 20) -> Any:
     """A diffusers scheduler by class name, with a checkpoint's noise levels.
 
-    Raises LookupError for a name that is not a scheduler of diffusers with the usual step().
+    It is tried out at `steps` steps on a few numbers with a network that knows the answer. Raises
+    LookupError for a name that is not a scheduler of diffusers with the usual step(), or for one
+    that does not find that answer with these noise levels.
     """
     import diffusers
 
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if kind is None or not hasattr(kind, "from_config") or not hasattr(kind, "step"):
-        raise LookupError(name)
     config = {**scheduler_config, "clip_sample": False}
+    # Runge-Kutta warm-up evaluates the network between its levels; every SD checkpoint skips it.
+    config["skip_prk_steps"] = True
     try:
-        solver = kind.from_config(config)
-    except (TypeError, ValueError, NotImplementedError):
+        if kind is None or not _finds_the_answer(kind.from_config(config), steps):
+            raise LookupError(name)
+        return kind.from_config(config)
+    # Schedulers of other kinds of model, or with needs that are not installed, fail in many ways.
+    except Exception:
         raise LookupError(name) from None
-    if "prediction_type" not in solver.config or not hasattr(solver, "alphas_cumprod"):
-        raise LookupError(name)
-    return solver
+
+
+def _finds_the_answer(solver: Any, steps: int) -> bool:
+    clean = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+    alphas = solver.alphas_cumprod
+
+    def oracle(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+        alpha = float(alphas[timestep])
+        return (z - alpha**0.5 * clean) / max(1 - alpha, 1e-6) ** 0.5, clean
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.zeros_like(clean)
+    draw = torch.randn(clean.shape, generator=generator)
+    result = solve(
+        solver,
+        oracle,
+        start,
+        steps=steps,
+        strength=1.0,
+        noise=lambda like: draw,
+        generator=generator,
+    )
+    # NaN is not below anything.
+    return bool((result - clean).abs().max() < 0.3)
 
 
 def solve(
@@ -52,13 +78,15 @@ def solve(
     the source noised to that step's level (blended latents, arXiv 2206.02779). `generator` is
     for solvers that add noise themselves. strength 0 returns the source.
     """
-    solver.set_timesteps(steps)
-    # Solvers of higher order list each level more than once: `order` entries make a step.
-    order = int(getattr(solver, "order", 1))
-    begin = max(len(solver.timesteps) - int(steps * strength + 1e-9) * order, 0)
-    timesteps = solver.timesteps[begin:]
-    if len(timesteps) == 0:
+    run = int(steps * strength + 1e-9)
+    if run == 0:
         return source
+    solver.set_timesteps(steps)
+    # Leading spacing plus an offset can name a timestep beyond the last one.
+    solver.timesteps = solver.timesteps.clamp(max=len(solver.alphas_cumprod) - 1)
+    # Solvers of higher order list each level more than once: `order` entries make a step.
+    begin = (steps - run) * int(getattr(solver, "order", 1))
+    timesteps = solver.timesteps[begin:]
     if hasattr(solver, "set_begin_index"):
         solver.set_begin_index(begin)
     z: Tensor = solver.add_noise(source, noise(source), timesteps[:1])

@@ -121,7 +121,16 @@ def _localized(work: Workspace, mask: Tensor, settings: CdcSettings) -> Localize
         ) from None
 
 
-def _eroded(mask: Tensor, round_number: int, rounds: int, largest: float) -> Tensor:
+def next_input(image: Tensor, output: Tensor, mask: Tensor, blend: float) -> Tensor:
+    """The next round's picture: blend * output + (1 - blend) * image inside M, `image` outside.
+
+    M is the mask of the round that ends, so that what it made in the rim which the next round
+    leaves alone is not lost.
+    """
+    return image + mask * blend * (output - image)
+
+
+def eroded(mask: Tensor, round_number: int, rounds: int, largest: float) -> Tensor:
     """M for the round after `round_number` (from 1): the kernel shrinks as the rounds go on."""
     import cv2
     import torch
@@ -209,9 +218,8 @@ def run(
                 break
             change = backbone.decode(result) - backbone.decode(z_source)
             output = (image + change.cpu().float()).clamp(-1, 1)
-            mask = _eroded(mask, number, settings.rounds, settings.erosion)
-            mixed = settings.blend * output + (1 - settings.blend) * image
-            image = mixed * mask + output * (1 - mask)
+            image = next_input(image, output, mask, settings.blend)
+            mask = eroded(mask, number, settings.rounds, settings.erosion)
             z_source = work.encode(image)
         if settings.decoding == "plain" and settings.strength > 0:
             return replaced(work, result)

@@ -47,11 +47,14 @@ def run(
     if backbone is None:
         raise ValueError("inpaint needs a backbone")
     try:
-        solver = make_solver(settings.scheduler, backbone.scheduler_config)
+        solver = make_solver(
+            settings.scheduler, backbone.scheduler_config, settings.num_inference_steps
+        )
     except LookupError:
         raise InputError(
-            f"scheduler {settings.scheduler!r} is not one that inlay can drive; "
-            "use for example DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
+            f"scheduler {settings.scheduler!r} does not sample this model in "
+            f"{settings.num_inference_steps} steps; use for example DDIMScheduler, "
+            "EulerDiscreteScheduler or UniPCMultistepScheduler."
         ) from None
     if settings.strength == 0:
         return Painted(window.pasted, window.alpha > 1)

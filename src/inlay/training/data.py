@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pixels import read_picture
 
 __all__ = ["Corpus", "is_held_out", "load_corpus", "random_crop", "random_mask"]
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
+
+_log = logging.getLogger("inlay")
 
 
 @dataclass
@@ -45,7 +49,9 @@ def is_held_out(file_name: str, share: int = 20) -> bool:
 def load_corpus(folder: Path, held_out: bool, short_side: int = 288) -> Corpus:
     """Read one split of an image folder; larger pictures are reduced to `short_side` pixels.
 
-    Raises InputError when the folder has no metadata.jsonl, or no picture that can be read.
+    Pictures that cannot be read are left out, and the log says so. The held-out split may be
+    empty. Raises InputError when metadata.jsonl is missing or malformed, or when the training
+    split has no picture that can be read.
     """
     metadata = folder / "metadata.jsonl"
     if not metadata.is_file():
@@ -55,34 +61,53 @@ def load_corpus(folder: Path, held_out: bool, short_side: int = 288) -> Corpus:
     images: list[Image] = []
     captions: list[str] = []
     weights: list[float] = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            name, text = str(row["file_name"]), str(row["text"])
-            weight = float(row.get("weight", 1.0))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{metadata} line {number} is not a JSON object with file_name and text."
-            ) from error
+        name, text, weight = _row(line, f"{metadata} line {number}")
         if is_held_out(name) != held_out:
             continue
-        picture = cv2.imread(str(folder / name), cv2.IMREAD_COLOR)
-        if picture is None:
+        try:
+            picture = read_picture(folder / name).to_pil().convert("RGB")
+        except InputError as error:
+            _log.warning("left out: %s", error)
             continue
-        height, width = picture.shape[:2]
-        ratio = short_side / min(height, width)
-        if ratio < 1:
-            size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        images.append(np.ascontiguousarray(picture[..., ::-1]).astype(np.uint8, copy=False))
+        images.append(_reduced(np.asarray(picture, np.uint8), short_side))
         captions.append(text)
         weights.append(weight)
-    if not images:
-        raise InputError(f"{folder} holds no readable picture for this split; add pictures to it.")
+    if not images and not held_out:
+        raise InputError(f"{folder} holds no readable picture to train on; add pictures to it.")
     probabilities = np.asarray(weights, dtype=np.float64)
-    return Corpus(images, captions, probabilities / probabilities.sum())
+    return Corpus(images, captions, probabilities / max(probabilities.sum(), 1e-300))
+
+
+def _row(line: str, where: str) -> tuple[str, str, float]:
+    """File name, caption and weight of one line of metadata.jsonl."""
+    try:
+        row = json.loads(line)
+        name, text = str(row["file_name"]), str(row["text"])
+        weight = float(row.get("weight", 1.0))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{where} is not a JSON object with file_name and text.") from None
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{where} names {name!r}; expected a file inside the folder.")
+    if not 0 < weight < 1e6:
+        raise InputError(f"{where} has weight {weight}; expected a number above 0.")
+    return name, text, weight
+
+
+def _reduced(picture: Image, short_side: int) -> Image:
+    height, width = picture.shape[:2]
+    ratio = short_side / min(height, width)
+    if ratio >= 1:
+        return np.ascontiguousarray(picture)
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:

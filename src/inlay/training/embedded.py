@@ -142,7 +142,12 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, pictures: int = 64) -> dict[int, float]:
-        """Hole v-loss of the averaged weights on the held-out split, by timestep."""
+        """Hole v-loss of the averaged weights on the held-out split, by timestep.
+
+        Empty where nothing is held out, as may be with a handful of photos.
+        """
+        if len(self.held_out) == 0:
+            return {}
         rng = np.random.default_rng([self.config.seed, 3])
         indices = np.arange(min(pictures, len(self.held_out)))
         x, mask, captions = _batch(self.held_out, indices, self.config.resolution, rng)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from inlay.diffusion.autoencoder import PatchAutoencoder
@@ -21,6 +21,21 @@ class EmbeddedConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     block_out_channels: tuple[int, ...] = Field((64, 128, 256), description="U-Net widths")
+
+    @field_validator("block_out_channels")
+    @classmethod
+    def _widths(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if not 2 <= len(widths) <= 5 or any(width < 16 or width % 16 for width in widths):
+            raise ValueError("expected 2 to 5 widths that are multiples of 16")
+        return widths
+
+    @field_validator("text_width")
+    @classmethod
+    def _heads(cls, width: int) -> int:
+        if width % 4:
+            raise ValueError("expected a multiple of 4")
+        return width
+
     layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
     attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
     text_width: int = Field(192, ge=32, description="width of the text model")
