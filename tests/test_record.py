@@ -90,7 +90,7 @@ def test_the_record_travels_inside_the_picture(tmp_path: Path, suffix: str) -> N
     out = _pasted(tmp_path, suffix)
     record = read_back(out)
     assert (record.verb, record.method, record.seed) == ("compose", "paste", 9)
-    assert record.request["at"] == [200, 240]
+    assert record.request.at == [200, 240]
     assert record.inputs["background"].sha256 == file_sha256(tmp_path / "bg.png")
     assert record.inputs["subject"].sha256 == file_sha256(tmp_path / "cup.png")
 

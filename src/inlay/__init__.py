@@ -43,7 +43,10 @@ def cut(picture: Source, **options: Any) -> Image:
     of a segmentation model), mask, box, max_pixels. Raises InputError.
     """
     from inlay.cutout import cut_rgba
+    from inlay.request import as_box
 
+    if "box" in options:
+        options["box"] = as_box(options["box"], "box")
     return cut_rgba(picture, **options)
 
 

@@ -18,8 +18,8 @@ from inlay.methods.base import Context, Settings
 from inlay.pixels import DEFAULT_MAX_PIXELS, Picture, Source, read_mask, read_picture, write_picture
 from inlay.record import build_record, record_text
 from inlay.region import found_region, inverted
-from inlay.request import Request
-from inlay.scene import Placement, Scene, compose_scene, region_scene
+from inlay.request import Place, Request
+from inlay.scene import Scene, compose_scene, region_scene
 from inlay.window import Window, stitch
 
 if TYPE_CHECKING:
@@ -136,15 +136,16 @@ class Composer:
         background: Source,
         subject: Source,
         *,
-        box: Box | None = None,
-        at: tuple[float, float] | None = None,
+        box: Box | Sequence[float] | None = None,
+        at: Sequence[float] | None = None,
         scale: float | None = None,
         random: bool = False,
         rotate: float = 0.0,
         flip: bool = False,
         mask: Source | None = None,
         cut: str | None = None,
-        cut_box: Box | None = None,
+        cut_box: Box | Sequence[float] | None = None,
+        trust_remote_code: bool = False,
         method: str | None = None,
         preset: str | None = None,
         seed: int = 0,
@@ -158,33 +159,44 @@ class Composer:
 
         box (background pixels; the subject keeps its aspect, centred in it), at + scale (centre and
         factor) or random say where; mask, cut ("alpha", "mask", "box", "grabcut" or a model)
-        and cut_box say what the subject is in its own picture. Other keywords are the method's
-        settings. callback(step, total, preview) may raise Cancelled. Raises InputError.
+        and cut_box say what the subject is in its own picture. Boxes are a Box or four numbers x,
+        y, width, height. trust_remote_code lets a segmentation model run code of its own. Other
+        keywords are the method's settings. callback(step, total, preview) may raise Cancelled.
+        Raises InputError.
         """
         from inlay.cutout import cut as cut_out
 
         request = Request("compose", method, preset, seed, num_images, settings)
+        place = Place.of(
+            box=box,
+            at=at,
+            scale=scale,
+            random=random,
+            rotate=rotate,
+            flip=flip,
+            cut=cut,
+            cut_box=cut_box,
+            trust_remote_code=trust_remote_code,
+        )
         picture = read_picture(background, role="background", max_pixels=max_pixels)
-        cutout = cut_out(subject, by=cut, mask=mask, box=cut_box, max_pixels=max_pixels)
-        placement = Placement(box=box, at=at, scale=scale, random=random, rotate=rotate, flip=flip)
+        request.check_size(picture.size)
+        cutout = cut_out(
+            subject,
+            by=place.cut,
+            mask=mask,
+            box=place.cut_box,
+            max_pixels=max_pixels,
+            trust_remote_code=place.trust_remote_code,
+        )
 
         def scene(seed: int) -> Scene:
-            return compose_scene(picture, cutout, placement, seed)
+            return compose_scene(picture, cutout, place.placement, seed)
 
         # A file is recorded by its path, so that the picture can be made again.
         named = subject if isinstance(subject, (str, os.PathLike)) else cutout
         inputs = {"background": picture, "subject": named, "mask": mask}
-        place = {
-            "box": None if box is None else box.as_dict(),
-            "at": None if at is None else list(at),
-            "scale": scale,
-            "random": random,
-            "rotate": rotate,
-            "flip": flip,
-            "cut": cut,
-            "cut_box": None if cut_box is None else cut_box.as_dict(),
-        }
-        return self._run(request, scene, inputs, place, callback, previews, varied=random)
+        varied = place.placement.random
+        return self._run(request, scene, inputs, place.as_dict(), callback, previews, varied=varied)
 
     def harmonize(
         self,
@@ -209,6 +221,7 @@ class Composer:
         """
         request = Request("harmonize", method, preset, seed, num_images, settings)
         whole = read_picture(picture, role="picture", max_pixels=max_pixels)
+        request.check_size(whole.size)
         notes: list[str] = []
         region = (
             found_region(whole, notes)
@@ -244,6 +257,7 @@ class Composer:
         """Take out what the mask (white) covers."""
         request = Request("remove", method, preset, seed, num_images, settings)
         whole = read_picture(picture, role="picture", max_pixels=max_pixels)
+        request.check_size(whole.size)
         region = read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
         inputs = {"picture": whole, "mask": mask}
         scene = region_scene(whole, region, None)

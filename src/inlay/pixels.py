@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from inlay.color import conversion
 from inlay.decode import Decoded, UnsupportedError, check_size, decode, from_pil
 from inlay.errors import InputError
 from inlay.files import read_file, shown
+from inlay.geometry import Box
 from inlay.output import check_output, read_record, write_picture
 from inlay.picture import Picture, kind_of
 
@@ -26,6 +28,7 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "Picture",
     "Source",
+    "bands",
     "check_output",
     "read_mask",
     "read_picture",
@@ -38,6 +41,9 @@ Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
 # Weights of red, green and blue in luma (ITU-R BT.601), which masks in colour are read by.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+# Pixels of such a band.
+_BAND = 1 << 18
 
 _log = logging.getLogger("inlay")
 
@@ -105,12 +111,22 @@ def read_mask(
     if mask is None or not (mask < 1).any():
         if picture.mode in ("L", "LA"):
             levels = picture.samples if picture.mode == "L" else picture.samples[..., 0]
-            mask = levels.astype(np.float32) / np.float32(2**picture.depth - 1)
+            mask = levels.astype(np.float32)
+            mask /= np.float32(2**picture.depth - 1)
         else:
-            mask = np.clip(picture.rgb() @ _LUMA, 0, 1)
+            mask = np.empty((picture.height, picture.width), np.float32)
+            for rows in bands(picture):
+                mask[rows.slices] = np.clip(picture.rgb(rows) @ _LUMA, 0, 1)
     if not (mask > 0).any():
         raise InputError(f"{picture.name} is empty; expected white where the object is.")
     return mask
+
+
+def bands(picture: Picture) -> Iterator[Box]:
+    """The picture in bands of whole rows, so that floats of all of it are never needed at once."""
+    step = max(1, _BAND // picture.width)
+    for top in range(0, picture.height, step):
+        yield Box(0, top, picture.width, min(step, picture.height - top))
 
 
 def _digest(samples: NDArray[Any]) -> str:

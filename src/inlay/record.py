@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from inlay._version import __version__
 from inlay.errors import InputError
@@ -47,6 +47,31 @@ class _Model(_Loose):
     textual_inversions: list[str] = []
 
 
+class _Box(_Loose):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class _Request(_Loose):
+    """Where the subject went and how it was cut out; empty but for compose."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    box: _Box | None = None
+    at: list[float] | None = Field(None, min_length=2, max_length=2)
+    scale: float | None = None
+    random: bool = False
+    rotate: float = 0.0
+    flip: bool = False
+    cut: str | None = None
+    cut_box: _Box | None = None
+    trust_remote_code: bool = False
+
+
 class Record(_Loose):
     """A record as it is read back: what is needed to make its picture again."""
 
@@ -60,7 +85,7 @@ class Record(_Loose):
     device: str | None = None
     dtype: str | None = None
     inputs: dict[str, _Input]
-    request: dict[str, Any] = {}
+    request: _Request = _Request()
 
 
 def build_record(
@@ -159,14 +184,17 @@ def read_back(path: str | os.PathLike[str]) -> Record:
         raise InputError(f"{name} holds no record of inlay; give a picture that inlay has written.")
     try:
         data = json.loads(text)
-        if isinstance(data, dict) and "sheet" in data:
-            first = Path(str((data.get("outputs") or ["one of its pictures"])[0])).name
-            raise InputError(f"{name} is a contact sheet; give one of its pictures, like {first}.")
-        record = Record.model_validate(data)
-    except (json.JSONDecodeError, ValidationError, RecursionError):
+        sheet = isinstance(data, dict) and "sheet" in data
+        record = None if sheet else Record.model_validate(data)
+    except (ValueError, RecursionError):
         raise InputError(
             f"the record inside {name} is damaged; give a picture as inlay has written it."
         ) from None
+    if record is None:
+        outputs = data.get("outputs")
+        listed = outputs if isinstance(outputs, list) and outputs else ["one of its pictures"]
+        first = Path(str(listed[0])).name
+        raise InputError(f"{name} is a contact sheet; give one of its pictures, like {first}.")
     if record.verb not in VERBS:
         raise InputError(
             f"the record inside {name} is of {record.verb!r}; "

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.geometry import Box
-from inlay.pixels import Picture
+from inlay.pixels import Picture, bands
 from inlay.scene import Region, Scene
 
 __all__ = ["found_region", "inverted"]
@@ -34,7 +34,11 @@ def found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
 
     import cv2
 
-    grey = cv2.cvtColor(np.round(picture.rgb() * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    # In bands of rows, so that the colours of a large picture are never all there as floats.
+    grey = np.empty((picture.height, picture.width), np.uint8)
+    for rows in bands(picture):
+        levels = np.round(picture.rgb(rows) * 255).astype(np.uint8)
+        grey[rows.slices] = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)
     _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     notes.append("no mask was given: Otsu's threshold of the picture is used")
     logging.getLogger("inlay").warning(notes[-1])

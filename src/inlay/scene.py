@@ -106,8 +106,8 @@ class Placement:
             len(self.at) != 2 or not all(math.isfinite(v) and abs(v) <= 1e6 for v in self.at)
         ):
             raise InputError(f"at is {self.at}; expected X,Y in pixels of the background.")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise InputError(f"scale is {self.scale}; expected a number above 0.")
+        if self.scale is not None and not 0 < self.scale <= 1e6:
+            raise InputError(f"scale is {self.scale}; expected a number above 0, at most 1e6.")
         if not math.isfinite(self.rotate):
             raise InputError(f"rotate is {self.rotate}; expected a finite number of degrees.")
 

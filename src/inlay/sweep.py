@@ -24,6 +24,8 @@ T = TypeVar("T", bound=BaseModel)
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, else all of them."""
     names = list(known)
+    if not names:
+        return "there are none."
     close = difflib.get_close_matches(name, names, 1, 0.5)
     if not close:
         folded = {other.lower(): other for other in names}

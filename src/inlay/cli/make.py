@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inlay.cli import options
-from inlay.cli.options import Common, MaskFile, Out, takes_common
+from inlay.cli.options import Common, MaskFile, Out, TrustRemoteCode, takes_common
 from inlay.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def compose(
             "--cut-box", metavar="X,Y,W,H", help="Where the subject is in its own picture."
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Put a subject into a background."""
     places = [name for name, value in (("--box", box), ("--at", at)) if value is not None]
@@ -88,6 +89,7 @@ def compose(
         "mask": mask,
         "cut": cut,
         "cut_box": options.box(cut_box, "--cut-box"),
+        "trust_remote_code": trust_remote_code,
     }
     files = {"background": background, "subject": subject, "mask": mask}
     produce(
@@ -147,17 +149,24 @@ def produce(
     verb: str, output: str, files: Mapping[str, str | None], common: Common, call: Call
 ) -> None:
     """Check everything, make every picture that was asked for, write them, say so."""
-    from inlay.cli.outputs import Outputs, check_out, tell
+    from inlay.cli.outputs import Outputs, check_out, check_preview, sibling_names, tell
     from inlay.cli.progress import listening
 
     out = check_out(output, files)
-    variants = plan(verb, common)
+    variants, notes = plan(verb, common)
+    labels = [
+        ",".join(filter(None, (label, f"seed={seed}" if common.num_images > 1 else "")))
+        for label, _ in variants
+        for seed in range(common.seed, common.seed + common.num_images)
+    ]
+    siblings = sibling_names(out, labels) if len(labels) > 1 else []
+    for sibling in siblings:
+        check_out(str(sibling), files)
     composer = open_composer(common)
-    preview = out.with_name(f"{out.stem}-preview.png") if common.previews else None
-    several = len(variants) > 1 or common.num_images > 1
+    preview = check_preview(out, files) if common.previews else None
     with (
         listening(quiet=common.quiet, bar=not common.json, preview_file=preview) as listener,
-        Outputs(out, 2 if several else 1) as outputs,
+        Outputs(out, siblings) as outputs,
     ):
         for number, (label, settings) in enumerate(variants, 1):
             counted = f"{number} of {len(variants)}: " if len(variants) > 1 else ""
@@ -176,16 +185,20 @@ def produce(
                 },
             )
             for picture, record in zip(result.pictures, result.records, strict=True):
-                seeded = f"seed={record['seed']}" if common.num_images > 1 else ""
-                outputs.add(picture, record, ",".join(filter(None, (label, seeded))))
+                record["notes"] = [*record["notes"], *notes]
+                outputs.add(picture, record, labels[len(outputs.records)])
                 for note in record["notes"]:
                     listener.note(note)
         summary = outputs.finish()
     tell(summary, as_json=common.json, quiet=common.quiet)
 
 
-def plan(verb: str, common: Common) -> list[tuple[str, dict[str, Any]]]:
-    """The (label, settings) of each call that was asked for, checked; raises InputError."""
+def plan(verb: str, common: Common) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """The (label, settings) of each call that was asked for, checked, and notes.
+
+    The options that all methods share may be given to one that has no such setting: a note says
+    that they are passed over. Raises InputError.
+    """
     from inlay import methods
     from inlay.sweep import MAX_PICTURES, nearest, parse_sets
 
@@ -208,13 +221,17 @@ def plan(verb: str, common: Common) -> list[tuple[str, dict[str, Any]]]:
         if key in direct:
             option = "--" + key.replace("_", "-")
             raise InputError(f"{key} is given by {option} and by --set; give it once.")
+    notes = []
+    for key in [key for key in direct if key not in method.settings.model_fields]:
+        del direct[key]
+        notes.append(f"{method.name} has no {key}: --{key.replace('_', '-')} is passed over")
     variants = parse_sets(sets, method.settings, {**base, **direct})
     count = len(variants) * common.num_images
     if count > MAX_PICTURES:
         raise InputError(
             f"the lists and --num-images ask for {count} pictures; at most {MAX_PICTURES} are made."
         )
-    return [(label, {**direct, **values}) for label, values in variants]
+    return [(label, {**direct, **values}) for label, values in variants], notes
 
 
 def open_composer(common: Common) -> Composer:

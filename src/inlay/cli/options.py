@@ -67,6 +67,13 @@ MaxPixels = Annotated[
         help="Refuse larger pictures before decoding them.",
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let the segmentation model run code of its own; only if you trust its author.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Sets = Annotated[
@@ -217,6 +224,8 @@ def nearest(value: str, known: Iterable[str]) -> str:
     import difflib
 
     words = list(known)
+    if not words:
+        return "there are none."
     close = difflib.get_close_matches(value.lower(), words, 1, 0.5)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(words)}."
 

@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from inlay.cli import options
-from inlay.cli.options import DEFAULT_MAX_PIXELS, Json, MaskFile, MaxPixels, Out, Quiet, Sets
+from inlay.cli.options import (
+    DEFAULT_MAX_PIXELS,
+    Json,
+    MaskFile,
+    MaxPixels,
+    Out,
+    Quiet,
+    Sets,
+    TrustRemoteCode,
+)
 from inlay.errors import InputError
 
 _WITH_ALPHA = (".png", ".webp", ".tif", ".tiff")
@@ -42,6 +51,7 @@ def cut(
             autocompletion=options._completes(*options.CUTS),
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json: Json = False,
     quiet: Quiet = False,
@@ -74,14 +84,25 @@ def cut(
     from inlay.pixels import read_picture, write_picture
 
     with listening(quiet=quiet, bar=not json):
-        image = cut_rgba(picture, by=by or model, mask=mask, box=where, max_pixels=max_pixels)
+        image = cut_rgba(
+            picture,
+            by=by or model,
+            mask=mask,
+            box=where,
+            max_pixels=max_pixels,
+            trust_remote_code=trust_remote_code,
+        )
         write_picture(read_picture(image, max_pixels=max_pixels), out)
     inputs = {"picture": picture} | ({} if mask is None else {"mask": mask})
     record = {
         "inlay": __version__,
         "verb": "cut",
         "inputs": {role: identify(path) for role, path in inputs.items()},
-        "request": {"cut": by or model, "box": None if where is None else where.as_dict()},
+        "request": {
+            "cut": by or model,
+            "box": None if where is None else where.as_dict(),
+            "trust_remote_code": trust_remote_code,
+        },
         "outputs": [str(out)],
     }
     tell(record, as_json=json, quiet=quiet)

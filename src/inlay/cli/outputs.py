@@ -6,11 +6,13 @@ last one is there: an error or an interruption leaves nothing behind.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,29 @@ def check_out(out: str, inputs: Mapping[str, str | None]) -> Path:
     return path
 
 
+def sibling_names(out: Path, labels: Sequence[str]) -> list[Path]:
+    """The files beside OUT that several pictures go to, one for each label, all different."""
+    names: list[str] = []
+    for label in labels:
+        stem = name = f"{out.stem}-{_file_label(label)}"
+        number = 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return [out.with_name(name + out.suffix) for name in names]
+
+
+def check_preview(out: Path, inputs: Mapping[str, str | None]) -> Path:
+    """The preview's file beside OUT; raises InputError where something has that name already."""
+    path = check_out(str(out.with_name(f"{out.stem}-preview.png")), inputs)
+    if os.path.lexists(path):
+        raise InputError(
+            f"{path.name} exists already; move it away, choose another output or leave out "
+            "--previews."
+        )
+    return path
+
+
 def _same(one: Path, other: Path) -> bool:
     try:
         return one.exists() and one.samefile(other)
@@ -48,8 +73,9 @@ def _same(one: Path, other: Path) -> bool:
 class Outputs:
     """Takes pictures one by one; `finish` puts them where they belong."""
 
-    def __init__(self, out: Path, count: int) -> None:
-        self.out, self.count = out, count
+    def __init__(self, out: Path, siblings: Sequence[Path] = ()) -> None:
+        """`siblings`: where the pictures go if there are several; OUT then is their sheet."""
+        self.out, self.siblings = out, list(siblings)
         self.records: list[dict[str, Any]] = []
         self._staged: list[tuple[Path, Path]] = []
         self._cells: list[Image] = []
@@ -57,9 +83,11 @@ class Outputs:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Outputs:
-        if self.count > 1:
+        if self.siblings:
             try:
-                self._folder = tempfile.TemporaryDirectory(prefix=".inlay-", dir=self.out.parent)
+                self._folder = tempfile.TemporaryDirectory(
+                    prefix=".inlay-", dir=self.out.parent, ignore_cleanup_errors=True
+                )
             except OSError as error:
                 raise InputError(
                     f"{self.out.parent} cannot be written to ({error.strerror})."
@@ -76,17 +104,17 @@ class Outputs:
             self._folder.cleanup()
 
     def add(self, picture: Picture, record: dict[str, Any], label: str) -> None:
-        """Take one picture; `label` tells it from its siblings and ends in its file name."""
+        """Take the next picture; `label` tells it from its siblings on the sheet."""
         from inlay.pixels import write_picture
 
         if self._folder is None:
             write_picture(picture, self.out, record=record_text(record))
             self.records.append({**record, "outputs": [str(self.out)]})
             return
-        name = f"{self.out.stem}-{_file_label(label)}{self.out.suffix}"
-        staged = Path(self._folder.name) / name
+        target = self.siblings[len(self._staged)]
+        staged = Path(self._folder.name) / target.name
         write_picture(picture, staged, record=record_text(record))
-        self._staged.append((staged, self.out.with_name(name)))
+        self._staged.append((staged, target))
         self.records.append(record)
         cell = picture.to_pil()
         cell.thumbnail((2 * _CELL, 2 * _CELL))
@@ -107,9 +135,38 @@ class Outputs:
         sheet = contact_sheet(self._cells, self._labels, cell=_CELL)
         staged = Path(self._folder.name) / ("sheet" + self.out.suffix)
         write_picture(read_picture(sheet), staged, record=record_text(summary))
-        for source, target in [*self._staged, (staged, self.out)]:
-            os.replace(source, target)
+        _move_all([*self._staged, (staged, self.out)], Path(self._folder.name))
         return {**summary, "records": self.records}
+
+
+def _move_all(moves: Sequence[tuple[Path, Path]], folder: Path) -> None:
+    """Move every file in place, or none: what was there comes back where one cannot be moved."""
+    done: list[tuple[Path, Path, Path | None]] = []
+    try:
+        for number, (source, target) in enumerate(moves):
+            kept = folder / f"old-{number}" if os.path.lexists(target) else None
+            done.append((source, target, kept))
+            if kept is not None:
+                if target.is_dir() and not target.is_symlink():
+                    raise IsADirectoryError(errno.EISDIR, "Is a directory")
+                try:
+                    os.link(target, kept, follow_symlinks=False)
+                except (OSError, NotImplementedError):
+                    # Not every file system has links; then the old file steps aside.
+                    os.replace(target, kept)
+            os.replace(source, target)
+    except BaseException as error:
+        for source, target, kept in reversed(done):
+            with suppress(OSError):
+                if kept is not None and os.path.lexists(kept):
+                    os.replace(kept, target)
+                elif kept is None and not source.exists():
+                    target.unlink()
+        if isinstance(error, OSError):
+            raise InputError(
+                f"{done[-1][1].name} cannot be written ({error.strerror}); give another output."
+            ) from None
+        raise
 
 
 def _file_label(label: str) -> str:

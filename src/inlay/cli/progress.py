@@ -23,6 +23,7 @@ class Listener:
         self.quiet = quiet
         self.preview_file = preview_file
         self.label = ""
+        self._previewed = False
         self._notes: list[str] = []
         self._progress: Any = None
         self._task: Any = None
@@ -46,7 +47,10 @@ class Listener:
         if preview is not None and self.preview_file is not None:
             from inlay.pixels import read_picture, write_picture
 
-            write_picture(read_picture(preview, role="preview"), self.preview_file)
+            picture = read_picture(preview, role="preview")
+            # Only the first one may find the name free; later ones replace what we wrote.
+            write_picture(picture, self.preview_file, overwrite=self._previewed)
+            self._previewed = True
 
     def start(self) -> None:
         if not self.live:
@@ -80,7 +84,7 @@ class Listener:
         elif worked and not self.quiet:
             for line in self._notes:
                 print(line, file=sys.stderr)
-        if self.preview_file is not None:
+        if self.preview_file is not None and self._previewed:
             self.preview_file.unlink(missing_ok=True)
 
 

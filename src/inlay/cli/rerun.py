@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.cli.options import DEFAULT_MAX_PIXELS, Json, MaxPixels, Out, Quiet
+from inlay.cli.options import (
+    DEFAULT_MAX_PIXELS,
+    Json,
+    MaxPixels,
+    Out,
+    Quiet,
+    TrustRemoteCode,
+)
 from inlay.errors import InputError
 from inlay.geometry import Box
 
@@ -22,6 +29,7 @@ def rerun(
     ],
     output: Out,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -34,23 +42,35 @@ def rerun(
     record = read_back(picture)
     inputs = resolve_inputs(record, Path(picture).parent)
     out = check_out(output, inputs)
-    with listening(quiet=quiet, bar=not json) as listener, Outputs(out, 1) as outputs:
+    with listening(quiet=quiet, bar=not json) as listener, Outputs(out) as outputs:
         if record.inlay != __version__:
             listener.note(
                 f"the picture was made by inlay {record.inlay}, this is {__version__}: "
                 "the result may differ"
             )
-        result = again(record, inputs, listener.step, max_pixels)
+        result = again(record, inputs, listener.step, max_pixels, trust_remote_code)
         outputs.add(result.pictures[0], result.records[0], "")
         summary = outputs.finish()
     tell(summary, as_json=json, quiet=quiet)
 
 
 def again(
-    record: Record, inputs: dict[str, str], callback: Any, max_pixels: int = DEFAULT_MAX_PIXELS
+    record: Record,
+    inputs: dict[str, str],
+    callback: Any,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    trust_remote_code: bool = False,
 ) -> Composite:
-    """Run a record's request; raises InputError where the model is not the recorded one."""
+    """Run a record's request; raises InputError where the model is not the recorded one.
+
+    A record may come from a stranger: its settings must be the method's own, and whether a
+    segmentation model may run code of its own is not for it to say.
+    """
+    from inlay import methods
     from inlay.composer import Composer
+    from inlay.sweep import validate_settings
+
+    validate_settings(methods.get(record.method, record.verb).settings, record.settings)
 
     model = record.model
     composer = Composer.from_pretrained(
@@ -61,12 +81,12 @@ def again(
         textual_inversions=[] if model is None else model.textual_inversions,
     )
     shared: dict[str, Any] = {
+        **record.settings,
         "method": record.method,
         "preset": record.preset,
         "seed": record.seed,
         "callback": callback,
         "max_pixels": max_pixels,
-        **record.settings,
     }
     try:
         if record.verb == "compose":
@@ -74,7 +94,8 @@ def again(
                 inputs["background"],
                 inputs["subject"],
                 mask=inputs.get("mask"),
-                **_place(record.request),
+                **_place(record),
+                trust_remote_code=trust_remote_code,
                 **shared,
             )
         elif record.verb == "harmonize":
@@ -97,16 +118,10 @@ def again(
     return result
 
 
-def _place(request: dict[str, Any]) -> dict[str, Any]:
-    known = ("box", "at", "scale", "random", "rotate", "flip", "cut", "cut_box")
-    place = {key: request[key] for key in known if key in request}
-    try:
-        for key in ("box", "cut_box"):
-            if place.get(key) is not None:
-                place[key] = Box(**place[key])
-        if place.get("at") is not None:
-            x, y = place["at"]
-            place["at"] = (float(x), float(y))
-    except (TypeError, ValueError):
-        raise InputError("the record's request is damaged; it cannot be run again.") from None
+def _place(record: Record) -> dict[str, Any]:
+    """The keywords of Composer.compose that say where the subject went."""
+    place = record.request.model_dump(exclude={"trust_remote_code"})
+    for key in ("box", "cut_box"):
+        if place[key] is not None:
+            place[key] = Box(**place[key])
     return place
