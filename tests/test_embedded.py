@@ -1,0 +1,61 @@
+"""The checkpoint in the package is the one its card describes, and it has learned something."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from skimage import data
+
+from inlay import Composer
+from photos import five_scenes
+
+ROOT = Path(str(files("inlay"))) / "assets" / "embedded"
+
+
+def test_the_card_names_the_weights_that_are_there() -> None:
+    card = (ROOT / "README.md").read_text()
+    weights = sorted(ROOT.rglob("*.safetensors"))
+    assert {path.parent.name for path in weights} == {"unet", "vae", "text_encoder"}
+    for path in weights:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+
+
+def test_the_whole_is_small_enough_to_ship_and_in_half_precision() -> None:
+    assert sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file()) < 90e6
+    for part in ("unet", "text_encoder"):
+        for tensors in (load_file(path) for path in (ROOT / part).glob("*.safetensors")):
+            assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float16"}
+
+
+@pytest.mark.parametrize("photo", ["coffee", "rocket", "chelsea"])
+def test_what_it_paints_is_nearer_to_the_truth_than_grey_is(photo: str) -> None:
+    """Foreign photographs: the hole's mean colour and light come from its surroundings."""
+    image = getattr(data, photo)()
+    mask = np.zeros(image.shape[:2], np.uint8)
+    height, width = mask.shape
+    mask[height // 3 : height // 3 + 100, width // 3 : width // 3 + 100] = 255
+    result = Composer.from_pretrained("embedded", device="cpu").remove(
+        image, mask=mask, method="inpaint", num_inference_steps=12
+    )
+    hole = mask > 0
+    blurred = cv2.GaussianBlur(image, (0, 0), 12)[hole].astype(float)
+    painted = cv2.GaussianBlur(np.asarray(result.image), (0, 0), 12)[hole].astype(float)
+    around = image[cv2.dilate(mask, np.ones((60, 60), np.uint8)) > 0].mean((0,))
+    assert np.abs(painted - blurred).mean() < np.abs(127.5 - blurred).mean()
+    assert np.abs(painted.mean(0) - around).max() < 60
+
+
+def test_half_the_precision_half_the_bytes_same_picture() -> None:
+    background, subject, box = five_scenes()[0]
+    pictures = []
+    for dtype in ("float32", "bfloat16"):
+        composer = Composer.from_pretrained("embedded", device="cpu", dtype=dtype)
+        result = composer.compose(background, subject, box=box, num_inference_steps=8)
+        pictures.append(np.asarray(result.image).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 0.5
