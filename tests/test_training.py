@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,13 +15,22 @@ from safetensors.torch import load_file
 from skimage import data
 
 from inlay import Box, Composer, InputError
-from inlay.training.data import is_held_out, load_corpus, random_crop, random_mask
-from inlay.training.embedded import EmbeddedConfig, train_embedded
+from inlay.training.data import (
+    is_held_out,
+    load_corpus,
+    object_mask,
+    random_crop,
+    random_mask,
+    recoloured,
+    with_rendered,
+)
+from inlay.training.embedded import EmbeddedConfig, Trainer, train_embedded
+from inlay.training.optim import JointOptimizer
 
 TINY = EmbeddedConfig(
     block_out_channels=(16, 32), text_width=32, text_layers=1, attention_heads=2,
     steps=4, low_resolution_steps=2, low_resolution=32, resolution=64, low_resolution_batch=2,
-    batch=2, save_every=2,
+    batch=2, save_every=2, rendered=2,
 )  # fmt: skip
 
 
@@ -138,3 +149,133 @@ def test_widths_that_no_network_has_are_refused(widths: tuple[int, ...]) -> None
 def test_nothing_to_resume_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="resume"):
         train_embedded(folder, tmp_path / "empty", TINY, resume=True)
+
+
+def test_muon_moves_matrices_along_the_polar_factor_and_the_rest_as_adamw() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(6, 4)
+            self.conv = torch.nn.Conv2d(3, 5, 3, bias=False)
+            self.conv_in = torch.nn.Conv2d(2, 3, 1, bias=False)
+
+    torch.manual_seed(0)
+    net = Net()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    JointOptimizer(net, "muon", 0.01).step(0.01)
+    for name in ("inner.weight", "conv.weight"):
+        parameter = dict(net.named_parameters())[name]
+        grad = parameter.grad.flatten(1)
+        left, _, right = torch.linalg.svd(grad, full_matrices=False)
+        scale = 0.2 * max(grad.shape) ** 0.5
+        moved = (before[name] * (1 - 0.01 * 0.01) - parameter.detach()).flatten(1)
+        # Newton-Schulz brings the singular values near 1, not to it.
+        values = torch.linalg.svdvals(moved / (0.01 * scale))
+        assert values.min() > 0.5
+        assert values.max() < 1.35
+        cosine = (moved * (left @ right)).sum() / (moved.norm() * (left @ right).norm())
+        assert cosine > 0.97
+    for name in ("inner.bias", "conv_in.weight"):
+        parameter = dict(net.named_parameters())[name]
+        # The first step of AdamW has the size of the learning rate, whatever the gradient.
+        expected = before[name] * (1 - 0.01 * 0.01) - 0.01 * parameter.grad.sign()
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_optimiser_goes_on_from_its_state(kind: str) -> None:
+    def gradient(net: torch.nn.Module, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in net.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+    one = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Linear(4, 3))
+    first = JointOptimizer(one, kind, 0.01)
+    for seed in range(3):
+        gradient(one, seed)
+        first.step(0.01)
+    two = copy.deepcopy(one)
+    second = JointOptimizer(two, kind, 0.01)
+    second.load({key: value.clone() for key, value in first.state().items()})
+    for net, optimizer in ((one, first), (two, second)):
+        gradient(net, 9)
+        optimizer.step(0.01)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_object_masks_follow_the_object() -> None:
+    rng = np.random.default_rng(0)
+    shape = np.zeros((96, 96), np.uint8)
+    cv2.ellipse(shape, (46, 50), (24, 30), 20, 0, 360, 255, -1)
+    texture = rng.normal(0, 6, (96, 96, 3))
+    picture = np.where(shape[..., None] > 0, (190, 60, 40), (70, 90, 120)) + texture
+    picture = np.clip(picture, 0, 255).astype(np.uint8)
+    inside = shape > 0
+    for crop in (picture, np.dstack([picture, shape])):
+        for _ in range(5):
+            mask = object_mask(crop, rng)
+            assert mask is not None
+            assert mask[inside].mean() > 0.9
+            # Widened by at most 6% of the picture.
+            far = cv2.dilate(shape, np.ones((23, 23), np.uint8)) == 0
+            assert mask[far].mean() < 0.03
+    assert object_mask(np.dstack([picture, np.zeros_like(shape)]), rng) is None
+    assert object_mask(np.dstack([picture, np.full_like(shape, 255)]), rng) is None
+
+
+def test_recolouring_keeps_the_order_of_levels_and_black() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    seen = []
+    for seed in range(20):
+        out = recoloured(ramp, np.random.default_rng(seed))
+        assert (np.diff(out.astype(int), axis=1) >= 0).all()
+        assert (out[:, 0] == 0).all()
+        seen.append(out.astype(float).mean() - ramp.mean())
+    assert np.std(seen) > 3
+    assert abs(np.mean(seen)) < 25
+
+
+def test_rendered_pictures_take_their_share_and_are_kept(folder: Path, tmp_path: Path) -> None:
+    corpus, cache = load_corpus(folder, held_out=False), tmp_path / "rendered.safetensors"
+    mixed = with_rendered(corpus, 3, 0.2, cache, size=32)
+    assert len(mixed) == len(corpus) + 3
+    assert mixed.weights.sum() == pytest.approx(1)
+    assert mixed.weights[-3:].sum() == pytest.approx(0.2)
+    assert all(image.shape == (32, 32, 4) for image in mixed.images[-3:])
+    assert all(text.startswith("a rendering of a") for text in mixed.captions[-3:])
+    written = cache.stat().st_mtime_ns
+    again = with_rendered(corpus, 3, 0.2, cache, size=32)
+    assert cache.stat().st_mtime_ns == written
+    assert again.captions == mixed.captions
+    for one, two in zip(mixed.images[-3:], again.images[-3:], strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert len(with_rendered(corpus, 2, 0.2, cache, size=32)) == len(corpus) + 2
+
+
+def test_min_snr_weights(folder: Path, tmp_path: Path) -> None:
+    trainer = Trainer(folder, tmp_path, TINY.model_copy(update={"min_snr_gamma": 5.0}))
+    t = torch.tensor([0, 100, 500, 999])
+    a = trainer.alphas[t].double()
+    snr = a / (1 - a)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
+    torch.testing.assert_close(trainer._time_weight(t).flatten().double(), expected)
+
+
+def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> None:
+    first = train_embedded(folder, tmp_path / "one", TINY)
+    begun = TINY.model_copy(update={"start_from": str(first), "steps": 1, "learning_rate": 1e-12})
+    second = train_embedded(folder, tmp_path / "two", begun)
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        one = load_file(first / part / f"{name}.safetensors")
+        two = load_file(second / part / f"{name}.safetensors")
+        for key, value in one.items():
+            torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2)
+    wider = begun.model_copy(update={"block_out_channels": (32, 48)})
+    with pytest.raises(InputError, match="same widths"):
+        train_embedded(folder, tmp_path / "three", wider)
+    nowhere = begun.model_copy(update={"start_from": str(tmp_path)})
+    with pytest.raises(InputError, match="start_from"):
+        train_embedded(folder, tmp_path / "four", nowhere)

@@ -8,8 +8,10 @@ be drawn more often.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +22,16 @@ from numpy.typing import NDArray
 from inlay.errors import InputError
 from inlay.pixels import read_picture
 
-__all__ = ["Corpus", "is_held_out", "load_corpus", "random_crop", "random_mask"]
+__all__ = [
+    "Corpus",
+    "is_held_out",
+    "load_corpus",
+    "object_mask",
+    "random_crop",
+    "random_mask",
+    "recoloured",
+    "with_rendered",
+]
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
@@ -30,7 +41,10 @@ _log = logging.getLogger("inlay")
 
 @dataclass
 class Corpus:
-    """Pictures held in memory as uint8 arrays (H, W, 3), with caption and drawing weight."""
+    """Pictures held in memory, with caption and drawing weight (the weights sum to 1).
+
+    Pictures are uint8 arrays (H, W, 3), or (H, W, 4) where the last channel is 255 on the object.
+    """
 
     images: list[Image]
     captions: list[str]
@@ -110,8 +124,88 @@ def _reduced(picture: Image, short_side: int) -> Image:
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def with_rendered(corpus: Corpus, count: int, share: float, cache: Path, size: int = 160) -> Corpus:
+    """The corpus and `count` rendered pictures, which are drawn with probability `share`.
+
+    They are kept in the file `cache` (safetensors), as rendering takes about a tenth of a second
+    each. Seeds that the hash of their name holds out are passed over.
+    """
+    if count == 0 or share == 0:
+        return corpus
+    names = (f"rendered/{seed}" for seed in itertools.count())
+    seeds = [int(n.split("/")[1]) for n in itertools.islice(_kept(names), count)]
+    images, captions = _rendered(seeds, size, cache)
+    weights = np.concatenate([corpus.weights * (1 - share), np.full(count, share / count)])
+    return Corpus([*corpus.images, *images], [*corpus.captions, *captions], weights)
+
+
+def _kept(names: Iterable[str]) -> Iterator[str]:
+    return (name for name in names if not is_held_out(name))
+
+
+def _rendered(seeds: list[int], size: int, cache: Path) -> tuple[list[Image], list[str]]:
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    from inlay.training.render import render
+
+    made_of = json.dumps([seeds, size])
+    if cache.is_file():
+        with safe_open(cache, "np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("made_of") == made_of:
+                return list(file.get_tensor("images")), json.loads(metadata["captions"])
+    pictures = [render(seed, size) for seed in seeds]
+    images = np.stack([np.dstack([p.image, p.mask]) for p in pictures])
+    captions = [p.caption for p in pictures]
+    temporary = cache.with_name(cache.name + ".tmp")
+    save_file({"images": images}, temporary, {"made_of": made_of, "captions": json.dumps(captions)})
+    temporary.replace(cache)
+    return list(images), captions
+
+
+def recoloured(crop: Image, rng: np.random.Generator) -> Image:
+    """The picture (H, W, 3) under another light: gains of up to a third and a gamma, all random."""
+    gain = np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.15))
+    gamma = np.exp(rng.normal(0, 0.15))
+    light = (np.arange(256)[:, None] / 255) ** (2.2 * gamma) * gain
+    table = np.round(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(crop, table[:, None]), np.uint8)
+
+
+def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:
+    """The shape of the thing in the middle of a crop (H, W, 3) or (H, W, 4), a little widened.
+
+    Of four channels the last one says; of three GrabCut finds it (Rother et al. 2004), on a
+    reduced copy. None where it would cover less than 3% or more than 75% of the crop.
+    """
+    size = crop.shape[0]
+    if crop.shape[2] == 4:
+        found = (crop[..., 3] > 127).astype(np.uint8)
+    else:
+        small = cv2.resize(crop, (48, 48), interpolation=cv2.INTER_AREA)
+        labels = np.full((48, 48), cv2.GC_BGD, np.uint8)
+        inset = rng.integers(2, 9, 4)
+        labels[inset[0] : -inset[1], inset[2] : -inset[3]] = cv2.GC_PR_FGD
+        # OpenCV seeds its clusters from a generator of its own.
+        cv2.setRNGSeed(int(rng.integers(2**31)))
+        models = np.zeros((2, 1, 65))
+        cv2.grabCut(small, labels, None, models[0], models[1], 2, cv2.GC_INIT_WITH_MASK)
+        inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+        found = cv2.medianBlur(inside.astype(np.uint8) * 255, 5)
+        found = cv2.resize(found, (size, size), interpolation=cv2.INTER_LINEAR) // 128
+    reach = int(rng.uniform(0, 0.06) * size)
+    if reach:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
+        found = cv2.dilate(found, kernel)
+    return found.astype(np.float32) if 0.03 <= found.mean() <= 0.75 else None
+
+
 def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
-    """A square crop of between 55% and 100% of the short side, resized, perhaps mirrored."""
+    """A square crop of between 55% and 100% of the short side, resized, perhaps mirrored.
+
+    Any number of channels (H, W, C).
+    """
     height, width = image.shape[:2]
     short = min(height, width)
     side = round(short * rng.uniform(0.55, 1.0))

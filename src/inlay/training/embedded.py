@@ -8,6 +8,7 @@ arXiv 2202.00512) under a zero-terminal-SNR schedule (Lin et al. 2024, arXiv 230
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -22,8 +23,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inlay.errors import InputError
-from inlay.training.data import Corpus, load_corpus, random_crop, random_mask
-from inlay.training.networks import EmbeddedConfig, Networks, fit_autoencoder, noise_scheduler
+from inlay.training.data import (
+    Corpus,
+    load_corpus,
+    object_mask,
+    random_crop,
+    random_mask,
+    recoloured,
+    with_rendered,
+)
+from inlay.training.networks import (
+    EmbeddedConfig,
+    Networks,
+    earlier_words_and_latents,
+    fit_autoencoder,
+    noise_scheduler,
+)
+from inlay.training.optim import JointOptimizer
 from inlay.training.tokenizer import train_tokenizer
 
 __all__ = ["EmbeddedConfig", "train_embedded"]
@@ -32,12 +48,23 @@ _VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 
 
 def _batch(
-    corpus: Corpus, indices: Any, size: int, rng: np.random.Generator
+    corpus: Corpus, indices: Any, size: int, rng: np.random.Generator, config: EmbeddedConfig | None
 ) -> tuple[Tensor, Tensor, list[str]]:
-    images = np.stack([random_crop(corpus.images[int(i)], size, rng) for i in indices])
-    masks = np.stack([random_mask(size, rng) for _ in indices])
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x, torch.from_numpy(masks)[:, None], [corpus.captions[int(i)] for i in indices]
+    """Pictures in [-1, 1], masks and captions; without a config none of them is augmented."""
+    images, masks = [], []
+    for index in indices:
+        crop = random_crop(corpus.images[int(index)], size, rng)
+        mask = None
+        if config is not None and rng.random() < config.object_mask_share:
+            mask = object_mask(crop, rng)
+        masks.append(random_mask(size, rng) if mask is None else mask)
+        crop = np.ascontiguousarray(crop[..., :3])
+        if config is not None and rng.random() < config.recolour_share:
+            crop = recoloured(crop, rng)
+        images.append(crop)
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    captions = [corpus.captions[int(index)] for index in indices]
+    return x, torch.from_numpy(np.stack(masks))[:, None], captions
 
 
 class Trainer:
@@ -49,14 +76,23 @@ class Trainer:
         self.corpus = load_corpus(folder, held_out=False)
         self.held_out = load_corpus(folder, held_out=True)
         torch.manual_seed(config.seed)
-        self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
-        self.vae = fit_autoencoder(self.corpus, config.seed).to(self.device)
+        # The autoencoder is fitted to photos alone.
+        photos = self.corpus
+        self.corpus = with_rendered(
+            photos, config.rendered, config.rendered_share, out / "rendered.safetensors"
+        )
+        if config.start_from is None:
+            self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
+            vae = fit_autoencoder(photos, config.seed)
+        else:
+            self.tokenizer, vae = earlier_words_and_latents(config.start_from)
+        self.vae = vae.to(self.device)
         end = int(self.tokenizer.eos_token_id)
         self.networks = Networks(config, len(self.tokenizer), end).to(self.device)
+        if config.start_from is not None:
+            self.networks.take_up(config.start_from)
         self.average = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(
-            self.networks.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True
-        )
+        self.optimizer = JointOptimizer(self.networks, config.optimizer, config.learning_rate)
         self.scheduler = noise_scheduler()
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
         # What a channel weighs in the picture grows with the square of its deviation; its root
@@ -69,7 +105,7 @@ class Trainer:
     def _channel_deviation(self) -> Tensor:
         rng = np.random.default_rng([self.config.seed, 4])
         indices = rng.choice(len(self.corpus), 64, p=self.corpus.weights)
-        x = _batch(self.corpus, indices, self.config.resolution, rng)[0].to(self.device)
+        x = _batch(self.corpus, indices, self.config.resolution, rng, None)[0].to(self.device)
         deviation: Tensor = self.vae.encode(x).latent_dist.mode().std((0, 2, 3))
         return deviation
 
@@ -101,6 +137,15 @@ class Trainer:
             v = self.networks.unet(inputs, t, self._embed(captions)).sample
         return (v.float() - target) ** 2, latent_mask
 
+    def _time_weight(self, t: Tensor) -> Tensor:
+        """Min-SNR weights of a v-loss (Hang et al. 2023, arXiv 2303.09556, section 3.4)."""
+        gamma = self.config.min_snr_gamma
+        if gamma is None:
+            return torch.ones(len(t), 1, 1, 1, device=t.device)
+        a = self.alphas[t]
+        # min(SNR, gamma) / (SNR + 1), with SNR = a / (1 - a): no division where SNR is infinite.
+        return torch.minimum(a, gamma * (1 - a)).view(-1, 1, 1, 1)
+
     def learning_rate(self) -> float:
         c = self.config
         warm = min(1.0, (self.step + 1) / c.warmup_steps)
@@ -115,7 +160,7 @@ class Trainer:
         size = c.low_resolution if low else c.resolution
         count = c.low_resolution_batch if low else c.batch
         indices = rng.choice(len(self.corpus), count, p=self.corpus.weights)
-        x, mask, captions = _batch(self.corpus, indices, size, rng)
+        x, mask, captions = _batch(self.corpus, indices, size, rng, c)
         captions = ["" if rng.random() < c.caption_dropout else text for text in captions]
         # Stratified timesteps: the same loss, less variance.
         t = ((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64)
@@ -125,13 +170,12 @@ class Trainer:
             x.to(d), mask.to(d), captions, torch.from_numpy(t).to(d), torch.from_numpy(noise).to(d)
         )
         weight = (1 - c.hole_weight) + c.hole_weight * hole
+        weight = weight * self._time_weight(torch.from_numpy(t).to(d))
         loss = (error * weight * self.channel_weight).mean() / weight.mean()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
         loss.backward()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(self.learning_rate())
+        self.networks.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(c.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -150,7 +194,7 @@ class Trainer:
             return {}
         rng = np.random.default_rng([self.config.seed, 3])
         indices = np.arange(min(pictures, len(self.held_out)))
-        x, mask, captions = _batch(self.held_out, indices, self.config.resolution, rng)
+        x, mask, captions = _batch(self.held_out, indices, self.config.resolution, rng, None)
         noise = rng.standard_normal((len(x), 16, x.shape[2] // 4, x.shape[3] // 4))
         noise_tensor = torch.from_numpy(noise).float().to(self.device)
         kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
@@ -169,11 +213,7 @@ class Trainer:
         """Write a resumable state (safetensors, renamed into place)."""
         tensors = {f"net.{k}": v for k, v in self.networks.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.average.items()}
-        for name, parameter in self.networks.named_parameters():
-            state = self.optimizer.state.get(parameter)
-            if state:
-                for key in ("exp_avg", "exp_avg_sq", "step"):
-                    tensors[f"opt.{key}.{name}"] = state[key]
+        tensors |= {f"opt.{k}": v for k, v in self.optimizer.state().items()}
         temporary = self.out / "state.safetensors.tmp"
         contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         save_file(contiguous, temporary, metadata={"step": str(self.step)})
@@ -194,24 +234,17 @@ class Trainer:
         self.average = {
             k[4:]: v.to(self.device) for k, v in tensors.items() if k.startswith("ema.")
         }
-        for name, parameter in self.networks.named_parameters():
-            if f"opt.step.{name}" in tensors:
-                self.optimizer.state[parameter] = {
-                    "step": tensors[f"opt.step.{name}"],
-                    "exp_avg": tensors[f"opt.exp_avg.{name}"].to(self.device),
-                    "exp_avg_sq": tensors[f"opt.exp_avg_sq.{name}"].to(self.device),
-                }
+        self.optimizer.load({k[4:]: v for k, v in tensors.items() if k.startswith("opt.")})
 
     def export(self, figures: dict[str, Any]) -> Path:
         """Write the averaged weights in float16 as a diffusers folder OUT/checkpoint."""
         target, temporary = self.out / "checkpoint", self.out / "checkpoint.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
-        self.networks.load_state_dict(self.average)
-        self.networks.half()
-        self.networks.unet.save_pretrained(temporary / "unet")
-        self.networks.text_encoder.save_pretrained(temporary / "text_encoder")
-        self.networks.float().load_state_dict(kept)
+        networks = copy.deepcopy(self.networks)
+        networks.load_state_dict(self.average)
+        networks.half()
+        networks.unet.save_pretrained(temporary / "unet")
+        networks.text_encoder.save_pretrained(temporary / "text_encoder")
         # The autoencoder stays in float32: it is 6 kB, and residual decoding leans on it.
         self.vae.save_pretrained(temporary / "vae")
         self.tokenizer.save_pretrained(temporary / "tokenizer")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from safetensors.torch import load_file
 from torch import nn
 
 from inlay.diffusion.autoencoder import PatchAutoencoder
+from inlay.errors import InputError
 from inlay.training.data import Corpus, random_crop
 
 __all__ = ["EmbeddedConfig", "Networks", "fit_autoencoder", "noise_scheduler"]
@@ -37,6 +41,7 @@ class EmbeddedConfig(BaseModel):
         return width
 
     layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
+    finest_attention: bool = Field(False, description="attention on the finest level, too")
     attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
     text_width: int = Field(192, ge=32, description="width of the text model")
     text_layers: int = Field(3, ge=1, description="layers of the text model")
@@ -46,10 +51,25 @@ class EmbeddedConfig(BaseModel):
     low_resolution_batch: int = Field(32, ge=1, description="batch size of the first phase")
     steps: int = Field(8000, ge=1, description="steps in all")
     batch: int = Field(16, ge=1, description="batch size at full resolution")
+    optimizer: Literal["adamw", "muon"] = Field("muon", description="of the weight matrices")
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="weigh timesteps by min-SNR; None weighs all alike"
+    )
     learning_rate: float = Field(3e-4, gt=0, description="after warm-up")
     warmup_steps: int = Field(200, ge=1, description="linear warm-up")
     cooldown_share: float = Field(0.25, ge=0, le=1, description="share of steps of linear decay")
     caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
+    object_mask_share: float = Field(
+        0.25, ge=0, le=1, description="share of holes in the shape of a thing in the picture"
+    )
+    recolour_share: float = Field(0.2, ge=0, le=1, description="share put under another light")
+    rendered: int = Field(1500, ge=0, le=20000, description="how many pictures are rendered")
+    rendered_share: float = Field(
+        0.1, ge=0, lt=1, description="share of samples that are rendered pictures"
+    )
+    start_from: str | None = Field(
+        None, description="checkpoint folder, or embedded, whose weights are begun with"
+    )
     hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
     channel_weight_power: float = Field(
         1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
@@ -76,9 +96,14 @@ class Networks(nn.Module):
             out_channels=16,
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
-            # Attention on the finest level costs more than it gives at this size.
-            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * coarser),
-            up_block_types=(*["CrossAttnUpBlock2D"] * coarser, "UpBlock2D"),
+            down_block_types=(
+                "CrossAttnDownBlock2D" if config.finest_attention else "DownBlock2D",
+                *["CrossAttnDownBlock2D"] * coarser,
+            ),
+            up_block_types=(
+                *["CrossAttnUpBlock2D"] * coarser,
+                "CrossAttnUpBlock2D" if config.finest_attention else "UpBlock2D",
+            ),
             cross_attention_dim=config.text_width,
             attention_head_dim=config.attention_heads,
             norm_num_groups=16,
@@ -99,6 +124,51 @@ class Networks(nn.Module):
                 pad_token_id=end_token,
             )
         )
+
+    def take_up(self, checkpoint: str) -> None:
+        """Begin with the weights of a checkpoint folder, or of "embedded", the shipped one.
+
+        Raises InputError when its networks are not of this shape.
+        """
+        folder = _folder(checkpoint)
+        for part, network in (("unet", self.unet), ("text_encoder", self.text_encoder)):
+            name = "diffusion_pytorch_model" if part == "unet" else "model"
+            try:
+                network.load_state_dict(load_file(folder / part / f"{name}.safetensors"))
+            except (OSError, RuntimeError):
+                raise InputError(
+                    f"the {part} of {checkpoint!r} cannot be begun with; expected a checkpoint "
+                    "that this command wrote, with the same widths, layers and vocabulary."
+                ) from None
+
+
+def _folder(checkpoint: str) -> Path:
+    if checkpoint == "embedded":
+        return Path(str(package_files("inlay"))) / "assets" / "embedded"
+    return Path(checkpoint)
+
+
+def earlier_words_and_latents(checkpoint: str) -> tuple[Any, PatchAutoencoder]:
+    """Tokenizer and autoencoder of a checkpoint folder, or of "embedded", the shipped one.
+
+    Raises InputError when they cannot be read.
+    """
+    from transformers import CLIPTokenizer
+
+    folder = _folder(checkpoint)
+    if not (folder / "vae" / "config.json").is_file():
+        raise InputError(
+            f"start_from is {checkpoint!r}; expected 'embedded' or a folder with a vae."
+        )
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        vae = PatchAutoencoder.from_pretrained(folder / "vae", local_files_only=True)
+    except (OSError, ValueError, TypeError):
+        raise InputError(
+            f"the tokenizer or the vae of {checkpoint!r} cannot be read; expected a checkpoint "
+            "that this command wrote."
+        ) from None
+    return tokenizer, vae
 
 
 def noise_scheduler() -> Any:
