@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -181,16 +182,17 @@ def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:
     """
     size = crop.shape[0]
     if crop.shape[2] == 4:
-        found = (crop[..., 3] > 127).astype(np.uint8)
+        found: NDArray[Any] = (crop[..., 3] > 127).astype(np.uint8)
     else:
         small = cv2.resize(crop, (48, 48), interpolation=cv2.INTER_AREA)
-        labels = np.full((48, 48), cv2.GC_BGD, np.uint8)
+        labels: NDArray[Any] = np.full((48, 48), cv2.GC_BGD, np.uint8)
         inset = rng.integers(2, 9, 4)
         labels[inset[0] : -inset[1], inset[2] : -inset[3]] = cv2.GC_PR_FGD
         # OpenCV seeds its clusters from a generator of its own.
         cv2.setRNGSeed(int(rng.integers(2**31)))
-        models = np.zeros((2, 1, 65))
-        cv2.grabCut(small, labels, None, models[0], models[1], 2, cv2.GC_INIT_WITH_MASK)
+        everywhere, models = (0, 0, 48, 48), np.zeros((2, 1, 65))
+        kind = cv2.GC_INIT_WITH_MASK
+        cv2.grabCut(small, labels, everywhere, models[0], models[1], 2, kind)
         inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
         found = cv2.medianBlur(inside.astype(np.uint8) * 255, 5)
         found = cv2.resize(found, (size, size), interpolation=cv2.INTER_LINEAR) // 128

@@ -88,7 +88,7 @@ def _tile() -> Floats:
     f = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None]) * 256
     spectrum = np.fft.rfft2(np.random.default_rng(7).standard_normal((256, 256)))
     cloud = np.fft.irfft2(np.where(f > 0, spectrum / np.maximum(f, 1) ** 1.5, 0))
-    return (cloud / cloud.std()).astype(np.float32)
+    return np.asarray(cloud / cloud.std(), np.float32)
 
 
 def _noise(u: Floats, v: Floats) -> Floats:
@@ -164,7 +164,7 @@ def _sky(scene: Scene, d: Floats, mirrored: bool = False) -> Floats:
     if mirrored:
         light = light * np.clip(0.75 + 0.9 * d[0] * (d[2] + 0.4) - 0.35 * d[1], 0.15, 2)
         light = light + 0.9 * lamp * np.clip((near - 0.93) * 25, 0, 1)
-    return light
+    return np.asarray(light)
 
 
 def _openness(scene: Scene, p: Floats, n: Floats, own: NDArray[np.int16]) -> Floats:
@@ -207,7 +207,7 @@ def _lit(scene: Scene, p: Floats, n: Floats, rays: int, rng: Rng) -> Floats:
     hidden = np.zeros((rays, p.shape[1]), bool)
     start = p + n * np.float32(4e-3)
     # A spiral over the light's disc; each point takes its own turn of it.
-    turns = rng.random(p.shape[1], np.float32)
+    turns = np.asarray(rng.random(p.shape[1], np.float32))
     for thing in scene.things:
         if not thing.shades:
             continue
@@ -217,13 +217,14 @@ def _lit(scene: Scene, p: Floats, n: Floats, rays: int, rng: Rng) -> Floats:
         if not len(points):
             continue
         for ray in range(rays):
-            angle = (ray * 2.39996 + turns[points] * 6.2832).astype(np.float32)
-            wide = scene.light.radius * np.sqrt((ray + turns[points] * 7 % 1) / rays)
+            turn = turns[points]
+            angle = (ray * 2.39996 + turn * 6.2832).astype(np.float32)
+            wide = scene.light.radius * np.sqrt((ray + turn * 7 % 1) / rays)
             target = place + side * (wide * np.cos(angle)) + other * (wide * np.sin(angle))
             way = target - start[:, points]
             reach = np.sqrt(dot(way, way))
             hidden[ray, points] |= rc.blocked(thing.group, start[:, points], way / reach, reach)
-    return 1 - hidden.mean(axis=0, dtype=np.float32)
+    return np.asarray(1 - hidden.mean(axis=0, dtype=np.float32))
 
 
 def radiance(

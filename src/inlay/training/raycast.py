@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ __all__ = [
     "unit",
 ]
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]
 Vector = tuple[float, float, float]
 
 # Hits nearer than this are the surface that the ray starts from.
@@ -57,7 +58,7 @@ def turned(yaw: float = 0.0, tilt: float = 0.0) -> Floats:
     cy, sy, ct, st = np.cos(yaw), np.sin(yaw), np.cos(tilt), np.sin(tilt)
     about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, ct, -st], [0, st, ct]])
-    return (about_z @ about_x).T.astype(np.float32)
+    return np.asarray((about_z @ about_x).T, np.float32)
 
 
 def _keep(t: Floats, valid: NDArray[np.bool_]) -> Floats:
