@@ -27,7 +27,7 @@ from PIL import Image as PilImage
 
 from inlay.icc import curve, primaries, tags
 
-__all__ = ["Conversion", "conversion"]
+__all__ = ["Conversion", "conversion", "srgb_decode", "srgb_encode"]
 
 Samples = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -49,14 +49,14 @@ _SPACES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 _CHANNELS = {"L": 1, "RGB": 3, "CMYK": 4}
 
 
-def _encode(linear: Floats) -> Floats:
-    """Linear light in [0, 1] to sRGB values."""
+def srgb_encode(linear: Floats) -> Floats:
+    """Linear light in [0, 1] to sRGB values (IEC 61966-2-1), of any shape."""
     curved = 1.055 * np.power(linear, 1 / 2.4) - 0.055
     return np.where(linear <= 0.0031308, linear * 12.92, curved)
 
 
-def _decode(values: Floats) -> Floats:
-    """SRGB values in [0, 1] to linear light."""
+def srgb_decode(values: Floats) -> Floats:
+    """Inverse of srgb_encode(): sRGB values in [0, 1] to linear light."""
     curved = np.power((values + 0.055) / 1.055, 2.4)
     return np.where(values <= 0.04045, values / 12.92, curved)
 
@@ -131,10 +131,10 @@ class _Matrix(Conversion):
     def _forward(self, samples: Samples) -> Floats:
         tables = self.tables[:, :: 65535 // _top(samples)]
         linear = np.stack([tables[c][samples[..., c]] for c in range(3)], axis=-1)
-        return _encode(np.clip(linear @ self.to_linear.T, 0, 1))
+        return srgb_encode(np.clip(linear @ self.to_linear.T, 0, 1))
 
     def _backward(self, rgb: Floats, depth: int) -> Floats:
-        linear = _decode(rgb) @ self.from_linear.T
+        linear = srgb_decode(rgb) @ self.from_linear.T
         return np.stack([_invert(self.tables[c], linear[..., c]) for c in range(3)], axis=-1)
 
     def is_srgb(self) -> bool:
@@ -152,7 +152,7 @@ class _Grey(Conversion):
 
     def __init__(self, table: Floats) -> None:
         self.table = table
-        self.shown = _encode(table)
+        self.shown = srgb_encode(table)
 
     def _tail(self, width: int) -> tuple[int, ...]:
         return (width,)
@@ -162,7 +162,7 @@ class _Grey(Conversion):
         return np.repeat(grey[..., None], 3, axis=-1)
 
     def _backward(self, rgb: Floats, depth: int) -> Floats:
-        return _invert(self.table, _decode(rgb) @ _SRGB_TO_XYZ[1] / _SRGB_TO_XYZ[1].sum())
+        return _invert(self.table, srgb_decode(rgb) @ _SRGB_TO_XYZ[1] / _SRGB_TO_XYZ[1].sum())
 
 
 class _PlainCmyk(Conversion):
@@ -262,7 +262,7 @@ def conversion(icc: bytes | None, kind: str) -> Conversion:
     """
     if icc is None:
         if kind == "L":
-            return _Grey(_decode(np.linspace(0, 1, 65536)))
+            return _Grey(srgb_decode(np.linspace(0, 1, 65536)))
         return _PlainCmyk() if kind == "CMYK" else _PlainRgb()
     found = tags(icc)
     if _SPACES.get(icc[16:20]) != kind:

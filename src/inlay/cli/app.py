@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from inlay.cli import bench as benchmarks
 from inlay.cli import listing, make, other, rerun
 from inlay.cli.options import nearest, short
 from inlay.errors import Cancelled, InputError
@@ -44,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train = typer.Typer(cls=_Group, rich_markup_mode=None, help="Train a checkpoint of your own.")
+bench = typer.Typer(cls=_Group, rich_markup_mode=None, help="Measure methods on known truths.")
 
 
 def _version(value: bool) -> None:
@@ -82,6 +84,9 @@ train.command("embedded")(other.train_embedded)
 # A second command keeps typer from folding the group into its only one.
 train.callback()(lambda: None)
 app.add_typer(train, name="train")
+bench.command("harmony")(benchmarks.harmony)
+bench.callback()(lambda: None)
+app.add_typer(bench, name="bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""Benchmarks: what the methods are measured on, and how."""

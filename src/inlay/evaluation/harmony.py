@@ -1,0 +1,293 @@
+"""Harmonization against a known truth: photographs whose object was disturbed on purpose.
+
+An object of a photograph is given another light or tone (inlay.disturb), every method tries to make
+it belong again, and the untouched photograph is what its result is measured by. Each method also
+runs on untouched photographs: what it changes there is harm.
+
+A case hangs on the photographs, the seed and its own number alone, not on how many there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay import methods
+from inlay.composer import Composer
+from inlay.disturb import KINDS, Change, draw, pasted
+from inlay.errors import InputError
+from inlay.evaluation.metrics import Figures, fmse, measure, psnr
+from inlay.evaluation.objects import find_objects
+from inlay.evaluation.photos import Photo
+from inlay.sweep import validate_settings
+
+__all__ = ["MAX_CASES", "PASTE", "Case", "Report", "make_cases", "run_harmony", "summary"]
+
+PASTE = "paste"
+MAX_CASES = 10_000
+SHORT_SIDE = 384
+
+# Foreground PSNR of the disturbed object, in dB: more cannot be seen, less is no photograph.
+_VISIBLE = (14.0, 32.0)
+_DRAWS = 8
+
+_log = logging.getLogger("inlay")
+
+Variant = tuple[str, Mapping[str, Any]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One known truth.
+
+    truth and pasted are uint8 (h, w, 3) sRGB, mask float32 (h, w) in [0, 1] on the levels of 8
+    bits; kind is the disturbance dealt, parameters its changes in their order, each with its kind.
+    """
+
+    number: int
+    name: str
+    truth: NDArray[np.uint8] = field(repr=False)
+    mask: NDArray[np.float32] = field(repr=False)
+    pasted: NDArray[np.uint8] = field(repr=False)
+    kind: str
+    parameters: list[dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Report:
+    """What a run found; plain values that go into JSON as they are.
+
+    settings: how the run was asked for. methods: label to method, settings, model, device, dtype.
+    cases: file, kind, parameters, and for each label fmse, fpsnr, delta_e and seconds; harm: the
+    same for untouched photographs. views: small JPEG pictures for the contact sheet, by case and
+    column.
+    """
+
+    settings: dict[str, Any]
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    harm: list[dict[str, Any]] = field(default_factory=list)
+    views: list[dict[str, bytes]] = field(default_factory=list, repr=False)
+
+
+def make_cases(
+    photos: Sequence[Photo], count: int, seed: int, short_side: int = SHORT_SIDE
+) -> Iterator[Case]:
+    """Cases 0 to count - 1, the kinds of disturbance dealt in turn.
+
+    Photographs are dealt in an order drawn from the seed, and again from the start where there are
+    fewer than cases: then another object of theirs is taken. Those that cannot be read, show no
+    object, or hardly change under the disturbance are passed over. Raises InputError where a case
+    finds no photograph at all.
+    """
+    order = np.random.default_rng([seed, 0, 1]).permutation(len(photos)).tolist()
+    visits: dict[int, int] = {}
+    barren: set[int] = set()
+    place = 0
+    for number in range(count):
+        kind = KINDS[number % len(KINDS)]
+        rng = np.random.default_rng([seed, number])
+        found: Case | None = None
+        for _ in range(2 * len(order)):
+            index = order[place % len(order)]
+            place += 1
+            if index in barren:
+                continue
+            prepared = _prepared(photos[index], short_side, visits.get(index, 0))
+            if prepared is None:
+                barren.add(index)
+                continue
+            visits[index] = visits.get(index, 0) + 1
+            found = _disturbed(number, photos[index].name, *prepared, kind, rng)
+            if found is not None:
+                break
+        if found is None:
+            raise InputError(
+                f"case {number} ({kind}): none of the {len(photos)} photos shows an object that "
+                "can be disturbed; give other photos, or masks."
+            )
+        yield found
+
+
+def _prepared(
+    photo: Photo, short_side: int, visit: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+    """The picture and one of its objects; the log says why there is none."""
+    try:
+        picture, given = photo.read(short_side)
+    except InputError as error:
+        _log.warning("left out: %s", error)
+        return None
+    objects = find_objects(picture) if given is None else [given]
+    # Methods need something round the object to go by.
+    objects = [o for o in objects if (o > 0.5).any() and (o == 0).mean() > 0.05]
+    if not objects:
+        reason = "shows no object that stands off" if given is None else "has a useless mask"
+        _log.info("left out: %s %s", photo.name, reason)
+        return None
+    return picture, objects[visit % len(objects)]
+
+
+def _disturbed(
+    number: int,
+    name: str,
+    truth: NDArray[np.uint8],
+    mask: NDArray[np.float32],
+    kind: str,
+    rng: np.random.Generator,
+) -> Case | None:
+    """The case, or None where no draw of the kind changes this object visibly but plausibly."""
+    for _ in range(_DRAWS):
+        changes: list[Change] = draw(kind, rng)
+        result = pasted(truth, mask, changes)
+        if _VISIBLE[0] <= psnr(fmse(result, truth, mask)) <= _VISIBLE[1]:
+            parameters = [change.as_dict() for change in changes]
+            return Case(number, name, truth, mask, result, kind, parameters)
+    return None
+
+
+def run_harmony(
+    photos: Sequence[Photo],
+    variants: Mapping[str, Variant],
+    *,
+    count: int = 100,
+    seed: int = 0,
+    harmless: int | None = None,
+    short_side: int = SHORT_SIDE,
+    composer: Composer | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run named variants of methods, {label: (method, settings)}, on disturbed photographs.
+
+    Plain paste is always there, as the first one. `harmless` is how many of the photographs are
+    also handed over undisturbed; None is all. progress(done, total) is called after each picture
+    and may raise. The model of `composer` is loaded only where a method needs it. Raises
+    InputError for an unknown method, wrong settings or numbers out of bounds, before any work.
+    """
+    harmless = count if harmless is None else harmless
+    for name, value, least, most in (
+        ("cases", count, 1, MAX_CASES),
+        ("harmless", harmless, 0, count),
+        ("seed", seed, 0, 2**63 - 1),
+        ("short side", short_side, 64, 4096),
+    ):
+        if not least <= value <= most:
+            raise InputError(f"{name} is {value}; expected a whole number from {least} to {most}.")
+    everything: dict[str, Variant] = {PASTE: (PASTE, {}), **variants}
+    if everything[PASTE] != (PASTE, {}):
+        raise InputError(f"the variant {PASTE!r} is the plain paste; call yours by another name.")
+    for name, settings in everything.values():
+        validate_settings(methods.get(name, "harmonize").settings, settings)
+    composer = composer or Composer()
+    report = Report({"cases": count, "seed": seed, "harmless": harmless, "short_side": short_side})
+    total, done = (count + harmless) * len(everything), 0
+    for case in make_cases(photos, count, seed, short_side):
+        for picture, rows in ((case.pasted, report.cases), (case.truth, report.harm)):
+            if rows is report.harm and case.number >= harmless:
+                continue
+            results = {}
+            views = {}
+            for label, variant in everything.items():
+                result, figures, about = _run(composer, picture, case, variant, seed)
+                report.methods.setdefault(label, about)
+                results[label] = figures
+                views[label] = result
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            row: dict[str, Any] = {"number": case.number, "file": case.name}
+            if rows is report.cases:
+                row |= {"kind": case.kind, "parameters": case.parameters}
+                report.views.append(_views(case, views))
+            rows.append({**row, "results": results})
+    return report
+
+
+def _run(
+    composer: Composer, picture: NDArray[np.uint8], case: Case, variant: Variant, seed: int
+) -> tuple[NDArray[np.uint8], dict[str, float], dict[str, Any]]:
+    """One method on one picture: what it made, its figures, and how it was set."""
+    name, settings = variant
+    mask = np.round(case.mask * 255).astype(np.uint8)
+    started = time.perf_counter()
+    made = composer.harmonize(picture, mask=mask, method=name, seed=seed, **settings)
+    seconds = time.perf_counter() - started - made.record["timings"]["load_s"]
+    result = np.asarray(made.image.convert("RGB"), np.uint8)
+    found: Figures = measure(result, case.truth, case.mask)
+    figures = {
+        "fmse": found.fmse,
+        "fpsnr": found.fpsnr,
+        "delta_e": found.delta_e,
+        "seconds": round(seconds, 4),
+    }
+    about = {key: made.record[key] for key in ("method", "settings", "model", "device", "dtype")}
+    return result, figures, about
+
+
+def _views(case: Case, results: Mapping[str, NDArray[np.uint8]]) -> dict[str, bytes]:
+    """Small pictures of the object and a little round it: truth, mask, and each result."""
+    import cv2
+
+    rows, columns = np.nonzero(case.mask > 0)
+    margin = max(np.ptp(rows), np.ptp(columns)) // 3 + 8
+    part = np.s_[
+        max(0, rows.min() - margin) : rows.max() + margin,
+        max(0, columns.min() - margin) : columns.max() + margin,
+    ]
+    white = np.repeat(np.round(case.mask * 255).astype(np.uint8)[..., None], 3, axis=2)
+    views = {}
+    for label, picture in {"truth": case.truth, "mask": white, **results}.items():
+        small = np.asarray(picture[part])
+        scale = min(1.0, 224 / max(small.shape[:2]))
+        size = max(1, round(small.shape[1] * scale)), max(1, round(small.shape[0] * scale))
+        bgr = cv2.resize(small, size, interpolation=cv2.INTER_AREA)[..., ::-1]
+        # Compressed: the pictures of thousands of cases stay in memory until the end.
+        views[label] = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    return views
+
+
+def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:
+    """One row a variant over all cases, or over those of one kind; an empty list without any.
+
+    fmse, its ratio to paste's, fpsnr (mean of the cases, dB), gain (mean of fpsnr less paste's, dB)
+    and its standard error, delta_e, improved (share of cases with a lower fmse than paste; ties
+    are none), seconds a picture, and harm_delta_e and harm_fpsnr on untouched photographs, None
+    where none were run.
+    """
+    cases = [case for case in report.cases if kind is None or case["kind"] == kind]
+    numbers = {case["number"] for case in cases}
+    harm = [case for case in report.harm if case["number"] in numbers]
+    rows = []
+    for label in report.methods if cases else ():
+        own, paste = _column(cases, label), _column(cases, PASTE)
+        gains = own["fpsnr"] - paste["fpsnr"]
+        untouched = _column(harm, label) if harm else None
+        rows.append(
+            {
+                "label": label,
+                "cases": len(cases),
+                "fmse": float(own["fmse"].mean()),
+                "fmse_ratio": float(own["fmse"].mean() / paste["fmse"].mean()),
+                "fpsnr": float(own["fpsnr"].mean()),
+                "gain": float(gains.mean()),
+                "gain_error": float(gains.std(ddof=1) / len(cases) ** 0.5) if cases[1:] else None,
+                "delta_e": float(own["delta_e"].mean()),
+                "improved": float((own["fmse"] < paste["fmse"]).mean()),
+                "seconds": float(own["seconds"].mean()),
+                "harm_delta_e": None if untouched is None else float(untouched["delta_e"].mean()),
+                "harm_fpsnr": None if untouched is None else float(untouched["fpsnr"].mean()),
+            }
+        )
+    return rows
+
+
+def _column(cases: Sequence[Mapping[str, Any]], label: str) -> dict[str, NDArray[np.float64]]:
+    names = ("fmse", "fpsnr", "delta_e", "seconds")
+    return {name: np.array([case["results"][label][name] for case in cases]) for name in names}

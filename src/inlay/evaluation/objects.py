@@ -1,0 +1,276 @@
+"""Whole-object masks of photographs, made without a trained model.
+
+A photograph is over-segmented (Felzenszwalb and Huttenlocher 2004), and neighbouring segments of
+like colour are merged two by two until one is left (a binary partition tree, Salembier and Garrido
+2000). Every part that appears on the way is a candidate, as is what GrabCut (Rother et al. 2004)
+leaves when the picture's rim is taken for background: that is how things of several colours come
+out whole. Candidates of a sensible size, compact, and standing off from what lies round them along
+their whole outline, are kept, best first, and GrabCut settles their outline.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["find_objects"]
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+# Objects are searched for on a picture of this short side, and outlined on twice of it.
+_SEARCH = 144
+# Short side at which the rim is taken for background; GrabCut there is the slowest step.
+_RIM = 96
+_RIM_MARGINS = (0.04, 0.14)
+# Smallest and largest share of the picture that an object takes.
+_AREA = (0.03, 0.45)
+# Area over that of the convex hull.
+_SOLIDITY = 0.6
+# Share of a border that an object may cover, and from which on it counts as touched.
+_COVERED, _TOUCHED = 0.6, 0.02
+# CIELAB distance across an outline from which on it is surely an edge.
+_STEP = 20.0
+_CONTRAST = 0.25
+# The share of the best candidate's score that the others need.
+_RIVAL = 0.55
+_OVERLAP = 0.4
+
+
+def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
+    """Masks of up to `limit` whole things in a photograph, best first; none where none is found.
+
+    picture is uint8 (h, w, 3), sRGB. Masks are float32 (h, w) in [0, 1] on the levels of 8 bits,
+    with an antialiased edge; they take 3 to 45 percent of the picture before their outline is
+    settled, touch at most one border, have no holes, and hardly overlap. The same picture gives
+    the same masks.
+    """
+    if min(picture.shape[:2]) < 32:
+        return []
+    small = _reduced(picture, _SEARCH)
+    lab = np.asarray(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
+    solids = [_solid(part) for part in (*_tree_parts(lab), *_rim_parts(picture, small.shape))]
+    scored = [(_score(solid, lab), solid) for solid in solids if solid is not None]
+    scored.sort(key=lambda item: -item[0])
+    kept: list[Flags] = []
+    for score, solid in scored:
+        if len(kept) == limit or score <= 0 or score < _RIVAL * scored[0][0]:
+            break
+        if all(_overlap(solid, other) <= _OVERLAP for other in kept):
+            kept.append(solid)
+    return [_outlined(picture, coarse) for coarse in kept]
+
+
+def _reduced(picture: Image, short_side: int) -> Image:
+    height, width = picture.shape[:2]
+    ratio = min(1.0, short_side / min(height, width))
+    size = max(1, round(width * ratio)), max(1, round(height * ratio))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _tree_parts(lab: Floats) -> Iterator[Flags]:
+    """All parts of a sensible size that the merging of segments by colour passes through."""
+    from skimage.segmentation import felzenszwalb
+
+    smooth = np.asarray(cv2.bilateralFilter(lab, 5, 12, 3), np.float32)
+    least = max(12, lab[..., 0].size // 1500)
+    labels = felzenszwalb(smooth / 100, scale=30, sigma=0.0, min_size=least, channel_axis=-1)
+    count = int(labels.max()) + 1
+    for part in _merged(labels, smooth, count):
+        table = np.zeros(count, bool)
+        table[part] = True
+        yield table[labels]
+
+
+def _merged(labels: NDArray[np.int64], lab: Floats, count: int) -> list[list[int]]:
+    """Lists of the labels of each part between the bounds of _AREA, single segments included.
+
+    Two neighbours are merged the sooner the nearer their mean colours, the smaller the smaller one
+    of them, and the more of its border they share: small enclosed things go first, such as the
+    print on a shirt.
+    """
+    flat = labels.ravel()
+    areas = np.bincount(flat, minlength=count)
+    sums = [np.bincount(flat, lab[..., c].ravel(), count) for c in range(3)]
+    means = list(np.stack(sums, axis=1) / areas[:, None])
+    shares = list(areas / areas.sum())
+    members = [[number] for number in range(count)]
+    borders = _borders(labels, count)
+    alive = set(range(count))
+
+    def cost(a: int, b: int) -> float:
+        gap = float(np.sqrt(((means[a] - means[b]) ** 2).sum()))
+        around = min(sum(borders[a].values()), sum(borders[b].values()))
+        smaller = float(min(shares[a], shares[b]))
+        return float((gap + 2) * smaller**0.35 * (1.3 - borders[a][b] / around))
+
+    heap = [(cost(a, b), a, b) for a in range(count) for b in borders[a] if a < b]
+    heapq.heapify(heap)
+    while heap:
+        _, a, b = heapq.heappop(heap)
+        if not (a in alive and b in alive):
+            continue
+        alive -= {a, b}
+        new = len(members)
+        alive.add(new)
+        share = shares[a] + shares[b]
+        means.append((means[a] * shares[a] + means[b] * shares[b]) / share)
+        shares.append(share)
+        members.append(members[a] + members[b])
+        borders.append({})
+        for old in (a, b):
+            for other, length in borders[old].items():
+                if other in alive:
+                    borders[new][other] = borders[new].get(other, 0) + length
+        for other, length in borders[new].items():
+            for old in (a, b):
+                borders[other].pop(old, None)
+            borders[other][new] = length
+        for other in borders[new]:
+            heapq.heappush(heap, (cost(other, new), other, new))
+    # Filling holes and smoothing change the area a little: the bounds are checked again later.
+    return [m for m, s in zip(members, shares, strict=True) if 0.8 * _AREA[0] < s < 1.2 * _AREA[1]]
+
+
+def _borders(labels: NDArray[np.int64], count: int) -> list[dict[int, int]]:
+    """For each label, the length of its border with each of its neighbours, in pixel edges."""
+    borders: list[dict[int, int]] = [{} for _ in range(count)]
+    for one, two in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        apart = one != two
+        sides = np.sort(np.stack([one[apart], two[apart]], axis=1), axis=1)
+        pairs, lengths = np.unique(sides, axis=0, return_counts=True)
+        for (a, b), length in zip(pairs.tolist(), lengths.tolist(), strict=True):
+            borders[a][b] = borders[b][a] = borders[a].get(b, 0) + length
+    return borders
+
+
+def _rim_parts(picture: Image, shape: tuple[int, ...]) -> Iterator[Flags]:
+    """What is unlike the picture's rim, at (height, width): the subject of a photo of one thing."""
+    small = _reduced(picture, _RIM)
+    height, width = small.shape[:2]
+    for margin in _RIM_MARGINS:
+        x, y = max(2, round(width * margin)), max(2, round(height * margin))
+        labels = np.full((height, width), cv2.GC_BGD, np.uint8)
+        labels[y:-y, x:-x] = cv2.GC_PR_FGD
+        found = _grab_cut(small, labels, 3).astype(np.float32)
+        yield cv2.resize(found, shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _grab_cut(picture: Image, labels: Image, rounds: int) -> Flags:
+    """GrabCut from a trimap of OpenCV's labels; foreground flags (h, w)."""
+    if not (labels & 1).any() or (labels & 1).all():
+        return (labels & 1).astype(bool)
+    # Its colour models start from k-means, which draws from OpenCV's own generator.
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(picture, labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
+    return (labels & 1).astype(bool)
+
+
+def _solid(part: Flags) -> Flags | None:
+    """The largest piece of a part, its outline smoothed and its holes filled."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    opened = cv2.morphologyEx(part.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+    if count < 2:
+        return None
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    piece = cv2.morphologyEx((labels == largest).astype(np.uint8), cv2.MORPH_CLOSE, kernel)
+    outlines, _ = cv2.findContours(piece, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(piece, outlines, -1, 1, cv2.FILLED)
+    return piece.astype(bool)
+
+
+def _score(mask: Flags, lab: Floats) -> float:
+    """How much a part looks like a whole thing; 0 where it does not."""
+    share = float(mask.mean())
+    touched = [float(rim.mean()) for rim in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]
+    if not _AREA[0] <= share <= _AREA[1] or max(touched) > _COVERED:
+        return 0.0
+    if sum(t > _TOUCHED for t in touched) > 1:
+        return 0.0
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outline = max(outlines, key=cv2.contourArea)
+    area = float(mask.sum())
+    solidity = min(1.0, area / max(cv2.contourArea(cv2.convexHull(outline)), 1.0))
+    contrast = _contrast(mask, lab)
+    if solidity < _SOLIDITY or contrast < _CONTRAST:
+        return 0.0
+    roundness = min(1.0, 4 * np.pi * area / max(cv2.arcLength(outline, True), 1.0) ** 2)
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    off_centre = max(abs(rows.mean() / height - 0.5), abs(columns.mean() / width - 0.5))
+    # Weights by eye, on photographs of things on a floor and of scenes.
+    shape = solidity * (0.6 + 0.4 * roundness**0.5)
+    place = (1 - 0.6 * off_centre) * (1 - 0.7 * max(touched))
+    return float(contrast * shape * place * min(1.0, share / 0.2) ** 0.3)
+
+
+def _contrast(mask: Flags, lab: Floats) -> float:
+    """How surely a mask's outline is an edge, 0 to 1: how far colours differ across it.
+
+    Half of it is the mean, half the weakest stretches: a patch of floor beside a dark shirt has an
+    edge on one side only.
+    """
+    kernel = np.ones((3, 3), np.uint8)
+    flags = mask.astype(np.uint8)
+    edge = mask & (cv2.erode(flags, kernel) == 0)
+    edge[[0, -1]] = edge[:, [0, -1]] = False
+    if not edge.any():
+        return 0.0
+    inside = _nearby(lab, cv2.erode(flags, kernel, iterations=2))
+    outside = _nearby(lab, 1 - cv2.dilate(flags, kernel, iterations=2))
+    step = np.sqrt(((inside - outside)[edge] ** 2).sum(axis=-1))
+    sure = np.minimum(step, _STEP) / _STEP
+    return float(sure.mean() + np.quantile(sure, 0.15)) / 2
+
+
+def _nearby(lab: Floats, flags: NDArray[np.generic]) -> Floats:
+    """The mean colour of the flagged pixels in a small window round each pixel."""
+    weight = flags.astype(np.float32)
+    total = cv2.boxFilter(lab * weight[..., None], -1, (9, 9))
+    share = cv2.boxFilter(weight, -1, (9, 9))
+    return np.asarray(total / np.maximum(share, 1e-6)[..., None], np.float32)
+
+
+def _overlap(one: Flags, two: Flags) -> float:
+    """Share of the smaller one that lies in the other."""
+    return float((one & two).sum()) / max(1.0, float(min(one.sum(), two.sum())))
+
+
+def _outlined(picture: Image, coarse: Flags) -> Mask:
+    """The coarse mask at the picture's size, its outline settled by GrabCut in a wide band."""
+    middle = _reduced(picture, 2 * _SEARCH)
+    size = middle.shape[1], middle.shape[0]
+    rough = cv2.resize(coarse.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+    flags = rough.astype(np.uint8)
+    inner, outer, view = (
+        cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)) for side in (9, 41, 61)
+    )
+    labels = np.where(rough, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[cv2.erode(flags, inner) > 0] = cv2.GC_FGD
+    # Wider outside than inside: what the search cut off, such as a sleeve, may come back.
+    labels[cv2.dilate(flags, outer) == 0] = cv2.GC_BGD
+    # Only what lies near is looked at: far colours say nothing about this outline.
+    rows, columns = np.nonzero(cv2.dilate(flags, view))
+    part = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    near = np.zeros_like(rough)
+    near[part] = _grab_cut(
+        np.ascontiguousarray(middle[part]), np.ascontiguousarray(labels[part]), 2
+    )
+    solid = _solid(near)
+    if solid is None or not 0.7 < solid.sum() / rough.sum() < 1.7:
+        solid = rough
+    height, width = picture.shape[:2]
+    soft = cv2.GaussianBlur(solid.astype(np.float32), (0, 0), 1.5)
+    soft = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
+    # A ramp of one pixel where the smoothed outline crosses a half.
+    across, down = (cv2.Sobel(soft, cv2.CV_32F, *d, scale=1 / 8) for d in ((1, 0), (0, 1)))
+    slope = np.maximum(cv2.magnitude(across, down), 1e-3)
+    return np.asarray(np.round(np.clip((soft - 0.5) / slope + 0.5, 0, 1) * 255) / 255, np.float32)

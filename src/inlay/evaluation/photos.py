@@ -1,0 +1,212 @@
+"""The photographs that a benchmark runs on: folders of pictures, and the set that comes along."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.errors import InputError
+from inlay.geometry import Box
+from inlay.pixels import read_mask, read_picture
+from inlay.training.data import is_held_out
+
+__all__ = ["BUNDLED", "SPLITS", "Photo", "find_photos"]
+
+# The word that stands for the photographs inside scikit-image's wheel.
+BUNDLED = "scikit-image"
+SPLITS = ("held-out", "training", "all")
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+_MASKS = "masks"
+_BUNDLED_FILES = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
+# Left, top, width and height of their crops, as shares of the photograph.
+_CROPS = (
+    (0.0, 0.0, 0.65, 0.65),
+    (0.35, 0.0, 0.65, 0.65),
+    (0.0, 0.35, 0.65, 0.65),
+    (0.35, 0.35, 0.65, 0.65),
+    (0.2, 0.2, 0.6, 0.6),
+)
+
+_log = logging.getLogger("inlay")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph that has not been read yet.
+
+    name is how reports call it; mask is the file of its object's mask, where one is given; crop
+    the part of it that is meant, in its own pixels.
+    """
+
+    name: str
+    path: Path
+    mask: Path | None = None
+    crop: Box | None = None
+
+    def read(self, short_side: int) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """The picture, uint8 (h, w, 3) sRGB, and its given mask, float32 (h, w) in [0, 1], or None.
+
+        Both are reduced by area to at most `short_side` pixels. Raises InputError where one of
+        them cannot be read or they differ in size.
+        """
+        whole = read_picture(self.path)
+        rgb = np.asarray(whole.to_pil().convert("RGB"), np.uint8)
+        given = None if self.mask is None else read_mask(self.mask, size=whole.size)
+        if self.crop is not None:
+            rgb = rgb[self.crop.slices]
+            given = None if given is None else given[self.crop.slices]
+        height, width = rgb.shape[:2]
+        ratio = short_side / min(height, width)
+        if ratio < 1:
+            size = max(1, round(width * ratio)), max(1, round(height * ratio))
+            rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+            if given is not None:
+                given = np.asarray(cv2.resize(given, size, interpolation=cv2.INTER_AREA))
+        if given is not None:
+            # On the levels of 8 bits, so that methods see the very mask that the object has.
+            given = np.asarray(np.round(given * 255) / 255, np.float32)
+        return np.ascontiguousarray(rgb), given
+
+
+def find_photos(
+    folders: Sequence[str], split: str | None = None, include: Sequence[str] = ()
+) -> list[Photo]:
+    """The photographs of one or more folders, in the order of the folders and of their names.
+
+    A folder's metadata.jsonl (lines with file_name and perhaps mask, relative to the folder) lists
+    its pictures; without one every picture below the folder counts but those in its folder
+    "masks". There, masks/STEM.png is the mask of STEM. BUNDLED stands for scikit-image's own.
+    `split` is one of SPLITS, by the hash of the file name that training goes by; None is held-out
+    where metadata.jsonl has such pictures, else all. `include` are patterns (fnmatch) of which a
+    name, with or without its folder, must match one. Raises InputError for what is no folder, a
+    malformed metadata.jsonl, or when no photograph is left.
+    """
+    if split is not None and split not in SPLITS:
+        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
+    photos: list[Photo] = []
+    for folder in folders:
+        if folder == BUNDLED:
+            photos += _matching(_bundled(), include)
+            continue
+        listed, known = _listed(folder)
+        held_out = [photo for photo in listed if is_held_out(photo.name)]
+        chosen = split or ("held-out" if known and held_out else "all")
+        if chosen == "held-out":
+            listed = held_out
+        elif chosen == "training":
+            listed = [photo for photo in listed if not is_held_out(photo.name)]
+        photos += _matching(listed, include)
+    if not photos:
+        kept = " that --split and --include leave" if split or include else ""
+        raise InputError(
+            f"there are no photos{kept} in {', '.join(map(repr, folders)) or 'no folder'}; "
+            f"give a folder of {', '.join(s[1:] for s in _SUFFIXES[:4])} pictures."
+        )
+    return photos
+
+
+def _matching(photos: Sequence[Photo], include: Sequence[str]) -> list[Photo]:
+    if not include:
+        return list(photos)
+    return [
+        photo
+        for photo in photos
+        if any(fnmatchcase(n, p) for p in include for n in (photo.name, photo.path.name))
+    ]
+
+
+def _listed(folder: str) -> tuple[list[Photo], bool]:
+    """A folder's photos, and whether its metadata.jsonl lists them."""
+    root = Path(folder)
+    try:
+        if "\0" in folder or not root.is_dir():
+            raise InputError(
+                f"{folder[:80]!r} is not a folder; give a folder of pictures or {BUNDLED}."
+            )
+        metadata = root / "metadata.jsonl"
+        if not metadata.is_file():
+            return [Photo(n, root / n, _mask_of(root, n)) for n in _names(root)], False
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder[:80]!r} cannot be read ({type(error).__name__}).") from None
+    photos = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{metadata} line {number}"
+            name, mask = _row(line, where)
+            given = _mask_of(root, name) if mask is None else root / mask
+            photos.append(Photo(name, root / name, given))
+    return photos, True
+
+
+def _names(root: Path) -> list[str]:
+    """Pictures below a folder, relative to it, sorted."""
+    names = []
+    for here, folders, files in os.walk(root):
+        if Path(here) == root and _MASKS in folders:
+            folders.remove(_MASKS)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [
+            (Path(here) / file).relative_to(root).as_posix()
+            for file in files
+            if file.lower().endswith(_SUFFIXES) and not file.startswith(".")
+        ]
+    return sorted(names)
+
+
+def _mask_of(root: Path, name: str) -> Path | None:
+    path = root / _MASKS / f"{PurePosixPath(name).stem}.png"
+    return path if path.is_file() else None
+
+
+def _row(line: str, where: str) -> tuple[str, str | None]:
+    """File name and mask of one line of metadata.jsonl."""
+    try:
+        row = json.loads(line)
+        name, mask = row["file_name"], row.get("mask")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        name, mask = None, None
+    if not isinstance(name, str) or not (mask is None or isinstance(mask, str)):
+        raise InputError(f"{where} is not a JSON object with file_name, and mask as text if any.")
+    for path in (name, mask):
+        pure = PurePosixPath(path or "")
+        if pure.is_absolute() or ".." in pure.parts or "\0" in str(pure):
+            raise InputError(f"{where} names {path!r}; expected a file inside the folder.")
+    return name, mask
+
+
+def _bundled() -> list[Photo]:
+    """Colour photographs of scikit-image's wheel, whole and in crops; nothing is downloaded."""
+    import skimage
+    from PIL import Image as PilImage
+
+    folder = Path(skimage.__file__).parent / "data"
+    photos = []
+    for file in _BUNDLED_FILES:
+        path = folder / file
+        if not path.is_file():
+            _log.warning("this build of scikit-image comes without %s", file)
+            continue
+        photos.append(Photo(path.stem, path))
+        with PilImage.open(path) as image:
+            width, height = image.size
+        for number, (x, y, w, h) in enumerate(_CROPS, 1):
+            crop = Box(round(x * width), round(y * height), round(w * width), round(h * height))
+            photos.append(Photo(f"{path.stem}#{number}", path, crop=crop))
+    return photos
