@@ -34,7 +34,7 @@ from inlay.diffusion.checkpoints import load_backbone
 from inlay.diffusion.solvers import make_solver, solve
 from inlay.methods.inpaint import InpaintSettings
 from inlay.sheet import contact_sheet
-from inlay.training.data import Corpus, load_corpus, object_mask, random_crop, random_mask
+from inlay.training.data import Corpus, load_corpus, random_crop, random_mask
 
 SIZE, TIMESTEPS = 128, (100, 300, 500, 700, 900)
 GUIDANCE_TIMESTEPS = (300, 500, 700, 800, 900, 960)
@@ -202,6 +202,15 @@ def inpainting(model: Model, pictures: list[np.ndarray], samples: int) -> dict[s
     }
 
 
+def middle(picture: np.ndarray) -> np.ndarray:
+    """The square in the middle of a picture, at the model's size."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = picture[top : top + side, left : left + side]
+    return np.asarray(cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA))
+
+
 def guidance(model: Model, corpus: Corpus, count: int, draws: int = 2) -> dict[str, float]:
     """Share of pictures whose own caption explains the hidden object better than another's."""
     rng = np.random.default_rng(2)
@@ -211,10 +220,11 @@ def guidance(model: Model, corpus: Corpus, count: int, draws: int = 2) -> dict[s
         caption = corpus.captions[index]
         if caption not in classes or len(crops) == count:
             continue
-        crop = random_crop(corpus.images[index], SIZE, rng)
-        mask = object_mask(crop, rng)
-        if mask is None:
+        crop = middle(corpus.with_object(int(index)))
+        mask = cv2.dilate((crop[..., 3] > 127).astype(np.float32), np.ones((7, 7)))
+        if not 0.05 < mask.mean() < 0.7:
             continue
+        crop = crop[..., :3]
         crops.append(crop)
         masks.append(mask)
         right.append(caption)

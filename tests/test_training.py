@@ -16,6 +16,7 @@ from skimage import data
 
 from inlay import Box, Composer, InputError
 from inlay.training.data import (
+    Corpus,
     is_held_out,
     load_corpus,
     object_mask,
@@ -206,24 +207,45 @@ def test_an_optimiser_goes_on_from_its_state(kind: str) -> None:
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 
-def test_object_masks_follow_the_object() -> None:
-    rng = np.random.default_rng(0)
-    shape = np.zeros((96, 96), np.uint8)
-    cv2.ellipse(shape, (46, 50), (24, 30), 20, 0, 360, 255, -1)
-    texture = rng.normal(0, 6, (96, 96, 3))
-    picture = np.where(shape[..., None] > 0, (190, 60, 40), (70, 90, 120)) + texture
-    picture = np.clip(picture, 0, 255).astype(np.uint8)
-    inside = shape > 0
-    for crop in (picture, np.dstack([picture, shape])):
-        for _ in range(5):
-            mask = object_mask(crop, rng)
-            assert mask is not None
-            assert mask[inside].mean() > 0.9
-            # Widened by at most 6% of the picture.
-            far = cv2.dilate(shape, np.ones((23, 23), np.uint8)) == 0
-            assert mask[far].mean() < 0.03
-    assert object_mask(np.dstack([picture, np.zeros_like(shape)]), rng) is None
-    assert object_mask(np.dstack([picture, np.full_like(shape, 255)]), rng) is None
+def ellipse(side: int) -> np.ndarray:
+    shape = np.zeros((side, side), np.uint8)
+    cv2.ellipse(shape, (side // 2, side // 2 + 2), (side // 4, side // 3), 20, 0, 360, 255, -1)
+    return shape
+
+
+def test_the_object_in_the_middle_is_found_and_kept() -> None:
+    rng, shape = np.random.default_rng(0), ellipse(160)
+    picture = np.where(shape[..., None] > 0, (190, 60, 40), (70, 90, 120))
+    picture = np.clip(picture + rng.normal(0, 6, (160, 160, 3)), 0, 255).astype(np.uint8)
+    corpus = Corpus([picture, np.dstack([picture, 255 - shape])], ["", ""], np.ones(2) / 2)
+    found = corpus.with_object(0)
+    np.testing.assert_array_equal(found[..., :3], picture)
+    agree = (found[..., 3] > 127) == (shape > 0)
+    assert agree.mean() > 0.97
+    np.testing.assert_array_equal(found, corpus.with_object(0))
+    # A given object is not looked for again.
+    np.testing.assert_array_equal(corpus.with_object(1)[..., 3], 255 - shape)
+
+
+def test_object_masks_hide_the_object_and_little_more() -> None:
+    rng, shape = np.random.default_rng(0), ellipse(96)
+    crop = np.dstack([np.zeros((96, 96, 3), np.uint8), shape])
+    x, y, width, height = cv2.boundingRect(shape)
+    box = np.zeros_like(shape)
+    box[y : y + height, x : x + width] = 255
+    kinds = set()
+    for _ in range(20):
+        mask = object_mask(crop, rng)
+        assert mask is not None
+        assert (mask[shape > 0] == 1).all()
+        boxed = bool((mask[box > 0] == 1).all())
+        kinds.add(boxed)
+        # Widened by at most 6% of the picture.
+        far = cv2.dilate(box if boxed else shape, np.ones((13, 13), np.uint8)) == 0
+        assert not mask[far].any()
+    assert kinds == {False, True}
+    crop[..., 3] = 0
+    assert object_mask(crop, rng) is None
 
 
 def test_recolouring_keeps_the_order_of_levels_and_black() -> None:

@@ -53,10 +53,12 @@ def _batch(
     """Pictures in [-1, 1], masks and captions; without a config none of them is augmented."""
     images, masks = [], []
     for index in indices:
-        crop = random_crop(corpus.images[int(index)], size, rng)
         mask = None
         if config is not None and rng.random() < config.object_mask_share:
+            crop = random_crop(corpus.with_object(int(index)), size, rng)
             mask = object_mask(crop, rng)
+        else:
+            crop = random_crop(corpus.images[int(index)], size, rng)
         masks.append(random_mask(size, rng) if mask is None else mask)
         crop = np.ascontiguousarray(crop[..., :3])
         if config is not None and rng.random() < config.recolour_share:

@@ -60,9 +60,9 @@ class EmbeddedConfig(BaseModel):
     cooldown_share: float = Field(0.25, ge=0, le=1, description="share of steps of linear decay")
     caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
     object_mask_share: float = Field(
-        0.25, ge=0, le=1, description="share of holes in the shape of a thing in the picture"
+        0.35, ge=0, le=1, description="share of holes that hide the thing in the picture"
     )
-    recolour_share: float = Field(0.2, ge=0, le=1, description="share put under another light")
+    recolour_share: float = Field(0.15, ge=0, le=1, description="share put under another light")
     rendered: int = Field(1500, ge=0, le=20000, description="how many pictures are rendered")
     rendered_share: float = Field(
         0.1, ge=0, lt=1, description="share of samples that are rendered pictures"
