@@ -1,18 +1,23 @@
 """What does inlay cost on top of the network, and what does a large background cost?
 
-Prints two ratios, each between two things timed alternately in one run, with peak memory:
+Prints ratios, each between two things timed alternately in one run, with peak memory:
 1. compose (arrays in and out: no files) over a bare replay of its network calls;
-2. compose on a 12-megapixel background over compose on a 0.25-megapixel one, same window.
+2. compose on a 12-megapixel background over compose on a 0.25-megapixel one, same window;
+3. inpainting a window of 128 pixels in 25 steps over 25 bare calls of the U-Net;
+and, from a cold start, the whole command `inlay compose` with its default method: seconds and peak
+memory of its process.
 
     python benchmarks/speed.py [RUNS]
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from skimage import data
 
 from inlay import Box, Composer
@@ -90,6 +96,42 @@ def help_cpu_seconds() -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def inpainting(composer: Composer) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Both sides of the third ratio."""
+    backbone = composer.backbone
+    picture = background(128, 128)
+    mask = np.zeros((128, 128), np.uint8)
+    mask[32:96, 32:96] = 255
+    z = torch.zeros(1, backbone.latent_channels, 32, 32)
+    words = backbone.embed([""], (128, 128))
+
+    def whole() -> None:
+        composer.remove(picture, mask=mask, method="inpaint", num_inference_steps=25, seed=1)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for t in range(999, -1, -40):
+                backbone.predict(z, t, words, z[:, :1], z)
+
+    return whole, bare
+
+
+def cold_start() -> tuple[float, float]:
+    """Seconds and peak memory in MB of the whole command, files in and out."""
+    with tempfile.TemporaryDirectory() as folder:
+        Image.fromarray(background(1500, 1000)).save(f"{folder}/background.jpg")
+        Image.fromarray(subject()).save(f"{folder}/cup.png")
+        files = [f"{folder}/background.jpg", f"{folder}/cup.png"]
+        place = ["--box", "600,400,300,300", "-o", f"{folder}/out.png", "--quiet"]
+        start = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "inlay", "compose", *files, *place])
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            raise SystemExit("inlay compose failed")
+    return seconds, usage.ru_maxrss / 1024
+
+
 def main(runs: int) -> None:
     composer = Composer.from_pretrained("embedded", device="cpu")
     cup, small, large = subject(), background(500, 500), background(4000, 3000)
@@ -119,11 +161,17 @@ def main(runs: int) -> None:
     )
     a, b, ratio = alternately(on(large), on(small), runs)
     print(f"{'12 MP / 0.25 MP background, same window':42s} {ratio:6.3f}   ({a:.2f} s, {b:.2f} s)")
+    a, b, ratio = alternately(*inpainting(composer), runs)
+    print(
+        f"{'25 steps of inpaint / 25 bare U-Net calls':42s} {ratio:6.3f}   ({a:.2f} s, {b:.2f} s)"
+    )
     cpu = statistics.median(help_cpu_seconds() for _ in range(5))
     print(f"{'inlay --help, CPU seconds (median of 5)':42s} {cpu:6.3f}")
     print(
         f"{'peak memory, MB':42s} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.0f}"
     )
+    seconds, peak = cold_start()
+    print(f"{'inlay compose, cold start, seconds':42s} {seconds:6.1f}   (peak {peak:.0f} MB)")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from inlay.training.data import (
     with_rendered,
 )
 from inlay.training.embedded import EmbeddedConfig, Trainer, train_embedded
+from inlay.training.feed import DeviceFeed, HostFeed, Policy
 from inlay.training.optim import JointOptimizer
 
 TINY = EmbeddedConfig(
@@ -301,3 +302,72 @@ def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> N
     nowhere = begun.model_copy(update={"start_from": str(tmp_path)})
     with pytest.raises(InputError, match="start_from"):
         train_embedded(folder, tmp_path / "four", nowhere)
+
+
+def test_the_device_cuts_what_the_host_cuts(folder: Path) -> None:
+    """Of the same numbers, the same piece; resizing may differ by a rounding."""
+    corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
+    feed = DeviceFeed(corpus, Policy(), device, seed=0, pool=8)
+    for index in range(6):
+        for size in (48, 160):
+            one = random_crop(corpus.images[index], size, np.random.default_rng(index))
+            two = feed._crop(index, size, np.random.default_rng(index))
+            assert two.shape == (4, size, size)
+            difference = np.abs(two[:3].permute(1, 2, 0).numpy() - one)
+            assert difference.mean() < 2.5
+
+
+def test_the_device_feeds_by_the_same_policy_as_the_host(folder: Path) -> None:
+    corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
+    policy = Policy(object_mask_share=0.5, recolour_share=0.5)
+    host = HostFeed(corpus, policy, device)
+    feed = DeviceFeed(corpus, policy, device, seed=0, pool=64)
+    means = []
+    for source in (host, feed):
+        one, two = (source.batch(96, 32, np.random.default_rng(7)) for _ in range(2))
+        torch.testing.assert_close(one.x, two.x, rtol=0, atol=0)
+        torch.testing.assert_close(one.mask, two.mask, rtol=0, atol=0)
+        assert one.captions == two.captions
+        assert one.x.shape == (96, 3, 32, 32)
+        assert one.mask.shape == (96, 1, 32, 32)
+        assert one.x.abs().max() <= 1
+        assert set(one.mask.unique().tolist()) == {0.0, 1.0}
+        means.append((one.mask.mean().item(), one.x.mean().item(), one.x.std().item()))
+    np.testing.assert_allclose(means[0], means[1], atol=0.12)
+
+
+def test_boxes_of_the_device_feed_are_the_objects_bounding_boxes(folder: Path) -> None:
+    shape = torch.from_numpy(ellipse(40)).float()[None, None]
+    rows, columns = np.nonzero(ellipse(40))
+    expected = torch.zeros_like(shape)
+    expected[..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = 1
+    corpus = load_corpus(folder, held_out=False)
+    feed = DeviceFeed(corpus, Policy(), torch.device("cpu"), seed=0, pool=4)
+    nothing, everywhere = torch.zeros_like(shape), torch.tensor([True])
+
+    class Numbers:
+        """A generator whose numbers are known: a box or a shape, and no widening."""
+
+        def __init__(self, boxed: bool) -> None:
+            self.boxed = boxed
+
+        def random(self, count: int) -> np.ndarray:
+            return np.full(count, 0.0 if self.boxed else 0.9)
+
+        def uniform(self, low: float, high: float) -> float:
+            return low
+
+    for boxed, hole in ((True, expected), (False, (shape > 127).float())):
+        found = feed._hidden(nothing, shape, everywhere, Numbers(boxed))  # type: ignore[arg-type]
+        torch.testing.assert_close(found, hole)
+    kept = feed._hidden(nothing, shape, ~everywhere, Numbers(True))  # type: ignore[arg-type]
+    assert not kept.any()
+
+
+def test_a_run_leaves_curves_for_tensorboard(folder: Path, tmp_path: Path) -> None:
+    train_embedded(folder, tmp_path, TINY)
+    events = list((tmp_path / "events").glob("events.out.tfevents.*"))
+    assert len(events) == 1
+    written = events[0].read_bytes()
+    for t in (100, 300, 500, 700, 900):
+        assert f"v_loss_in_hole/{t}".encode() in written

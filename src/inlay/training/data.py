@@ -25,6 +25,8 @@ from inlay.pixels import read_picture
 
 __all__ = [
     "Corpus",
+    "draw_crop",
+    "draw_light",
     "find_object",
     "is_held_out",
     "load_corpus",
@@ -178,10 +180,14 @@ def _rendered(seeds: list[int], size: int, cache: Path) -> tuple[list[Image], li
     return list(images), captions
 
 
+def draw_light(rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
+    """Gains (3,) of linear light, of about a sixth each, and a gamma: another light, at random."""
+    return np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.15)), float(np.exp(rng.normal(0, 0.15)))
+
+
 def recoloured(crop: Image, rng: np.random.Generator) -> Image:
-    """The picture (H, W, 3) under another light: gains of up to a third and a gamma, all random."""
-    gain = np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.15))
-    gamma = np.exp(rng.normal(0, 0.15))
+    """The picture (H, W, 3) under a light of draw_light()."""
+    gain, gamma = draw_light(rng)
     light = (np.arange(256)[:, None] / 255) ** (2.2 * gamma) * gain
     table = np.round(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
     return np.asarray(cv2.LUT(crop, table[:, None]), np.uint8)
@@ -227,23 +233,28 @@ def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:
     return found.astype(np.float32)
 
 
-def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
-    """A square crop of between 55% and 100% of the short side, resized, perhaps mirrored.
+def draw_crop(
+    height: int, width: int, size: int, rng: np.random.Generator
+) -> tuple[int, int, int, bool]:
+    """Top, left and side of a square crop, 55% to 100% of the short side, and whether to mirror.
 
-    Any number of channels (H, W, C).
+    No crop is smaller than half of `size`, unless the picture is.
     """
-    height, width = image.shape[:2]
     short = min(height, width)
     side = round(short * rng.uniform(0.55, 1.0))
     side = min(short, max(side, min(short, size // 2)))
     top = int(rng.integers(0, height - side + 1))
     left = int(rng.integers(0, width - side + 1))
+    return top, left, side, bool(rng.random() < 0.5)
+
+
+def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
+    """A crop of draw_crop() of a picture (H, W, C), resized to (size, size, C)."""
+    top, left, side, mirrored = draw_crop(image.shape[0], image.shape[1], size, rng)
     crop = image[top : top + side, left : left + side]
     method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
     crop = np.asarray(cv2.resize(crop, (size, size), interpolation=method), dtype=np.uint8)
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    return np.ascontiguousarray(crop)
+    return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
 
 
 def random_mask(size: int, rng: np.random.Generator) -> Mask:

@@ -9,6 +9,7 @@ arXiv 2202.00512) under a zero-terminal-SNR schedule (Lin et al. 2024, arXiv 230
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import shutil
@@ -23,15 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inlay.errors import InputError
-from inlay.training.data import (
-    Corpus,
-    load_corpus,
-    object_mask,
-    random_crop,
-    random_mask,
-    recoloured,
-    with_rendered,
-)
+from inlay.training.data import load_corpus, with_rendered
+from inlay.training.feed import DeviceFeed, Feed, HostFeed, Policy
 from inlay.training.networks import (
     EmbeddedConfig,
     Networks,
@@ -40,33 +34,12 @@ from inlay.training.networks import (
     noise_scheduler,
 )
 from inlay.training.optim import JointOptimizer
+from inlay.training.runlog import RunLog
 from inlay.training.tokenizer import train_tokenizer
 
 __all__ = ["EmbeddedConfig", "train_embedded"]
 
 _VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
-
-
-def _batch(
-    corpus: Corpus, indices: Any, size: int, rng: np.random.Generator, config: EmbeddedConfig | None
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Pictures in [-1, 1], masks and captions; without a config none of them is augmented."""
-    images, masks = [], []
-    for index in indices:
-        mask = None
-        if config is not None and rng.random() < config.object_mask_share:
-            crop = random_crop(corpus.with_object(int(index)), size, rng)
-            mask = object_mask(crop, rng)
-        else:
-            crop = random_crop(corpus.images[int(index)], size, rng)
-        masks.append(random_mask(size, rng) if mask is None else mask)
-        crop = np.ascontiguousarray(crop[..., :3])
-        if config is not None and rng.random() < config.recolour_share:
-            crop = recoloured(crop, rng)
-        images.append(crop)
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    captions = [corpus.captions[int(index)] for index in indices]
-    return x, torch.from_numpy(np.stack(masks))[:, None], captions
 
 
 class Trainer:
@@ -95,6 +68,16 @@ class Trainer:
             self.networks.take_up(config.start_from)
         self.average = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
         self.optimizer = JointOptimizer(self.networks, config.optimizer, config.learning_rate)
+        policy = Policy(config.object_mask_share, config.recolour_share)
+        on_gpu = self.device.type == "cuda"
+        self.feed: Feed = (
+            DeviceFeed(self.corpus, policy, self.device, config.seed)
+            if on_gpu
+            else HostFeed(self.corpus, policy, self.device)
+        )
+        compiled = on_gpu if config.compile is None else config.compile
+        unet: Any = self.networks.unet
+        self._unet = torch.compile(unet) if compiled else unet
         self.scheduler = noise_scheduler()
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
         # What a channel weighs in the picture grows with the square of its deviation; its root
@@ -106,8 +89,8 @@ class Trainer:
     @torch.no_grad()
     def _channel_deviation(self) -> Tensor:
         rng = np.random.default_rng([self.config.seed, 4])
-        indices = rng.choice(len(self.corpus), 64, p=self.corpus.weights)
-        x = _batch(self.corpus, indices, self.config.resolution, rng, None)[0].to(self.device)
+        plain = HostFeed(self.corpus, Policy(), self.device)
+        x = plain.batch(64, self.config.resolution, rng).x
         deviation: Tensor = self.vae.encode(x).latent_dist.mode().std((0, 2, 3))
         return deviation
 
@@ -136,7 +119,7 @@ class Trainer:
         target = a.sqrt() * noise - (1 - a).sqrt() * z
         inputs = torch.cat([noisy, latent_mask, masked], 1)
         with torch.autocast(self.device.type, torch.bfloat16):
-            v = self.networks.unet(inputs, t, self._embed(captions)).sample
+            v = self._unet(inputs, t, self._embed(captions)).sample
         return (v.float() - target) ** 2, latent_mask
 
     def _time_weight(self, t: Tensor) -> Tensor:
@@ -161,18 +144,18 @@ class Trainer:
         rng = np.random.default_rng([c.seed, 2, self.step])
         size = c.low_resolution if low else c.resolution
         count = c.low_resolution_batch if low else c.batch
-        indices = rng.choice(len(self.corpus), count, p=self.corpus.weights)
-        x, mask, captions = _batch(self.corpus, indices, size, rng, c)
-        captions = ["" if rng.random() < c.caption_dropout else text for text in captions]
+        batch = self.feed.batch(count, size, rng)
+        captions = ["" if rng.random() < c.caption_dropout else text for text in batch.captions]
         # Stratified timesteps: the same loss, less variance.
         t = ((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64)
         noise = rng.standard_normal((count, 16, size // 4, size // 4), dtype=np.float32)
         d = self.device
+        steps = torch.from_numpy(t).to(d)
         error, hole = self._losses(
-            x.to(d), mask.to(d), captions, torch.from_numpy(t).to(d), torch.from_numpy(noise).to(d)
+            batch.x, batch.mask, captions, steps, torch.from_numpy(noise).to(d)
         )
         weight = (1 - c.hole_weight) + c.hole_weight * hole
-        weight = weight * self._time_weight(torch.from_numpy(t).to(d))
+        weight = weight * self._time_weight(steps)
         loss = (error * weight * self.channel_weight).mean() / weight.mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
@@ -196,7 +179,9 @@ class Trainer:
             return {}
         rng = np.random.default_rng([self.config.seed, 3])
         indices = np.arange(min(pictures, len(self.held_out)))
-        x, mask, captions = _batch(self.held_out, indices, self.config.resolution, rng, None)
+        plain = HostFeed(self.held_out, Policy(), self.device)
+        batch = plain.of(indices, self.config.resolution, rng)
+        x, mask, captions = batch.x, batch.mask, batch.captions
         noise = rng.standard_normal((len(x), 16, x.shape[2] // 4, x.shape[3] // 4))
         noise_tensor = torch.from_numpy(noise).float().to(self.device)
         kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
@@ -204,9 +189,7 @@ class Trainer:
         result = {}
         for t in _VALIDATION_TIMESTEPS:
             steps = torch.full((len(x),), t, device=self.device)
-            error, hole = self._losses(
-                x.to(self.device), mask.to(self.device), captions, steps, noise_tensor
-            )
+            error, hole = self._losses(x, mask, captions, steps, noise_tensor)
             result[t] = float((error.mean(1, keepdim=True) * hole).sum() / hole.sum())
         self.networks.load_state_dict(kept)
         return result
@@ -281,14 +264,17 @@ def train_embedded(
 ) -> Path:
     """Train on an image folder and return the diffusers folder OUT/checkpoint.
 
-    Every `save_every` steps a resumable state, a log line (OUT/log.jsonl) and the checkpoint so
-    far are written. Raises InputError for an unusable folder or nothing to resume.
+    Every `save_every` steps a resumable state, a report (OUT/log.jsonl, and OUT/events for
+    TensorBoard) and the checkpoint so far are written. Raises InputError for an unusable folder
+    or nothing to resume.
     """
     config = config or EmbeddedConfig()
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(folder, out, config)
     if resume:
         trainer.load_state()
+    if importlib.util.find_spec("tensorboardX") is None:
+        log("for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures")
     log(f"{len(trainer.corpus)} pictures to train on, {len(trainer.held_out)} held out")
     for line in _run(trainer):
         log(line)
@@ -296,7 +282,7 @@ def train_embedded(
 
 
 def _run(trainer: Trainer) -> Iterator[str]:
-    config = trainer.config
+    config, told = trainer.config, RunLog(trainer.out)
     started = time.monotonic()
     losses: list[float] = []
     while trainer.step < config.steps:
@@ -304,7 +290,9 @@ def _run(trainer: Trainer) -> Iterator[str]:
         minutes = (time.monotonic() - started) / 60
         stop = config.max_minutes is not None and minutes >= config.max_minutes
         if trainer.step % 50 == 0:
-            yield f"step {trainer.step} loss {np.mean(losses[-50:]):.4f} minutes {minutes:.1f}"
+            recent = float(np.mean(losses[-50:]))
+            told.scalars(trainer.step, {"loss/training": recent, "rate": trainer.learning_rate()})
+            yield f"step {trainer.step} loss {recent:.4f} minutes {minutes:.1f}"
         if trainer.step % config.save_every == 0 or stop or trainer.step == config.steps:
             trainer.save_state()
             validation = trainer.validate()
@@ -314,9 +302,9 @@ def _run(trainer: Trainer) -> Iterator[str]:
                 "train_loss": round(float(np.mean(losses[-config.save_every :])), 5),
                 "validation_v_loss": {str(k): round(v, 5) for k, v in validation.items()},
             }
-            with (trainer.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            told.row(row, {f"v_loss_in_hole/{t}": v for t, v in validation.items()})
             trainer.export({"figures": row})
             yield json.dumps(row)
         if stop:
-            return
+            break
+    told.close()

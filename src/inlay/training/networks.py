@@ -74,6 +74,7 @@ class EmbeddedConfig(BaseModel):
     channel_weight_power: float = Field(
         1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
     )
+    compile: bool | None = Field(None, description="compile the U-Net first; None does so on a GPU")
     ema_decay: float = Field(0.9995, ge=0, lt=1, description="exponential moving average")
     max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
     save_every: int = Field(500, ge=1, description="steps between resumable states")
@@ -108,8 +109,9 @@ class Networks(nn.Module):
             attention_head_dim=config.attention_heads,
             norm_num_groups=16,
         )
-        # Explicit attention: the fused kernel's backward is slow on CPUs.
-        self.unet.set_attn_processor(AttnProcessor())
+        if not torch.cuda.is_available():
+            # Explicit attention: the fused kernel's backward is slow on CPUs.
+            self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=vocabulary,
