@@ -371,3 +371,20 @@ def test_a_run_leaves_curves_for_tensorboard(folder: Path, tmp_path: Path) -> No
     written = events[0].read_bytes()
     for t in (100, 300, 500, 700, 900):
         assert f"v_loss_in_hole/{t}".encode() in written
+
+
+def test_timesteps_cover_all_levels_and_lean_to_the_noisy_ones(
+    folder: Path, tmp_path: Path
+) -> None:
+    u = (np.arange(20000) + 0.5) / 20000
+    for share in (0.0, 0.35):
+        trainer = Trainer(
+            folder, tmp_path, TINY.model_copy(update={"high_noise_share": share, "rendered": 0})
+        )
+        t = trainer._timesteps(u)
+        assert t.min() == 0
+        assert t.max() == 999
+        assert (t >= 600).mean() == pytest.approx(0.4 + 0.6 * share, abs=0.001)
+        # Uniform on either side.
+        assert np.median(t[t < 600]) == pytest.approx(300, abs=2)
+        assert np.median(t[t >= 600]) == pytest.approx(800, abs=2)

@@ -55,6 +55,9 @@ class EmbeddedConfig(BaseModel):
     min_snr_gamma: float | None = Field(
         None, gt=0, description="weigh timesteps by min-SNR; None weighs all alike"
     )
+    high_noise_share: float = Field(
+        0.0, ge=0, lt=1, description="share of timesteps drawn from 600 to 999 alone"
+    )
     learning_rate: float = Field(3e-4, gt=0, description="after warm-up")
     warmup_steps: int = Field(200, ge=1, description="linear warm-up")
     cooldown_share: float = Field(0.25, ge=0, le=1, description="share of steps of linear decay")
