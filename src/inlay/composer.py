@@ -288,7 +288,7 @@ class Composer:
         total = request.num_images
         for number in range(total):
             seed = request.seed + number
-            context = Context(seed, _counted(callback, number, total), previews)
+            context = Context(seed, _counted(callback, number, total), previews, verb=request.verb)
             for line in notes:
                 context.note(line)
             before = time.perf_counter()

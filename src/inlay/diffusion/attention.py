@@ -15,7 +15,9 @@ from torch.nn import functional
 __all__ = [
     "LocalizedPrompt",
     "attention_mask_at",
+    "finished",
     "localized_bonus",
+    "projected",
     "swapped_processors",
     "token_positions",
 ]
@@ -41,17 +43,53 @@ def swapped_processors(unet: Any, make: Callable[[str, Any], Any | None]) -> Ite
         unet.set_attn_processor(originals)
 
 
-def attention_mask_at(mask: Tensor, tokens: int) -> Tensor:
+def projected(
+    attn: Any, hidden: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value (rows, heads, tokens, width) of one of diffusers' attention layers.
+
+    hidden is (rows, tokens, channels) as a processor gets it; context is the text of a
+    cross-attention layer, None in self-attention.
+    """
+    if attn.group_norm is not None:
+        hidden = attn.group_norm(hidden.transpose(1, 2)).transpose(1, 2)
+    if context is None:
+        context = hidden
+    elif attn.norm_cross:
+        context = attn.norm_encoder_hidden_states(context)
+
+    def split(x: Tensor) -> Tensor:
+        return x.reshape(len(x), x.shape[1], attn.heads, -1).transpose(1, 2)
+
+    return split(attn.to_q(hidden)), split(attn.to_k(context)), split(attn.to_v(context))
+
+
+def finished(attn: Any, heads: Tensor, residual: Tensor) -> Tensor:
+    """What a layer makes of its heads' output (rows, heads, tokens, width).
+
+    `residual` is what went into the layer.
+    """
+    rows, _, tokens, _ = heads.shape
+    hidden = heads.transpose(1, 2).reshape(rows, tokens, -1)
+    hidden = attn.to_out[1](attn.to_out[0](hidden))
+    if attn.residual_connection:
+        hidden = hidden + residual
+    output: Tensor = hidden / attn.rescale_output_factor
+    return output
+
+
+def attention_mask_at(mask: Tensor, tokens: int, mode: str = "area") -> Tensor:
     """A latent mask (1, 1, h, w) at an attention layer of `tokens` = h' * w' queries: (tokens,).
 
-    The layer's shape is the latent's halved (rounded up) until the product fits.
+    The layer's shape is the latent's halved (rounded up) until the product fits; `mode` is how
+    torch's interpolate() gets there. ValueError for a number that no halving gives.
     """
     height, width = int(mask.shape[-2]), int(mask.shape[-1])
     while height * width > tokens and (height > 1 or width > 1):
         height, width = math.ceil(height / 2), math.ceil(width / 2)
     if height * width != tokens:
         raise ValueError(f"no halving of {tuple(mask.shape[-2:])} has {tokens} pixels")
-    return functional.interpolate(mask.float(), (height, width), mode="area").reshape(-1)
+    return functional.interpolate(mask.float(), (height, width), mode=mode).reshape(-1)
 
 
 def localized_bonus(scores: Tensor, mask: Tensor, tokens: Tensor, weight: float) -> Tensor:
@@ -105,19 +143,8 @@ class _LocalizedProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        residual = hidden_states
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        rows, heads = query.shape[0], attn.heads
-
-        def split(x: Tensor) -> Tensor:
-            return x.reshape(rows, x.shape[1], heads, -1).transpose(1, 2)
-
-        query, key, value = split(query), split(key), split(value)
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
+        rows = len(query)
         # Scaled before the product and in float32: half precision overflows otherwise.
         scores = (query * attn.scale).float() @ key.transpose(-1, -2).float()
         # The rows are [unconditional, conditional], or conditional alone without guidance.
@@ -125,12 +152,7 @@ class _LocalizedProcessor:
         bonus = torch.stack([self.prompt.bonus(row) for row in scores[first:]])
         scores = torch.cat([scores[:first], scores[first:] + bonus])
         hidden = scores.softmax(-1).to(value.dtype) @ value
-        hidden = hidden.transpose(1, 2).reshape(rows, hidden.shape[2], -1)
-        hidden = attn.to_out[1](attn.to_out[0](hidden))
-        if attn.residual_connection:
-            hidden = hidden + residual
-        output: Tensor = hidden / attn.rescale_output_factor
-        return output
+        return finished(attn, hidden, hidden_states)
 
 
 def token_positions(text: Any, prompt: str, words: Sequence[str]) -> Tensor:

@@ -12,7 +12,7 @@ from inlay.methods.base import Method
 
 __all__ = ["all_methods", "default_for", "get"]
 
-_MODULES = ("cdc", "inpaint", "paste", "feather", "poisson", "reinhard", "telea")
+_MODULES = ("cdc", "freecompose", "inpaint", "paste", "feather", "poisson", "reinhard", "telea")
 
 # The default of a verb is the method that measures best on the embedded checkpoint.
 _DEFAULTS = {"compose": "cdc", "harmonize": "cdc", "remove": "telea"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.backbone import Backbone
 
-__all__ = ["Context", "DiffusionSettings", "Method", "Painted", "Settings"]
+__all__ = ["Context", "DiffusionSettings", "Method", "ModelSettings", "Painted", "Settings"]
 
 Progress = Callable[[int, int, "Any | None"], None]
 
@@ -33,17 +33,13 @@ class Settings(BaseModel):
         return False
 
 
-class DiffusionSettings(Settings):
-    """What every diffusion method has, in diffusers' spelling."""
+class ModelSettings(Settings):
+    """What every method that runs a diffusion model has, in diffusers' spelling."""
 
     prompt: str = Field("", max_length=2000, description="what the picture should show")
     negative_prompt: str = Field("", max_length=2000, description="what it should not show")
-    num_inference_steps: int = Field(50, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(
         5.0, ge=0, le=50, description="classifier-free guidance; 1 is off"
-    )
-    strength: float = Field(
-        1.0, ge=0, le=1, description="share of the noise schedule that is run; 0 changes nothing"
     )
     context: float = Field(
         0.5, ge=0, le=4, description="margin that the model sees round the box, in box sizes"
@@ -58,18 +54,29 @@ class DiffusionSettings(Settings):
     )
 
 
+class DiffusionSettings(ModelSettings):
+    """What every method that samples has besides."""
+
+    num_inference_steps: int = Field(50, ge=1, le=1000, description="denoising steps")
+    strength: float = Field(
+        1.0, ge=0, le=1, description="share of the noise schedule that is run; 0 changes nothing"
+    )
+
+
 @dataclass
 class Context:
-    """What a run may draw on besides its inputs: randomness, progress, notes.
+    """What a run may draw on besides its inputs: randomness, progress, notes, what it is for.
 
     All randomness comes from `seed`, on the CPU, one draw after the other, so the same seed
-    gives the same bytes on one machine.
+    gives the same bytes on one machine. `verb` is the command (compose, harmonize, remove), for
+    methods that serve several.
     """
 
     seed: int = 0
     callback: Progress | None = None
     previews: bool = False
     notes: list[str] = field(default_factory=list)
+    verb: str = "compose"
     _generator: Any = field(default=None, repr=False)
 
     @property

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.methods.base import Context, DiffusionSettings, Painted
+from inlay.fill import membrane
+from inlay.methods.base import Context, ModelSettings, Painted
 from inlay.window import Window, model_size, resize
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone, Conditioning
     from inlay.diffusion.denoise import Denoiser, Step
 
-__all__ = ["Workspace", "replaced", "residual"]
+__all__ = ["Workspace", "replaced", "residual", "smoothly_filled"]
 
 Image = NDArray[np.float32]
 
@@ -33,7 +34,7 @@ class Workspace:
 
     window: Window
     backbone: Backbone
-    settings: DiffusionSettings
+    settings: ModelSettings
     context: Context
     size: tuple[int, int]
     conditional: Conditioning
@@ -41,7 +42,7 @@ class Workspace:
 
     @classmethod
     def of(
-        cls, window: Window, backbone: Backbone, settings: DiffusionSettings, context: Context
+        cls, window: Window, backbone: Backbone, settings: ModelSettings, context: Context
     ) -> Workspace:
         size = model_size(window.box, backbone.native_size, backbone.multiple)
         conditional = backbone.embed([settings.prompt], size)
@@ -151,6 +152,15 @@ def to_image(tensor: Tensor) -> Image:
     return np.asarray(array * 0.5 + 0.5, np.float32)
 
 
+def smoothly_filled(picture: Tensor, hole: Tensor) -> Tensor:
+    """A picture (1, 3, H, W) on the CPU whose hole (1, 1, H, W) is the membrane over its rim."""
+    import torch
+
+    values = np.ascontiguousarray(picture[0].permute(1, 2, 0).numpy())
+    smooth = np.ascontiguousarray(membrane(values, hole[0, 0].numpy() > 0.5))
+    return torch.from_numpy(smooth).permute(2, 0, 1)[None]
+
+
 def _blur(image: Image, sigma: float) -> Image:
     import cv2
 
@@ -166,20 +176,26 @@ def _smoothed(change: Image, mask: Image, sigma: float) -> Image:
     return np.asarray(inside * cover + change * (1 - cover), np.float32)
 
 
-def residual(work: Workspace, before: Tensor, after: Tensor, smoothing: float = 0.0) -> Painted:
+def residual(
+    work: Workspace,
+    before: Tensor,
+    after: Tensor,
+    smoothing: float = 0.0,
+    feather: float | None = None,
+) -> Painted:
     """Residual decoding: y = x + w * U(D(after) - D(before)).
 
     before and after are latents (1, C, h, w). The autoencoder's own error cancels and detail finer
     than the model's pixels stays. `smoothing` (window sizes) is the sigma of a blur of the
     change inside the region, which holds back invented texture. w is 1 on the region and falls
-    to 0 over `feather`.
+    to 0 over `feather` (window sizes; by default the settings').
     """
     window, settings = work.window, work.settings
     change = to_image(work.backbone.decode(after)) - to_image(work.backbone.decode(before))
     if smoothing > 0:
         mask = resize(window.grown(0), work.size)
         change = _smoothed(change, mask, smoothing * max(work.size))
-    weight = window.rim(settings.feather)
+    weight = window.rim(settings.feather if feather is None else feather)
     rgb = window.pasted + resize(change, window.shape) * weight[..., None]
     return Painted(rgb, (weight > 0) | window.laid())
 
