@@ -125,7 +125,19 @@ def test_it_is_refused_in_one_sentence(arguments: list[str], folder: Path, capsy
 
 WORDS = st.one_of(
     st.sampled_from(
-        ["compose", "harmonize", "remove", "cut", "methods", "models", "rerun", "train", "embedded"]
+        [
+            "compose",
+            "harmonize",
+            "remove",
+            "cut",
+            "methods",
+            "models",
+            "rerun",
+            "train",
+            "embedded",
+            "bench",
+            "harmony",
+        ]
     ),
     st.sampled_from(
         ["--box", "--at", "--scale", "--random", "--mask", "--seed", "--set", "--json", "--quiet"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def test_the_whole_is_small_enough_to_ship_and_in_half_precision() -> None:
     for part in ("unet", "text_encoder"):
         for tensors in (load_file(path) for path in (ROOT / part).glob("*.safetensors")):
             assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float16"}
+
+
+def test_the_decoder_attends_to_itself_at_two_resolutions() -> None:
+    """What attention-based methods hold on to."""
+    config = json.loads((ROOT / "unet" / "config.json").read_text())
+    with_attention = [kind for kind in config["up_block_types"] if kind.startswith("CrossAttn")]
+    assert len(with_attention) >= 2
+    tensors = load_file(ROOT / "unet" / "diffusion_pytorch_model.safetensors")
+    for block in range(2):
+        assert any(key.startswith(f"up_blocks.{block}.attentions.0.") for key in tensors)
 
 
 @pytest.mark.parametrize("photo", ["coffee", "rocket", "chelsea"])
