@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -88,6 +89,19 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(folder: Path, tmp_path: P
         torch.testing.assert_close(value, two[key], atol=1e-5, rtol=1e-4)
     steps = [json.loads(line)["step"] for line in (whole / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
+
+
+def test_a_resumed_run_keeps_its_words(folder: Path, tmp_path: Path) -> None:
+    """They were learned anew, and numbered otherwise, although the weights knew the old numbers."""
+    train_embedded(folder, tmp_path / "run", TINY)
+    words = Trainer(folder, tmp_path / "run", TINY, resume=True).tokenizer.get_vocab()
+    other = tmp_path / "photos"
+    shutil.copytree(folder, other)
+    lines = (other / "metadata.jsonl").read_text().replace("coffee", "zebra in a xylophone shop")
+    (other / "metadata.jsonl").write_text(lines)
+    again = Trainer(other, tmp_path / "run", TINY, resume=True)
+    assert again.tokenizer.get_vocab() == words
+    assert Trainer(other, tmp_path / "new", TINY).tokenizer.get_vocab() != words
 
 
 def test_what_training_writes_composes(folder: Path, tmp_path: Path) -> None:
@@ -296,6 +310,9 @@ def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> N
         two = load_file(second / part / f"{name}.safetensors")
         for key, value in one.items():
             torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2)
+    for part in ("vae", "unet", "text_encoder", "tokenizer"):
+        for file in (second / part).glob("*.json"):
+            assert str(first) not in file.read_text()
     wider = begun.model_copy(update={"block_out_channels": (32, 48)})
     with pytest.raises(InputError, match="same widths"):
         train_embedded(folder, tmp_path / "three", wider)

@@ -30,6 +30,7 @@ from inlay.training.feed import DeviceFeed, Feed, HostFeed, Policy
 from inlay.training.networks import (
     EmbeddedConfig,
     Networks,
+    earlier_words,
     earlier_words_and_latents,
     fit_autoencoder,
     noise_scheduler,
@@ -46,8 +47,11 @@ _VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 class Trainer:
     """One run: networks, optimiser, average, and the step they share."""
 
-    def __init__(self, folder: Path, out: Path, config: EmbeddedConfig) -> None:
+    def __init__(
+        self, folder: Path, out: Path, config: EmbeddedConfig, resume: bool = False
+    ) -> None:
         self.config, self.out = config, out
+        out.mkdir(parents=True, exist_ok=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.corpus = load_corpus(folder, held_out=False)
         self.held_out = load_corpus(folder, held_out=True)
@@ -57,7 +61,13 @@ class Trainer:
         self.corpus = with_rendered(
             photos, config.rendered, config.rendered_share, out / "rendered.safetensors"
         )
-        if config.start_from is None:
+        if resume:
+            self._check_state()
+        if resume and config.start_from is None:
+            # Words that are as frequent as each other may be numbered otherwise another time.
+            self.tokenizer = earlier_words(out / "tokenizer")
+            vae = fit_autoencoder(photos, config.seed)
+        elif config.start_from is None:
             self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
             vae = fit_autoencoder(photos, config.seed)
         else:
@@ -86,6 +96,14 @@ class Trainer:
         visible = self._channel_deviation() ** config.channel_weight_power
         self.channel_weight = (visible / visible.mean()).view(1, -1, 1, 1).to(self.device)
         self.step = 0
+        if resume:
+            self.load_state()
+        else:
+            self.tokenizer.save_pretrained(out / "tokenizer")
+
+    def _check_state(self) -> None:
+        if not (self.out / "state.safetensors").is_file():
+            raise InputError(f"{self.out} holds no state.safetensors to resume from.")
 
     @torch.no_grad()
     def _channel_deviation(self) -> Tensor:
@@ -218,9 +236,8 @@ class Trainer:
         """Continue from save_state(); raises InputError when there is nothing to continue."""
         from safetensors import safe_open
 
+        self._check_state()
         path = self.out / "state.safetensors"
-        if not path.is_file():
-            raise InputError(f"{self.out} holds no state.safetensors to resume from.")
         with safe_open(path, "pt") as file:
             self.step = int((file.metadata() or {})["step"])
         tensors = load_file(path)
@@ -279,10 +296,7 @@ def train_embedded(
     or nothing to resume.
     """
     config = config or EmbeddedConfig()
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(folder, out, config)
-    if resume:
-        trainer.load_state()
+    trainer = Trainer(folder, out, config, resume)
     if importlib.util.find_spec("tensorboardX") is None:
         log("for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures")
     log(f"{len(trainer.corpus)} pictures to train on, {len(trainer.held_out)} held out")

@@ -153,27 +153,40 @@ def _folder(checkpoint: str) -> Path:
     return Path(checkpoint)
 
 
+def earlier_words(folder: Path) -> Any:
+    """The tokenizer that an earlier run wrote to a folder; raises InputError if it is not there."""
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError):
+        raise InputError(
+            f"the tokenizer in {folder} cannot be read; expected one that this command wrote."
+        ) from None
+
+
 def earlier_words_and_latents(checkpoint: str) -> tuple[Any, PatchAutoencoder]:
     """Tokenizer and autoencoder of a checkpoint folder, or of "embedded", the shipped one.
 
     Raises InputError when they cannot be read.
     """
-    from transformers import CLIPTokenizer
-
     folder = _folder(checkpoint)
     if not (folder / "vae" / "config.json").is_file():
         raise InputError(
             f"start_from is {checkpoint!r}; expected 'embedded' or a folder with a vae."
         )
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        vae = PatchAutoencoder.from_pretrained(folder / "vae", local_files_only=True)
+        read = PatchAutoencoder.from_pretrained(folder / "vae", local_files_only=True)
     except (OSError, ValueError, TypeError):
         raise InputError(
-            f"the tokenizer or the vae of {checkpoint!r} cannot be read; expected a checkpoint "
-            "that this command wrote."
+            f"the vae of {checkpoint!r} cannot be read; expected a checkpoint that this command "
+            "wrote."
         ) from None
-    return tokenizer, vae
+    c = read.config
+    # A new one: diffusers notes in the config where a model was read from.
+    vae = PatchAutoencoder(c.patch_size, c.latent_channels, c.scaling_factor)
+    vae.load_state_dict(read.state_dict())
+    return earlier_words(folder / "tokenizer"), vae
 
 
 def noise_scheduler() -> Any:
