@@ -275,7 +275,7 @@ def grids(
     cells = [to_pil(column[row]) for row in range(len(x)) for column in columns]
     sheet = contact_sheet(cells, labels * len(x), columns=len(columns), cell=SIZE)
     sheet.save(out / f"inpainting-{name}.png")
-    if name == "foreign":
+    if name != "held-out":
         return
     whole = torch.ones_like(holes)
     words = [
@@ -331,7 +331,8 @@ def main() -> None:
             print(name, json.dumps(report[name], indent=2), flush=True)
         if arguments.output:
             grids(model, pictures[:12], captions[:12], "held-out", arguments.output)
-            grids(model, foreign[:12], [""] * 12, "foreign", arguments.output)
+            own = foreign_pictures(None, "", 12)
+            grids(model, own, [""] * 12, "scikit-image", arguments.output)
             (arguments.output / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
