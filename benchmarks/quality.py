@@ -44,10 +44,10 @@ HOLE = slice(SIZE // 4, 3 * SIZE // 4)
 class Model:
     """A backbone in batches: erase, predict, sample."""
 
-    def __init__(self, name: str, bf16: bool, steps: int = 25) -> None:
+    def __init__(self, name: str, bf16: bool, steps: int, scheduler: str) -> None:
         self.backbone = load_backbone(name, device="cpu")
         self.bf16 = bf16
-        self.settings = InpaintSettings(num_inference_steps=steps)
+        self.settings = InpaintSettings(num_inference_steps=steps, scheduler=scheduler)
 
     def fast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
@@ -304,12 +304,14 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=25)
+    usual = InpaintSettings()
+    parser.add_argument("--steps", type=int, default=usual.num_inference_steps)
+    parser.add_argument("--scheduler", default=usual.scheduler)
     parser.add_argument("--bf16", action="store_true", help="faster, rounded networks")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     model, corpus = (
-        Model(arguments.model, arguments.bf16, arguments.steps),
+        Model(arguments.model, arguments.bf16, arguments.steps, arguments.scheduler),
         load_corpus(arguments.folder, held_out=True),
     )
     pictures, captions = held_out_pictures(corpus, arguments.pictures)

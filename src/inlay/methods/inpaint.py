@@ -30,7 +30,7 @@ class InpaintSettings(DiffusionSettings):
         0.02, ge=0, le=0.5, description="how far the hole is widened, in window sizes"
     )
     scheduler: str = Field(
-        "SASolverScheduler",
+        "EulerAncestralDiscreteScheduler",
         pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$",
         description="which of diffusers' schedulers samples, by class name",
     )
