@@ -405,3 +405,21 @@ def test_timesteps_cover_all_levels_and_lean_to_the_noisy_ones(
         # Uniform on either side.
         assert np.median(t[t < 600]) == pytest.approx(300, abs=2)
         assert np.median(t[t >= 600]) == pytest.approx(800, abs=2)
+
+
+def test_telling_captions_apart_is_trained_where_it_is_asked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    def trained(weight: float) -> Trainer:
+        config = TINY.model_copy(update={"word_contrast": weight, "object_mask_share": 1.0})
+        trainer = Trainer(folder, tmp_path / str(weight), config)
+        assert np.isfinite([trainer.train_step() for _ in range(2)]).all()
+        return trainer
+
+    without, plenty = trained(0.0), trained(5.0)
+    assert not any(without.told) and all(plenty.told)
+    (one,), (two,) = (
+        [p for n, p in t.networks.named_parameters() if n.endswith("token_embedding.weight")]
+        for t in (without, plenty)
+    )
+    assert not torch.equal(one, two)

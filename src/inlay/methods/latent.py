@@ -103,8 +103,8 @@ class Workspace:
         """The backbone as eps and x0, with guidance.
 
         On an inpainting checkpoint mask (1, 1, h, w) and masked_latent (1, C, h, w) go in, and from
-        step `free_after` * total on a mask of ones and a masked latent of zeros instead; on a
-        plain one they are not used. `before(timestep, number, total)` is called first.
+        step `free_after` * total on a mask of ones and the latent of a picture erased as a whole
+        instead; on a plain one they are not used. `before(timestep, number, total)` comes first.
         """
         import torch
 
@@ -115,7 +115,9 @@ class Workspace:
                 before(timestep, number, total)
             hole, seen = (mask, masked_latent) if inpaints else (None, None)
             if hole is not None and seen is not None and number >= free_after * total - 1e-6:
-                hole, seen = torch.ones_like(hole), torch.zeros_like(seen)
+                # What training shows for a hole everywhere: grey, whose latent need not be 0.
+                nothing = self.encode(torch.zeros(1, 3, *self.size), "nothing")
+                hole, seen = torch.ones_like(hole), nothing
             return self.backbone.predict_both(
                 z,
                 timestep,

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from inlay.training.networks import (
 from inlay.training.optim import JointOptimizer
 from inlay.training.runlog import RunLog
 from inlay.training.tokenizer import train_tokenizer
+from inlay.training.words import contrast, other_captions
 
 __all__ = ["EmbeddedConfig", "train_embedded"]
 
@@ -91,11 +93,13 @@ class Trainer:
         self._unet = torch.compile(unet) if compiled else unet
         self.scheduler = noise_scheduler()
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
+        # Rendered captions are many and rare: the words to tell apart are those of the photos.
+        self._words = photos.captions
         # What a channel weighs in the picture grows with the square of its deviation; its root
         # keeps the finer channels in the game.
         visible = self._channel_deviation() ** config.channel_weight_power
         self.channel_weight = (visible / visible.mean()).view(1, -1, 1, 1).to(self.device)
-        self.step = 0
+        self.step, self.told = 0, deque[float](maxlen=50)
         if resume:
             self.load_state()
         else:
@@ -179,16 +183,25 @@ class Trainer:
         noise = rng.standard_normal((count, 16, size // 4, size // 4), dtype=np.float32)
         d = self.device
         steps = torch.from_numpy(t).to(d)
-        error, hole = self._losses(
-            batch.x, batch.mask, captions, steps, torch.from_numpy(noise).to(d)
-        )
-        weight = (1 - c.hole_weight) + c.hole_weight * hole
+        # Every fourth row, so at all timesteps, is seen again under another picture's caption.
+        again = list(range(0, count, 4)) if c.word_contrast else []
+        own = [batch.captions[i] for i in again]
+        for i, caption in zip(again, own, strict=True):
+            captions[i] = caption
+        others = other_captions(own, self._words, rng)
+        seen = (batch.x, batch.mask, steps, torch.from_numpy(noise).to(d))
+        x, mask, t_seen, noise_seen = (torch.cat([s, s[again]]) for s in seen)
+        error, hole = self._losses(x, mask, captions + others, t_seen, noise_seen)
+        weight = (1 - c.hole_weight) + c.hole_weight * hole[:count]
         weight = weight * self._time_weight(steps)
-        loss = (error * weight * self.channel_weight).mean() / weight.mean()
-        loss.backward()
+        weighted = error * self.channel_weight
+        loss = (weighted[:count] * weight).mean() / weight.mean()
+        told = contrast(weighted[again], weighted[count:], hole[again]) if again else loss * 0
+        (loss + c.word_contrast * told).backward()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step(self.learning_rate())
         self.networks.zero_grad(set_to_none=True)
+        self.told.append(float(told.detach()))
         self.step += 1
         decay = min(c.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -315,8 +328,14 @@ def _run(trainer: Trainer) -> Iterator[str]:
         stop = config.max_minutes is not None and minutes >= config.max_minutes
         if trainer.step % 50 == 0:
             recent = float(np.mean(losses[-50:]))
-            told.scalars(trainer.step, {"loss/training": recent, "rate": trainer.learning_rate()})
-            yield f"step {trainer.step} loss {recent:.4f} minutes {minutes:.1f}"
+            scalars = {"loss/training": recent, "rate": trainer.learning_rate()}
+            if config.word_contrast:
+                scalars["loss/words"] = float(np.mean(trainer.told))
+            told.scalars(trainer.step, scalars)
+            yield " ".join(
+                [f"step {trainer.step} loss {recent:.4f} minutes {minutes:.1f}"]
+                + [f"words {scalars[key]:.5f}" for key in ("loss/words",) if key in scalars]
+            )
         if trainer.step % config.save_every == 0 or stop or trainer.step == config.steps:
             trainer.save_state()
             validation = trainer.validate()

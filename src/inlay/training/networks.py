@@ -73,6 +73,9 @@ class EmbeddedConfig(BaseModel):
     start_from: str | None = Field(
         None, description="checkpoint folder, or embedded, whose weights are begun with"
     )
+    word_contrast: float = Field(
+        0.0, ge=0, le=10, description="weight of the loss that tells captions apart; 0 is without"
+    )
     hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
     channel_weight_power: float = Field(
         1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
