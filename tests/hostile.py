@@ -12,9 +12,24 @@ BAD_FILES = [
     "nul\0.png", "no\nline.png", "https://example.org/a.png", "-",
 ]  # fmt: skip
 OUT = ["-o", "out.png"]
+BOXES = ["--box=9,9,50,50", "--box=70,70,60,60"]
+PHASED = ["compose", "good.png", "subject.png", "--box=9,9,50,50", "--phases",
+          "remove,paste,harmonize"]  # fmt: skip
 ROLES: dict[str, Callable[[str], list[str]]] = {
     "background": lambda f: ["compose", "--method", "paste", *OUT, "--", f, "subject.png"],
     "subject": lambda f: ["compose", "--method", "paste", *OUT, "--", "good.png", f],
+    "second subject": lambda f: [
+        "compose",
+        *BOXES,
+        "--method",
+        "paste",
+        *OUT,
+        "--",
+        "good.png",
+        "subject.png",
+        f,
+    ],
+    "what goes": lambda f: [*PHASED, "--method", "feather", f"--remove-mask={f}", *OUT],
     "subject mask": lambda f: ["compose", "good.png", "good.png", f"--mask={f}", *OUT],
     "harmonize": lambda f: ["harmonize", "--mask", "mask.png", *OUT, "--", f],
     "harmonize mask": lambda f: ["harmonize", "good.png", f"--mask={f}", *OUT],
@@ -60,6 +75,24 @@ OPTION_CASES = [
     [*COMPOSE, "--at", "9,9", "--random", *OUT],
     [*COMPOSE, "--box", "1,1,50,50", "--scale", "2", *OUT],
     [*COMPOSE, "--random", "--scale", "2", *OUT],
+    *([*COMPOSE, "subject.png", *places, *OUT]
+      for places in ([], ["--box=1,1,9,9"], [*BOXES, BOXES[0]], ["--at=9,9"], [*BOXES, "--random"],
+                     [*BOXES, "--mask=mask.png"], [*BOXES, "--cut=mask"], [*BOXES, "--box=-"],
+                     [*BOXES, "--rotate=1", "--rotate=x"], [*BOXES, "--cut-box=1,1,9,9"],
+                     ["--at=9,9", "--at=-"], ["--at=1,1", "--at=9,9", "--scale=1", "--scale=0"])),
+    [*COMPOSE, *BOXES, *OUT],
+    *([*PHASED[:-1], names, *OUT]
+      for names in ("", ",", "past", "paste,remove", "harmonize", "remove,harmonize", "repose",
+                    "paste,paste", "Remove,paste", "paste,repose", "remove;paste", "\n")),
+    *([*PHASED, *more, *OUT]
+      for more in (["--remove-method=paste"], ["--remove-method="], ["--set=remove.x=1"],
+                   ["--set=remove."], ["--set=remove.radius=0"], ["--set=repose.eta=1"],
+                   ["--method=telea"], ["--preset=blnd"], ["--remove-mask=black-mask.png"],
+                   ["--remove-mask=small-mask.png"])),
+    [*PHASED[:3], "--at=50,50", *PHASED[4:], *OUT],
+    [*COMPOSE, "--keep-phases", *OUT],
+    [*COMPOSE, "--remove-mask", "mask.png", *OUT],
+    [*COMPOSE, "--remove-method", "telea", *OUT],
     [*COMPOSE, "--cut", "mask", *OUT],
     [*COMPOSE, "--cut", "box", *OUT],
     [*COMPOSE, "--cut", "no/such-model-of-anyone", *OUT],

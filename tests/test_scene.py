@@ -12,7 +12,15 @@ from skimage import data
 from inlay.errors import InputError
 from inlay.geometry import Box
 from inlay.pixels import read_picture
-from inlay.scene import Cutout, Placement, compose_scene, place, region_scene
+from inlay.scene import (
+    Cutout,
+    Layer,
+    Placement,
+    layer_scene,
+    merged,
+    place,
+    region_scene,
+)
 
 CUP = (data.coffee()[:200:2, :300:2] / 255).astype(np.float32)
 
@@ -235,12 +243,13 @@ def test_clipping_cuts_and_does_not_move(
     np.testing.assert_array_equal(layer.rgb, whole.rgb[wanted.shifted(-free.x, -free.y).slices])
 
 
-def test_compose_scene() -> None:
+def test_layer_scene() -> None:
     background = read_picture(data.chelsea())
-    scene = compose_scene(background, cutout(alpha=disc(150, 40)[25:125]), Placement())
-    assert scene.layer is not None and scene.clean is None
-    assert scene.region.box == scene.layer.box
-    np.testing.assert_array_equal(scene.region.mask, scene.layer.alpha)
+    layer = place(cutout(alpha=disc(150, 40)[25:125]), background.size, Placement())
+    scene = layer_scene(background, layer)
+    assert scene.layer is layer and scene.clean is None
+    assert scene.region.box == layer.box
+    np.testing.assert_array_equal(scene.region.mask, layer.alpha)
 
 
 def test_region_scene() -> None:
@@ -267,3 +276,43 @@ def test_region_scene_refuses() -> None:
         region_scene(
             picture, np.ones((300, 451), np.float32), read_picture(data.coffee(), role="clean")
         )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 9)] * 2, *[st.integers(1, 9)] * 2), min_size=1, max_size=4),
+    st.integers(0, 99),
+)
+def test_merged_layers_are_over_each_other(
+    boxes: list[tuple[int, int, int, int]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    layers = [
+        Layer(
+            Box(*box),
+            rng.random((box[3], box[2], 3), np.float32),
+            rng.choice(np.float32([0, 0.3, 0.8, 1]), (box[3], box[2])),
+        )
+        for box in boxes
+    ]
+    result = merged(layers)
+    whole = Box(0, 0, 20, 20)
+    background = rng.random((20, 20, 3), np.float32)
+    wanted = background.copy()
+    for layer in layers:
+        assert result.box.intersect(layer.box) == layer.box
+        cover = layer.alpha[..., None]
+        wanted[layer.box.slices] = layer.rgb * cover + wanted[layer.box.slices] * (1 - cover)
+    assert result.box.intersect(whole) == result.box
+    cover = result.alpha[..., None]
+    got = background.copy()
+    got[result.box.slices] = result.rgb * cover + got[result.box.slices] * (1 - cover)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_one_layer_stays_what_it_is() -> None:
+    layer = place(cutout(alpha=disc(150, 40)[25:125]), (400, 300), Placement())
+    result = merged([layer])
+    assert result.box == layer.box
+    np.testing.assert_array_equal(result.rgb[result.alpha > 0], layer.rgb[layer.alpha > 0])
+    np.testing.assert_array_equal(result.alpha, layer.alpha)

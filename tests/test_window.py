@@ -126,7 +126,7 @@ def test_a_thin_region_still_has_a_mask() -> None:
 
 
 def test_see_through_background_keeps_the_law_of_over() -> None:
-    from inlay.scene import Cutout, Placement, compose_scene
+    from inlay.scene import Cutout, Placement, layer_scene, place
 
     background = np.zeros((64, 64, 4), np.uint8)
     background[..., 0], background[..., 3] = 200, 128
@@ -137,7 +137,8 @@ def test_see_through_background_keeps_the_law_of_over() -> None:
         sha256="",
     )
     picture = read_picture(background)
-    scene = compose_scene(picture, subject, Placement(box=Box(24, 24, 16, 16)), 0)
+    layer = place(subject, picture.size, Placement(box=Box(24, 24, 16, 16)))
+    scene = layer_scene(picture, layer)
     window = Window.of(scene, 0.5)
     painted = Painted(window.pasted, window.alpha > 0)
     result, _, _ = stitch(picture, window, painted)

@@ -2,80 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from inlay.chain import Callback, Link
+from inlay.composite import Composite
 from inlay.errors import InputError
 from inlay.geometry import Box
-from inlay.methods.base import Context, Settings
-from inlay.pixels import DEFAULT_MAX_PIXELS, Picture, Source, read_mask, read_picture, write_picture
-from inlay.record import build_record, record_text
-from inlay.region import found_region, inverted
-from inlay.request import Place, Request
-from inlay.scene import Scene, compose_scene, region_scene
-from inlay.window import Window, stitch
+from inlay.job import Job
+from inlay.phases import asked, linked
+from inlay.pixels import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
+from inlay.region import found_region
+from inlay.request import Request, as_flag
+from inlay.scene import region_scene
+from inlay.subjects import Each, hole, laid, listed, named_inputs, where
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    import numpy as np
+    from numpy.typing import NDArray
 
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Composer", "Composite"]
-
-Callback = Callable[[int, int, Any], None]
-
-
-@dataclass(eq=False)
-class Composite:
-    """What a call made: one picture per seed.
-
-    pictures keep the background's size, depth, mode and profile; records say how each was made.
-    window is the crop the method saw, region the box outside which no byte differs, effect the
-    mask inside that box (float32, 0 or 1).
-    """
-
-    pictures: list[Picture]
-    records: list[dict[str, Any]]
-    window: Box
-    region: Box
-    effect: NDArray[np.float32] = field(repr=False)
-
-    @property
-    def picture(self) -> Picture:
-        return self.pictures[0]
-
-    @property
-    def image(self) -> Image:
-        """The (first) picture as PIL."""
-        return self.pictures[0].to_pil()
-
-    @property
-    def images(self) -> list[Image]:
-        return [picture.to_pil() for picture in self.pictures]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return self.records[0]
-
-    @property
-    def mask(self) -> Image:
-        """Where the first picture may differ from the background: PIL "L", 255 = may."""
-        from PIL import Image as PilImage
-
-        whole = np.zeros((self.picture.height, self.picture.width), np.uint8)
-        whole[self.region.slices] = np.round(self.effect * 255).astype(np.uint8)
-        return PilImage.fromarray(whole)
-
-    def save(self, path: str | Path) -> None:
-        """Write the first picture, with its record inside; atomic."""
-        write_picture(self.picture, path, record=record_text(self.record))
 
 
 class Composer:
@@ -96,6 +45,7 @@ class Composer:
         self.model, self.device, self.dtype = model, device, dtype
         self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
         self._backbone: Backbone | None = None
+        self._adapters: dict[str, ControlAdapter] = {}
 
     @classmethod
     def from_pretrained(
@@ -131,21 +81,37 @@ class Composer:
             )
         return self._backbone
 
+    def adapter(self, name: str) -> ControlAdapter:
+        """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
+        if name not in self._adapters:
+            from inlay.diffusion.t2i_adapter import load_adapter
+
+            self._adapters[name] = load_adapter(name, self.backbone)
+        return self._adapters[name]
+
     def compose(
         self,
         background: Source,
-        subject: Source,
+        subject: Source | Sequence[Source],
         *,
-        box: Box | Sequence[float] | None = None,
-        at: Sequence[float] | None = None,
-        scale: float | None = None,
-        random: bool = False,
-        rotate: float = 0.0,
-        flip: bool = False,
-        mask: Source | None = None,
-        cut: str | None = None,
-        cut_box: Box | Sequence[float] | None = None,
+        box: Each[Box | Sequence[float]] = None,
+        at: Each[Sequence[float]] = None,
+        scale: Each[float] = None,
+        random: bool | Sequence[bool] = False,
+        rotate: float | Sequence[float] = 0.0,
+        flip: bool | Sequence[bool] = False,
+        mask: Each[Source] = None,
+        cut: Each[str] = None,
+        cut_box: Each[Box | Sequence[float]] = None,
         trust_remote_code: bool = False,
+        together: bool = False,
+        phases: str | Sequence[str] | None = None,
+        remove_method: str | None = None,
+        remove_mask: Source | None = None,
+        phase_settings: Mapping[str, Mapping[str, Any]] | None = None,
+        keep_phases: bool = False,
+        on_phase: Callable[[str], None] | None = None,
+        control: Source | None = None,
         method: str | None = None,
         preset: str | None = None,
         seed: int = 0,
@@ -162,41 +128,85 @@ class Composer:
         and cut_box say what the subject is in its own picture. Boxes are a Box or four numbers x,
         y, width, height. trust_remote_code lets a segmentation model run code of its own. Other
         keywords are the method's settings. callback(step, total, preview) may raise Cancelled.
-        Raises InputError.
+
+        Of several subjects, in a list, box, at, mask and cut_box are lists with one value for each;
+        scale, random, rotate, flip and cut may be. Each is composed into what came before, with the
+        same method, settings and seed, so later ones lie over earlier ones; `together` pastes all
+        first and runs the method once, on one window round them all.
+
+        phases chains "remove", "paste", "harmonize" and "repose", or some of them: remove takes
+        out what is in the boxes, or under remove_mask, by remove_method; method, preset and
+        settings are harmonize's; phase_settings holds other phases' settings by phase. With
+        keep_phases the composite's `phases` has each one's picture; on_phase hears their names.
+
+        control is a drawing of the background's size, white lines on black, which freecompose's
+        variant "semantic" (the phase "repose") re-draws the subjects by. Raises InputError.
         """
-        from inlay.cutout import cut as cut_out
-
-        request = Request("compose", method, preset, seed, num_images, settings)
-        place = Place.of(
-            box=box,
-            at=at,
-            scale=scale,
-            random=random,
-            rotate=rotate,
-            flip=flip,
-            cut=cut,
-            cut_box=cut_box,
-            trust_remote_code=trust_remote_code,
+        requests = asked(
+            phases,
+            method=method,
+            preset=preset,
+            seed=seed,
+            num_images=num_images,
+            settings=settings,
+            remove_method=remove_method,
+            phase_settings=phase_settings,
+            remove_mask=remove_mask,
+            keep_phases=as_flag(keep_phases, "keep_phases"),
         )
-        picture = read_picture(background, role="background", max_pixels=max_pixels)
-        request.check_size(picture.size)
-        cutout = cut_out(
+        subjects = listed(
             subject,
-            by=place.cut,
-            mask=mask,
-            box=place.cut_box,
-            max_pixels=max_pixels,
-            trust_remote_code=place.trust_remote_code,
+            {
+                "box": box,
+                "at": at,
+                "scale": scale,
+                "random": random,
+                "rotate": rotate,
+                "flip": flip,
+                "mask": mask,
+                "cut": cut,
+                "cut_box": cut_box,
+                "trust_remote_code": trust_remote_code,
+            },
         )
+        joint = as_flag(together, "together") and len(subjects) > 1
+        picture = read_picture(background, role="background", max_pixels=max_pixels)
+        for request in requests.values():
+            request.check_size(picture.size, len(requests) if keep_phases else 1)
+        cutouts = [each.cut(max_pixels) for each in subjects]
+        drawing, notes = None, list[str]()
+        if control is not None:
+            drawing = read_mask(
+                control,
+                size=picture.size,
+                role="control",
+                white="lines on black",
+                max_pixels=max_pixels,
+            )
+            if not any(each.settings.follows_control() for each in requests.values()):
+                names = ", ".join(each.method.name for each in requests.values())
+                notes.append(f"{names}: the control picture is not used")
+        gone = hole(subjects, remove_mask, picture, max_pixels) if "remove" in requests else None
 
-        def scene(seed: int) -> Scene:
-            return compose_scene(picture, cutout, place.placement, seed)
+        def links_of(seed: int) -> list[Link]:
+            return linked(requests, laid(subjects, cutouts, picture.size, seed), joint, gone)
 
-        # A file is recorded by its path, so that the picture can be made again.
-        named = subject if isinstance(subject, (str, os.PathLike)) else cutout
-        inputs = {"background": picture, "subject": named, "mask": mask}
-        varied = place.placement.random
-        return self._run(request, scene, inputs, place.as_dict(), callback, previews, varied=varied)
+        job = Job(
+            requests,
+            picture,
+            links_of,
+            {
+                "background": picture,
+                **named_inputs(subjects, cutouts),
+                "remove_mask": remove_mask,
+                "control": control,
+            },
+            where(subjects, joint),
+            notes,
+            varied=any(each.place.placement.random for each in subjects),
+            keep=keep_phases,
+        )
+        return self._made(job, callback, previews, on_phase, drawing)
 
     def harmonize(
         self,
@@ -238,7 +248,9 @@ class Composer:
                 )
         inputs = {"picture": whole, "mask": mask, "background": clean}
         scene = region_scene(whole, region, clean)
-        return self._run(request, lambda seed: scene, inputs, {}, callback, previews, notes)
+        links = [Link("", request, [lambda *_: scene])]
+        job = Job({"": request}, whole, lambda seed: links, inputs, {}, notes)
+        return self._made(job, callback, previews)
 
     def remove(
         self,
@@ -261,81 +273,26 @@ class Composer:
         region = read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
         inputs = {"picture": whole, "mask": mask}
         scene = region_scene(whole, region, None)
-        return self._run(request, lambda seed: scene, inputs, {}, callback, previews)
+        links = [Link("", request, [lambda *_: scene])]
+        return self._made(
+            Job({"": request}, whole, lambda seed: links, inputs, {}), callback, previews
+        )
 
-    def _run(
+    def _made(
         self,
-        request: Request,
-        scene_of: Callable[[int], Scene],
-        inputs: Mapping[str, Any],
-        place: Mapping[str, Any],
+        job: Job,
         callback: Callback | None,
         previews: bool,
-        notes: Sequence[str] = (),
-        varied: bool = False,
+        on_phase: Callable[[str], None] | None = None,
+        control: NDArray[np.float32] | None = None,
     ) -> Composite:
-        """Run a request for each of its seeds; `varied` means that the scene hangs on the seed."""
-        method, settings = request.method, request.settings
-        scene = scene_of(request.seed)
-        started = time.perf_counter()
-        backbone = self.backbone if method.needs_model else None
-        loaded = time.perf_counter()
-        # Even a classical method needs some surroundings to look at.
-        native = 64 if backbone is None else backbone.native_size
-        window = _window(scene, settings, native)
-        first, pictures, records = window.box, [], []
-        region, effect = window.box, np.zeros((1, 1), np.float32)
-        total = request.num_images
-        for number in range(total):
-            seed = request.seed + number
-            context = Context(seed, _counted(callback, number, total), previews, verb=request.verb)
-            for line in notes:
-                context.note(line)
-            before = time.perf_counter()
-            if varied and number:
-                scene = scene_of(seed)
-                window = _window(scene, settings, native)
-            painted = method.run(window, backbone, settings, context)
-            picture, box, mask = stitch(scene.background, window, painted)
-            if number == 0:
-                region, effect = box, mask
-            pictures.append(picture)
-            records.append(
-                build_record(
-                    verb=request.verb,
-                    method=method.name,
-                    preset=request.preset,
-                    settings=settings.model_dump(mode="json"),
-                    seed=seed,
-                    backbone=backbone,
-                    window=window.box,
-                    region=box,
-                    inputs=inputs,
-                    request=place,
-                    notes=context.notes,
-                    loras=self.loras,
-                    textual_inversions=self.textual_inversions,
-                    timings={
-                        "load_s": round(loaded - started, 4),
-                        "run_s": round(time.perf_counter() - before, 4),
-                    },
-                )
-            )
-        return Composite(pictures, records, first, region, effect)
-
-
-def _window(scene: Scene, settings: Settings, native: int) -> Window:
-    if settings.works_on_background():
-        scene = inverted(scene)
-    return Window.of(scene, float(getattr(settings, "context", 0.25)), native)
-
-
-def _counted(callback: Callback | None, number: int, total: int) -> Callback | None:
-    """Progress over several pictures as one count."""
-    if callback is None or total == 1:
-        return callback
-
-    def tell(step: int, steps: int, preview: Any) -> None:
-        callback(number * steps + step, total * steps, preview)
-
-    return tell
+        return job.run(
+            lambda: self.backbone,
+            {
+                "callback": callback,
+                "previews": previews,
+                "on_phase": on_phase,
+                "given": {"control": control, "adapters": self.adapter},
+            },
+            {"loras": self.loras, "textual_inversions": self.textual_inversions},
+        )

@@ -90,12 +90,14 @@ def read_mask(
     *,
     size: tuple[int, int] | None,
     role: str = "mask",
+    white: str = "where the object is",
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> NDArray[np.float32]:
     """Read a mask as float32 (h, w) in [0, 1]; white (or True) is 1, colours count by luma.
 
     Where the picture has an alpha that is not opaque all over, the alpha is the mask. `size` is the
-    (width, height) that it must have, or None. Raises InputError, also for a mask that is all 0.
+    (width, height) that it must have, or None; `white` ends the message about one that is all 0.
+    Raises InputError.
     """
     if isinstance(source, np.ndarray) and source.dtype == np.bool_:
         source = source.astype(np.uint8) * 255
@@ -118,7 +120,7 @@ def read_mask(
             for rows in bands(picture):
                 mask[rows.slices] = np.clip(picture.rgb(rows) @ _LUMA, 0, 1)
     if not (mask > 0).any():
-        raise InputError(f"{picture.name} is empty; expected white where the object is.")
+        raise InputError(f"{picture.name} is empty; expected white {white}.")
     return mask
 
 

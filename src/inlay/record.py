@@ -3,7 +3,10 @@
 Keys: inlay (version), verb, method, preset, settings (all of them), seed, model (name, hash, kind,
 family, loras, textual_inversions; null for classical methods), device, dtype, window and region
 (x, y, width, height in background pixels), inputs ({role: {path, sha256}}), request (where the
-subject went and how it was cut out), notes, timings (seconds).
+subject went and how it was cut out; of several: subjects, one such each, and together), notes,
+timings (seconds). A composition in phases has phases too (phase, verb, method, preset, settings and
+seed of each); its method, preset and settings are those of harmonize, else of the last phase. Where
+a T2I-Adapter was used there is adapter (name, hash).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from inlay.geometry import Box
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Record", "build_record", "read_back", "record_text", "resolve_inputs"]
 
@@ -47,6 +51,11 @@ class _Model(_Loose):
     textual_inversions: list[str] = []
 
 
+class _Adapter(_Loose):
+    name: str
+    hash: str = ""
+
+
 class _Box(_Loose):
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -56,8 +65,8 @@ class _Box(_Loose):
     height: int
 
 
-class _Request(_Loose):
-    """Where the subject went and how it was cut out; empty but for compose."""
+class _Place(_Loose):
+    """Where a subject went and how it was cut out."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -72,6 +81,22 @@ class _Request(_Loose):
     trust_remote_code: bool = False
 
 
+class _Request(_Place):
+    """The one subject's place, or those of several; empty but for compose."""
+
+    subjects: list[_Place] = []
+    together: bool = False
+
+
+class _Phase(_Loose):
+    """A phase of a composition: what it is called, and what was run with which settings."""
+
+    phase: str
+    method: str
+    preset: str | None = None
+    settings: dict[str, Any]
+
+
 class Record(_Loose):
     """A record as it is read back: what is needed to make its picture again."""
 
@@ -82,10 +107,12 @@ class Record(_Loose):
     settings: dict[str, Any]
     seed: int = Field(ge=0, lt=2**63)
     model: _Model | None = None
+    adapter: _Adapter | None = None
     device: str | None = None
     dtype: str | None = None
     inputs: dict[str, _Input]
     request: _Request = _Request()
+    phases: list[_Phase] = []
 
 
 def build_record(
@@ -104,12 +131,14 @@ def build_record(
     timings: Mapping[str, float],
     loras: Sequence[tuple[str, float]] = (),
     textual_inversions: Sequence[str] = (),
+    phases: Sequence[Mapping[str, Any]] | None = None,
+    adapter: ControlAdapter | None = None,
 ) -> dict[str, Any]:
     """The record of one picture.
 
-    `inputs` maps a role (background, subject, picture, mask) to what the user handed in or to
-    what was read from it; None is left out. Paths are kept as they were given, so that a picture
-    that is passed on tells no more about a disk than its maker typed.
+    `inputs` maps a role (background, subject, subject_1, picture, mask, control) to what the user
+    handed in or to what was read from it; None is left out. Paths are kept as they were given, so
+    that a picture that is passed on tells no more about a disk than its maker typed.
     """
     model = None
     if backbone is not None:
@@ -121,7 +150,7 @@ def build_record(
             "loras": [[str(path), scale] for path, scale in loras],
             "textual_inversions": [str(path) for path in textual_inversions],
         }
-    return {
+    record: dict[str, Any] = {
         "inlay": __version__,
         "verb": verb,
         "method": method,
@@ -138,6 +167,11 @@ def build_record(
         "notes": list(notes),
         "timings": dict(timings),
     }
+    if adapter is not None:
+        record["adapter"] = {"name": adapter.name, "hash": adapter.hash}
+    if phases is not None:
+        record["phases"] = [dict(phase) for phase in phases]
+    return record
 
 
 def identify(source: Any) -> dict[str, Any]:
@@ -209,7 +243,10 @@ def resolve_inputs(record: Record, beside: Path) -> dict[str, str]:
     A path is looked up as it stands and then in the folder `beside`. Raises InputError for an
     input that was not a file, is missing, or is not the same file any more.
     """
-    return {role: _resolved(role, source, beside) for role, source in record.inputs.items()}
+    return {
+        role: _resolved(role.replace("_", " "), source, beside)
+        for role, source in record.inputs.items()
+    }
 
 
 def _resolved(role: str, source: _Input, beside: Path) -> str:

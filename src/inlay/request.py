@@ -17,7 +17,7 @@ from inlay.methods.base import Method, Settings
 from inlay.scene import Placement
 from inlay.sweep import show, validate_settings
 
-__all__ = ["Place", "Request", "as_box"]
+__all__ = ["Place", "Request", "as_box", "as_flag"]
 
 _MAX_IMAGES = 64
 # All pictures of a call are held in memory until it returns.
@@ -61,10 +61,13 @@ class Request:
         values.update(settings)
         self.settings: Settings = validate_settings(self.method.settings, values)
 
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError where so many pictures of (width, height) are too much to hold."""
-        if self.num_images > 1 and self.num_images * size[0] * size[1] > _MAX_TOGETHER:
-            most = max(1, _MAX_TOGETHER // (size[0] * size[1]))
+    def check_size(self, size: tuple[int, int], each: int = 1) -> None:
+        """Raises InputError where so many pictures of (width, height) are too much to hold.
+
+        each: how many are held for one that was asked for.
+        """
+        if self.num_images > 1 and self.num_images * each * size[0] * size[1] > _MAX_TOGETHER:
+            most = max(1, _MAX_TOGETHER // (each * size[0] * size[1]))
             raise InputError(
                 f"num_images is {self.num_images}, too many at once for a picture of "
                 f"{size[0]} x {size[1]} pixels; expected at most {most}."
@@ -103,11 +106,11 @@ class Place:
             box=as_box(box, "box"),
             at=None if point is None else (point[0], point[1]),
             scale=None if scale is None else _number(scale, "scale", "a number above 0"),
-            random=_flag(random, "random"),
+            random=as_flag(random, "random"),
             rotate=_number(rotate, "rotate", "a finite number of degrees"),
-            flip=_flag(flip, "flip"),
+            flip=as_flag(flip, "flip"),
         )
-        trusted = _flag(trust_remote_code, "trust_remote_code")
+        trusted = as_flag(trust_remote_code, "trust_remote_code")
         return cls(placement, _text(cut, "cut"), as_box(cut_box, "cut_box"), trusted)
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,7 +135,8 @@ def _text(value: Any, name: str) -> str | None:
     raise InputError(f"{name} is {show(value)}; expected text or None.")
 
 
-def _flag(value: Any, name: str) -> bool:
+def as_flag(value: Any, name: str) -> bool:
+    """True or False, numpy's too; raises InputError for anything else."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise InputError(f"{name} is {show(value)}; expected True or False.")

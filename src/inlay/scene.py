@@ -7,6 +7,7 @@ Colours are float32 sRGB in [0, 1], never multiplied with alpha; alpha and masks
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.geometry import Box
+from inlay.placement import Placement, outline, turned_size
 
 if TYPE_CHECKING:
     from inlay.pixels import Picture
@@ -25,7 +27,8 @@ __all__ = [
     "Placement",
     "Region",
     "Scene",
-    "compose_scene",
+    "layer_scene",
+    "merged",
     "place",
     "region_scene",
 ]
@@ -34,13 +37,6 @@ Image = NDArray[np.float32]
 
 # Half of the smallest step of an 8-bit mask: what is fainter than this is not there.
 FAINT = 0.5 / 255
-# Where no scale is asked for, the subject's longer side over the background's shorter side.
-DEFAULT_SHARE = 0.4
-# The span of that share for a random scale.
-RANDOM_SHARE = (0.25, 0.6)
-# The most pixels of a placed subject before it is clipped, and OpenCV's longest side to turn.
-LARGEST_AREA = 100_000_000
-LONGEST_TURNED = 32_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,40 +74,6 @@ class Region:
     mask: Image
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where a subject goes; one of box, at or random, else the middle of the background.
-
-    box: the subject keeps its aspect and is centred in it. at: the subject's centre, in pixels
-    of the background; scale: the subject's pixels are multiplied by it (None: the longer side
-    becomes 40% of the background's shorter side). random: a place, and where scale is None a
-    scale, drawn from the seed, wholly inside. rotate: degrees, counter-clockwise. flip: mirrored
-    left to right, before it is turned.
-    """
-
-    box: Box | None = None
-    at: tuple[float, float] | None = None
-    scale: float | None = None
-    random: bool = False
-    rotate: float = 0.0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        chosen = (self.box is not None) + (self.at is not None) + self.random
-        if chosen > 1:
-            raise InputError("the place is given twice; use only one of box, at and random.")
-        if self.box is not None and self.scale is not None:
-            raise InputError("scale goes with at or random; a box already says how large.")
-        if self.at is not None and (
-            len(self.at) != 2 or not all(math.isfinite(v) and abs(v) <= 1e6 for v in self.at)
-        ):
-            raise InputError(f"at is {self.at}; expected X,Y in pixels of the background.")
-        if self.scale is not None and not 0 < self.scale <= 1e6:
-            raise InputError(f"scale is {self.scale}; expected a number above 0, at most 1e6.")
-        if not math.isfinite(self.rotate):
-            raise InputError(f"rotate is {self.rotate}; expected a finite number of degrees.")
-
-
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Everything a picture is made from, besides a method and its settings.
@@ -135,7 +97,9 @@ def bounds(alpha: Image, above: float = FAINT) -> Box | None:
     return Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
 
 
-def place(cutout: Cutout, size: tuple[int, int], placement: Placement, seed: int = 0) -> Layer:
+def place(
+    cutout: Cutout, size: tuple[int, int], placement: Placement, seed: int | Sequence[int] = 0
+) -> Layer:
     """Lay a cutout into a background of (width, height).
 
     Resampling is done on colours multiplied with alpha (Porter and Duff 1984), over the area
@@ -143,25 +107,12 @@ def place(cutout: Cutout, size: tuple[int, int], placement: Placement, seed: int
     Parts outside the background are cut off. Raises InputError where nothing of the subject
     lies inside, or where its size would be below one pixel or beyond reason.
     """
-    width, height = cutout.size
-    turned = _turned_size(width, height, placement.rotate)
-    rng = np.random.default_rng(seed)
-    scale, option = _scale(turned, size, placement, rng)
-    new = max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
-    if max(width, height) * scale < 0.5:
-        raise InputError(f"{option} makes the subject smaller than one pixel; give a larger one.")
-    straight = placement.rotate % 90 == 0
-    if new[0] * new[1] > LARGEST_AREA or (not straight and max(new) > LONGEST_TURNED):
-        raise InputError(
-            f"{option} makes the subject {new[0]} x {new[1]} pixels; give a smaller one."
-        )
+    new, box = outline(cutout.size, size, placement, seed)
     paint = np.dstack([cutout.rgb * cutout.alpha[..., None], cutout.alpha]).astype(np.float32)
     if placement.flip:
         paint = paint[:, ::-1]
     paint = _rotated(_resized(paint, new), placement.rotate)
-    drawn = paint.shape[1], paint.shape[0]
-    corner = _corner(drawn, size, placement, rng)
-    layer = _clipped(paint, corner, size)
+    layer = _clipped(paint, (box.x, box.y), size)
     if layer is None:
         if placement.box is not None:
             what = "box " + ",".join(str(v) for v in placement.box.as_dict().values())
@@ -174,12 +125,30 @@ def place(cutout: Cutout, size: tuple[int, int], placement: Placement, seed: int
     return layer
 
 
-def compose_scene(
-    background: Picture, cutout: Cutout, placement: Placement, seed: int = 0
-) -> Scene:
-    """The scene for putting a subject into a background; the region is the subject's alpha."""
-    layer = place(cutout, background.size, placement, seed)
+def layer_scene(background: Picture, layer: Layer) -> Scene:
+    """The scene for putting a placed subject into a background; the region is its alpha."""
     return Scene(background, layer, Region(layer.box, layer.alpha))
+
+
+def merged(layers: Sequence[Layer]) -> Layer:
+    """Several layers as one, later ones over earlier ones (Porter and Duff 1984, "over")."""
+    whole = layers[0].box
+    for layer in layers[1:]:
+        whole = whole.hull(layer.box)
+    rgb = np.zeros((whole.height, whole.width, 3), np.float32)
+    alpha = np.zeros((whole.height, whole.width), np.float32)
+    for layer in layers:
+        here = layer.box.shifted(-whole.x, -whole.y).slices
+        over, below = layer.alpha, alpha[here]
+        rest = below * (1 - over)
+        total = over + rest
+        mixed = layer.rgb * over[..., None] + rgb[here] * rest[..., None]
+        mixed /= np.maximum(total, 1e-6)[..., None]
+        # Where only one of the two is, its colour stays as it is to the last bit.
+        mixed = np.where((rest == 0)[..., None], layer.rgb, mixed)
+        rgb[here] = np.where((over == 0)[..., None], rgb[here], mixed)
+        alpha[here] = total
+    return Layer(whole, rgb, alpha)
 
 
 def region_scene(picture: Picture, mask: Image, clean: Picture | None = None) -> Scene:
@@ -206,52 +175,6 @@ def region_scene(picture: Picture, mask: Image, clean: Picture | None = None) ->
     return Scene(picture, None, Region(box, np.clip(mask[box.slices], 0, 1)), clean)
 
 
-def _turned_size(width: float, height: float, degrees: float) -> tuple[float, float]:
-    """The bounding box of a rectangle after a turn."""
-    angle = math.radians(degrees)
-    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
-    if degrees % 90 == 0:
-        cos, sin = float(round(cos)), float(round(sin))
-    return width * cos + height * sin, width * sin + height * cos
-
-
-def _scale(
-    turned: tuple[float, float],
-    size: tuple[int, int],
-    placement: Placement,
-    rng: np.random.Generator,
-) -> tuple[float, str]:
-    """What the subject's pixels are multiplied by, and the option that says so."""
-    if placement.box is not None:
-        box = placement.box
-        return min(box.width / turned[0], box.height / turned[1]), "box"
-    fits = min(size[0] / turned[0], size[1] / turned[1])
-    if placement.scale is not None:
-        if placement.random and placement.scale > fits:
-            raise InputError(
-                f"scale {placement.scale:g} makes the subject larger than the background; "
-                f"expected at most {fits:.3g} for a random place wholly inside."
-            )
-        return placement.scale, f"scale {placement.scale:g}"
-    share = rng.uniform(*RANDOM_SHARE) if placement.random else DEFAULT_SHARE
-    return min(share * min(size) / max(turned), fits), "the default scale"
-
-
-def _corner(
-    drawn: tuple[int, int], size: tuple[int, int], placement: Placement, rng: np.random.Generator
-) -> tuple[int, int]:
-    """The top left pixel of the drawn subject (width, height) in the background."""
-    if placement.random:
-        # Rounding may make the drawing a pixel larger than what was fitted.
-        free = [max(size[i] - drawn[i], 0) for i in (0, 1)]
-        return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
-    if placement.box is not None:
-        box = placement.box
-        return box.x + (box.width - drawn[0]) // 2, box.y + (box.height - drawn[1]) // 2
-    centre = placement.at if placement.at is not None else (size[0] / 2, size[1] / 2)
-    return math.floor(centre[0] - drawn[0] / 2 + 0.5), math.floor(centre[1] - drawn[1] / 2 + 0.5)
-
-
 def _resized(paint: Image, size: tuple[int, int]) -> Image:
     import cv2
 
@@ -269,7 +192,7 @@ def _rotated(paint: Image, degrees: float) -> Image:
     if degrees % 90 == 0:
         return np.rot90(paint, int(degrees // 90) % 4)
     height, width = paint.shape[:2]
-    wide, high = (math.ceil(v - 1e-6) for v in _turned_size(width, height, degrees))
+    wide, high = (math.ceil(v - 1e-6) for v in turned_size(width, height, degrees))
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     matrix[:, 2] += (wide - width) / 2, (high - height) / 2
     # Beyond its edge the subject is transparent, which also softens a straight cut.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from inlay.errors import InputError
 from inlay.schema import Knob, knobs
 
-__all__ = ["MAX_PICTURES", "nearest", "parse_sets", "validate_settings"]
+__all__ = ["MAX_PICTURES", "check_count", "nearest", "parse_sets", "validate_settings"]
 
 MAX_PICTURES = 64
 _SHOWN = 60
@@ -109,6 +109,14 @@ def parse_sets(
         swept = [f"{key}={_label(values[key])}" for key in lists if len(lists[key]) > 1]
         variants.append((",".join(swept), values))
     return variants
+
+
+def check_count(count: int) -> None:
+    """Raises InputError where so many pictures are more than a command makes."""
+    if count > MAX_PICTURES:
+        raise InputError(
+            f"the lists and --num-images ask for {count} pictures; at most {MAX_PICTURES} are made."
+        )
 
 
 def _values(knob: Knob, text: str) -> list[Any]:

@@ -81,10 +81,11 @@ app.command()(listing.methods)
 app.command()(listing.models)
 app.command()(rerun.rerun)
 train.command("embedded")(other.train_embedded)
-# A second command keeps typer from folding the group into its only one.
-train.callback()(lambda: None)
+train.command("adapter")(other.train_adapter)
+train.command("harmonizer")(other.train_harmonizer)
 app.add_typer(train, name="train")
 bench.command("harmony")(benchmarks.harmony)
+# A second command keeps typer from folding the group into its only one.
 bench.callback()(lambda: None)
 app.add_typer(bench, name="bench")
 

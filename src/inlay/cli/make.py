@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.cli import options
+from inlay.cli import composing, options, phasing
 from inlay.cli.options import Common, MaskFile, Out, TrustRemoteCode, takes_common
 from inlay.errors import InputError
 
@@ -23,81 +24,50 @@ def compose(
     background: Annotated[
         str, typer.Argument(metavar="BACKGROUND", help="Picture that the subject goes into.")
     ],
-    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="Picture of the subject.")],
+    subject: composing.Subjects,
     output: Out,
     common: Common,
-    box: Annotated[
-        str | None,
-        typer.Option(
-            "--box", metavar="X,Y,W,H", help="Where: the subject is fitted into this box."
-        ),
-    ] = None,
-    at: Annotated[
-        str | None, typer.Option("--at", metavar="X,Y", help="Where: the subject's centre.")
-    ] = None,
-    scale: Annotated[
-        str | None,
-        typer.Option("--scale", metavar="S", help="With --at: factor on the subject's pixels."),
-    ] = None,
-    random: Annotated[
-        bool, typer.Option("--random", help="Where: a place and size drawn from the seed.")
-    ] = False,
-    rotate: Annotated[
-        str,
-        typer.Option("--rotate", metavar="DEGREES", help="Turn the subject counter-clockwise."),
-    ] = "0",
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror the subject left to right.")] = False,
-    mask: MaskFile = None,
-    cut: Annotated[
-        str | None,
-        typer.Option(
-            "--cut",
-            metavar="HOW",
-            help="How the subject is cut out: alpha, mask, box, grabcut or a segmentation model.",
-            autocompletion=options._completes(*options.CUTS),
-        ),
-    ] = None,
-    cut_box: Annotated[
-        str | None,
-        typer.Option(
-            "--cut-box", metavar="X,Y,W,H", help="Where the subject is in its own picture."
-        ),
-    ] = None,
+    box: composing.Boxes = None,
+    at: composing.Points = None,
+    scale: composing.Scales = None,
+    random: composing.Random = False,
+    rotate: composing.Turns = None,
+    flip: composing.Flip = False,
+    mask: composing.Masks = None,
+    cut: composing.Cuts = None,
+    cut_box: composing.CutBoxes = None,
+    together: composing.Together = False,
+    phases: phasing.Phases = None,
+    remove_method: phasing.RemoveMethod = None,
+    remove_mask: phasing.RemoveMask = None,
+    keep_phases: phasing.KeepPhases = False,
+    control: composing.Control = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Put a subject into a background."""
-    places = [name for name, value in (("--box", box), ("--at", at)) if value is not None]
-    places += ["--random"] if random else []
-    if len(places) > 1:
-        raise InputError(f"{' and '.join(places)} exclude each other; give one of them.")
-    if scale is not None and (box is not None or random):
-        raise InputError(f"--scale does not go with {places[0]}; give it with --at.")
-    factor = None if scale is None else options.number(scale, "--scale")
-    if factor is not None and factor <= 0:
-        raise InputError(f"--scale is {scale}; expected a number above 0.")
-    if cut == "mask" and mask is None:
-        raise InputError("--cut mask needs --mask FILE.")
-    if cut == "box" and cut_box is None:
-        raise InputError("--cut box needs --cut-box X,Y,W,H.")
-    place: dict[str, Any] = {
-        "box": options.box(box, "--box"),
-        "at": options.point(at, "--at"),
-        "scale": factor,
-        "random": random,
-        "rotate": options.number(rotate, "--rotate"),
-        "flip": flip,
-        "mask": mask,
-        "cut": cut,
-        "cut_box": options.box(cut_box, "--cut-box"),
-        "trust_remote_code": trust_remote_code,
-    }
-    files = {"background": background, "subject": subject, "mask": mask}
+    """Put subjects into a background."""
+    phased = phasing.Phased.of(phases, remove_method, remove_mask, keep_phases)
+    place = composing.places(
+        len(subject),
+        box=box,
+        at=at,
+        scale=scale,
+        random=random,
+        rotate=rotate,
+        flip=flip,
+        mask=mask,
+        cut=cut,
+        cut_box=cut_box,
+    )
+    place |= {"trust_remote_code": trust_remote_code, "together": together, "control": control}
+    place |= {} if phased is None else phased.keywords()
+    pictures = subject[0] if len(subject) == 1 else subject
     produce(
         "compose",
         output,
-        files,
+        {**composing.roles(background, subject, place["mask"], remove_mask), "control": control},
         common,
-        lambda composer, more: composer.compose(background, subject, **place, **more),
+        lambda composer, more: composer.compose(background, pictures, **place, **more),
+        phased,
     )
 
 
@@ -146,27 +116,42 @@ def remove(
 
 
 def produce(
-    verb: str, output: str, files: Mapping[str, str | None], common: Common, call: Call
+    verb: str,
+    output: str,
+    files: Mapping[str, str | None],
+    common: Common,
+    call: Call,
+    phased: phasing.Phased | None = None,
 ) -> None:
     """Check everything, make every picture that was asked for, write them, say so."""
-    from inlay.cli.outputs import Outputs, check_out, check_preview, sibling_names, tell
+    from inlay.cli.outputs import (
+        Outputs,
+        check_out,
+        check_preview,
+        kept_names,
+        sibling_names,
+        tell,
+    )
     from inlay.cli.progress import listening
 
     out = check_out(output, files)
-    variants, notes = plan(verb, common)
+    variants, notes = plan(verb, common) if phased is None else phased.plan(common, plan)
     labels = [
         ",".join(filter(None, (label, f"seed={seed}" if common.num_images > 1 else "")))
         for label, _ in variants
         for seed in range(common.seed, common.seed + common.num_images)
     ]
     siblings = sibling_names(out, labels) if len(labels) > 1 else []
-    for sibling in siblings:
-        check_out(str(sibling), files)
+    kept = []
+    if phased is not None and phased.keep:
+        kept = [kept_names(target, phased.names) for target in siblings or [out]]
+    for path in itertools.chain(siblings, *kept):
+        check_out(str(path), files)
     composer = open_composer(common)
     preview = check_preview(out, files) if common.previews else None
     with (
         listening(quiet=common.quiet, bar=not common.json, preview_file=preview) as listener,
-        Outputs(out, siblings) as outputs,
+        Outputs(out, siblings, kept) as outputs,
     ):
         for number, (label, settings) in enumerate(variants, 1):
             counted = f"{number} of {len(variants)}: " if len(variants) > 1 else ""
@@ -182,11 +167,18 @@ def produce(
                     "previews": common.previews,
                     "max_pixels": common.max_pixels,
                     **settings,
+                    **({} if phased is None else {"on_phase": listener.phase}),
                 },
             )
-            for picture, record in zip(result.pictures, result.records, strict=True):
+            for index, (picture, record) in enumerate(
+                zip(result.pictures, result.records, strict=True)
+            ):
+                stages = [
+                    (stage, {**own, "notes": [*own["notes"], *notes]})
+                    for stage, own in (result.kept[index] if kept else {}).values()
+                ]
                 record["notes"] = [*record["notes"], *notes]
-                outputs.add(picture, record, labels[len(outputs.records)])
+                outputs.add(picture, record, labels[len(outputs.records)], stages)
                 for note in record["notes"]:
                     listener.note(note)
         summary = outputs.finish()
@@ -200,7 +192,7 @@ def plan(verb: str, common: Common) -> tuple[list[tuple[str, dict[str, Any]]], l
     that they are passed over. Raises InputError.
     """
     from inlay import methods
-    from inlay.sweep import MAX_PICTURES, nearest, parse_sets
+    from inlay.sweep import check_count, nearest, parse_sets
 
     name = methods.default_for(verb) if common.method is None else common.method
     method = methods.get(name, verb)
@@ -226,11 +218,7 @@ def plan(verb: str, common: Common) -> tuple[list[tuple[str, dict[str, Any]]], l
         del direct[key]
         notes.append(f"{method.name} has no {key}: --{key.replace('_', '-')} is passed over")
     variants = parse_sets(sets, method.settings, {**base, **direct})
-    count = len(variants) * common.num_images
-    if count > MAX_PICTURES:
-        raise InputError(
-            f"the lists and --num-images ask for {count} pictures; at most {MAX_PICTURES} are made."
-        )
+    check_count(len(variants) * common.num_images)
     return [(label, {**direct, **values}) for label, values in variants], notes
 
 

@@ -36,7 +36,8 @@ def check_out(out: str, inputs: Mapping[str, str | None]) -> Path:
     path = Path(out)
     for role, source in inputs.items():
         if source is not None and _same(path, Path(source)):
-            raise InputError(f"{path.name} is the {role} itself; write to another file.")
+            named = role.replace("_", " ")
+            raise InputError(f"{path.name} is the {named} itself; write to another file.")
     return path
 
 
@@ -50,6 +51,14 @@ def sibling_names(out: Path, labels: Sequence[str]) -> list[Path]:
             name, number = f"{stem}-{number}", number + 1
         names.append(name)
     return [out.with_name(name + out.suffix) for name in names]
+
+
+def kept_names(target: Path, phases: Sequence[str]) -> list[Path]:
+    """The files beside a picture that its phases' pictures go to."""
+    return [
+        target.with_name(f"{target.stem}-{number}-{name}{target.suffix}")
+        for number, name in enumerate(phases, 1)
+    ]
 
 
 def check_preview(out: Path, inputs: Mapping[str, str | None]) -> Path:
@@ -73,9 +82,17 @@ def _same(one: Path, other: Path) -> bool:
 class Outputs:
     """Takes pictures one by one; `finish` puts them where they belong."""
 
-    def __init__(self, out: Path, siblings: Sequence[Path] = ()) -> None:
-        """`siblings`: where the pictures go if there are several; OUT then is their sheet."""
-        self.out, self.siblings = out, list(siblings)
+    def __init__(
+        self,
+        out: Path,
+        siblings: Sequence[Path] = (),
+        kept: Sequence[Sequence[Path]] = (),
+    ) -> None:
+        """`siblings`: where the pictures go if there are several; OUT then is their sheet.
+
+        `kept`: where each picture's phases go, if they are to be kept.
+        """
+        self.out, self.siblings, self.kept = out, list(siblings), list(kept)
         self.records: list[dict[str, Any]] = []
         self._staged: list[tuple[Path, Path]] = []
         self._cells: list[Image] = []
@@ -83,7 +100,7 @@ class Outputs:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Outputs:
-        if self.siblings:
+        if self.siblings or self.kept:
             try:
                 self._folder = tempfile.TemporaryDirectory(
                     prefix=".inlay-", dir=self.out.parent, ignore_cleanup_errors=True
@@ -103,40 +120,70 @@ class Outputs:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def add(self, picture: Picture, record: dict[str, Any], label: str) -> None:
-        """Take the next picture; `label` tells it from its siblings on the sheet."""
+    def add(
+        self,
+        picture: Picture,
+        record: dict[str, Any],
+        label: str,
+        phases: Sequence[tuple[Picture, dict[str, Any]]] = (),
+    ) -> None:
+        """Take the next picture; `label` tells it from its siblings on the sheet.
+
+        `phases`: pictures and records for the names in `kept`.
+        """
         from inlay.pixels import write_picture
 
         if self._folder is None:
             write_picture(picture, self.out, record=record_text(record))
             self.records.append({**record, "outputs": [str(self.out)]})
             return
-        target = self.siblings[len(self._staged)]
-        staged = Path(self._folder.name) / target.name
-        write_picture(picture, staged, record=record_text(record))
-        self._staged.append((staged, target))
+        number = len(self.records)
+        kept = self.kept[number] if self.kept else []
+        for path, (stage, own) in zip(kept, phases, strict=True):
+            self._stage(stage, path, own)
+        target = self.siblings[number] if self.siblings else self.out
+        self._stage(picture, target, record)
+        if kept:
+            record = {**record, "kept": [str(path) for path in kept]}
+        if not self.siblings:
+            self.records.append({**record, "outputs": [str(target)]})
+            return
         self.records.append(record)
         cell = picture.to_pil()
         cell.thumbnail((2 * _CELL, 2 * _CELL))
         self._cells.append(cell)
         self._labels.append(label)
 
+    def _stage(self, picture: Picture, target: Path, record: Mapping[str, Any]) -> None:
+        """Write a picture into the temporary folder, to be moved to its target at the end."""
+        from inlay.pixels import write_picture
+
+        assert self._folder is not None
+        staged = Path(self._folder.name) / target.name
+        write_picture(picture, staged, record=record_text(record))
+        self._staged.append((staged, target))
+
     def finish(self) -> dict[str, Any]:
         """Put everything in place; returns the record for --json."""
         if self._folder is None:
             return self.records[0]
+        folder = Path(self._folder.name)
+        if not self.siblings:
+            _move_all(self._staged, folder)
+            return self.records[0]
         from inlay.pixels import read_picture, write_picture
         from inlay.sheet import contact_sheet
 
-        outputs = [str(target) for _, target in self._staged]
+        outputs = [str(target) for target in self.siblings[: len(self.records)]]
         first = self.records[0]
         summary = {key: first[key] for key in ("inlay", "verb", "method")}
         summary |= {"sheet": str(self.out), "labels": self._labels, "outputs": outputs}
         sheet = contact_sheet(self._cells, self._labels, cell=_CELL)
-        staged = Path(self._folder.name) / ("sheet" + self.out.suffix)
+        staged = folder / ("sheet" + self.out.suffix)
         write_picture(read_picture(sheet), staged, record=record_text(summary))
-        _move_all([*self._staged, (staged, self.out)], Path(self._folder.name))
-        return {**summary, "records": self.records}
+        _move_all([*self._staged, (staged, self.out)], folder)
+        kept = [path for record in self.records for path in record.get("kept", [])]
+        return {**summary, **({"kept": kept} if kept else {}), "records": self.records}
 
 
 def _move_all(moves: Sequence[tuple[Path, Path]], folder: Path) -> None:
@@ -179,7 +226,7 @@ def tell(record: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print(json.dumps(record, allow_nan=False, indent=2))
     elif not quiet:
-        for path in record["outputs"]:
+        for path in [*record.get("kept", []), *record["outputs"]]:
             print(path)
         if "sheet" in record:
             print(record["sheet"])

@@ -23,6 +23,7 @@ class Listener:
         self.quiet = quiet
         self.preview_file = preview_file
         self.label = ""
+        self._phase = ""
         self._previewed = False
         self._notes: list[str] = []
         self._progress: Any = None
@@ -40,7 +41,7 @@ class Listener:
     def step(self, number: int, total: int, preview: Any | None = None) -> None:
         """The callback that a Composer calls."""
         if self._progress is not None:
-            description = self.label or "denoising"
+            description = ", ".join(filter(None, (self.label, self._phase))) or "denoising"
             self._progress.update(
                 self._task, completed=number, total=total, description=description
             )
@@ -51,6 +52,10 @@ class Listener:
             # Only the first one may find the name free; later ones replace what we wrote.
             write_picture(picture, self.preview_file, overwrite=self._previewed)
             self._previewed = True
+
+    def phase(self, name: str) -> None:
+        """What the next steps are part of, where a picture is made in phases."""
+        self._phase = name
 
     def start(self) -> None:
         if not self.live:

@@ -48,7 +48,7 @@ def rerun(
                 f"the picture was made by inlay {record.inlay}, this is {__version__}: "
                 "the result may differ"
             )
-        result = again(record, inputs, listener.step, max_pixels, trust_remote_code)
+        result = again(record, inputs, listener.step, max_pixels, trust_remote_code, listener.phase)
         outputs.add(result.pictures[0], result.records[0], "")
         summary = outputs.finish()
     tell(summary, as_json=json, quiet=quiet)
@@ -60,6 +60,7 @@ def again(
     callback: Any,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     trust_remote_code: bool = False,
+    on_phase: Any = None,
 ) -> Composite:
     """Run a record's request; raises InputError where the model is not the recorded one.
 
@@ -70,7 +71,8 @@ def again(
     from inlay.composer import Composer
     from inlay.sweep import validate_settings
 
-    validate_settings(methods.get(record.method, record.verb).settings, record.settings)
+    if not record.phases:
+        validate_settings(methods.get(record.method, record.verb).settings, record.settings)
 
     model = record.model
     composer = Composer.from_pretrained(
@@ -81,20 +83,19 @@ def again(
         textual_inversions=[] if model is None else model.textual_inversions,
     )
     shared: dict[str, Any] = {
-        **record.settings,
-        "method": record.method,
-        "preset": record.preset,
+        **(_phases(record, inputs) if record.phases else _method(record)),
         "seed": record.seed,
         "callback": callback,
         "max_pixels": max_pixels,
     }
+    if record.phases:
+        shared["on_phase"] = on_phase
     try:
         if record.verb == "compose":
             result = composer.compose(
                 inputs["background"],
-                inputs["subject"],
-                mask=inputs.get("mask"),
-                **_place(record),
+                **_subjects(record, inputs),
+                control=inputs.get("control"),
                 trust_remote_code=trust_remote_code,
                 **shared,
             )
@@ -115,12 +116,53 @@ def again(
             f"the model {model.name} is not the one the picture was made with; "
             "its weights have changed."
         )
+    used = result.record.get("adapter")
+    if record.adapter is not None and used is not None and record.adapter.hash != used["hash"]:
+        raise InputError(
+            f"the adapter {record.adapter.name} is not the one the picture was made with; "
+            "its weights have changed."
+        )
     return result
 
 
-def _place(record: Record) -> dict[str, Any]:
-    """The keywords of Composer.compose that say where the subject went."""
-    place = record.request.model_dump(exclude={"trust_remote_code"})
+def _method(record: Record) -> dict[str, Any]:
+    """The keywords of every verb that say how: checked settings, method and preset."""
+    return {**record.settings, "method": record.method, "preset": record.preset}
+
+
+def _phases(record: Record, inputs: dict[str, str]) -> dict[str, Any]:
+    """The same for a composition in phases; Composer.compose checks each one's settings."""
+    by_name = {phase.phase: phase for phase in record.phases}
+    harmonize, remove = by_name.get("harmonize"), by_name.get("remove")
+    return {
+        "phases": [phase.phase for phase in record.phases],
+        "phase_settings": {name: phase.settings for name, phase in by_name.items()},
+        "method": None if harmonize is None else harmonize.method,
+        "preset": None if harmonize is None else harmonize.preset,
+        "remove_method": None if remove is None else remove.method,
+        "remove_mask": inputs.get("remove_mask"),
+    }
+
+
+def _subjects(record: Record, inputs: dict[str, str]) -> dict[str, Any]:
+    """The keywords of Composer.compose that say what went where."""
+    request = record.request
+    if not request.subjects:
+        return {"subject": inputs["subject"], "mask": inputs.get("mask"), **_place(request)}
+    numbers = range(1, len(request.subjects) + 1)
+    places = [_place(each) for each in request.subjects]
+    return {
+        "subject": [inputs[f"subject_{number}"] for number in numbers],
+        "mask": [inputs.get(f"mask_{number}") for number in numbers],
+        "together": request.together,
+        **{key: [place[key] for place in places] for key in places[0]},
+    }
+
+
+def _place(request: Any) -> dict[str, Any]:
+    place: dict[str, Any] = request.model_dump(
+        exclude={"trust_remote_code", "subjects", "together"}
+    )
     for key in ("box", "cut_box"):
         if place[key] is not None:
             place[key] = Box(**place[key])

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from inlay.diffusion.conditioning import Conditioning, TextStack, join
 from inlay.errors import InputError
+
+if TYPE_CHECKING:
+    from inlay.diffusion.harmonizer import Guide
 
 __all__ = ["Backbone", "Conditioning", "Kind"]
 
@@ -114,17 +118,21 @@ class Backbone:
     def predict(
         self,
         z: Tensor,
-        t: int,
+        t: int | Tensor,
         conditioning: Conditioning,
         mask: Tensor | None = None,
         masked_latent: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+        harmonizer: Guide | None = None,
     ) -> Tensor:
         """The U-Net's raw output (N, C, h, w) in float32, whatever it predicts.
 
-        z is (N, C, h, w), conditioning has N rows. An inpainting checkpoint also needs mask
-        (1 or N, 1, h, w), 1 where content is made, and masked_latent (1 or N, C, h, w), the
-        encoded picture with the hole set to 0, and is fed [z, mask, masked_latent]; a plain one
-        takes neither. Anything else raises ValueError.
+        z is (N, C, h, w), t one timestep or N of them, conditioning has N rows. An inpainting
+        checkpoint also needs mask (1 or N, 1, h, w), 1 where content is made, and masked_latent
+        (1 or N, C, h, w), the encoded picture with the hole set to 0, and is fed [z, mask,
+        masked_latent]; a plain one takes neither. Anything else raises ValueError. control are
+        the features of a T2I-Adapter, level by level, each of 1 or N rows; harmonizer is a trained
+        branch with what it reads, and one of scale 0 is not run.
         """
         inpaint = self.kind == "inpaint"
         if (mask is not None) != inpaint or (masked_latent is not None) != inpaint:
@@ -136,14 +144,29 @@ class Backbone:
         added = conditioning.added and {
             key: value.to(self.device) for key, value in conditioning.added.items()
         }
+        step = torch.as_tensor(t, device=self.device)
+        hidden = conditioning.hidden.to(self.device, self.dtype)
+        guided = {}
+        if harmonizer is not None and harmonizer.scale != 0:
+            guided = harmonizer.residuals(inputs, step, hidden, added)
         output: Tensor = self.unet(
             inputs,
-            torch.tensor(t, device=self.device),
-            encoder_hidden_states=conditioning.hidden.to(self.device, self.dtype),
+            step,
+            encoder_hidden_states=hidden,
             added_cond_kwargs=added,
+            down_intrablock_additional_residuals=self._residuals(control, len(z)),
+            **guided,
             return_dict=False,
         )[0]
         return output.float()
+
+    def _residuals(self, control: Sequence[Tensor] | None, rows: int) -> list[Tensor] | None:
+        """Features as the U-Net takes them: a new list, as it empties the one that it is given,
+        and all rows, as it passes over those for its middle whose shape is not that of its own.
+        """
+        if control is None:
+            return None
+        return [level.to(self.device, self.dtype).expand(rows, -1, -1, -1) for level in control]
 
     def predict_both(
         self,
@@ -154,6 +177,8 @@ class Backbone:
         guidance_scale: float = 1.0,
         mask: Tensor | None = None,
         masked_latent: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+        harmonizer: Guide | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(eps, x0) in float32 after classifier-free guidance (Ho and Salimans, arXiv 2207.12598).
 
@@ -163,13 +188,16 @@ class Backbone:
         """
         n = len(z)
         if uncond is None or guidance_scale == 1:
-            output = self.predict(z, t, cond.rows(n), mask, masked_latent)
+            rows = cond.rows(n)
+            output = self.predict(z, t, rows, mask, masked_latent, control, harmonizer)
         else:
             both = join(uncond.rows(n), cond.rows(n))
-            masks = [
-                x if x is None or len(x) == 1 else torch.cat([x, x]) for x in (mask, masked_latent)
-            ]
-            out = self.predict(torch.cat([z, z]), t, both, *masks)
+            hole, seen = (None if x is None else _twice(x) for x in (mask, masked_latent))
+            levels = None if control is None else [_twice(level) for level in control]
+            guide = harmonizer
+            if guide is not None:
+                guide = replace(guide, condition=_twice(guide.condition))
+            out = self.predict(torch.cat([z, z]), t, both, hole, seen, levels, guide)
             output = out[:n] + guidance_scale * (out[n:] - out[:n])
         return self.to_noise(output, z, t), self.output_to_x0(output, z, t)
 
@@ -182,9 +210,12 @@ class Backbone:
         guidance_scale: float = 1.0,
         mask: Tensor | None = None,
         masked_latent: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+        harmonizer: Guide | None = None,
     ) -> Tensor:
         """The first item of predict_both(): eps (N, C, h, w) in float32."""
-        return self.predict_both(z, t, cond, uncond, guidance_scale, mask, masked_latent)[0]
+        masks = (mask, masked_latent)
+        return self.predict_both(z, t, cond, uncond, guidance_scale, *masks, control, harmonizer)[0]
 
     def to_noise(self, output: Tensor, z: Tensor, t: int) -> Tensor:
         """A raw output as eps; for v (arXiv 2202.00512, app. D) sqrt(a) * v + sqrt(1 - a) * z."""
@@ -221,6 +252,11 @@ class Backbone:
         """sqrt(a) and sqrt(1 - a) at timestep t."""
         a = self.alpha(t)
         return math.sqrt(a), math.sqrt(1 - a)
+
+
+def _twice(x: Tensor) -> Tensor:
+    """The rows once for either half of a guided batch; a single one serves all as it is."""
+    return x if len(x) == 1 else torch.cat([x, x])
 
 
 def _vae_factor(vae: Any) -> int:

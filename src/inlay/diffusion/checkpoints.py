@@ -14,12 +14,12 @@ import torch
 from inlay.diffusion.adapters import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.folder import Loaded, is_complete, load_folder, wanted_files
-from inlay.diffusion.hub import hub_folder
+from inlay.diffusion.hub import hub_folder, is_hub_id
 from inlay.diffusion.single_file import load_single_file
 from inlay.diffusion.weights import check_safetensors, fingerprint
 from inlay.errors import InputError
 
-__all__ = ["load_backbone", "pick_device", "pick_dtype"]
+__all__ = ["load_backbone", "own_weights", "pick_device", "pick_dtype", "reading"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -50,16 +50,16 @@ def load_backbone(
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     name = os.fspath(name_or_path)
-    with _reading(f"The model {name}"):
+    with reading(f"The model {name}"):
         loaded = _load(name, kind)
     for number, (path, scale) in enumerate(loras):
         file = Path(path).expanduser()
-        with _reading(f"The LoRA {file}"):
+        with reading(f"The LoRA {file}"):
             load_lora(file, scale, loaded.unet, loaded.text)
         loaded.files.append((f"lora {number} at {scale:g}", file))
     for number, path in enumerate(textual_inversions):
         file = Path(path).expanduser()
-        with _reading(f"The textual inversion {file}"):
+        with reading(f"The textual inversion {file}"):
             load_textual_inversion(file, loaded.text)
         loaded.files.append((f"textual inversion {number}", file))
     # float32 for the autoencoder: it runs once, many overflow in float16, and bfloat16 is coarser
@@ -67,8 +67,8 @@ def load_backbone(
     if kind == torch.float16 and getattr(loaded.vae.config, "force_upcast", True) is False:
         loaded.vae.half()
     for module in (loaded.vae, loaded.unet, *loaded.text.encoders):
-        _own(module.to(place))
-    with _reading(f"The model {name}"):
+        own_weights(module.to(place))
+    with reading(f"The model {name}"):
         return Backbone(
             loaded.unet,
             loaded.vae,
@@ -106,7 +106,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _own(module: torch.nn.Module) -> None:
+def own_weights(module: torch.nn.Module) -> None:
     """Copy weights that still lie in a mapped file into memory of our own.
 
     Kernels round differently on memory of another alignment, so the same weights in another file
@@ -130,7 +130,7 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
     if path.is_file() or path.suffix.lower() in _FILES:
         check_safetensors(path, "model")
         return load_single_file(path, dtype)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+    if is_hub_id(name):
         folder = hub_folder(
             name, lambda found: is_complete(found, half), lambda names: wanted_files(names, half)
         )
@@ -142,7 +142,7 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
     """Turn whatever a library says of a broken file into one sentence, and mute its chatter."""
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log

@@ -9,7 +9,7 @@ no gradient goes through the U-Net.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -30,7 +30,9 @@ class Branch:
     """One side of the difference: a latent (1, C, h, w) and what the network is told of it.
 
     cond and uncond are one row each; uncond None turns guidance off, and both branches must have
-    it or neither. mask (1, 1, h, w) and masked_latent (1, C, h, w) are for inpainting checkpoints.
+    it or neither. mask (1, 1, h, w) and masked_latent (1, C, h, w) are for inpainting checkpoints;
+    control are a T2I-Adapter's features, level by level, each of one row. Of all three, too, both
+    branches must have them or neither.
     """
 
     z: Tensor
@@ -38,6 +40,7 @@ class Branch:
     uncond: Conditioning | None = None
     mask: Tensor | None = None
     masked_latent: Tensor | None = None
+    control: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,7 @@ class Predict(Protocol):
         guidance_scale: float = 1.0,
         mask: Tensor | None = None,
         masked_latent: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
     ) -> Tensor: ...
 
 
@@ -108,9 +112,10 @@ def _predictions(
     unconds = [branch.uncond for branch in branches if branch.uncond is not None]
     masks = [branch.mask for branch in branches if branch.mask is not None]
     masked = [b.masked_latent for b in branches if b.masked_latent is not None]
-    if any(len(some) not in (0, len(branches)) for some in (unconds, masks, masked)):
+    controls = [branch.control for branch in branches if branch.control is not None]
+    if any(len(some) not in (0, len(branches)) for some in (unconds, masks, masked, controls)):
         raise ValueError(
-            "both branches must have an uncond, a mask and a masked_latent, or neither"
+            "both branches must have an uncond, a mask, a masked_latent and a control, or neither"
         )
     with torch.no_grad():
         eps = predict(
@@ -121,6 +126,7 @@ def _predictions(
             guidance_scale,
             torch.cat(masks) if masks else None,
             torch.cat(masked) if masked else None,
+            [torch.cat(level) for level in zip(*controls, strict=True)] if controls else None,
         )
     return list(eps.split(1))
 
@@ -243,9 +249,9 @@ def distill(
     for number, draw in enumerate(draws):
         known = None if rerun_source else draw.source
         before(number, draw.t, roles(source is not None and known is None, guided))
-        moved = Branch(z, target.cond, target.uncond, target.mask, target.masked_latent)
+        moved, alpha = replace(target, z=z), float(alphas[draw.t])
         g, draw.source = delta(
-            predict, source, moved, draw.t, draw.noise, float(alphas[draw.t]), guidance_scale, known
+            predict, source, moved, draw.t, draw.noise, alpha, guidance_scale, known
         )
         pull = g if weight is None else g * weight
         extra = _gradient(terms, z, number)

@@ -14,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from inlay.window import Painted, Window
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Context", "DiffusionSettings", "Method", "ModelSettings", "Painted", "Settings"]
 
@@ -31,6 +34,15 @@ class Settings(BaseModel):
     def works_on_background(self) -> bool:
         """Whether the region that may change is all but the subject."""
         return False
+
+    def follows_control(self) -> bool:
+        """Whether a control picture makes a difference."""
+        return False
+
+    def check_use(self, verb: str, control: bool) -> None:
+        """Raises InputError where the settings do not go with the command, or with what was
+        handed in; `control` says whether a control picture was. Called before a model is loaded.
+        """
 
 
 class ModelSettings(Settings):
@@ -69,7 +81,8 @@ class Context:
 
     All randomness comes from `seed`, on the CPU, one draw after the other, so the same seed
     gives the same bytes on one machine. `verb` is the command (compose, harmonize, remove), for
-    methods that serve several.
+    methods that serve several. `control` is a drawing (H, W) of the background's size in [0, 1],
+    lines 1, where the user gave one; `adapters` opens a T2I-Adapter for the backbone by its name.
     """
 
     seed: int = 0
@@ -77,6 +90,9 @@ class Context:
     previews: bool = False
     notes: list[str] = field(default_factory=list)
     verb: str = "compose"
+    control: NDArray[np.float32] | None = None
+    adapters: Callable[[str], ControlAdapter] | None = None
+    opened: ControlAdapter | None = None
     _generator: Any = field(default=None, repr=False)
 
     @property
@@ -95,6 +111,13 @@ class Context:
 
         draw = torch.randn(like.shape, generator=self.generator, dtype=torch.float32)
         return draw.to(device=like.device, dtype=like.dtype)
+
+    def adapter(self, name: str) -> ControlAdapter:
+        """The T2I-Adapter of this name; afterwards `opened`, for the record."""
+        if self.adapters is None:
+            raise ValueError("nothing here can open a T2I-Adapter")
+        self.opened = self.adapters(name)
+        return self.opened
 
     def progress(self, step: int, total: int, preview: Any | None = None) -> None:
         """Tell the listener; whatever it raises (inlay.Cancelled) ends the run."""

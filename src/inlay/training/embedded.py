@@ -9,23 +9,18 @@ arXiv 2202.00512) under a zero-terminal-SNR schedule (Lin et al. 2024, arXiv 230
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import os
 import shutil
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inlay.errors import InputError
 from inlay.training.data import load_corpus, with_rendered
 from inlay.training.feed import DeviceFeed, Feed, HostFeed, Policy
 from inlay.training.networks import (
@@ -37,13 +32,25 @@ from inlay.training.networks import (
     noise_scheduler,
 )
 from inlay.training.optim import JointOptimizer
-from inlay.training.runlog import RunLog
+from inlay.training.steps import (
+    VALIDATION_TIMESTEPS,
+    channel_weight,
+    check_state,
+    follow,
+    noised,
+    put_in_place,
+    rate,
+    read_state,
+    train,
+    whole_patches,
+    write_state,
+)
 from inlay.training.tokenizer import train_tokenizer
 from inlay.training.words import contrast, other_captions
 
 __all__ = ["EmbeddedConfig", "train_embedded"]
 
-_VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
+_CONTRAST_BELOW = 700
 
 
 class Trainer:
@@ -64,7 +71,7 @@ class Trainer:
             photos, config.rendered, config.rendered_share, out / "rendered.safetensors"
         )
         if resume:
-            self._check_state()
+            check_state(out)
         if resume and config.start_from is None:
             # Words that are as frequent as each other may be numbered otherwise another time.
             self.tokenizer = earlier_words(out / "tokenizer")
@@ -95,27 +102,20 @@ class Trainer:
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
         # Rendered captions are many and rare: the words to tell apart are those of the photos.
         self._words = photos.captions
-        # What a channel weighs in the picture grows with the square of its deviation; its root
-        # keeps the finer channels in the game.
-        visible = self._channel_deviation() ** config.channel_weight_power
-        self.channel_weight = (visible / visible.mean()).view(1, -1, 1, 1).to(self.device)
+        self.channel_weight = channel_weight(self._some_latents(), config.channel_weight_power)
         self.step, self.told = 0, deque[float](maxlen=50)
         if resume:
             self.load_state()
         else:
             self.tokenizer.save_pretrained(out / "tokenizer")
 
-    def _check_state(self) -> None:
-        if not (self.out / "state.safetensors").is_file():
-            raise InputError(f"{self.out} holds no state.safetensors to resume from.")
-
     @torch.no_grad()
-    def _channel_deviation(self) -> Tensor:
+    def _some_latents(self) -> Tensor:
         rng = np.random.default_rng([self.config.seed, 4])
         plain = HostFeed(self.corpus, Policy(), self.device)
         x = plain.batch(64, self.config.resolution, rng).x
-        deviation: Tensor = self.vae.encode(x).latent_dist.mode().std((0, 2, 3))
-        return deviation
+        latents: Tensor = self.vae.encode(x).latent_dist.mode()
+        return latents
 
     def _embed(self, captions: list[str]) -> Tensor:
         unique = sorted(set(captions))
@@ -131,15 +131,11 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Squared v-error (N, C, h, w) and the latent mask (N, 1, h, w)."""
         scale = self.vae.config.scaling_factor
-        latent_mask = mask[:, :, ::4, ::4]
-        # Erase whole patches, as inference does: a patch half erased is neither seen nor hole.
-        mask = latent_mask.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        latent_mask, mask = whole_patches(mask, 4)
         with torch.no_grad():
             z = self.vae.encode(x).latent_dist.mode() * scale
             masked = self.vae.encode(x * (1 - mask)).latent_dist.mode() * scale
-        a = self.alphas[t].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * z + (1 - a).sqrt() * noise
-        target = a.sqrt() * noise - (1 - a).sqrt() * z
+        noisy, target = noised(z, noise, self.alphas[t])
         inputs = torch.cat([noisy, latent_mask, masked], 1)
         with torch.autocast(self.device.type, torch.bfloat16):
             v = self._unet(inputs, t, self._embed(captions)).sample
@@ -165,9 +161,10 @@ class Trainer:
 
     def learning_rate(self) -> float:
         c = self.config
-        warm = min(1.0, (self.step + 1) / c.warmup_steps)
-        left = (c.steps - self.step) / max(1.0, c.cooldown_share * c.steps)
-        return c.learning_rate * warm * min(1.0, left)
+        return rate(self.step, c.steps, c.learning_rate, c.warmup_steps, c.cooldown_share)
+
+    def curves(self) -> dict[str, float]:
+        return {"loss/words": float(np.mean(self.told))} if self.config.word_contrast else {}
 
     def train_step(self) -> float:
         c = self.config
@@ -183,8 +180,9 @@ class Trainer:
         noise = rng.standard_normal((count, 16, size // 4, size // 4), dtype=np.float32)
         d = self.device
         steps = torch.from_numpy(t).to(d)
-        # Every fourth row, so at all timesteps, is seen again under another picture's caption.
-        again = list(range(0, count, 4)) if c.word_contrast else []
+        # Every third row is seen again under another picture's caption, but for the noisiest, where
+        # words cannot decide much and forcing them to would cost colour.
+        again = [i for i in range(0, count, 3) if c.word_contrast and t[i] < _CONTRAST_BELOW]
         own = [batch.captions[i] for i in again]
         for i, caption in zip(again, own, strict=True):
             captions[i] = caption
@@ -203,11 +201,7 @@ class Trainer:
         self.networks.zero_grad(set_to_none=True)
         self.told.append(float(told.detach()))
         self.step += 1
-        decay = min(c.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for key, value in self.networks.state_dict().items():
-                if value.dtype.is_floating_point:
-                    self.average[key].lerp_(value, 1 - decay)
+        follow(self.average, self.networks, self.step, c.ema_decay)
         return float(loss.detach())
 
     @torch.no_grad()
@@ -228,38 +222,33 @@ class Trainer:
         kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
         self.networks.load_state_dict(self.average)
         result = {}
-        for t in _VALIDATION_TIMESTEPS:
+        for t in VALIDATION_TIMESTEPS:
             steps = torch.full((len(x),), t, device=self.device)
             error, hole = self._losses(x, mask, captions, steps, noise_tensor)
             result[t] = float((error.mean(1, keepdim=True) * hole).sum() / hole.sum())
         self.networks.load_state_dict(kept)
         return result
 
+    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
+        validation = self.validate()
+        row = {"validation_v_loss": {str(k): round(v, 5) for k, v in validation.items()}}
+        return row, {f"v_loss_in_hole/{t}": v for t, v in validation.items()}
+
     def save_state(self) -> None:
         """Write a resumable state (safetensors, renamed into place)."""
-        tensors = {f"net.{k}": v for k, v in self.networks.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.average.items()}
-        tensors |= {f"opt.{k}": v for k, v in self.optimizer.state().items()}
-        temporary = self.out / "state.safetensors.tmp"
-        contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(contiguous, temporary, metadata={"step": str(self.step)})
-        os.replace(temporary, self.out / "state.safetensors")
+        groups = {
+            "net": self.networks.state_dict(),
+            "ema": self.average,
+            "opt": self.optimizer.state(),
+        }
+        write_state(self.out, self.step, groups)
 
     def load_state(self) -> None:
         """Continue from save_state(); raises InputError when there is nothing to continue."""
-        from safetensors import safe_open
-
-        self._check_state()
-        path = self.out / "state.safetensors"
-        with safe_open(path, "pt") as file:
-            self.step = int((file.metadata() or {})["step"])
-        tensors = load_file(path)
-        nets = {k[4:]: v for k, v in tensors.items() if k.startswith("net.")}
-        self.networks.load_state_dict(nets)
-        self.average = {
-            k[4:]: v.to(self.device) for k, v in tensors.items() if k.startswith("ema.")
-        }
-        self.optimizer.load({k[4:]: v for k, v in tensors.items() if k.startswith("opt.")})
+        self.step, groups = read_state(self.out)
+        self.networks.load_state_dict(groups["net"])
+        self.average = {key: value.to(self.device) for key, value in groups["ema"].items()}
+        self.optimizer.load(groups.get("opt", {}))
 
     def export(self, figures: dict[str, Any]) -> Path:
         """Write the averaged weights in float16 as a diffusers folder OUT/checkpoint."""
@@ -286,13 +275,7 @@ class Trainer:
         (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         recipe = {"config": self.config.model_dump(mode="json"), "step": self.step, **figures}
         (temporary / "training.json").write_text(json.dumps(recipe, indent=2) + "\n")
-        for file in temporary.rglob("*.safetensors"):
-            # save_pretrained makes them private to the user; a package's files are not.
-            file.chmod(0o644)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-        return target
+        return put_in_place(temporary, target)
 
 
 def train_embedded(
@@ -310,44 +293,6 @@ def train_embedded(
     """
     config = config or EmbeddedConfig()
     trainer = Trainer(folder, out, config, resume)
-    if importlib.util.find_spec("tensorboardX") is None:
-        log("for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures")
     log(f"{len(trainer.corpus)} pictures to train on, {len(trainer.held_out)} held out")
-    for line in _run(trainer):
-        log(line)
+    train(trainer, log)
     return out / "checkpoint"
-
-
-def _run(trainer: Trainer) -> Iterator[str]:
-    config, told = trainer.config, RunLog(trainer.out)
-    started = time.monotonic()
-    losses: list[float] = []
-    while trainer.step < config.steps:
-        losses.append(trainer.train_step())
-        minutes = (time.monotonic() - started) / 60
-        stop = config.max_minutes is not None and minutes >= config.max_minutes
-        if trainer.step % 50 == 0:
-            recent = float(np.mean(losses[-50:]))
-            scalars = {"loss/training": recent, "rate": trainer.learning_rate()}
-            if config.word_contrast:
-                scalars["loss/words"] = float(np.mean(trainer.told))
-            told.scalars(trainer.step, scalars)
-            yield " ".join(
-                [f"step {trainer.step} loss {recent:.4f} minutes {minutes:.1f}"]
-                + [f"words {scalars[key]:.5f}" for key in ("loss/words",) if key in scalars]
-            )
-        if trainer.step % config.save_every == 0 or stop or trainer.step == config.steps:
-            trainer.save_state()
-            validation = trainer.validate()
-            row = {
-                "step": trainer.step,
-                "minutes": round(minutes, 2),
-                "train_loss": round(float(np.mean(losses[-config.save_every :])), 5),
-                "validation_v_loss": {str(k): round(v, 5) for k, v in validation.items()},
-            }
-            told.row(row, {f"v_loss_in_hole/{t}": v for t, v in validation.items()})
-            trainer.export({"figures": row})
-            yield json.dumps(row)
-        if stop:
-            break
-    told.close()

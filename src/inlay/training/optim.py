@@ -10,8 +10,9 @@ from torch import Tensor, nn
 __all__ = ["JointOptimizer"]
 
 # Rows of an embedding are looked up, not multiplied, and the outermost convolutions map to and
-# from latents: orthogonal updates are meant for the matrices in between.
-_NOT_MATRICES = ("embedding", "conv_in.", "conv_out.")
+# from latents: orthogonal updates are meant for the matrices in between. Those of a ControlNet that
+# begin at zero would grow too slowly by them, as all directions move by the same small step.
+_NOT_MATRICES = ("embedding", "conv_in.", "conv_out.", "controlnet_")
 
 
 class JointOptimizer:

@@ -1,4 +1,4 @@
-"""A loss that makes the words matter: a picture's own caption has to explain it better than another.
+"""A loss that makes the words matter: a picture's own caption has to explain it best.
 
 The denoising error by caption is what a diffusion model classifies with (Li et al. 2023, "Your
 diffusion model is secretly a zero-shot classifier", arXiv 2303.16203). Where the outline and the

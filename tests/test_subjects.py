@@ -1,0 +1,338 @@
+"""Several subjects in one picture: one after the other, together, at random; records; refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from inlay import Box, Composer, Composite, InputError
+from inlay.cli import main
+from photos import Photo, cup, cutout
+
+Capture = pytest.CaptureFixture[str]
+APART = [Box(20, 150, 110, 120), Box(300, 30, 120, 100)]
+OVERLAPPING = [Box(60, 80, 150, 130), Box(150, 120, 150, 130)]
+
+
+def cat() -> Photo:
+    return cutout(data.chelsea(), Box(60, 20, 300, 260))
+
+
+def composed(boxes: list[Box], method: str = "paste", **more: Any) -> Composite:
+    return Composer().compose(data.chelsea(), [cup(), cat()], box=boxes, method=method, **more)
+
+
+def pixels(result: Composite) -> Photo:
+    return np.asarray(result.image)
+
+
+@pytest.mark.parametrize("method", ["paste", "feather", "poisson", "reinhard"])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("boxes", [APART, OVERLAPPING])
+def test_no_byte_changes_outside_the_union(method: str, together: bool, boxes: list[Box]) -> None:
+    result = composed(boxes, method, together=together)
+    differs = (pixels(result) != data.chelsea()).any(-1)
+    may = np.asarray(result.mask) > 0
+    assert not (differs & ~may).any()
+    for box in boxes:
+        assert differs[box.slices].mean() > 0.3
+    inside = np.zeros_like(may)
+    for box in boxes:
+        inside[box.slices] = True
+    assert not (may & ~inside).any()
+    assert result.region.intersect(boxes[0].hull(boxes[1])) == result.region
+    assert result.record["region"] == result.region.as_dict()
+
+
+@pytest.mark.parametrize("method", ["feather", "poisson", "reinhard"])
+def test_one_after_the_other_is_what_single_calls_make(method: str) -> None:
+    composer, background = Composer(), data.chelsea()
+    for subject, box in zip((cup(), cat()), OVERLAPPING, strict=True):
+        background = pixels(composer.compose(background, subject, box=box, method=method))
+    assert np.array_equal(pixels(composed(OVERLAPPING, method)), background)
+
+
+def test_a_model_sees_each_subject_with_the_same_seed() -> None:
+    composer, few = Composer(), {"method": "cdc", "num_inference_steps": 2, "seed": 4}
+    background = data.chelsea()
+    for subject, box in zip((cup(), cat()), OVERLAPPING, strict=True):
+        background = pixels(composer.compose(background, subject, box=box, **few))
+    several = composer.compose(data.chelsea(), [cup(), cat()], box=OVERLAPPING, **few)
+    assert np.array_equal(pixels(several), background)
+    joint = composer.compose(data.chelsea(), [cup(), cat()], box=OVERLAPPING, together=True, **few)
+    assert (pixels(joint) != background).any()
+
+
+def test_later_subjects_lie_over_earlier_ones() -> None:
+    for together in (False, True):
+        result = pixels(composed(OVERLAPPING, together=together))
+        last = Composer().compose(data.chelsea(), cat(), box=OVERLAPPING[1], method="paste")
+        # The ellipse of a cut-out is opaque well inside its box.
+        middle = Box(190, 160, 70, 50).slices
+        assert np.array_equal(result[middle], pixels(last)[middle])
+        first = Composer().compose(data.chelsea(), cup(), box=OVERLAPPING[0], method="paste")
+        both = OVERLAPPING[0].intersect(OVERLAPPING[1])
+        assert both is not None
+        assert (result[both.slices] != pixels(first)[both.slices]).any()
+
+
+def test_pasting_is_the_same_together_and_one_after_the_other() -> None:
+    one, other = (pixels(composed(APART, together=joint)) for joint in (False, True))
+    assert np.array_equal(one, other)
+    one, other = (pixels(composed(OVERLAPPING, together=joint)) for joint in (False, True))
+    # Between the two pastes of the first way lies a rounding to 8 bits.
+    assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_together_is_one_window_round_them_all() -> None:
+    result = composed(APART, "poisson", together=True)
+    assert result.record["request"]["together"] is True
+    assert result.window.width == result.window.hull(APART[0]).hull(APART[1]).width
+    # One run sees both at once, so the first subject's surroundings are the clean background.
+    apart, together = (pixels(composed(OVERLAPPING, "poisson", together=t)) for t in (False, True))
+    assert (apart != together).any()
+
+
+def test_see_through_and_deep_backgrounds_hold_several() -> None:
+    clear = np.dstack([data.chelsea(), np.full((300, 451), 90, np.uint8)])
+    clear[:, :225, 3] = 0
+    for joint in (False, True):
+        result = Composer().compose(
+            clear, [cup(), cat()], box=OVERLAPPING, method="paste", together=joint
+        )
+        after, may = np.asarray(result.image), np.asarray(result.mask) > 0
+        assert np.array_equal(after[~may], clear[~may])
+        assert (after[may][:, 3] >= clear[may][:, 3]).all()
+        assert after[135, 135, 3] == 255
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_places_keep_apart(seed: int) -> None:
+    subjects = [cup(), cat(), cup()]
+    result = Composer().compose(
+        data.rocket(), subjects, random=True, scale=0.3, method="paste", seed=seed
+    )
+    alone = Composer().compose(
+        data.rocket(), subjects[0], random=True, scale=0.3, method="paste", seed=seed
+    )
+    may = np.asarray(result.mask) > 0
+    assert (may[np.asarray(alone.mask) > 0]).all()
+    # As many changed pixels as the three have alone: none lies over another.
+    areas = [
+        np.count_nonzero(
+            Composer().compose(
+                data.rocket(), s, random=True, scale=0.3, method="paste", seed=seed
+            ).mask
+        )
+        for s in subjects
+    ]  # fmt: skip
+    assert np.count_nonzero(may) == sum(areas)
+    again = Composer().compose(
+        data.rocket(), subjects, random=True, scale=0.3, method="paste", seed=seed
+    )
+    assert np.array_equal(pixels(again), pixels(result))
+
+
+def test_random_places_end_where_there_is_no_room() -> None:
+    subjects = [cup()] * 6
+    result = Composer().compose(data.chelsea(), subjects, random=True, scale=1.0, method="paste")
+    assert np.count_nonzero(result.mask) < 6 * 0.8 * 240 * 270
+    assert result.image.size == (451, 300)
+
+
+def test_what_is_said_once_is_for_all_and_what_is_listed_for_each() -> None:
+    composer = Composer()
+    at, shared = [(100, 100), (300, 150)], {"method": "paste"}
+    all_flat = composer.compose(
+        data.chelsea(), [cup(), cat()], at=at, scale=0.4, rotate=20, flip=True, **shared
+    )
+    listed = composer.compose(
+        data.chelsea(), [cup(), cat()], at=np.array(at), scale=[0.4, 0.4], rotate=(20, 20),
+        flip=[True, True], cut=["alpha", None], **shared,
+    )  # fmt: skip
+    assert np.array_equal(pixels(all_flat), pixels(listed))
+    other = composer.compose(
+        data.chelsea(), [cup(), cat()], at=at, scale=[0.4, 0.2], rotate=[20, 0], **shared
+    )
+    assert (pixels(other) != pixels(listed)).any()
+
+
+def test_one_subject_in_a_list_is_one_without() -> None:
+    composer = Composer()
+    alone = composer.compose(data.chelsea(), cup(), box=APART[0], method="feather")
+    in_list = composer.compose(data.chelsea(), [cup()], box=[APART[0]], method="feather")
+    plain = composer.compose(data.chelsea(), [cup()], box=APART[0], method="feather", together=True)
+    for result in (in_list, plain):
+        assert np.array_equal(pixels(result), pixels(alone))
+        for record in (result.record, alone.record):
+            record.pop("timings", None)
+        assert result.record == alone.record
+    assert set(alone.record["inputs"]) == {"background", "subject"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"box": [APART[0]]}, "box is .* expected a list of 2, one for each subject"),
+        ({"box": APART[0]}, "box is .* expected a list of 2"),
+        ({"box": [*APART, APART[0]]}, "box is .* expected a list of 2"),
+        ({"box": (1, 2, 3, 4)}, "box is .* expected a list of 2"),
+        ({"at": (100, 100)}, "at is .* two numbers"),
+        ({"box": APART, "mask": np.zeros((2, 2), np.uint8)}, "mask is .* a list of 2"),
+        ({"box": APART, "cut_box": (0, 0, 9, 9)}, "cut_box is .* a list of 2"),
+        ({"box": APART, "cut": ["alpha"]}, "cut is .* one value for all"),
+        ({"at": [(1, 1), (9, 9)], "scale": [1, 1, 1]}, "scale is .* one value for all"),
+        ({"box": APART, "rotate": [1, 2, 3]}, "rotate is .* one value for all"),
+        ({"box": APART, "flip": [True]}, "flip is .* one value for all"),
+        ({"box": APART, "rotate": [0, "x"]}, "rotate is 'x'"),
+        ({"box": APART, "together": "yes"}, "together is 'yes'; expected True or False"),
+        ({}, "2 subjects would all lie in the middle"),
+    ],
+)
+def test_what_does_not_match_is_named(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Composer().compose(data.chelsea(), [cup(), cat()], method="paste", **arguments)
+
+
+def test_no_subject_and_a_shared_background_are_refused() -> None:
+    with pytest.raises(InputError, match="there is no subject"):
+        Composer().compose(data.chelsea(), [], method="paste")
+    arguments: dict[str, Any] = {"box": APART, "method": "cdc", "preset": "augment"}
+    with pytest.raises(InputError, match="set them in together"):
+        Composer(model="no/such-model").compose(data.chelsea(), [cup(), cat()], **arguments)
+
+
+def test_progress_is_one_count_over_subjects_and_pictures() -> None:
+    steps: list[tuple[int, int]] = []
+    composed(APART, "poisson", num_images=2, callback=lambda n, total, _: steps.append((n, total)))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.chelsea()).save("bg.png")
+    Image.fromarray(cup()).save("cup.png")
+    Image.fromarray(cat()).save("cat.png")
+    Image.fromarray(data.coffee()).save("coffee.png")
+    mask = np.zeros((400, 600), np.uint8)
+    mask[60:240, 200:400] = 255
+    Image.fromarray(mask).save("mask.png")
+    return tmp_path
+
+
+COMPOSE = ["compose", "bg.png", "cup.png", "cat.png", "--method", "poisson"]
+BOXES = ["--box", "20,150,110,120", "--box", "300,30,120,100"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*COMPOSE, *BOXES],
+        [*COMPOSE, *BOXES, "--together", "--rotate", "30", "--flip"],
+        [*COMPOSE, "--at", "90,90", "--at", "300,200", "--scale", "0.3", "--scale", "0.5"],
+        [*COMPOSE, "--random", "--seed", "3"],
+        ["compose", "bg.png", "cup.png", "coffee.png", "--method", "feather", *BOXES,
+         "--mask=-", "--mask", "mask.png", "--rotate", "0", "--rotate", "45"],
+        ["compose", "bg.png", "coffee.png", "cup.png", "--method", "paste", *BOXES,
+         "--cut", "box", "--cut=-", "--cut-box", "160,20,280,250", "--cut-box=-"],
+    ],
+)  # fmt: skip
+def test_rerun_makes_the_same_file(folder: Path, arguments: list[str], capsys: Capture) -> None:
+    assert main([*arguments, "-o", "out.png", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    subjects = arguments[2:4]
+    assert [record["inputs"][f"subject_{n}"]["path"] for n in (1, 2)] == subjects
+    assert len({record["inputs"][role]["sha256"] for role in ("subject_1", "subject_2")}) == 2
+    assert ("mask_2" in record["inputs"]) == ("mask.png" in arguments)
+    assert "mask_1" not in record["inputs"]
+    assert main(["rerun", "out.png", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
+
+
+def test_series_and_sweeps_of_several_can_be_made_again(folder: Path, capsys: Capture) -> None:
+    sweep = [*COMPOSE, "--random", "--num-images", "2", "--set", "amount=0.5,1"]
+    assert main([*sweep, "-o", "out.png", "--json"]) == 0
+    outputs = json.loads(capsys.readouterr().out)["outputs"]
+    assert len({Path(path).read_bytes() for path in outputs}) == 4
+    for path in outputs:
+        assert main(["rerun", path, "-o", "again.png"]) == 0
+        assert Path("again.png").read_bytes() == Path(path).read_bytes()
+
+
+def test_a_changed_subject_is_named(folder: Path, capsys: Capture) -> None:
+    assert main([*COMPOSE, *BOXES, "-o", "out.png"]) == 0
+    Image.fromarray(cup()[::-1]).save("cat.png")
+    assert main(["rerun", "out.png", "-o", "again.png"]) == 2
+    assert "the subject 2 cat.png has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--box", "1,2,30,40"], "--box is given once for 2 subjects; give it once for each."),
+        ([*BOXES, "--box", "1,2,30,40"], "--box is given 3 times for 2 subjects; give it once "
+         "for each."),
+        (["--at", "9,9"], "--at is given once for 2 subjects; give it once for each."),
+        (["--at", "9,9", "--at", "50,50", *["--scale", "1"] * 3], "--scale is given 3 times for 2 "
+         "subjects; give it once for each, or once for all."),
+        ([*BOXES, "--mask", "mask.png"], "--mask is given once for 2 subjects; give it once for "
+         "each."),
+        ([*BOXES, "--cut-box", "1,1,9,9"], "--cut-box is given once for 2 subjects; give it once "
+         "for each."),
+        ([*BOXES, "--cut", "mask", "--mask", "mask.png", "--mask=-"], "--cut mask needs --mask "
+         "FILE."),
+        ([*BOXES, "--random"], "--box and --random exclude each other; give one of them."),
+        ([], "2 subjects would all lie in the middle; give each a box or a point, or random "
+         "places."),
+        ([*BOXES, "-o", "cat.png"], "cat.png is the subject 2 itself; write to another file."),
+    ],
+)  # fmt: skip
+def test_a_count_that_does_not_match_is_one_sentence(
+    folder: Path, options: list[str], sentence: str, capsys: Capture
+) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert main([*COMPOSE, "-o", "out.png", *options]) == 2
+    assert capsys.readouterr().err == sentence + "\n"
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_place_given_twice_for_one_subject_is_refused(folder: Path, capsys: Capture) -> None:
+    assert main(["compose", "bg.png", "cup.png", *BOXES, "-o", "out.png"]) == 2
+    assert capsys.readouterr().err == (
+        "--box is given 2 times for 1 subject; give it once.\n"
+    )  # fmt: skip
+
+
+def _put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: record["request"].update({key: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _put("subjects", 5), _put("subjects", [5]), _put("subjects", [{"box": 1}] * 2),
+        _put("subjects", [{}] * 3), _put("together", "yes"), _put("subjects", [{"at": [1]}] * 2),
+        lambda record: record["inputs"].pop("subject_2"),
+        lambda record: record["inputs"].update(mask_1={"path": "/etc/passwd", "sha256": "0"}),
+    ],
+)  # fmt: skip
+def test_a_strangers_record_of_several_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], None], capsys: Capture
+) -> None:
+    from inlay.pixels import read_picture, read_record, write_picture
+
+    assert main([*COMPOSE, *BOXES, "-o", "out.png", "-q"]) == 0
+    record = json.loads(read_record("out.png") or "")
+    change(record)
+    write_picture(read_picture(data.coffee()), "bad.png", record=json.dumps(record))
+    assert main(["rerun", "bad.png", "-o", "again.png"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not Path("again.png").exists()
