@@ -254,11 +254,21 @@ def test_texture_is_sampled_in_the_hole_of_every_kind_of_checkpoint() -> None:
         return float(np.abs(cv2.Laplacian(grey.astype(float), cv2.CV_64F))[inside].mean())
 
     assert rough(texture=0.4) > 1.5 * rough()
-    _, picture, _ = scene()
     for name in ("sd1", "sd1_inpaint", "sd2_v"):
-        textured = remove(name, texture=0.1)
-        assert only_inside(textured, picture)
-        assert not np.array_equal(pixels(textured), pixels(remove(name)))
+        assert only_inside(remove(name, texture=0.1), scene()[1])
+
+
+def test_where_nothing_round_the_hole_has_texture_none_is_laid_in() -> None:
+    flat = np.full((140, 160, 3), (60, 90, 140), np.uint8)
+    flat[50:80, 60:100] = (200, 40, 40)
+    mask = np.zeros(flat.shape[:2], np.uint8)
+    mask[50:80, 60:100] = 255
+    made = [
+        pixels(composer("embedded").remove(flat, mask=mask, **{**FEW, "texture": texture}))
+        for texture in (0.0, 0.5)
+    ]
+    rim = pixels(remove(texture=0.5)).astype(int) - pixels(remove())
+    assert np.abs(made[1].astype(int) - made[0]).max() <= 2 < np.abs(rim).max()
 
 
 def test_the_same_seed_makes_the_same_bytes() -> None:

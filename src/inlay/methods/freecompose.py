@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from inlay.methods.base import Context, Method, Painted
 from inlay.methods.freecompose_plans import Plan, harmonization, removal, reposed, semantic
 from inlay.methods.freecompose_settings import PRESETS, FreeComposeSettings
-from inlay.methods.latent import Workspace, replaced, residual
+from inlay.methods.latent import Workspace, painted_in, replaced, residual, textured
 from inlay.window import Window
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def _moved(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor
     return outcome.z
 
 
-def _textured(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
-    """The latent with the texture that a mean of many gradients has not: noised, then sampled."""
+def _sampled(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
+    """The latent noised, then sampled: it has the texture that a mean of many gradients lacks."""
     from inlay.diffusion.solvers import make_solver, solve
 
     context, seen = work.context, plan.target.masked_latent
@@ -169,8 +169,11 @@ def run(
         work = Workspace.of(window, backbone, settings, context)
         if context.verb == "remove":
             plan = removal(work, settings)
-            filled = _textured(work, settings, plan, _moved(work, settings, plan))
-            return replaced(work, filled, settings.grow)
+            filled = _moved(work, settings, plan)
+            if settings.texture == 0:
+                return replaced(work, filled, settings.grow)
+            sample = _sampled(work, settings, plan, filled)
+            return painted_in(work, textured(work, filled, sample, plan.region), settings.grow)
         plan = semantic(work, settings) if reposes else harmonization(work, settings)
         after = _moved(work, settings, plan)
         if (reposes or settings.decoding == "plain") and settings.num_iterations > 0:

@@ -119,11 +119,11 @@ class FreeComposeSettings(ModelSettings):
         "region is; in window sizes",
     )
     texture: float = Field(
-        0.2,
+        0.4,
         ge=0,
         le=1,
-        description="remove: share of the noise schedule that is sampled in the hole at the end, "
-        "for the texture that the steps of the latent leave out; 0 off",
+        description="remove: share of the noise schedule that is sampled at the end for fine "
+        "texture, which is laid in as strongly as it is round the hole; 0 off",
     )
     hide_region: bool = Field(
         True, description="remove: the decoder's self-attention does not see into the hole"

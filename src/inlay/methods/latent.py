@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone, Conditioning
     from inlay.diffusion.denoise import Denoiser, Step
 
-__all__ = ["Workspace", "replaced", "residual", "smoothly_filled"]
+__all__ = ["Workspace", "painted_in", "replaced", "residual", "smoothly_filled", "textured"]
 
 Image = NDArray[np.float32]
+
+# Detail that is next to nothing is not blown up to a texture: it is the sampler's noise.
+_LARGEST_GAIN = 1.5
 
 
 @dataclass
@@ -178,6 +181,36 @@ def _smoothed(change: Image, mask: Image, sigma: float) -> Image:
     return np.asarray(inside * cover + change * (1 - cover), np.float32)
 
 
+def textured(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> Image:
+    """The decoded `fill` with the fine detail of `sample`, as strong as it is round the region.
+
+    fill and sample are latents (1, C, h, w), region (1, 1, h, w); float32 (H, W, 3) in [0, 1]. Only
+    what is finer than a twentieth of the window is taken: what a sample says of colour and of
+    light is noise beside the fill. Strength is the median of luminance's gradients, which an edge
+    in the surroundings does not sway.
+    """
+    import cv2
+
+    smooth = to_image(work.backbone.decode(fill))
+    change = to_image(work.backbone.decode(sample)) - smooth
+    detail = change - _blur(change, 0.025 * max(work.size))
+    inside = np.ascontiguousarray(work.whole(region)[0, 0].numpy())
+    kernel = np.ones((2 * round(0.06 * max(work.size)) + 1,) * 2, np.uint8)
+    ring = (cv2.dilate(inside, kernel) > 0) & (inside == 0)
+    if not ring.any():
+        return smooth
+    around = _strength(to_image(work.window.tensor("pasted", work.size)), ring)
+    missing = max(around**2 - _strength(smooth, inside > 0) ** 2, 0.0) ** 0.5
+    gain = min(missing / max(_strength(detail, inside > 0), 1e-6), _LARGEST_GAIN)
+    return np.asarray(smooth + gain * detail, np.float32)
+
+
+def _strength(image: Image, where: NDArray[np.bool_]) -> float:
+    """The median length of luminance's gradient in part of a picture (h, w, 3)."""
+    down, across = np.gradient(image @ np.array([0.299, 0.587, 0.114], np.float32))
+    return float(np.median(np.hypot(down, across)[where]))
+
+
 def residual(
     work: Workspace,
     before: Tensor,
@@ -204,8 +237,13 @@ def residual(
 
 def replaced(work: Workspace, after: Tensor, grow: float = 0.0) -> Painted:
     """Plain decoding: y = U(D(after)) on the region grown by `grow`, blended over `feather`."""
+    return painted_in(work, to_image(work.backbone.decode(after)), grow)
+
+
+def painted_in(work: Workspace, image: Image, grow: float = 0.0) -> Painted:
+    """A picture of the model's size (h, w, 3) on the region grown by `grow`, as replaced() does."""
     window, settings = work.window, work.settings
     weight = window.rim(settings.feather, grow)
-    new = resize(to_image(work.backbone.decode(after)), window.shape)
+    new = resize(image, window.shape)
     rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
     return Painted(rgb.astype(np.float32), (weight > 0) | window.laid())
