@@ -15,7 +15,7 @@ __all__ = ["all_methods", "default_for", "get"]
 _MODULES = ("cdc", "freecompose", "inpaint", "paste", "feather", "poisson", "reinhard", "telea")
 
 # The default of a verb is the method that measures best on the embedded checkpoint.
-_DEFAULTS = {"compose": "cdc", "harmonize": "cdc", "remove": "telea"}
+_DEFAULTS = {"compose": "cdc", "harmonize": "freecompose", "remove": "freecompose"}
 
 
 def _load(name: str) -> Method:
