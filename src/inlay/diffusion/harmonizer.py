@@ -1,0 +1,234 @@
+"""The trained harmonizer: a branch beside a frozen U-Net that reads the pasted picture and a mask.
+
+It is the Inpainting and Harmonizing Module of PhD (Zhang et al. 2023, arXiv 2306.07596) in the form
+of a ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the U-Net's encoder whose features
+are added, through 1x1 convolutions that begin at zero, to what the U-Net's decoder reads. So it is
+stored as diffusers' ControlNetModel; one with four channels of condition, red, green and blue of
+the pasted picture in [-1, 1] and the mask in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.diffusion.backbone import Backbone, Conditioning
+from inlay.diffusion.beside import Beside, Sort, open_beside
+from inlay.diffusion.denoise import Step, denoise
+from inlay.diffusion.schedule import Schedule, add_noise
+from inlay.errors import InputError
+
+__all__ = [
+    "Guide",
+    "Harmonizer",
+    "correct",
+    "few_timesteps",
+    "load_harmonizer",
+    "new_harmonizer",
+]
+
+_SORT = Sort("harmonizer", "a harmonizer", "ControlNetModel", "harmonizer")
+_CHANNELS = 4
+# ControlNet's own widths of the layers that bring the condition to the latent's size.
+_WIDTHS = (16, 32, 96, 256)
+# What the branch and the U-Net must have in common.
+_SHARED = (
+    "in_channels",
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+    "cross_attention_dim",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """A harmonizer at work on one picture, for Backbone.predict().
+
+    network is diffusers' ControlNetModel; condition is (1 or N, 4, H, W) at the size of the model's
+    picture; scale weighs what the branch adds, 0 is without it.
+    """
+
+    network: Any
+    condition: Tensor
+    scale: float = 1.0
+
+    def residuals(
+        self, inputs: Tensor, t: Tensor, hidden: Tensor, added: Mapping[str, Tensor] | None
+    ) -> dict[str, Any]:
+        """What the branch adds to a U-Net call on `inputs` (N, C, h, w), as that call's options."""
+        condition = self.condition.to(inputs.device, inputs.dtype)
+        down, middle = self.network(
+            inputs,
+            t,
+            encoder_hidden_states=hidden,
+            controlnet_cond=condition.expand(len(inputs), -1, -1, -1),
+            conditioning_scale=self.scale,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        return {
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": middle,
+        }
+
+
+class Harmonizer(Beside):
+    """A harmonizer that fits a backbone; raises InputError where it does not.
+
+    network is diffusers' ControlNetModel, on the backbone's device.
+    """
+
+    def __init__(
+        self, network: Any, backbone: Backbone, *, name: str, hasher: Callable[[], str]
+    ) -> None:
+        super().__init__(network, name=name, hasher=hasher)
+        _check(network, backbone, name)
+
+    def guide(self, pasted: Tensor, mask: Tensor, scale: float = 1.0) -> Guide:
+        """The guide for pictures (N, 3, H, W) in [-1, 1] and their masks (N, 1, H, W) in [0, 1]."""
+        return Guide(self.network, torch.cat([pasted, mask.to(pasted)], 1), scale)
+
+
+def _check(network: Any, backbone: Backbone, name: str) -> None:
+    config = network.config
+    if config.conditioning_channels != _CHANNELS:
+        raise InputError(
+            f"The harmonizer {name} reads {config.conditioning_channels} channels, but a pasted "
+            f"picture and its mask have {_CHANNELS}."
+        )
+    pairs = [(key, config.get(key), backbone.unet.config.get(key)) for key in _SHARED]
+    factor = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+    pairs.append(("number of pixels to a latent pixel", factor, backbone.factor))
+    for key, mine, wanted in pairs:
+        if _plain(mine) != _plain(wanted):
+            raise InputError(
+                f"The harmonizer {name} does not fit the model {backbone.name}: its {key} is "
+                f"{_plain(mine)}, but the model's is {_plain(wanted)}."
+            )
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config, the same whether it was read from a file or not."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def new_harmonizer(backbone: Backbone) -> Any:
+    """An untrained ControlNetModel (float32, on the CPU) that fits a backbone and changes nothing.
+
+    The encoder's weights are the U-Net's; the layers that read the condition come from torch's
+    generator. Raises InputError for a U-Net whose encoder cannot be copied so.
+    """
+    from diffusers import ControlNetModel
+
+    halvings = backbone.factor.bit_length() - 1
+    if 2**halvings != backbone.factor:
+        raise InputError(
+            f"The model {backbone.name} has {backbone.factor} pixels to a latent pixel, but a "
+            "harmonizer can be made for powers of 2."
+        )
+    widths = (_WIDTHS + _WIDTHS[-1:] * halvings)[: halvings + 1]
+    try:
+        network = ControlNetModel.from_unet(
+            backbone.unet,
+            conditioning_embedding_out_channels=widths,
+            conditioning_channels=_CHANNELS,
+        )
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            f"The U-Net of the model {backbone.name} is built in a way that a harmonizer cannot "
+            "copy; take one of Stable Diffusion 1.x, 2.x or XL."
+        ) from error
+    return network.float().cpu()
+
+
+def load_harmonizer(name: str, backbone: Backbone) -> Harmonizer:
+    """The harmonizer "embedded" (for the embedded checkpoint), of a folder in diffusers' layout,
+    or of a hub id (the local cache first, then a download); frozen, in the backbone's dtype.
+
+    Weights come from .safetensors files alone. Raises InputError, one sentence, for anything that
+    cannot be loaded or does not fit the backbone.
+    """
+    network, hasher = open_beside(name, _SORT, backbone)
+    return Harmonizer(network, backbone, name=name, hasher=hasher)
+
+
+def few_timesteps(backbone: Backbone, steps: int, strength: float = 1.0) -> list[int]:
+    """`steps` timesteps, noisiest first, evenly from `strength` of the schedule down.
+
+    At strength 1 they begin with the very last one, where a schedule of zero terminal SNR (Lin et
+    al. 2024, arXiv 2305.08891) has no signal left. Fewer come where the schedule has no more.
+    """
+    levels = strength * len(backbone.alphas_cumprod)
+    spaced = [round(levels * (steps - i) / steps) - 1 for i in range(steps)]
+    return list(dict.fromkeys(max(0, t) for t in spaced))
+
+
+@torch.no_grad()
+def correct(
+    backbone: Backbone,
+    guide: Guide,
+    z_pasted: Tensor,
+    mask: Tensor,
+    masked_latent: Tensor | None,
+    cond: Conditioning,
+    timesteps: Sequence[int],
+    *,
+    generator: torch.Generator,
+    samples: int = 1,
+    from_pasted: bool = False,
+    uncond: Conditioning | None = None,
+    guidance_scale: float = 1.0,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> tuple[Tensor, Tensor]:
+    """The latent of the pasted picture as the harmonizer would have it: mean and spread.
+
+    DDIM over `timesteps`, noisiest first, to x0, from `samples` noises in ONE batch; with a single
+    timestep x0 is that of the one prediction, an estimate of the conditional mean. z_pasted is
+    (1, C, h, w), mask (1, 1, h, w) is 1 where the latent may change, masked_latent (1, C, h, w) the
+    encoded picture without what the mask covers (not used by plain checkpoints), cond and uncond
+    one row each. The run begins with pure noise, or with `from_pasted` with z_pasted noised to the
+    first timestep. Noise is drawn from `generator`, on the CPU. After each step all outside the
+    mask is z_pasted's again.
+
+    Returns the mean over the samples and their standard deviation, float32 (1, C, h, w) each; the
+    latter says how far the answers differ and is 0 outside the mask and for one sample.
+    """
+    ordered = list(timesteps)
+    if not ordered or ordered != sorted(set(ordered), reverse=True):
+        raise ValueError(f"timesteps are {ordered}; expected falling ones, one or more")
+    levels = tuple(reversed(ordered))
+    schedule = Schedule(levels, tuple(backbone.alpha(t) for t in levels), 1.0)
+    source = z_pasted.float().to(backbone.device)
+    region = mask.float().to(backbone.device)
+    shape = (samples, *source.shape[1:])
+    noise = torch.randn(shape, generator=generator).to(backbone.device)
+    z = add_noise(source, noise, schedule.alphas[-1]) if from_pasted else noise
+    inpaints = backbone.kind == "inpaint"
+    hole, seen = (region, masked_latent) if inpaints else (None, None)
+
+    def denoiser(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+        return backbone.predict_both(
+            z, timestep, cond, uncond, guidance_scale, hole, seen, harmonizer=guide
+        )
+
+    def kept_outside(step: Step) -> Tensor:
+        return region * step.x0 + (1 - region) * source
+
+    found = denoise(
+        denoiser,
+        z,
+        schedule,
+        indices=range(len(levels) - 1, -2, -1),
+        noise=torch.zeros_like,
+        on_x0=[kept_outside],
+        progress=progress,
+    )
+    return found.mean(0, keepdim=True), found.std(0, keepdim=True, correction=0)
