@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from skimage import data
 
-from inlay import Composer
+from inlay import Box, Composer
 from photos import five_scenes
 
 ROOT = Path(str(files("inlay"))) / "assets" / "embedded"
@@ -70,3 +70,25 @@ def test_half_the_precision_half_the_bytes_same_picture() -> None:
         result = composer.compose(background, subject, box=box, num_inference_steps=8)
         pictures.append(np.asarray(result.image).astype(int))
     assert np.abs(pictures[0] - pictures[1]).mean() < 0.5
+
+
+def test_the_adapter_that_ships_is_the_one_its_card_describes_and_acts() -> None:
+    folder = ROOT.parent / "adapter-canny"
+    (weights,) = folder.glob("*.safetensors")
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in (folder / "README.md").read_text()
+    background = np.ascontiguousarray(data.chelsea()[:140, 200:360])
+    subject = np.dstack([data.coffee()[80:200:2, 200:340:2], np.full((60, 70), 255, np.uint8)])
+    drawing = np.zeros(background.shape, np.uint8)
+    cv2.circle(drawing, (80, 70), 28, (255, 255, 255), 1)
+    composer = Composer.from_pretrained("embedded", device="cpu")
+
+    def made(**settings: float) -> np.ndarray:
+        result = composer.compose(
+            background, subject, box=Box(45, 40, 70, 60), method="freecompose", preset="semantic",
+            control=drawing, num_iterations=3, control_t_max=1000, **settings,
+        )  # fmt: skip
+        differs = (np.asarray(result.image) != background).any(-1)
+        assert not (differs & (np.asarray(result.mask) == 0)).any()
+        return np.asarray(result.image)
+
+    assert not np.array_equal(made(), made(adapter_conditioning_scale=0.0))
