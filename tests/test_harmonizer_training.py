@@ -73,7 +73,9 @@ def awake(trainer: HarmonizerTrainer) -> Any:
     """The trainer's branch, made to do something: what begins at zero is drawn instead."""
     for parameter in trainer.learner.network.parameters():
         if not parameter.detach().any():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.6)
+    # So much that a little change of the picture makes a difference.
+    torch.nn.init.normal_(trainer.learner.network.controlnet_cond_embedding.conv_out.weight, std=30)
     return trainer.learner.network
 
 
