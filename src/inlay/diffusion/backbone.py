@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from inlay.diffusion.conditioning import Conditioning, TextStack, join
+from inlay.diffusion.guide import Guide
 from inlay.errors import InputError
-
-if TYPE_CHECKING:
-    from inlay.diffusion.harmonizer import Guide
 
 __all__ = ["Backbone", "Conditioning", "Kind"]
 

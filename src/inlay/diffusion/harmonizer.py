@@ -9,8 +9,7 @@ the pasted picture in [-1, 1] and the mask in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from inlay.diffusion.backbone import Backbone, Conditioning
 from inlay.diffusion.beside import Beside, Sort, open_beside
 from inlay.diffusion.denoise import Step, denoise
+from inlay.diffusion.guide import Guide
 from inlay.diffusion.schedule import Schedule, add_noise
 from inlay.errors import InputError
 
@@ -46,38 +46,6 @@ _SHARED = (
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Guide:
-    """A harmonizer at work on one picture, for Backbone.predict().
-
-    network is diffusers' ControlNetModel; condition is (1 or N, 4, H, W) at the size of the model's
-    picture; scale weighs what the branch adds, 0 is without it.
-    """
-
-    network: Any
-    condition: Tensor
-    scale: float = 1.0
-
-    def residuals(
-        self, inputs: Tensor, t: Tensor, hidden: Tensor, added: Mapping[str, Tensor] | None
-    ) -> dict[str, Any]:
-        """What the branch adds to a U-Net call on `inputs` (N, C, h, w), as that call's options."""
-        condition = self.condition.to(inputs.device, inputs.dtype)
-        down, middle = self.network(
-            inputs,
-            t,
-            encoder_hidden_states=hidden,
-            controlnet_cond=condition.expand(len(inputs), -1, -1, -1),
-            conditioning_scale=self.scale,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
-        return {
-            "down_block_additional_residuals": down,
-            "mid_block_additional_residual": middle,
-        }
 
 
 class Harmonizer(Beside):
