@@ -16,7 +16,7 @@ from PIL import Image
 from skimage import data
 
 import inlay
-from inlay.cli import main
+from inlay.cli import interrupts, main
 
 
 @pytest.fixture(autouse=True)
@@ -209,6 +209,24 @@ def test_help_version_and_completion_exit_with_zero(capsys: pytest.CaptureFixtur
         "COMP_CWORD": "3",
     }
     assert _subprocess(env=environment).stdout.split() == ["cpu", "cuda"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_inside_of_a_finaliser_is_not_lost() -> None:
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts.heard():
+        interrupts.check()
+        # Python drops what is raised here.
+        Freed()
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is before
+    with interrupts.heard():
+        interrupts.check()
 
 
 def test_an_interrupt_ends_with_130_and_leaves_nothing() -> None:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from inlay.cli import bench as benchmarks
-from inlay.cli import listing, make, other, rerun
+from inlay.cli import interrupts, listing, make, other, rerun
 from inlay.cli.options import nearest, short
 from inlay.errors import Cancelled, InputError
 
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hush()
     command = typer.main.get_command(app)
     try:
-        status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
+        with interrupts.heard():
+            status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
         _flush()
         if status == _INTERRUPTED:
             return _say("interrupted; nothing was written.", _INTERRUPTED)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from inlay.cli import interrupts
 from inlay.errors import InputError
 from inlay.record import record_text
 
@@ -133,6 +134,7 @@ class Outputs:
         """
         from inlay.pixels import write_picture
 
+        interrupts.check()
         if self._folder is None:
             write_picture(picture, self.out, record=record_text(record))
             self.records.append({**record, "outputs": [str(self.out)]})
@@ -165,6 +167,7 @@ class Outputs:
 
     def finish(self) -> dict[str, Any]:
         """Put everything in place; returns the record for --json."""
+        interrupts.check()
         if self._folder is None:
             return self.records[0]
         folder = Path(self._folder.name)
