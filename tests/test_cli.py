@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def _photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.zeros((512, 512), np.uint8)
     mask[200:260, 180:280] = 255
     Image.fromarray(mask).save("mask.png")
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal; a shell's background jobs are born ignoring it and pass it on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _pixels(path: str | Path) -> NDArray[np.uint8]:
@@ -212,6 +221,7 @@ def test_help_version_and_completion_exit_with_zero(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_inside_of_a_finaliser_is_not_lost() -> None:
     class Freed:
         def __del__(self) -> None:
@@ -229,6 +239,7 @@ def test_an_interrupt_inside_of_a_finaliser_is_not_lost() -> None:
         interrupts.check()
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_with_130_and_leaves_nothing() -> None:
     Image.fromarray(np.tile(data.astronaut(), (8, 8, 1))).save("large.png", compress_level=1)
     code = "import sys; from inlay.cli import main; sys.exit(main())"
