@@ -18,6 +18,10 @@ from checkpoints import built
 from inlay import Box, Composer, InputError
 from inlay.cli import main
 from inlay.composer import Composite
+from inlay.diffusion.conditioning import join
+from inlay.diffusion.distill import Branch
+from inlay.diffusion.redraw import redraw
+from inlay.diffusion.solvers import make_solver
 from inlay.diffusion.t2i_adapter import new_adapter
 from inlay.methods import get
 from inlay.sweep import validate_settings
@@ -267,9 +271,61 @@ def test_bad_settings_are_named(values: dict[str, Any], word: str) -> None:
         validate_settings(get("freecompose").settings, values)
 
 
-def test_the_preset_is_what_was_released(adapters: Path) -> None:
+def test_redrawing_is_ddim_with_the_source_beside_it(adapters: Path) -> None:
+    """The loop written out: both rows at one level, the source under one noise throughout."""
+    backbone = composer("embedded").backbone
+    generator = torch.Generator().manual_seed(0)
+    z_source, z_target, seen = (
+        torch.randn(1, backbone.latent_channels, 8, 8, generator=generator) for _ in range(3)
+    )
+    hole = torch.ones(1, 1, 8, 8)
+    hole[..., :3] = 0
+    size = (8 * backbone.factor,) * 2
+    texts = [backbone.embed([text], size) for text in ("a shirt", "a coat")]
+    branches = [
+        Branch(z, text, None, hole, seen)
+        for z, text in zip((z_source, z_target), texts, strict=True)
+    ]
+    draws = [torch.randn(z_source.shape, generator=generator) for _ in range(2)]
+    left, told = list(draws), []
+    solver = make_solver("DDIMScheduler", backbone.scheduler_config, 10)
+    with torch.no_grad():
+        found = redraw(
+            backbone.predict_both, backbone.alphas_cumprod, solver, *branches,
+            steps=10, strength=0.5, noise=lambda like: left.pop(0), generator=generator,
+            before=lambda number, total, rows: told.append((number, total, rows)),
+        )  # fmt: skip
+        levels = [int(t) for t in solver.timesteps][5:]
+        ends = [backbone.alpha(t) for t in levels[1:]] + [float(solver.final_alpha_cumprod)]
+        start = backbone.alpha(levels[0])
+        z = start**0.5 * z_target + (1 - start) ** 0.5 * draws[1]
+        for t, after in zip(levels, ends, strict=True):
+            alpha = backbone.alpha(t)
+            beside = alpha**0.5 * z_source + (1 - alpha) ** 0.5 * draws[0]
+            text = join(*texts)
+            eps, x0 = backbone.predict_both(torch.cat([beside, z]), t, text, None, 1.0, hole, seen)
+            z = after**0.5 * x0[1:] + (1 - after) ** 0.5 * eps[1:]
+    assert (found - z).abs().max() < 1e-4
+    assert told == [(number, 5, ("source", "target")) for number in range(5)]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2_v", "sdxl_inpaint", "embedded"])
+def test_a_redrawn_subject_stays_in_its_region_and_shares(name: str, adapters: Path) -> None:
+    drawn = {"num_iterations": 0, "redraw": 0.5, "redraw_steps": 4, "guidance_scale": 3}
+    told: list[tuple[int, int]] = []
+    result = repose(
+        adapters, name, callback=lambda step, total, preview: told.append((step, total)), **drawn
+    )
+    outside = np.asarray(result.mask) == 0
+    assert np.array_equal(pixels(result)[outside], background()[outside])
+    assert told == [(1, 2), (2, 2)]
+    assert not np.array_equal(pixels(result), pixels(repose(adapters, name, share=False, **drawn)))
+    assert np.array_equal(pixels(result), pixels(repose(adapters, name, **drawn)))
+
+
+def test_a_preset_is_what_was_released(adapters: Path) -> None:
     values = validate_settings(
-        get("freecompose").settings, get("freecompose").presets["semantic"]
+        get("freecompose").settings, get("freecompose").presets["semantic-released"]
     ).model_dump()
     # Half of the 0.49 that the other tasks' step amounts to in the release.
     assert values["eta"] == 0.49 / 2
@@ -277,10 +333,10 @@ def test_the_preset_is_what_was_released(adapters: Path) -> None:
     assert (values["t_min"], values["late_t_max"]) == (50, 150)
     assert (values["control_t_min"], values["control_t_max"]) == (100, 600)
     made = composer("embedded").compose(
-        background(), cup(), box=BOX, control=drawing(), method="freecompose", preset="semantic",
-        adapter=str(adapters / "embedded"), num_iterations=2,
+        background(), cup(), box=BOX, control=drawing(), method="freecompose",
+        preset="semantic-released", adapter=str(adapters / "embedded"), num_iterations=2,
     )  # fmt: skip
-    assert made.record["preset"] == "semantic"
+    assert made.record["preset"] == "semantic-released"
     assert made.record["settings"]["variant"] == "semantic"
 
 

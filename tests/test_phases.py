@@ -384,7 +384,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FEW = {"num_iterations": 2, "eta": 2.0, "t_min": 200, "t_max": 500, "late_share": 0}
+FEW = {"num_iterations": 2, "eta": 2.0, "t_min": 200, "t_max": 500, "redraw": 0}
 
 
 def drawing(*boxes: Box) -> Photo:

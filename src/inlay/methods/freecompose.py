@@ -10,6 +10,7 @@ freecompose_plans.py.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inlay.methods.base import Context, Method, Painted
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.attention_sharing import Role
     from inlay.diffusion.backbone import Backbone, Conditioning
-    from inlay.diffusion.distill import Iterate, Predict, Term
+    from inlay.diffusion.distill import Iterate, Term
+    from inlay.diffusion.redraw import Predictor
 
 __all__ = ["METHOD", "FreeComposeSettings"]
 
@@ -54,8 +56,8 @@ def _terms(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> list[T
     ]
 
 
-def _predictor(work: Workspace, settings: FreeComposeSettings) -> Predict:
-    """The backbone's noise, with control at the timesteps that have it."""
+def _predictor(work: Workspace, settings: FreeComposeSettings) -> Predictor:
+    """The backbone's noise and x0, with control at the timesteps that have it."""
 
     def predict(
         z: Tensor,
@@ -66,10 +68,10 @@ def _predictor(work: Workspace, settings: FreeComposeSettings) -> Predict:
         mask: Tensor | None = None,
         masked_latent: Tensor | None = None,
         control: Sequence[Tensor] | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         acts = settings.control_t_min <= t < settings.control_t_max
         shown = control if acts else None
-        return work.backbone.predict_noise(
+        return work.backbone.predict_both(
             z, t, cond, uncond, guidance_scale, mask, masked_latent, shown
         )
 
@@ -98,12 +100,13 @@ def _moved(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor
 
     def progress(iterate: Iterate) -> None:
         preview = work.preview(iterate.z) if context.previews else None
-        context.progress(iterate.number + 1, iterate.total, preview)
+        context.progress(iterate.number + 1, _total(settings), preview)
 
+    predict = _predictor(work, settings)
     scope = swapped_processors(backbone.unet, attention.processor) if attention else nullcontext()
     with scope:
         outcome = distill(
-            _predictor(work, settings),
+            lambda *branches: predict(*branches)[0],
             backbone.alphas_cumprod,
             plan.source,
             plan.target,
@@ -126,7 +129,7 @@ def _moved(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor
         )
     if outcome.iterations < settings.num_iterations:
         context.note(f"freecompose: stood still after {outcome.iterations} steps, so it stopped")
-        context.progress(settings.num_iterations, settings.num_iterations)
+        context.progress(settings.num_iterations, _total(settings))
     return outcome.z
 
 
@@ -145,6 +148,48 @@ def _sampled(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tens
         generator=context.generator,
         keep_outside=plan.region if seen is None else None,
     )
+
+
+def _redrawn(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
+    """The latent sampled by its lines and prompt: the loop alone leaves outlines soft."""
+    from inlay.diffusion.attention import swapped_processors
+    from inlay.diffusion.attention_sharing import SharedSource
+    from inlay.diffusion.redraw import redraw
+    from inlay.diffusion.solvers import make_solver
+
+    backbone, context, attention = work.backbone, work.context, plan.attention
+    if plan.source is None:
+        raise ValueError("only a plan with two branches can be redrawn")
+
+    def before(number: int, total: int, rows: Sequence[Role]) -> None:
+        if isinstance(attention, SharedSource):
+            attention.roles = rows
+            attention.on = number >= settings.share_from_iteration * total
+
+    scope = swapped_processors(backbone.unet, attention.processor) if attention else nullcontext()
+    with scope:
+        return redraw(
+            _predictor(work, settings),
+            backbone.alphas_cumprod,
+            make_solver("DDIMScheduler", backbone.scheduler_config, settings.redraw_steps),
+            plan.source,
+            replace(plan.target, z=z),
+            steps=settings.redraw_steps,
+            strength=settings.redraw,
+            noise=context.noise,
+            generator=context.generator,
+            guidance_scale=settings.guidance_scale,
+            keep_outside=plan.region if backbone.kind == "plain" else None,
+            before=before,
+            progress=work.progress(settings.num_iterations, _total(settings)),
+        )
+
+
+def _total(settings: FreeComposeSettings) -> int:
+    """Steps of the loop and of the sampling at its end, where a picture is redrawn."""
+    redraws = settings.variant == "semantic" and settings.redraw > 0
+    sampled = int(settings.redraw_steps * settings.redraw + 1e-9) if redraws else 0
+    return settings.num_iterations + sampled
 
 
 def run(
@@ -176,7 +221,9 @@ def run(
             return painted_in(work, textured(work, filled, sample, plan.region), settings.grow)
         plan = semantic(work, settings) if reposes else harmonization(work, settings)
         after = _moved(work, settings, plan)
-        if (reposes or settings.decoding == "plain") and settings.num_iterations > 0:
+        if reposes and settings.redraw > 0:
+            after = _redrawn(work, settings, plan, after)
+        if (reposes or settings.decoding == "plain") and _total(settings) > 0:
             return replaced(work, after)
         return residual(work, work.source(), after, settings.smoothing, settings.rim)
 
