@@ -32,6 +32,7 @@ from inlay.training.steps import (
     VALIDATION_TIMESTEPS,
     channel_weight,
     check_state,
+    locally_averaged,
     noised,
     rate,
     train,
@@ -130,7 +131,7 @@ class HarmonizerTrainer:
         return self.learner.step
 
     def _errors(self, samples: Samples, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error (N, C, h, w) of what the U-Net predicts, and the latent mask."""
+        """Error (N, C, h, w) of what the U-Net predicts, with its sign, and the latent mask."""
         backbone = self.backbone
         inpaints = backbone.kind == "inpaint"
         hole, erased = covered(samples.mask, backbone.factor)
@@ -145,7 +146,7 @@ class HarmonizerTrainer:
             output = backbone.predict(
                 noisy, t, text, hole if inpaints else None, seen, harmonizer=guide
             )
-        return (output - target) ** 2, hole
+        return output - target, hole
 
     def learning_rate(self) -> float:
         c = self.config
@@ -168,6 +169,7 @@ class HarmonizerTrainer:
         """One step on this process's rows of the batch; their loss.
 
         v-error inside the masks, each sample alike: small objects count as much as large ones.
+        A share of it is of the error's local mean, which is all that a smooth change shows.
         """
         c, count = self.config, self.accelerator.num_processes
         rows = range(self.accelerator.process_index, c.batch, count)
@@ -185,11 +187,17 @@ class HarmonizerTrainer:
         u[:, 0] = (np.array(rows) + u[:, 0]) / c.batch
         t = torch.from_numpy(guided_timesteps(u[:, 0], c.noisiest_share, len(self.alphas)))
         error, hole = self._errors(samples, t.to(self.device), torch.stack(noise))
-        weighted = (error * self.channel_weight).mean(1, keepdim=True) * hole
-        loss = (weighted.sum((1, 2, 3)) / hole.sum((1, 2, 3))).mean()
+        loss = (1 - c.smooth_share) * self._inside(error, hole)
+        if c.smooth_share > 0:
+            loss = loss + c.smooth_share * self._inside(locally_averaged(error, hole), hole)
         self.accelerator.backward(loss)
         self.learner.update(self.learning_rate())
         return float(loss.detach())
+
+    def _inside(self, error: Tensor, hole: Tensor) -> Tensor:
+        """Mean square of an error (N, C, h, w) inside the holes, weighted by channel."""
+        weighted = (error**2 * self.channel_weight).mean(1, keepdim=True) * hole
+        return (weighted.sum((1, 2, 3)) / hole.sum((1, 2, 3))).mean()
 
     def _noise(self, rng: np.random.Generator) -> Tensor:
         side = self.size // self.backbone.factor
@@ -216,7 +224,7 @@ class HarmonizerTrainer:
                 for t, told in losses.items():
                     steps = torch.full((len(indices),), t, device=self.device)
                     error, hole = self._errors(samples, steps, noise)
-                    inside = (error.mean(1, keepdim=True) * hole).sum((1, 2, 3))
+                    inside = ((error**2).mean(1, keepdim=True) * hole).sum((1, 2, 3))
                     told += (inside / hole.sum((1, 2, 3))).tolist()
             network = self.learner.network
             given = restored(self.backbone, network, self.shown.of(everything), self.config.seed)

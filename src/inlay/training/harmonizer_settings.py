@@ -55,7 +55,10 @@ class HarmonizerConfig(BaseModel):
         None, description="harmonizer whose weights are begun with, as for --model"
     )
     channel_weight_power: float = Field(
-        1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
+        2.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
+    )
+    smooth_share: float = Field(
+        0.8, ge=0, le=1, description="loss share that is of the error's local mean, not of detail"
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="exponential moving average")
     max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")

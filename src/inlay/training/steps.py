@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import time
@@ -16,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from inlay.errors import InputError
 from inlay.training.runlog import RunLog
@@ -26,6 +28,7 @@ __all__ = [
     "channel_weight",
     "check_state",
     "follow",
+    "locally_averaged",
     "noised",
     "put_in_place",
     "rate",
@@ -61,6 +64,23 @@ def channel_weight(z: Tensor, power: float) -> Tensor:
     """
     visible = z.std((0, 2, 3)) ** power
     return (visible / visible.mean()).view(1, -1, 1, 1)
+
+
+def locally_averaged(x: Tensor, mask: Tensor) -> Tensor:
+    """x (N, C, h, w) averaged inside a mask (N, 1, h, w) of 0 and 1 about every pixel, 0 outside.
+
+    A Gaussian of a sixteenth of the longer side, normalised by what of it is inside the mask.
+    """
+    deviation = max(x.shape[2:]) / 16
+    reach = math.ceil(3 * deviation)
+    bell = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2) / 2 / deviation**2)
+    # Mask and picture in one: both are blurred alike.
+    both = torch.cat([x * mask, mask], 1)
+    count = both.shape[1]
+    for shape, padding in (((-1, 1), (reach, 0)), ((1, -1), (0, reach))):
+        kernel = bell.view(1, 1, *shape).expand(count, 1, -1, -1)
+        both = functional.conv2d(both, kernel.to(both), padding=padding, groups=count)
+    return both[:, :-1] / both[:, -1:].clamp_min(1e-6) * mask
 
 
 def rate(step: int, steps: int, peak: float, warmup_steps: int, cooldown_share: float) -> float:
