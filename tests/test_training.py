@@ -29,6 +29,7 @@ from inlay.training.data import (
 from inlay.training.embedded import EmbeddedConfig, Trainer, train_embedded
 from inlay.training.feed import DeviceFeed, HostFeed, Policy
 from inlay.training.optim import JointOptimizer
+from inlay.training.steps import reports
 
 TINY = EmbeddedConfig(
     block_out_channels=(16, 32), text_width=32, text_layers=1, attention_heads=2,
@@ -423,3 +424,9 @@ def test_telling_captions_apart_is_trained_where_it_is_asked_for(
         for t in (without, plenty)
     )
     assert not torch.equal(one, two)
+
+
+def test_runs_report_early_and_then_at_every_so_many_steps() -> None:
+    told = [step for step in range(1, 1001) if reports(step, 300)]
+    assert told == [25, 50, 100, 200, 300, 600, 900]
+    assert [step for step in range(1, 60) if reports(step, 20)] == [20, 40]

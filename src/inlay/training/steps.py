@@ -33,6 +33,7 @@ __all__ = [
     "put_in_place",
     "rate",
     "read_state",
+    "reports",
     "train",
     "whole_patches",
     "write_state",
@@ -183,13 +184,21 @@ class Trainable(Protocol):
 def train(trainer: Trainable, log: Callable[[str], None]) -> None:
     """Train to the last step, or until its minutes are up.
 
-    Every `save_every` steps a resumable state, a report (OUT/log.jsonl, and OUT/events for
-    TensorBoard) and what is trained so far are written.
+    Every `save_every` steps, and early on more often, a resumable state, a report (OUT/log.jsonl,
+    and OUT/events for TensorBoard) and what is trained so far are written.
     """
     if importlib.util.find_spec("tensorboardX") is None:
         log("for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures")
     for line in _run(trainer):
         log(line)
+
+
+def reports(step: int, every: int) -> bool:
+    """Whether a step is reported and kept: each `every`-th, and before the first of these the 25th,
+    50th, 100th ..., so that a short run, too, shows where it goes.
+    """
+    early = step < every and step % 25 == 0 and (step // 25).bit_count() == 1
+    return early or step % every == 0
 
 
 def _run(trainer: Trainable) -> Iterator[str]:
@@ -208,7 +217,7 @@ def _run(trainer: Trainable) -> Iterator[str]:
                 [f"step {trainer.step} loss {recent:.4f} minutes {minutes:.1f}"]
                 + [f"{name.rpartition('/')[2]} {value:.5f}" for name, value in curves.items()]
             )
-        if trainer.step % config.save_every == 0 or stop or trainer.step == config.steps:
+        if reports(trainer.step, config.save_every) or stop or trainer.step == config.steps:
             trainer.save_state()
             validation, curves = trainer.report()
             row = {
