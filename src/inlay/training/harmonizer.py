@@ -25,7 +25,7 @@ from inlay.errors import InputError
 from inlay.training import feed
 from inlay.training.data import load_corpus, with_rendered
 from inlay.training.disturbed import DisturbedFeed, Policy, Samples, covered
-from inlay.training.harmonizer_settings import HarmonizerConfig, guided_timesteps
+from inlay.training.harmonizer_settings import HarmonizerConfig
 from inlay.training.learner import Learner
 from inlay.training.restored import restored
 from inlay.training.steps import (
@@ -36,6 +36,7 @@ from inlay.training.steps import (
     noised,
     rate,
     train,
+    x0_of,
 )
 from inlay.training.wholes import Wholes
 
@@ -131,22 +132,29 @@ class HarmonizerTrainer:
         return self.learner.step
 
     def _errors(self, samples: Samples, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Error (N, C, h, w) of what the U-Net predicts, with its sign, and the latent mask."""
-        backbone = self.backbone
-        inpaints = backbone.kind == "inpaint"
+        """Error (N, C, h, w) of what the U-Net predicts, with its sign, and the latent mask.
+
+        Begun with noise it is the error of the raw output, as in any training; begun with the
+        pasted picture that of x0, which is to be the truth although the latent holds the other.
+        """
+        backbone, kind = self.backbone, self.backbone.prediction_type
+        inpaints, alphas = backbone.kind == "inpaint", self.alphas[t]
         hole, erased = covered(samples.mask, backbone.factor)
+        from_noise = self.config.start == "noise"
         with torch.no_grad():
             z = backbone.encode(samples.truth)
+            begun = z if from_noise else backbone.encode(samples.pasted)
             seen = backbone.encode(samples.truth * (1 - erased)) if inpaints else None
-        noisy, v = noised(z, noise, self.alphas[t])
-        target = {"v_prediction": v, "epsilon": noise, "sample": z}[backbone.prediction_type]
+        noisy, v = noised(begun, noise, alphas)
         text = backbone.embed(samples.captions, (self.size, self.size))
         guide = Guide(self.branch, torch.cat([samples.pasted, samples.mask], 1))
         with torch.autocast(self.device.type, torch.bfloat16):
             output = backbone.predict(
                 noisy, t, text, hole if inpaints else None, seen, harmonizer=guide
             )
-        return output - target, hole
+        if from_noise:
+            return output - {"v_prediction": v, "epsilon": noise, "sample": z}[kind], hole
+        return x0_of(output, noisy, alphas, kind) - z, hole
 
     def learning_rate(self) -> float:
         c = self.config
@@ -185,7 +193,7 @@ class HarmonizerTrainer:
                 samples.captions[i] = ""
         # Stratified timesteps: the same loss, less variance.
         u[:, 0] = (np.array(rows) + u[:, 0]) / c.batch
-        t = torch.from_numpy(guided_timesteps(u[:, 0], c.noisiest_share, len(self.alphas)))
+        t = torch.from_numpy(c.timesteps(u[:, 0], len(self.alphas)))
         error, hole = self._errors(samples, t.to(self.device), torch.stack(noise))
         loss = (1 - c.smooth_share) * self._inside(error, hole)
         if c.smooth_share > 0:
@@ -206,15 +214,16 @@ class HarmonizerTrainer:
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[int, float], dict[str, float]]:
-        """With the averaged weights on the held-out split: error in the masks by timestep (of v,
-        where the checkpoint predicts that), and restored().
+        """With the averaged weights on the held-out split: mean squared _errors() in the masks by
+        timestep, and restored().
 
         Empty where nothing is held out, as may be with a handful of photos.
         """
         if len(self.held_out) == 0:
             return {}, {}
         everything = range(min(_VALIDATED, len(self.held_out)))
-        losses: dict[int, list[float]] = {t: [] for t in VALIDATION_TIMESTEPS}
+        seen = [t for t in VALIDATION_TIMESTEPS if self.config.learns_at(t)]
+        losses: dict[int, list[float]] = {t: [] for t in seen}
         with self.learner.averaged():
             for start in range(0, len(everything), self.config.batch):
                 indices = everything[start : start + self.config.batch]
@@ -227,16 +236,22 @@ class HarmonizerTrainer:
                     inside = ((error**2).mean(1, keepdim=True) * hole).sum((1, 2, 3))
                     told += (inside / hole.sum((1, 2, 3))).tolist()
             network = self.learner.network
-            given = restored(self.backbone, network, self.shown.of(everything), self.config.seed)
+            given = restored(
+                self.backbone,
+                network,
+                self.shown.of(everything),
+                self.config.seed,
+                self.config.answers_from(len(self.alphas)),
+            )
         return {t: float(np.mean(told)) for t, told in losses.items()}, given
 
     def report(self) -> tuple[dict[str, Any], dict[str, float]]:
         losses, given = self.validate()
         row = {
-            "validation_v_loss": {str(t): round(v, 5) for t, v in losses.items()},
+            "validation_loss": {str(t): round(v, 5) for t, v in losses.items()},
             "restored": {name: round(v, 5) for name, v in given.items()},
         }
-        curves = {f"v_loss_in_mask/{t}": v for t, v in losses.items()}
+        curves = {f"loss_in_mask/{t}": v for t, v in losses.items()}
         return row, {**curves, **{f"restored/{name}": v for name, v in given.items()}}
 
     def save_state(self) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inlay.disturb import KINDS
 from inlay.training.disturbed import Policy
@@ -30,8 +30,15 @@ class HarmonizerConfig(BaseModel):
     warmup_steps: int = Field(100, ge=1, description="linear warm-up")
     cooldown_share: float = Field(0.4, ge=0, le=1, description="share of steps of linear decay")
     caption_dropout: float = Field(0.5, ge=0, le=1, description="share trained without caption")
+    start: Literal["pasted", "noise"] = Field(
+        "pasted",
+        description="what the branch is asked to correct: the pasted picture under some noise, "
+        "which the checkpoint by itself gives back, or, as in the paper, the truth under noise",
+    )
+    t_min: int = Field(200, ge=0, le=999, description="pasted: least noisy timestep")
+    t_max: int = Field(800, ge=1, le=1000, description="pasted: end of the timesteps, exclusive")
     noisiest_share: float = Field(
-        0.5, ge=0, le=1, description="share of timesteps drawn from the noisiest tenth alone"
+        0.5, ge=0, le=1, description="noise: share of timesteps from the noisiest tenth alone"
     )
     kinds: tuple[str, ...] = Field(KINDS, description="of disturbance, drawn alike")
     least_strength: float = Field(0.3, gt=0, le=1, description="of a disturbance; the most is 1")
@@ -71,6 +78,29 @@ class HarmonizerConfig(BaseModel):
         if not kinds or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"expected some of {', '.join(KINDS)}")
         return kinds
+
+    @model_validator(mode="after")
+    def _ranges_hold_a_timestep(self) -> HarmonizerConfig:
+        if self.t_max <= self.t_min:
+            raise ValueError(f"t_min is {self.t_min}; expected less than t_max ({self.t_max}).")
+        return self
+
+    def timesteps(self, u: NDArray[np.float64], total: int) -> NDArray[np.int64]:
+        """Numbers in [0, 1) to timesteps to learn at, of a schedule of `total`."""
+        if self.start == "noise":
+            return guided_timesteps(u, self.noisiest_share, total)
+        low, high = (t * total / 1000 for t in (self.t_min, self.t_max))
+        return np.clip((low + u * (high - low)).astype(np.int64), 0, total - 1)
+
+    def learns_at(self, t: int) -> bool:
+        """Whether a timestep of 1000 is one that it learns at."""
+        return self.start == "noise" or self.t_min <= t < self.t_max
+
+    def answers_from(self, total: int) -> int | None:
+        """The timestep that a single step answers from; None is the last one, from pure noise."""
+        if self.start == "noise":
+            return None
+        return round((self.t_min + self.t_max) / 2 * total / 1000)
 
     def policy(self) -> Policy:
         """How samples to train on are made."""

@@ -21,10 +21,13 @@ _SEEN = 0.5 * (2 / 255) ** 2
 
 
 @torch.no_grad()
-def restored(backbone: Backbone, network: Any, samples: Samples, seed: int) -> dict[str, float]:
+def restored(
+    backbone: Backbone, network: Any, samples: Samples, seed: int, timestep: int | None = None
+) -> dict[str, float]:
     """Errors of the one-step answer over those of the pasted picture, inside the masks.
 
-    The answer is correct() of a single step from pure noise without a prompt. latent and picture
+    The answer is correct() of a single step without a prompt, from the pasted picture noised to
+    `timestep`, or where that is None from pure noise. latent and picture
     are sums of squared errors over all samples, divided by those of the pasted ones; the picture is
     written as methods write it, the pasted one plus the decoded change; in smooth the change is
     blurred inside the mask, which leaves light and takes away invented detail. improved is the
@@ -34,6 +37,7 @@ def restored(backbone: Backbone, network: Any, samples: Samples, seed: int) -> d
     rows: list[tuple[float, ...]] = []
     size = samples.truth.shape[2], samples.truth.shape[3]
     cond = backbone.embed([""], size)
+    steps = few_timesteps(backbone, 1) if timestep is None else [timestep]
     for row in range(len(samples.truth)):
         truth, pasted, mask = (
             x[row : row + 1] for x in (samples.truth, samples.pasted, samples.mask)
@@ -48,10 +52,10 @@ def restored(backbone: Backbone, network: Any, samples: Samples, seed: int) -> d
             before = backbone.encode(start)
             guide = Guide(network, torch.cat([start, mask], 1))
             generator = torch.Generator().manual_seed(seed + row)
-            steps = few_timesteps(backbone, 1)
             after, _ = correct(
-                backbone, guide, before, hole, seen, cond, steps, generator=generator
-            )
+                backbone, guide, before, hole, seen, cond, steps,
+                generator=generator, from_pasted=timestep is not None,
+            )  # fmt: skip
             change = backbone.decode(after) - backbone.decode(before)
             picture = (start + change).clamp(-1, 1)
             blurred = (start + _smoothed(change, mask)).clamp(-1, 1)

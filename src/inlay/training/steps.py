@@ -37,6 +37,7 @@ __all__ = [
     "train",
     "whole_patches",
     "write_state",
+    "x0_of",
 ]
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
@@ -55,6 +56,16 @@ def noised(z: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
     """Latents (N, C, h, w) at cumulative alphas (N,), and v there (Salimans and Ho 2022)."""
     a = alphas.view(-1, 1, 1, 1)
     return a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
+
+
+def x0_of(output: Tensor, noisy: Tensor, alphas: Tensor, prediction_type: str) -> Tensor:
+    """x0 (N, C, h, w) of a U-Net's output for latents at cumulative alphas (N,), none of them 0."""
+    a = alphas.view(-1, 1, 1, 1)
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "v_prediction":
+        return a.sqrt() * noisy - (1 - a).sqrt() * output
+    return (noisy - (1 - a).sqrt() * output) / a.sqrt()
 
 
 def channel_weight(z: Tensor, power: float) -> Tensor:
