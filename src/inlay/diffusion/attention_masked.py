@@ -1,0 +1,253 @@
+"""Attention of a U-Net in which an object's box and the rest of the picture do not mix.
+
+DreamCom masks the attention map AFTER the softmax, without normalising it again. Such a map need
+never be built: (M o A) V, with M constant over the queries of a region, is A (V o m) for them,
+where m is M's row. So each region's queries make one call of the fused kernel with masked values,
+and as the regions share no query, both calls together cost as much as one plain attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from inlay.diffusion.attention import attention_mask_at, finished, projected
+from inlay.diffusion.attention_sharing import self_attention_layers
+
+__all__ = [
+    "MaskedAttention",
+    "Preset",
+    "Region",
+    "inside_at",
+    "masked_layers",
+    "regional_attention",
+    "released_tokens",
+]
+
+Preset = Literal["paper", "released", "a", "b", "c", "d"]
+
+
+def masked_layers(unet: Any, preset: Preset = "paper", cross: bool = True) -> frozenset[str]:
+    """Names of the attention processors that are masked: self-attention by preset, and with
+    `cross` every cross-attention layer.
+
+    The supplement's variants, section 1: "a" no self-attention layer, "b" all, "c" the decoder's
+    outer layers alone, "d" all but these. The outer ones are the last 6 of 9 in SD 1.x and 2.x,
+    the last two thirds (rounded) in other decoders. "paper" is "d"; "released", the authors' code,
+    masks the last 5 of the decoder. Training masks cross-attention alone: "a". Raises ValueError
+    for another preset. Source: Lu et al. 2023 (DreamCom, arXiv 2309.15508, sections 4.2 and 4.3).
+    """
+    if preset not in get_args(Preset):
+        known = ", ".join(get_args(Preset))
+        raise ValueError(f"{preset!r} is no preset of masked self-attention; these are: {known}")
+    names = self_attention_layers(unet)
+    decoder = [name for name in names if name.startswith("up_blocks")]
+    outer = set(decoder[len(decoder) - round(2 * len(decoder) / 3) :])
+    chosen = {
+        "a": set(),
+        "b": set(names),
+        "c": outer,
+        "d": set(names) - outer,
+        "paper": set(names) - outer,
+        "released": set(decoder[-5:]),
+    }[preset]
+    if cross:
+        chosen |= {name for name in unet.attn_processors if name.endswith("attn2.processor")}
+    return frozenset(chosen)
+
+
+def released_tokens(keys: int = 77) -> Tensor:
+    """The released prompt layout, bool (keys,): the tokens 1 to 38, which hold the object's prompt.
+
+    The start of the text (0) and the background's prompt (39 to 76) are muted for all queries.
+    """
+    place = torch.arange(keys)
+    return (place >= 1) & (place <= 38)
+
+
+def inside_at(mask: Tensor, tokens: int) -> Tensor:
+    """Latent masks (N, 1, h, w) at an attention layer of `tokens` queries: bool (N, tokens).
+
+    A query is inside where the mask covers at least half of what it stands for. A mask so thin
+    that it nowhere does keeps the queries it covers most; one that is empty has none. ValueError
+    for a number of queries that no halving of the mask gives.
+    """
+    rows = torch.stack([attention_mask_at(one[None], tokens) for one in mask])
+    most = rows.amax(1, keepdim=True)
+    # Less a little, as the same share of cells of several sizes rounds to several numbers.
+    return (rows >= most.clamp(max=0.5) - 1e-5) & (most > 0)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Queries, by index (n,) or None for all of them, and the keys whose values they get.
+
+    `keys` is bool (keys,), None for all.
+    """
+
+    queries: Tensor | None
+    keys: Tensor | None = None
+
+
+def regional_attention(
+    query: Tensor, key: Tensor, value: Tensor, regions: Sequence[Region], scale: float | None = None
+) -> Tensor:
+    """(M o softmax(scale * Q K^T)) V, where M is 1 for the queries and keys of a region.
+
+    query, key and value are (rows, heads, tokens, width). No query may be in two regions; one in
+    none gets zeros. `scale` is 1 / sqrt(width) by default. The attention map is not built.
+    """
+    result = None
+    for region in regions:
+        kept = value
+        if region.keys is not None:
+            kept = value.masked_fill(~region.keys[:, None], 0)
+        asked = query if region.queries is None else query.index_select(2, region.queries)
+        part = functional.scaled_dot_product_attention(asked, key, kept, scale=scale)
+        if region.queries is None:
+            return part
+        if result is None:
+            result = part.new_zeros(*query.shape[:3], value.shape[-1])
+        result.index_copy_(2, region.queries, part)
+    return result if result is not None else torch.zeros_like(query)
+
+
+class MaskedAttention:
+    """Masked cross- and self-attention, for swapped_processors().
+
+    mask is (1 or N, 1, h, w) at latent resolution, 1 in the object's box; row r of a batch is under
+    mask r modulo N, which is right for N latents and for [N unconditional, N conditional]. None
+    masks nothing. It may be set anew between calls, not between a call and its backward pass.
+    `layers` are the names of the layers that are masked, see masked_layers().
+
+    Cross-attention (eq. 2): queries inside read all tokens, queries outside none. `inside` and
+    `outside`, bool (keys,), name other tokens for either, such as released_tokens() for `inside`.
+    Self-attention (section 4.3): what is inside and what is outside do not see each other.
+    Both hold for unconditional rows, too. Source: DreamCom (arXiv 2309.15508).
+    """
+
+    def __init__(
+        self,
+        mask: Tensor | None,
+        layers: frozenset[str],
+        *,
+        inside: Tensor | None = None,
+        outside: Tensor | None = None,
+    ) -> None:
+        self.layers = layers
+        self.tokens = (inside, outside)
+        self._regions: dict[tuple[int, bool, torch.device], list[list[Region]]] = {}
+        self.mask = mask
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The latent masks in force; setting a tensor of another layout raises ValueError."""
+        return self._mask
+
+    @mask.setter
+    def mask(self, mask: Tensor | None) -> None:
+        if mask is not None and (mask.ndim != 4 or mask.shape[1] != 1 or not mask.numel()):
+            raise ValueError(f"a latent mask is (N, 1, h, w), not {tuple(mask.shape)}")
+        self._mask = mask
+        self._regions.clear()
+
+    def processor(self, name: str, original: Any) -> Any | None:
+        """For swapped_processors()."""
+        return _MaskedProcessor(self) if name in self.layers else None
+
+    def regions(self, tokens: int, cross: bool, device: torch.device) -> list[list[Region]]:
+        """For each mask, the regions of a layer of `tokens` queries."""
+        place = (tokens, cross, device)
+        if place not in self._regions:
+            if self._mask is None:
+                self._regions[place] = [[Region(None)]]
+            else:
+                # Kept for later calls, which may be of training: inference tensors cannot be.
+                with torch.inference_mode(False), torch.no_grad():
+                    rows = inside_at(self._mask, tokens).to(device)
+                    self._regions[place] = [self._of(row, cross) for row in rows]
+        return self._regions[place]
+
+    def _of(self, inside: Tensor, cross: bool) -> list[Region]:
+        first: Tensor | None = inside
+        second: Tensor | None = ~inside
+        if cross:
+            first, second = (x if x is None else x.to(inside.device) for x in self.tokens)
+        pairs = [(inside, first)]
+        # In cross-attention, None is all tokens inside of the box, but none outside.
+        if second is not None and second.any():
+            pairs.append((~inside, second))
+        return [_region(queries, keys) for queries, keys in pairs if queries.any()]
+
+
+def _region(queries: Tensor, keys: Tensor | None) -> Region:
+    """With the queries' indices; what stands for everything is None, so that it costs nothing."""
+    return Region(
+        None if queries.all() else queries.nonzero()[:, 0],
+        None if keys is None or keys.all() else keys,
+    )
+
+
+class _MaskedProcessor:
+    """diffusers' attention, region by region."""
+
+    def __init__(self, rule: MaskedAttention) -> None:
+        self.rule = rule
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        context = encoder_hidden_states
+        regions = self.rule.regions(
+            hidden_states.shape[1], context is not None, hidden_states.device
+        )
+        count = len(regions)
+        if len(hidden_states) % count:
+            raise ValueError(f"{count} masks do not share out {len(hidden_states)} rows of a batch")
+        parts = [
+            _layer(
+                attn,
+                hidden_states[i::count],
+                None if context is None else context[i::count],
+                regions[i],
+            )
+            for i in range(count)
+        ]
+        return parts[0] if count == 1 else torch.stack(parts, 1).flatten(0, 1)
+
+
+def _layer(attn: Any, hidden: Tensor, context: Tensor | None, regions: Sequence[Region]) -> Tensor:
+    """A whole attention layer for rows under one mask; hidden is (rows, tokens, channels)."""
+    local = attn.group_norm is None and not attn.residual_connection
+    if context is None or not local or len(regions) != 1 or regions[0].queries is None:
+        query, key, value = projected(attn, hidden, context)
+        heads = regional_attention(query, key, value, regions, attn.scale)
+        return finished(attn, heads, hidden)
+    # Queries outside of the only region read nothing, so all of them come out as zeros do: the
+    # layer, projections included, is run for the others alone.
+    read, unread = _read(attn, hidden, context, regions[0])
+    everywhere = unread.expand(-1, hidden.shape[1], -1)
+    return everywhere.index_copy(1, regions[0].queries, read)
+
+
+def _read(attn: Any, hidden: Tensor, context: Tensor, region: Region) -> tuple[Tensor, Tensor]:
+    """What a layer makes of a region's queries (rows, n, channels), and of one that reads nothing.
+
+    A function of its own, so that what it needs on the way is free before the whole is made.
+    """
+    if region.queries is not None:
+        hidden = hidden.index_select(1, region.queries)
+    query, key, value = projected(attn, hidden, context)
+    heads = regional_attention(query, key, value, [Region(None, region.keys)], attn.scale)
+    blank = torch.zeros_like(heads[:, :, :1])
+    return finished(attn, heads, hidden), finished(attn, blank, hidden[:, :1])
