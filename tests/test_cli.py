@@ -191,8 +191,14 @@ def test_an_input_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> No
         (["compose", "a", "b", "-o", "o.png", "--method", "posson"], "did you mean poisson?"),
         (["compose", "a", "b", "-o", "o.png", "--device", "cudda"], "did you mean cuda?"),
         (["compose", "a", "b", "-o", "o.png", "--dtype", "float23"], "did you mean float32?"),
-        (["compose", "a", "b", "-o", "o.png", "--set", "T_ni=1"], "did you mean T_in?"),
-        (["compose", "a", "b", "-o", "o.png", "--preset", "imerse"], "did you mean immerse?"),
+        (
+            ["compose", "a", "b", "-o", "o.png", "--method", "cdc", "--set", "T_ni=1"],
+            "did you mean T_in?",
+        ),
+        (
+            ["compose", "a", "b", "-o", "o.png", "--method", "cdc", "--preset", "imerse"],
+            "did you mean immerse?",
+        ),
         (["methods", "cdd"], "did you mean cdc?"),
         (["train", "embeded"], "did you mean embedded?"),
         (["cut", "a", "-o", "o.png", "--cut", "grabcat"], "did you mean grabcut?"),

@@ -26,6 +26,7 @@ def test_methods_and_models_as_json_and_as_tables(capsys: pytest.CaptureFixture[
         "compose",
         "harmonize",
         "remove",
+        "scene",
     ]
     assert main(["methods", "cdc"]) == 0
     table = capsys.readouterr().out

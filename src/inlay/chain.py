@@ -19,10 +19,11 @@ from inlay.pixels import Picture
 from inlay.region import inverted
 from inlay.request import Request
 from inlay.scene import Scene
-from inlay.window import Window, stitch
+from inlay.window import Painted, Window, stitch
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.harmonizer import Harmonizer
     from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Callback", "Chain", "Link", "SceneOf", "Stage"]
@@ -55,7 +56,8 @@ class Stage:
 
     window is the smallest box round all that methods saw of it so far; region and effect say where
     it may differ from the picture handed in: a box, and a mask (h, w) in it, 0 or 1. notes are what
-    methods had to say until then.
+    methods had to say until then. harmonizer is one that had a part in it; parts are the stages of
+    the method's last run, by name, each without parts of its own.
     """
 
     picture: Picture
@@ -63,6 +65,8 @@ class Stage:
     region: Box
     effect: NDArray[np.float32]
     notes: Sequence[str] = ()
+    harmonizer: Harmonizer | None = None
+    parts: Mapping[str, Stage] = field(default_factory=dict)
 
     def then(self, later: Stage) -> Stage:
         """The stage after another run, which began with this one's picture."""
@@ -85,7 +89,7 @@ class Chain:
 
     callback hears the progress over all runs of all `seeds` seeds as one count, on_phase the name
     of each link that has one as it begins. given is what every Context gets besides; contexts are
-    those of the last seed's runs.
+    those of the last seed's runs. keep: stages have the parts that their method made.
     """
 
     backbone: Backbone | None
@@ -94,6 +98,7 @@ class Chain:
     seeds: int = 1
     on_phase: Callable[[str], None] | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False
     contexts: list[Context] = field(default_factory=list)
     _done: int = 0
     _windows: dict[str, tuple[SceneOf, Window]] = field(default_factory=dict, repr=False)
@@ -123,15 +128,20 @@ class Chain:
                 )
                 self.contexts.append(context)
                 painted = method.run(window, backbone, settings, context)
-                picture, region, effect = stitch(
-                    start if stage is None else stage.picture, window, painted
-                )
-                made = Stage(picture, window.box, region, effect)
-                stage = made if stage is None else stage.then(made)
+                used = context.opened_harmonizer
+                if used is None and stage is not None:
+                    used = stage.harmonizer
+                parts = {
+                    name: _after(start, stage, window, part)
+                    for name, part in (painted.stages.items() if self.keep else ())
+                }
+                stage = replace(_after(start, stage, window, painted), harmonizer=used, parts=parts)
                 notes += [line for line in context.notes if line not in notes]
                 self._done += 1
             if stage is not None:
-                stages[link.name] = replace(stage, notes=tuple(notes))
+                said = tuple(notes)
+                parts = {name: replace(part, notes=said) for name, part in stage.parts.items()}
+                stages[link.name] = replace(stage, notes=said, parts=parts)
         return stages
 
     @property
@@ -178,6 +188,13 @@ class Chain:
                 callback(before + round(size * step / max(steps, 1)), whole, preview)
 
         return tell
+
+
+def _after(start: Picture, stage: Stage | None, window: Window, painted: Painted) -> Stage:
+    """The stage after a run on `start`, or on the picture of the stage before."""
+    picture, region, effect = stitch(start if stage is None else stage.picture, window, painted)
+    made = Stage(picture, window.box, region, effect)
+    return made if stage is None else stage.then(made)
 
 
 def _steps(settings: Settings) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay.around import as_size, canvas, scene_links
 from inlay.chain import Callback, Link
 from inlay.composite import Composite
 from inlay.errors import InputError
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.harmonizer import Harmonizer
     from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Composer", "Composite"]
+
+_OWN_HARMONIZER = Path(__file__).parent / "assets" / "harmonizer" / "config.json"
 
 
 class Composer:
@@ -46,6 +51,7 @@ class Composer:
         self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
         self._backbone: Backbone | None = None
         self._adapters: dict[str, ControlAdapter] = {}
+        self._harmonizers: dict[str, Harmonizer | None] = {}
 
     @classmethod
     def from_pretrained(
@@ -88,6 +94,22 @@ class Composer:
 
             self._adapters[name] = load_adapter(name, self.backbone)
         return self._adapters[name]
+
+    def harmonizer(self, name: str = "auto") -> Harmonizer | None:
+        """A trained harmonizer for the checkpoint, by folder, hub id or "embedded"; loaded once.
+
+        "auto" is that of the embedded checkpoint; None where there is none.
+        """
+        if name not in self._harmonizers:
+            from inlay.diffusion.harmonizer import load_harmonizer
+
+            found: Harmonizer | None = None
+            if name != "auto":
+                found = load_harmonizer(name, self.backbone)
+            elif self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file():
+                found = self.harmonizer("embedded")
+            self._harmonizers[name] = found
+        return self._harmonizers[name]
 
     def compose(
         self,
@@ -138,6 +160,7 @@ class Composer:
         out what is in the boxes, or under remove_mask, by remove_method; method, preset and
         settings are harmonize's; phase_settings holds other phases' settings by phase. With
         keep_phases the composite's `phases` has each one's picture; on_phase hears their names.
+        Without phases, keep_phases keeps the stages of a method that has some (phd).
 
         control is a drawing of the background's size, white lines on black, which freecompose's
         variant "semantic" (the phase "repose") re-draws the subjects by. Raises InputError.
@@ -170,9 +193,12 @@ class Composer:
             },
         )
         joint = as_flag(together, "together") and len(subjects) > 1
+        if keep_phases and phases is None and len(subjects) > 1 and not joint:
+            raise InputError("the stages of one subject can be kept; set several in together.")
         picture = read_picture(background, role="background", max_pixels=max_pixels)
         for request in requests.values():
-            request.check_size(picture.size, len(requests) if keep_phases else 1)
+            stages = len(request.settings.stages("compose"))
+            request.check_size(picture.size, max(len(requests), stages) if keep_phases else 1)
         cutouts = [each.cut(max_pixels) for each in subjects]
         drawing, notes = None, list[str]()
         if control is not None:
@@ -278,6 +304,73 @@ class Composer:
             Job({"": request}, whole, lambda seed: links, inputs, {}), callback, previews
         )
 
+    def scene(
+        self,
+        subject: Source | Sequence[Source],
+        *,
+        prompt: str = "",
+        size: Sequence[int],
+        box: Each[Box | Sequence[float]] = None,
+        at: Each[Sequence[float]] = None,
+        scale: Each[float] = None,
+        random: bool | Sequence[bool] = False,
+        rotate: float | Sequence[float] = 0.0,
+        flip: bool | Sequence[bool] = False,
+        mask: Each[Source] = None,
+        cut: Each[str] = None,
+        cut_box: Each[Box | Sequence[float]] = None,
+        trust_remote_code: bool = False,
+        keep_phases: bool = False,
+        method: str | None = None,
+        preset: str | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        callback: Callback | None = None,
+        previews: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **settings: Any,
+    ) -> Composite:
+        """Make a scene of size (width, height) round a subject, or several, from the prompt.
+
+        Sides are 64 to 8192 pixels. Where the subject goes and how it is cut out is said as for
+        compose, in pixels of the scene; without a place it stands in the lower middle, its longer
+        side half of the scene's shorter one. Several subjects are laid over each other in their
+        order and the scene is made once, round them all. keep_phases keeps the method's stages.
+        Raises InputError.
+        """
+        across = as_size(size, max_pixels)
+        request = Request("scene", method, preset, seed, num_images, {"prompt": prompt, **settings})
+        if not prompt.strip():
+            raise InputError("a scene needs a prompt; say what the picture should show.")
+        keep = as_flag(keep_phases, "keep_phases")
+        request.check_size(across, len(request.settings.stages("scene")) if keep else 1)
+        subjects = listed(
+            subject,
+            {
+                "box": box,
+                "at": at,
+                "scale": scale,
+                "random": random,
+                "rotate": rotate,
+                "flip": flip,
+                "mask": mask,
+                "cut": cut,
+                "cut_box": cut_box,
+                "trust_remote_code": trust_remote_code,
+            },
+        )
+        cutouts = [each.cut(max_pixels) for each in subjects]
+        job = Job(
+            {"": request},
+            canvas(across),
+            lambda seed: scene_links(request, subjects, cutouts, across, seed),
+            named_inputs(subjects, cutouts),
+            {**where(subjects, True), "size": list(across)},
+            varied=any(each.place.placement.random for each in subjects),
+            keep=keep,
+        )
+        return self._made(job, callback, previews)
+
     def _made(
         self,
         job: Job,
@@ -292,7 +385,11 @@ class Composer:
                 "callback": callback,
                 "previews": previews,
                 "on_phase": on_phase,
-                "given": {"control": control, "adapters": self.adapter},
+                "given": {
+                    "control": control,
+                    "adapters": self.adapter,
+                    "harmonizers": self.harmonizer,
+                },
             },
             {"loras": self.loras, "textual_inversions": self.textual_inversions},
         )

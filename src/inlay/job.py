@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inlay.chain import Chain, Link
+from inlay.chain import Chain, Link, Stage
 from inlay.composite import Composite
+from inlay.methods.base import Settings
 from inlay.phases import described, main_phase
 from inlay.pixels import Picture
 from inlay.record import build_record
@@ -26,7 +27,8 @@ class Job:
 
     requests are by phase, or one under the empty name; all have one seed and one number of
     pictures. links_of makes the links of a seed, which go by the same names; with `varied` their
-    scenes hang on the seed. inputs and place are for the record. keep: each phase's picture stays.
+    scenes hang on the seed. inputs and place are for the record. keep: each phase's picture stays,
+    or without phases each of the method's stages.
     """
 
     requests: Mapping[str, Request]
@@ -57,7 +59,7 @@ class Job:
         needed = any(each.method.needs_model for each in self.requests.values())
         backbone = load() if needed else None
         loaded = time.perf_counter()
-        runs = Chain(backbone, seeds=request.num_images, **chain)
+        runs = Chain(backbone, seeds=request.num_images, keep=self.keep, **chain)
         result: Composite | None = None
         for seed in range(request.seed, request.seed + request.num_images):
             if self.varied and seed > request.seed:
@@ -73,18 +75,22 @@ class Job:
                 if not self.keep and number < len(names):
                     continue
                 stage = stages[name]
-                record = self._record(
-                    names[:number],
-                    backbone,
-                    seed,
-                    window=stage.window,
-                    region=stage.region,
-                    notes=stage.notes,
-                    timings=timings,
-                    adapter=runs.adapter if self._follow(names[:number]) else None,
+                more = {
+                    "timings": timings,
+                    "adapter": runs.adapter if self._follow(names[:number]) else None,
                     **model,
-                )
+                }
+                record = self._record(names[:number], backbone, seed, stage, **more)
                 kept[name] = stage.picture, record
+            if name == "":
+                own = request.settings.stages(request.verb)
+                kept = {
+                    name: (
+                        part.picture,
+                        self._record([""], backbone, seed, part, own[name], **more),
+                    )
+                    for name, part in stage.parts.items()
+                }
             if result is None:
                 result = Composite([], [], stage.window, stage.region, stage.effect)
             result.pictures.append(stage.picture)
@@ -98,9 +104,16 @@ class Job:
         return any(self.requests[name].settings.follows_control() for name in names)
 
     def _record(
-        self, names: Sequence[str], backbone: Backbone | None, seed: int, **more: Any
+        self,
+        names: Sequence[str],
+        backbone: Backbone | None,
+        seed: int,
+        stage: Stage,
+        settings: Settings | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
-        """The record of the picture after the requests of these names."""
+        """The record of the picture after the requests of these names, with the settings given or
+        else the main one's."""
         main = self.requests[main_phase(names)]
         done = {name: self.requests[name] for name in names}
         phased = names[0] != ""
@@ -113,8 +126,12 @@ class Job:
             verb="compose" if phased else main.verb,
             method=main.method.name,
             preset=main.preset,
-            settings=main.settings.model_dump(mode="json"),
+            settings=(settings or main.settings).model_dump(mode="json"),
             seed=seed,
+            window=stage.window,
+            region=stage.region,
+            notes=stage.notes,
+            harmonizer=stage.harmonizer,
             backbone=backbone if needed else None,
             inputs=inputs,
             request=self.place,

@@ -125,11 +125,15 @@ def asked(
     with phases, or only with remove. Raises InputError.
     """
     if phases is None:
+        plain = Request("compose", method, preset, seed, num_images, settings)
+        if plain.settings.stages("compose"):
+            # A method's own stages can be kept likewise.
+            more.pop("keep_phases", None)
         more |= {"remove_method": remove_method, "phase_settings": phase_settings}
         for word, value in more.items():
             if value is not None and value is not False:
                 raise InputError(f"{word} goes with phases; say which.")
-        return {"": Request("compose", method, preset, seed, num_images, settings)}
+        return {"": plain}
     names = named(phases)
     main = main_phase(names)
     misplaced(

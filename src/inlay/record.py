@@ -3,10 +3,11 @@
 Keys: inlay (version), verb, method, preset, settings (all of them), seed, model (name, hash, kind,
 family, loras, textual_inversions; null for classical methods), device, dtype, window and region
 (x, y, width, height in background pixels), inputs ({role: {path, sha256}}), request (where the
-subject went and how it was cut out; of several: subjects, one such each, and together), notes,
-timings (seconds). A composition in phases has phases too (phase, verb, method, preset, settings and
-seed of each); its method, preset and settings are those of harmonize, else of the last phase. Where
-a T2I-Adapter was used there is adapter (name, hash).
+subject went and how it was cut out; of several: subjects, one such each, and together; of a scene
+also its size), notes, timings (seconds). A composition in phases has phases too (phase, verb,
+method, preset, settings and seed of each); its method, preset and settings are those of harmonize,
+else of the last phase. Where a T2I-Adapter was used there is adapter (name, hash), where a
+trained harmonizer was, harmonizer (likewise).
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from inlay.geometry import Box
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.harmonizer import Harmonizer
     from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Record", "build_record", "read_back", "record_text", "resolve_inputs"]
 
-VERBS = ("compose", "harmonize", "remove")
+VERBS = ("compose", "harmonize", "remove", "scene")
 
 
 class _Loose(BaseModel):
@@ -82,10 +84,11 @@ class _Place(_Loose):
 
 
 class _Request(_Place):
-    """The one subject's place, or those of several; empty but for compose."""
+    """The one subject's place, or those of several; empty but for compose and scene."""
 
     subjects: list[_Place] = []
     together: bool = False
+    size: list[int] | None = Field(None, min_length=2, max_length=2)
 
 
 class _Phase(_Loose):
@@ -108,6 +111,7 @@ class Record(_Loose):
     seed: int = Field(ge=0, lt=2**63)
     model: _Model | None = None
     adapter: _Adapter | None = None
+    harmonizer: _Adapter | None = None
     device: str | None = None
     dtype: str | None = None
     inputs: dict[str, _Input]
@@ -133,6 +137,7 @@ def build_record(
     textual_inversions: Sequence[str] = (),
     phases: Sequence[Mapping[str, Any]] | None = None,
     adapter: ControlAdapter | None = None,
+    harmonizer: Harmonizer | None = None,
 ) -> dict[str, Any]:
     """The record of one picture.
 
@@ -169,6 +174,8 @@ def build_record(
     }
     if adapter is not None:
         record["adapter"] = {"name": adapter.name, "hash": adapter.hash}
+    if harmonizer is not None:
+        record["harmonizer"] = {"name": harmonizer.name, "hash": harmonizer.hash}
     if phases is not None:
         record["phases"] = [dict(phase) for phase in phases]
     return record

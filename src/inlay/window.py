@@ -6,6 +6,7 @@ Outside the effect a method reports, the background's samples are copied, never 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,12 @@ class Painted:
     """What a method made of its window, at the window's own resolution.
 
     rgb is float32 (height, width, 3), sRGB in [0, 1]; effect is bool (height, width): the only
-    pixels that may be written into the background.
+    pixels that may be written into the background. stages are what it had made on the way, by name.
     """
 
     rgb: NDArray[np.float32]
     effect: NDArray[np.bool_]
+    stages: Mapping[str, Painted] = field(default_factory=dict)
 
 
 def crop_box(region: Box, size: tuple[int, int], context: float, at_least: int = 1) -> Box:

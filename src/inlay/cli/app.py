@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from inlay.cli import bench as benchmarks
-from inlay.cli import interrupts, listing, make, other, rerun
+from inlay.cli import interrupts, listing, make, other, rerun, scening
 from inlay.cli.options import nearest, short
 from inlay.errors import Cancelled, InputError
 
@@ -75,6 +75,7 @@ def _root(
 app.command()(make.compose)
 app.command()(make.harmonize)
 app.command()(make.remove)
+app.command()(scening.scene)
 app.command()(other.cut)
 app.command()(other.demo)
 app.command()(listing.methods)

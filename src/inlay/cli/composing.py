@@ -159,7 +159,7 @@ def _factor(text: str, name: str) -> float:
 
 
 def roles(
-    background: str, subjects: Sequence[str], masks: Any, remove_mask: str | None
+    background: str | None, subjects: Sequence[str], masks: Any, remove_mask: str | None
 ) -> dict[str, str | None]:
     """The files that are read, by what messages call them."""
     files: dict[str, str | None] = {"background": background, "remove mask": remove_mask}

@@ -59,7 +59,7 @@ def compose(
         cut_box=cut_box,
     )
     place |= {"trust_remote_code": trust_remote_code, "together": together, "control": control}
-    place |= {} if phased is None else phased.keywords()
+    place |= {"keep_phases": keep_phases} if phased is None else phased.keywords()
     pictures = subject[0] if len(subject) == 1 else subject
     produce(
         "compose",
@@ -68,6 +68,7 @@ def compose(
         common,
         lambda composer, more: composer.compose(background, pictures, **place, **more),
         phased,
+        keep_phases,
     )
 
 
@@ -122,6 +123,7 @@ def produce(
     common: Common,
     call: Call,
     phased: phasing.Phased | None = None,
+    keep: bool = False,
 ) -> None:
     """Check everything, make every picture that was asked for, write them, say so."""
     from inlay.cli.outputs import (
@@ -143,8 +145,13 @@ def produce(
     ]
     siblings = sibling_names(out, labels) if len(labels) > 1 else []
     kept = []
-    if phased is not None and phased.keep:
-        kept = [kept_names(target, phased.names) for target in siblings or [out]]
+    if keep:
+        wanted = [
+            phasing.kept_stages(verb, common, values) if phased is None else phased.names
+            for _, values in variants
+            for _ in range(common.num_images)
+        ]
+        kept = [kept_names(*each) for each in zip(siblings or [out], wanted, strict=True)]
     for path in itertools.chain(siblings, *kept):
         check_out(str(path), files)
     composer = open_composer(common)

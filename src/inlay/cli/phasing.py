@@ -16,7 +16,7 @@ from inlay.cli import options
 from inlay.cli.options import Common
 from inlay.errors import InputError
 
-__all__ = ["Phased"]
+__all__ = ["Phased", "kept_stages"]
 
 Phases = Annotated[
     str | None,
@@ -38,12 +38,28 @@ RemoveMask = Annotated[
     ),
 ]
 KeepPhases = Annotated[
-    bool, typer.Option("--keep-phases", help="Write each phase's picture too, as OUT-1-remove.")
+    bool,
+    typer.Option(
+        "--keep-phases",
+        help="Write each phase's picture too, as OUT-1-remove; without --phases each stage's of "
+        "the method phd.",
+    ),
 ]
 
 
 # (label, keywords) of each call, and notes.
 Plan = tuple[list[tuple[str, dict[str, Any]]], list[str]]
+
+
+def kept_stages(verb: str, common: Common, settings: dict[str, Any]) -> list[str]:
+    """The names of the stages that a call's method keeps; raises InputError where it has none."""
+    from inlay.request import Request
+
+    request = Request(verb, common.method, common.preset, common.seed, 1, settings)
+    names = list(request.settings.stages(verb))
+    if not names:
+        raise InputError("--keep-phases goes with --phases; say which.")
+    return names
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,6 @@ class Phased:
         for option, value in (
             ("--remove-method", remove_method is not None),
             ("--remove-mask", remove_mask is not None),
-            ("--keep-phases", keep),
         ):
             if value:
                 raise InputError(f"{option} goes with --phases; say which.")

@@ -106,6 +106,17 @@ def again(
                 background=inputs.get("background"),
                 **shared,
             )
+        elif record.verb == "scene":
+            subjects = _subjects(record, inputs)
+            subjects.pop("together", None)
+            if record.request.size is None:
+                raise KeyError("size")
+            result = composer.scene(
+                **subjects,
+                size=record.request.size,
+                trust_remote_code=trust_remote_code,
+                **shared,
+            )
         else:
             result = composer.remove(inputs["picture"], mask=inputs["mask"], **shared)
     except KeyError as error:
@@ -116,12 +127,13 @@ def again(
             f"the model {model.name} is not the one the picture was made with; "
             "its weights have changed."
         )
-    used = result.record.get("adapter")
-    if record.adapter is not None and used is not None and record.adapter.hash != used["hash"]:
-        raise InputError(
-            f"the adapter {record.adapter.name} is not the one the picture was made with; "
-            "its weights have changed."
-        )
+    for what, was in (("adapter", record.adapter), ("harmonizer", record.harmonizer)):
+        used = result.record.get(what)
+        if was is not None and used is not None and was.hash != used["hash"]:
+            raise InputError(
+                f"the {what} {was.name} is not the one the picture was made with; "
+                "its weights have changed."
+            )
     return result
 
 
@@ -161,7 +173,7 @@ def _subjects(record: Record, inputs: dict[str, str]) -> dict[str, Any]:
 
 def _place(request: Any) -> dict[str, Any]:
     place: dict[str, Any] = request.model_dump(
-        exclude={"trust_remote_code", "subjects", "together"}
+        exclude={"trust_remote_code", "subjects", "together", "size"}
     )
     for key in ("box", "cut_box"):
         if place[key] is not None:

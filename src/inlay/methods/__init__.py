@@ -12,10 +12,20 @@ from inlay.methods.base import Method
 
 __all__ = ["all_methods", "default_for", "get"]
 
-_MODULES = ("cdc", "freecompose", "inpaint", "paste", "feather", "poisson", "reinhard", "telea")
+_MODULES = (
+    "cdc",
+    "freecompose",
+    "phd",
+    "inpaint",
+    "paste",
+    "feather",
+    "poisson",
+    "reinhard",
+    "telea",
+)
 
 # The default of a verb is the method that measures best on the embedded checkpoint.
-_DEFAULTS = {"compose": "cdc", "harmonize": "freecompose", "remove": "freecompose"}
+_DEFAULTS = {"compose": "phd", "harmonize": "phd", "remove": "freecompose", "scene": "phd"}
 
 
 def _load(name: str) -> Method:

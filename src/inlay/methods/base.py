@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.harmonizer import Harmonizer
     from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Context", "DiffusionSettings", "Method", "ModelSettings", "Painted", "Settings"]
@@ -38,6 +39,12 @@ class Settings(BaseModel):
     def follows_control(self) -> bool:
         """Whether a control picture makes a difference."""
         return False
+
+    def stages(self, verb: str) -> dict[str, Settings]:
+        """The stages whose pictures a method hands back in Painted.stages, in their order, each
+        with the settings under which its picture is the result.
+        """
+        return {}
 
     def check_use(self, verb: str, control: bool) -> None:
         """Raises InputError where the settings do not go with the command, or with what was
@@ -82,7 +89,8 @@ class Context:
     All randomness comes from `seed`, on the CPU, one draw after the other, so the same seed
     gives the same bytes on one machine. `verb` is the command (compose, harmonize, remove), for
     methods that serve several. `control` is a drawing (H, W) of the background's size in [0, 1],
-    lines 1, where the user gave one; `adapters` opens a T2I-Adapter for the backbone by its name.
+    lines 1, where the user gave one; `adapters` opens a T2I-Adapter for the backbone by its name,
+    `harmonizers` a trained harmonizer, None where "auto" finds none.
     """
 
     seed: int = 0
@@ -93,6 +101,8 @@ class Context:
     control: NDArray[np.float32] | None = None
     adapters: Callable[[str], ControlAdapter] | None = None
     opened: ControlAdapter | None = None
+    harmonizers: Callable[[str], Harmonizer | None] | None = None
+    opened_harmonizer: Harmonizer | None = None
     _generator: Any = field(default=None, repr=False)
 
     @property
@@ -118,6 +128,13 @@ class Context:
             raise ValueError("nothing here can open a T2I-Adapter")
         self.opened = self.adapters(name)
         return self.opened
+
+    def harmonizer(self, name: str) -> Harmonizer | None:
+        """The harmonizer of this name; afterwards `opened_harmonizer`, for the record."""
+        if self.harmonizers is None:
+            raise ValueError("nothing here can open a harmonizer")
+        self.opened_harmonizer = self.harmonizers(name)
+        return self.opened_harmonizer
 
     def progress(self, step: int, total: int, preview: Any | None = None) -> None:
         """Tell the listener; whatever it raises (inlay.Cancelled) ends the run."""

@@ -1,0 +1,209 @@
+"""Denoising pictures larger than the model: windows whose predictions are averaged.
+
+MultiDiffusion (Bar-Tal et al. 2023, arXiv 2302.08113), eq. 5: at every noise level the network sees
+windows of its own size, and what it says of a pixel is the weighted mean over the windows that hold
+it. Noise and clean picture are both linear in what it says, so the mean of one fits that of the
+other. A large picture is made at several sizes, one after the other, each from the one before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Level", "Predict", "TiledDenoiser", "Tiling", "in_tiles", "levels", "starts"]
+
+# (eps, x0) of windows (n, C, h, w) at a timestep, with their masks (n, 1, h, w) and masked latents
+# (n, C, h, w) where the checkpoint reads such.
+Predict = Callable[[Tensor, int, "Tensor | None", "Tensor | None"], "tuple[Tensor, Tensor]"]
+
+# Beyond this many times the model's size a scene grows by plain resampling.
+_LARGEST = 8
+# The scene's shorter side at the coarse level, in the model's sizes, where the longer is larger.
+_NARROWEST = 0.5
+# What is enlarged by less is not worth another pass.
+_LEAST_GROWTH = 1.1
+# Latent pixels of the windows that go through a network in one batch: 16 windows of 32 x 32.
+_BATCH_PIXELS = 1 << 14
+
+
+def starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Where the windows of a side begin: evenly spread, overlapping by at least a share of a tile.
+
+    The first begins at 0, the last ends at `length`; one window where the side fits in it.
+    """
+    if length <= tile:
+        return [0]
+    step = max(1, tile - round(overlap * tile))
+    gaps = math.ceil((length - tile) / step)
+    return [round(number * (length - tile) / gaps) for number in range(gaps + 1)]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A size (height, width) in pixels on the way up, and that size in whole latent patches."""
+
+    size: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def levels(size: tuple[int, int], native: int, multiple: int) -> list[Level]:
+    """The sizes that a scene of (height, width) is made at, the coarse one first.
+
+    The coarse level's longer side is `native`, but where the shorter one would be less than half
+    of it, that is half of it. Each further level is larger by one factor of at most 2; the last
+    is the scene's own size, or has a longer side of 8 times `native`.
+    """
+    longer, shorter = max(size), min(size)
+    last = min(1.0, _LARGEST * native / longer)
+    first = min(max(native / longer, _NARROWEST * native / shorter), _LARGEST * native / longer)
+    growth = last / first
+    steps = math.ceil(math.log2(growth) - 1e-9) if growth >= _LEAST_GROWTH else 0
+
+    def level(factor: float) -> Level:
+        inner = [max(1, round(side * factor)) for side in size]
+        outer = [math.ceil(side / multiple) * multiple for side in inner]
+        return Level((inner[0], inner[1]), (outer[0], outer[1]))
+
+    return [level(first * growth ** (number / max(steps, 1))) for number in range(steps + 1)]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Windows of one size over a latent.
+
+    size and tile are (height, width) in latent pixels, corners the windows' (top, left).
+    """
+
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    corners: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], native: int, overlap: float) -> Tiling:
+        """Windows of `native` a side, less where the latent is smaller; overlap in [0, 1)."""
+        tile = min(native, size[0]), min(native, size[1])
+        rows, columns = (starts(size[i], tile[i], overlap) for i in (0, 1))
+        return cls(size, tile, tuple((top, left) for top in rows for left in columns))
+
+    def weight(self, scale: int = 1) -> Tensor:
+        """How much each pixel of a window counts, (h * scale, w * scale): a squared sine.
+
+        It falls to almost nothing at the rim, so no seam is seen where a window ends.
+        """
+        sides = [
+            torch.sin((torch.arange(n * scale) + 0.5) * (math.pi / (n * scale))).square()
+            for n in self.tile
+        ]
+        return sides[0][:, None] * sides[1][None, :]
+
+    def crop(self, x: Tensor, number: int, scale: int = 1) -> Tensor:
+        """One window of (..., H * scale, W * scale); a view."""
+        top, left = (scale * corner for corner in self.corners[number])
+        return x[..., top : top + scale * self.tile[0], left : left + scale * self.tile[1]]
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The windows in batches of bounded size."""
+        size = max(1, _BATCH_PIXELS // (self.tile[0] * self.tile[1]))
+        for first in range(0, len(numbers), size):
+            yield numbers[first : first + size]
+
+    def stack(self, x: Tensor, numbers: Sequence[int], scale: int = 1) -> Tensor:
+        """Windows of (1, C, H * scale, W * scale) as rows (n, C, h * scale, w * scale)."""
+        return torch.cat([self.crop(x, number, scale) for number in numbers])
+
+
+@dataclass
+class _Mean:
+    """The weighted mean of what windows say, (1, C, H * scale, W * scale)."""
+
+    tiling: Tiling
+    scale: int
+    total: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, tiling: Tiling, channels: int, device: torch.device, scale: int = 1) -> _Mean:
+        height, width = (side * scale for side in tiling.size)
+        return cls(
+            tiling,
+            scale,
+            torch.zeros(1, channels, height, width, device=device),
+            torch.zeros(1, 1, height, width, device=device),
+        )
+
+    def add(self, numbers: Sequence[int], rows: Tensor) -> None:
+        weight = self.tiling.weight(self.scale).to(rows.device)
+        for number, row in zip(numbers, rows.float(), strict=True):
+            self.tiling.crop(self.total, number, self.scale).add_(row * weight)
+            self.tiling.crop(self.weights, number, self.scale).add_(weight)
+
+    def result(self) -> Tensor:
+        """The mean; 0 where no window was."""
+        return self.total / torch.where(self.weights > 0, self.weights, 1)
+
+
+def in_tiles(
+    call: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, reads: int, makes: int
+) -> Tensor:
+    """`call` on windows of x (1, C, H * reads, W * reads): their mean (1, D, H * makes, W * makes).
+
+    For an autoencoder, whose memory grows with the picture: reads and makes are its pixels per
+    latent pixel and 1, or the other way round. One window is handed through as it is.
+    """
+    if len(tiling.corners) == 1:
+        return call(x).float()
+    mean: _Mean | None = None
+    for numbers in tiling.batches(range(len(tiling.corners))):
+        rows = call(tiling.stack(x, numbers, reads))
+        if mean is None:
+            mean = _Mean.of(tiling, rows.shape[1], rows.device, makes)
+        mean.add(numbers, rows)
+    assert mean is not None
+    return mean.result()
+
+
+@dataclass
+class TiledDenoiser:
+    """A denoiser over a latent of any size, made of one for windows.
+
+    mask (1, 1, H, W), 1 where content is made, and masked_latent (1, C, H, W) are cut into windows
+    for `predict` where it reads them. Where a window holds nothing to be made it is not run; what
+    no window tells of is `kept` (1, C, H, W), whose noise follows from alpha(timestep), the
+    cumulative alpha.
+    """
+
+    predict: Predict
+    tiling: Tiling
+    mask: Tensor
+    kept: Tensor
+    alpha: Callable[[int], float]
+    masked_latent: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        everything = range(len(self.tiling.corners))
+        self.used = [n for n in everything if bool(self.tiling.crop(self.mask, n).any())]
+
+    def __call__(self, z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+        """(eps, x0), both (1, C, H, W) in float32; see denoise.Denoiser."""
+        tiling = self.tiling
+        means = [_Mean.of(tiling, z.shape[1], z.device) for _ in range(2)]
+        for numbers in tiling.batches(self.used):
+            hole, seen = None, None
+            if self.masked_latent is not None:
+                hole = tiling.stack(self.mask, numbers)
+                seen = tiling.stack(self.masked_latent, numbers)
+            both = self.predict(tiling.stack(z, numbers), timestep, hole, seen)
+            for mean, rows in zip(means, both, strict=True):
+                mean.add(numbers, rows)
+        eps, x0 = (mean.result() for mean in means)
+        told = means[0].weights > 0
+        if not bool(told.all()):
+            signal = self.alpha(timestep)
+            noise = (z - math.sqrt(signal) * self.kept) / math.sqrt(max(1 - signal, 1e-8))
+            eps, x0 = torch.where(told, eps, noise), torch.where(told, x0, self.kept)
+        return eps, x0
