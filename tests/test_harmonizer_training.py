@@ -457,6 +457,18 @@ def test_bad_settings_leave_nothing_behind(
     assert not out.exists()
 
 
+def test_any_folder_of_photos_will_do(model: str, folder: Path, tmp_path: Path) -> None:
+    """Without metadata.jsonl all pictures below the folder count, without captions."""
+    photos = tmp_path / "photos"
+    shutil.copytree(folder, photos / "deeper")
+    (photos / "deeper" / "metadata.jsonl").unlink()
+    pictures = len(list((photos / "deeper").iterdir()))
+    trainer = HarmonizerTrainer(photos, tmp_path / "out", tiny(model))
+    assert len(trainer.photos) + len(trainer.held_out) == pictures
+    assert set(trainer.photos.captions) == {""}
+    assert trainer.learn() > 0
+
+
 def test_bad_folders_models_and_states_are_refused(
     model: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -470,7 +482,9 @@ def test_bad_folders_models_and_states_are_refused(
         assert says in said and said.count("\n") == 1
 
     refused("is not a folder", str(tmp_path / "gone"))
-    refused("metadata.jsonl", str(tmp_path), "--model", model)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused("holds no readable picture", str(empty), "--model", model)
     refused("neither 'embedded'", str(folder), "--model", "gone")
     refused("resume", str(folder), "--model", model, "--resume")
     assert not out.exists()

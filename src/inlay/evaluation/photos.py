@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.geometry import Box
+from inlay.imagefolder import MASKS, SUFFIXES, is_held_out, picture_names
 from inlay.pixels import read_mask, read_picture
-from inlay.training.data import is_held_out
 
 __all__ = ["BUNDLED", "SPLITS", "Photo", "find_photos"]
 
@@ -25,8 +24,6 @@ __all__ = ["BUNDLED", "SPLITS", "Photo", "find_photos"]
 BUNDLED = "scikit-image"
 SPLITS = ("held-out", "training", "all")
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-_MASKS = "masks"
 _BUNDLED_FILES = (
     "astronaut.png",
     "chelsea.png",
@@ -116,7 +113,7 @@ def find_photos(
         kept = " that --split and --include leave" if split or include else ""
         raise InputError(
             f"there are no photos{kept} in {', '.join(map(repr, folders)) or 'no folder'}; "
-            f"give a folder of {', '.join(s[1:] for s in _SUFFIXES[:4])} pictures."
+            f"give a folder of {', '.join(s[1:] for s in SUFFIXES[:4])} pictures."
         )
     return photos
 
@@ -141,7 +138,7 @@ def _listed(folder: str) -> tuple[list[Photo], bool]:
             )
         metadata = root / "metadata.jsonl"
         if not metadata.is_file():
-            return [Photo(n, root / n, _mask_of(root, n)) for n in _names(root)], False
+            return [Photo(n, root / n, _mask_of(root, n)) for n in picture_names(root)], False
         lines = metadata.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{folder[:80]!r} cannot be read ({type(error).__name__}).") from None
@@ -155,23 +152,8 @@ def _listed(folder: str) -> tuple[list[Photo], bool]:
     return photos, True
 
 
-def _names(root: Path) -> list[str]:
-    """Pictures below a folder, relative to it, sorted."""
-    names = []
-    for here, folders, files in os.walk(root):
-        if Path(here) == root and _MASKS in folders:
-            folders.remove(_MASKS)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            (Path(here) / file).relative_to(root).as_posix()
-            for file in files
-            if file.lower().endswith(_SUFFIXES) and not file.startswith(".")
-        ]
-    return sorted(names)
-
-
 def _mask_of(root: Path, name: str) -> Path | None:
-    path = root / _MASKS / f"{PurePosixPath(name).stem}.png"
+    path = root / MASKS / f"{PurePosixPath(name).stem}.png"
     return path if path.is_file() else None
 
 

@@ -102,8 +102,8 @@ class AdapterTrainer:
         self.config, self.out = config, out
         if resume:
             check_state(out)
-        self.corpus = load_corpus(folder, held_out=False)
-        self.held_out = load_corpus(folder, held_out=True)
+        self.corpus = load_corpus(folder, held_out=False, captioned=False)
+        self.held_out = load_corpus(folder, held_out=True, captioned=False)
         self.backbone = load_backbone(config.model, dtype="float32")
         self.device = self.backbone.device
         if config.resolution % self.backbone.multiple:

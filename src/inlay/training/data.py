@@ -7,7 +7,6 @@ be drawn more often.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.imagefolder import is_held_out, picture_names
 from inlay.pixels import read_picture
 
 __all__ = [
@@ -70,35 +70,20 @@ class Corpus:
         return np.dstack([picture, np.asarray(found, np.uint8)])
 
 
-def is_held_out(file_name: str, share: int = 20) -> bool:
-    """Whether a file belongs to the held-out split: one in `share`, by the hash of its name."""
-    digest = hashlib.sha256(file_name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % share == 0
-
-
-def load_corpus(folder: Path, held_out: bool, short_side: int = 288) -> Corpus:
+def load_corpus(
+    folder: Path, held_out: bool, short_side: int = 288, captioned: bool = True
+) -> Corpus:
     """Read one split of an image folder; larger pictures are reduced to `short_side` pixels.
 
     Pictures that cannot be read are left out, and the log says so. The held-out split may be
-    empty. Raises InputError when metadata.jsonl is missing or malformed, or when the training
-    split has no picture that can be read.
+    empty. Where captions are not needed (`captioned` False) a folder without metadata.jsonl will
+    do: all pictures in it and below it, with empty captions. Raises InputError when metadata.jsonl
+    is missing or malformed, or when the training split has no picture that can be read.
     """
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        raise InputError(
-            f"{folder} has no metadata.jsonl; expected lines with file_name and text in it."
-        )
     images: list[Image] = []
     captions: list[str] = []
     weights: list[float] = []
-    try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, text, weight = _row(line, f"{metadata} line {number}")
+    for name, text, weight in _rows(folder, captioned):
         if is_held_out(name) != held_out:
             continue
         try:
@@ -113,6 +98,23 @@ def load_corpus(folder: Path, held_out: bool, short_side: int = 288) -> Corpus:
         raise InputError(f"{folder} holds no readable picture to train on; add pictures to it.")
     probabilities = np.asarray(weights, dtype=np.float64)
     return Corpus(images, captions, probabilities / max(probabilities.sum(), 1e-300))
+
+
+def _rows(folder: Path, captioned: bool) -> list[tuple[str, str, float]]:
+    """File name, caption and weight of each picture of a folder."""
+    metadata = folder / "metadata.jsonl"
+    if not metadata.is_file():
+        if not captioned:
+            return [(name, "", 1.0) for name in picture_names(folder)]
+        raise InputError(
+            f"{folder} has no metadata.jsonl; expected lines with file_name and text in it."
+        )
+    try:
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_row(line, f"{metadata} line {number}") for number, line in numbered]
 
 
 def _row(line: str, where: str) -> tuple[str, str, float]:

@@ -66,8 +66,9 @@ class HarmonizerTrainer:
         self._check()
         # Crops go down to about half of a picture.
         short_side = max(288, self.size * 5 // 4)
-        self.photos = load_corpus(folder, held_out=False, short_side=short_side)
-        self.held_out = load_corpus(folder, held_out=True, short_side=short_side)
+        self.photos, self.held_out = (
+            load_corpus(folder, held_out, short_side, captioned=False) for held_out in (False, True)
+        )
         self.learner = Learner(
             self._branch(), config.optimizer, config.learning_rate, config.ema_decay
         )

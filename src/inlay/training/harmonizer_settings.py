@@ -54,7 +54,7 @@ class HarmonizerConfig(BaseModel):
     mask_jitter: float = Field(
         0.02, ge=0, le=0.2, description="how far masks are off, in picture sizes"
     )
-    rendered: int = Field(1500, ge=0, le=20000, description="how many pictures are rendered")
+    rendered: int = Field(300, ge=0, le=20000, description="how many pictures are rendered")
     rendered_share: float = Field(
         0.1, ge=0, lt=1, description="share of samples that are rendered pictures"
     )
