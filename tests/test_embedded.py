@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from skimage import data
 
 from inlay import Box, Composer
+from inlay.disturb import draw, pasted
 from photos import five_scenes
 
 ROOT = Path(str(files("inlay"))) / "assets" / "embedded"
@@ -92,3 +93,23 @@ def test_the_adapter_that_ships_is_the_one_its_card_describes_and_acts() -> None
         return np.asarray(result.image)
 
     assert not np.array_equal(made(), made(adapter_conditioning_scale=0.0))
+
+
+def test_the_harmonizer_that_ships_is_the_one_its_card_describes_and_mends() -> None:
+    folder = ROOT.parent / "harmonizer"
+    (weights,) = folder.glob("*.safetensors")
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in (folder / "README.md").read_text()
+    truth = np.ascontiguousarray(data.coffee())
+    outline = np.zeros(truth.shape[:2], np.uint8)
+    cv2.ellipse(outline, (276, 236), (200, 150), 0, 0, 360, 255, -1)
+    composer, inside = Composer.from_pretrained("embedded", device="cpu"), outline > 0
+    for kind in ("gain", "exposure"):
+        changes = draw(kind, np.random.default_rng(0))
+        wrong = pasted(truth, (outline / 255).astype(np.float32), changes)
+        result = composer.harmonize(wrong, mask=outline)
+        assert result.record["method"] == "phd" and result.record["harmonizer"]["hash"]
+        before, after = (
+            ((picture.astype(float) - truth)[inside] ** 2).mean()
+            for picture in (wrong, np.asarray(result.image))
+        )
+        assert after < 0.9 * before

@@ -191,7 +191,7 @@ def test_orders_that_do_not(phases: Any, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"phases": None}, "keep_phases goes with phases"),
+        ({"phases": None, "method": "poisson"}, "keep_phases goes with phases"),
         ({"phases": None, "keep_phases": False, "remove_method": "telea"}, "goes with phases"),
         ({"phases": None, "keep_phases": False, "phase_settings": {}}, "goes with phases"),
         ({"keep_phases": 1}, "keep_phases is 1; expected True or False"),
@@ -315,7 +315,7 @@ def test_an_option_that_a_phase_has_not_is_passed_over(folder: Path, capsys: Cap
         (["--phases", "paste,remove"], "expected some of remove, paste, harmonize, repose"),
         (["--phases", "remove,past"], "did you mean paste?"),
         (["--phases", ""], "phase '' is unknown"),
-        (["--keep-phases"], "--keep-phases goes with --phases; say which."),
+        (["--keep-phases", *POISSON], "--keep-phases goes with --phases; say which."),
         (["--remove-mask", "goes.png"], "--remove-mask goes with --phases"),
         (["--remove-method", "telea"], "--remove-method goes with --phases"),
         ([*PHASES, "--remove-mask", "gone.png"], "gone.png"),
