@@ -65,7 +65,7 @@ def stages() -> None:
     ):
         made = composer.compose(
             _photo(background), _photo(subject), mask=_mask(subject), box=box, method="phd",
-            keep_phases=True,
+            inpaint=True, keep_phases=True,
         )  # fmt: skip
         seen = made.window
         for name, picture in made.phases.items():

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from inlay.cli import bench as benchmarks
-from inlay.cli import interrupts, listing, make, other, rerun, scening
+from inlay.cli import interrupts, learning, listing, make, other, rerun, scening
 from inlay.cli.options import nearest, short
 from inlay.errors import Cancelled, InputError
 
@@ -77,6 +77,7 @@ app.command()(make.harmonize)
 app.command()(make.remove)
 app.command()(scening.scene)
 app.command()(other.cut)
+app.command()(learning.learn)
 app.command()(other.demo)
 app.command()(listing.methods)
 app.command()(listing.models)
