@@ -218,8 +218,15 @@ class Learning:
             told += float(loss.detach())
         self.learner.update(self.learning_rate())
         if c.preview_every and self.step % c.preview_every == 0:
-            preview(self, self.out / f"preview-{self.step:06d}.png")
+            self._show(self.out / f"preview-{self.step:06d}.png")
         return told
+
+    def _show(self, path: Path) -> None:
+        """A preview of the first photo, with the averaged weights."""
+        pool = self.fixed["photos"].rows(np.arange(1), self.device)
+        text = self.prompts[self.prompt]
+        with self.learner.averaged(), self.masked(pool.hole):
+            preview(self.backbone, pool, text, self.config.preview_steps, path)
 
     @torch.no_grad()
     def error_in_hole(self, pool: Pool, learned: bool = True) -> dict[int, float]:

@@ -16,7 +16,9 @@ from inlay.diffusion.schedule import add_noise, ddim_schedule
 from inlay.pixels import read_picture, write_picture
 
 if TYPE_CHECKING:
-    from inlay.training.learn import Learning
+    from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.conditioning import Conditioning
+    from inlay.training.learn_samples import Pool
 
 __all__ = ["filled", "preview"]
 
@@ -28,14 +30,12 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def filled(run: Learning, steps: int, seed: int = 0) -> Tensor:
-    """The first photo's frame (1, 3, S, S) in [-1, 1] with its box filled, by DDIM from noise.
+def filled(backbone: Backbone, pool: Pool, text: Conditioning, steps: int, seed: int = 0) -> Tensor:
+    """A pool's one frame (1, 3, S, S) in [-1, 1] with its box filled, by DDIM from noise.
 
-    With the averaged weights and without guidance. On a plain checkpoint the rest is replaced by
-    the photo's noised latent after every step (blended latents, arXiv 2206.02779).
+    Without guidance. On a plain checkpoint the rest is replaced by the photo's noised latent after
+    every step (blended latents, arXiv 2206.02779).
     """
-    backbone = run.backbone
-    pool = run.fixed["photos"].rows(np.arange(1), run.device)
     schedule = ddim_schedule(backbone.scheduler_config, steps)
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,7 +46,6 @@ def filled(run: Learning, steps: int, seed: int = 0) -> Tensor:
     inpaints = backbone.kind == "inpaint"
 
     def denoiser(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        text = run.prompts[run.prompt]
         masks = (pool.hole, pool.seen) if inpaints else (None, None)
         return backbone.predict_both(z, timestep, text, None, 1.0, *masks)
 
@@ -54,7 +53,7 @@ def filled(run: Learning, steps: int, seed: int = 0) -> Tensor:
         known = add_noise(pool.z, start, step.alpha_next)
         return step.z * pool.hole + known * (1 - pool.hole)
 
-    with _quiet(), run.learner.averaged(), run.masked(pool.hole):
+    with _quiet():
         z = denoise(
             denoiser,
             start,
@@ -66,12 +65,11 @@ def filled(run: Learning, steps: int, seed: int = 0) -> Tensor:
         return backbone.decode(z * pool.hole + pool.z * (1 - pool.hole))
 
 
-def preview(run: Learning, path: Path) -> None:
-    """Write the photo as the checkpoint gets to see it, and beside it the box filled."""
-    pool = run.fixed["photos"].rows(np.arange(1), run.device)
-    made = filled(run, run.config.preview_steps)
+def preview(backbone: Backbone, pool: Pool, text: Conditioning, steps: int, path: Path) -> None:
+    """Write a pool's one photo as the checkpoint gets to see it, and beside it the box filled."""
+    made = filled(backbone, pool, text, steps)
     with _quiet():
-        sides = torch.cat([run.backbone.decode(pool.z), made], 3)
+        sides = torch.cat([backbone.decode(pool.z), made], 3)
     image = sides[0].clamp(-1, 1).cpu().numpy().transpose(1, 2, 0)
     levels = np.round((image + 1) * 127.5).astype(np.uint8)
     write_picture(read_picture(np.ascontiguousarray(levels), role="preview"), path)
