@@ -190,8 +190,9 @@ def test_bad_requests_are_refused(model: str, folder: Path, tmp_path: Path) -> N
         train_adapter(folder, tmp_path / "b", tiny(model), resume=True)
     with pytest.raises(InputError, match="neither 'embedded'"):
         train_adapter(folder, tmp_path / "c", tiny("no such model"))
-    with pytest.raises(InputError, match=r"metadata\.jsonl"):
-        train_adapter(tmp_path, tmp_path / "d", tiny(model))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no readable picture"):
+        train_adapter(tmp_path / "empty", tmp_path / "d", tiny(model))
     train_adapter(folder, tmp_path / "e", tiny(model, steps=1))
     with pytest.raises(InputError, match="not of an adapter for the model"):
         train_adapter(folder, tmp_path / "e", tiny(str(built("sd1")), resolution=64), resume=True)

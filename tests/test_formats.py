@@ -94,7 +94,8 @@ def test_half_precision_makes_nearly_the_same_picture(name: str) -> None:
     pictures = []
     for dtype in ("float32", "bfloat16"):
         composer = Composer.from_pretrained(str(built(name)), device="cpu", dtype=dtype)
-        result = composer.compose(background, subject, box=box, num_inference_steps=3, T_in=0.7)
+        few = {"method": "cdc", "num_inference_steps": 3, "T_in": 0.7}
+        result = composer.compose(background, subject, box=box, **few)
         pictures.append(np.asarray(result.image).astype(int))
         assert result.record["dtype"] == dtype
     assert np.abs(pictures[0] - pictures[1]).mean() < 1.0
