@@ -26,8 +26,8 @@ class HarmonizerConfig(BaseModel):
         None, ge=16, description="picture side in pixels; None is the checkpoint's own"
     )
     optimizer: Literal["adamw", "muon"] = Field("muon", description="of the weight matrices")
-    learning_rate: float = Field(3e-4, gt=0, description="after warm-up")
-    warmup_steps: int = Field(100, ge=1, description="linear warm-up")
+    learning_rate: float = Field(5e-4, gt=0, description="after warm-up")
+    warmup_steps: int = Field(50, ge=1, description="linear warm-up")
     cooldown_share: float = Field(0.4, ge=0, le=1, description="share of steps of linear decay")
     caption_dropout: float = Field(0.5, ge=0, le=1, description="share trained without caption")
     start: Literal["pasted", "noise"] = Field(
