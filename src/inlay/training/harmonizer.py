@@ -62,7 +62,7 @@ class HarmonizerTrainer:
         self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
         self.backbone = load_backbone(config.model, device=self.device, dtype="float32")
-        self.size = config.resolution or self.backbone.native_size
+        self.size = config.resolution or self._half_size()
         self._check()
         # Crops go down to about half of a picture.
         short_side = max(288, self.size * 5 // 4)
@@ -111,6 +111,11 @@ class HarmonizerTrainer:
                 f"resolution is {self.size}; expected a multiple of {self.backbone.multiple} for "
                 f"the model {self.config.model}."
             )
+
+    def _half_size(self) -> int:
+        """Half of the checkpoint's own side, to the next multiple that it takes."""
+        multiple = self.backbone.multiple
+        return int(-(-self.backbone.native_size // 2 // multiple) * multiple)
 
     def _branch(self) -> Any:
         config, backbone = self.config, self.backbone

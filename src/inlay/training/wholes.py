@@ -1,7 +1,8 @@
 """Masks of the whole objects in pictures, looked for once and kept in a file.
 
-Looking costs about a fifth of a second a picture, so it happens when a picture is first drawn, and
-what was found is written beside the run's states.
+Looking costs more than a tenth of a second a picture, so it happens when a picture is first drawn,
+and what was found is written beside the run's states. It is done at half size, the one that masks
+are kept at: outlines come out alike, in two thirds of the time.
 """
 
 from __future__ import annotations
@@ -47,10 +48,8 @@ class Wholes:
         half = (height + 1) // 2, (width + 1) // 2
         name = hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() + f"-{width}"
         if name not in self._packed:
-            small = [
-                cv2.resize(mask, half[::-1], interpolation=cv2.INTER_AREA) > 0.5
-                for mask in find_objects(picture)
-            ]
+            reduced = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
+            small = [mask > 0.5 for mask in find_objects(np.asarray(reduced, np.uint8))]
             self._packed[name] = np.packbits(np.array(small, bool).reshape(-1, *half), axis=2)
             self._new = True
         bits = np.unpackbits(self._packed[name], axis=2, count=half[1]) * np.uint8(255)
