@@ -66,23 +66,44 @@ def subjects(photos: list[Photo], count: int) -> Iterator[tuple[str, np.ndarray]
             return
 
 
-def cases(cut: list[tuple[str, np.ndarray]], photos: list[Photo], each: int) -> Iterator[Case]:
+def cases(
+    cut: list[tuple[str, np.ndarray]], photos: list[Photo], each: int, even: float, reach: float
+) -> Iterator[Case]:
+    """The composites; reach is the ring's width in sides of the subject."""
     rng = np.random.default_rng(3)
     order = rng.permutation(len(photos))
     for number, (name, subject) in enumerate(cut):
         for turn in range(each):
             photo = photos[order[(number * each + turn) % len(order)]]
             scene, _ = photo.read(SHORT_SIDE)
-            height, width = subject.shape[:2]
-            side = rng.uniform(*SIZES) * min(scene.shape[:2])
-            wide, high = (max(8, round(side * s / max(width, height))) for s in (width, height))
-            # Room for the ring and for what it is compared with.
-            x, y = (
-                round(rng.uniform(0.15, 0.85) * (whole - size))
-                for whole, size in ((scene.shape[1], wide), (scene.shape[0], high))
-            )
+            box = drawn(rng, scene, subject)
+            if even > 0:
+                places = [box, *(drawn(rng, scene, subject) for _ in range(19))]
+                box = next((p for p in places if is_even(scene, subject, p, even, reach)), None)
+                if box is None:
+                    continue
             label = f"{Path(name).stem[:14]} {Path(photo.name).stem[:14]}"
-            yield Case(label, scene, subject, Box(x, y, wide, high))
+            yield Case(label, scene, subject, box)
+
+
+def drawn(rng: np.random.Generator, scene: np.ndarray, subject: np.ndarray) -> Box:
+    height, width = subject.shape[:2]
+    side = rng.uniform(*SIZES) * min(scene.shape[:2])
+    wide, high = (max(8, round(side * s / max(width, height))) for s in (width, height))
+    # Room for the ring and for what it is compared with.
+    x, y = (
+        round(rng.uniform(0.15, 0.85) * (whole - size))
+        for whole, size in ((scene.shape[1], wide), (scene.shape[0], high))
+    )
+    return Box(x, y, wide, high)
+
+
+def is_even(scene: np.ndarray, subject: np.ndarray, box: Box, even: float, reach: float) -> bool:
+    alpha = np.zeros(scene.shape[:2], np.float32)
+    small = cv2.resize(subject[..., 3], (box.width, box.height), interpolation=cv2.INTER_AREA)
+    alpha[box.slices] = small / np.float32(255)
+    width = max(reach * max(box.width, box.height), 6.0)
+    return abs(ring_energy(scene, alpha, width) - 1) <= even
 
 
 def identity(paste: np.ndarray, result: np.ndarray, alpha: np.ndarray) -> float:
@@ -125,7 +146,8 @@ def main(arguments: argparse.Namespace) -> None:
     composer, out = Composer("embedded", device="cpu"), arguments.output
     out.mkdir(parents=True, exist_ok=True)
     rows, pictures, names = [], [], []
-    for case in cases(cut, photos, arguments.scenes):
+    reach = chosen.grow * (1 + 2 * chosen.context)
+    for case in cases(cut, photos, arguments.scenes, arguments.even, reach):
         place = {"box": case.box, "method": "phd", "keep_phases": True, "seed": arguments.seed}
         made = composer.compose(case.scene, case.subject, **place, **settings)
         pasted = composer.compose(case.scene, case.subject, box=case.box, method="paste")
@@ -173,6 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("scenes_folder", metavar="SCENES", help="folder, or scikit-image")
     parser.add_argument("--subjects", type=int, default=20)
     parser.add_argument("--scenes", type=int, default=2, help="scenes for each subject")
+    parser.add_argument("--even", type=float, default=0, help="only where the place is this even")
     parser.add_argument("--rows", type=int, default=12, help="composites in the grid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", metavar="KEY=VALUE")
