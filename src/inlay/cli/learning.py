@@ -54,6 +54,10 @@ def learn(
         str,
         typer.Option("--device", metavar="D", help=", ".join(options.DEVICES)),
     ] = "auto",
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Fine-tune the whole U-Net, as the paper does: a large FILE."),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of all randomness.")] = 0,
     class_pictures: Annotated[
         str | None,
@@ -97,8 +101,10 @@ def learn(
     from inlay.cli.progress import listening
     from inlay.training.learn_settings import LearnConfig
 
-    config = _recipe(LearnConfig, [f"model={model}", f"seed={seed}", *(set or [])])
+    given = [f"model={model}", f"seed={seed}", *(["train=full"] if full else [])]
+    config = _recipe(LearnConfig, [*given, *(set or [])])
     from inlay.training.learn import learn as run
+    from inlay.training.learn_processes import Processes
 
     with listening(quiet=quiet, bar=False):
         learned = run(
@@ -116,4 +122,6 @@ def learn(
             max_pixels=max_pixels,
             log=_silent if quiet or json else typer.echo,
         )
-    tell({**learned.model_dump(mode="json"), "outputs": [output]}, as_json=json, quiet=quiet)
+    if Processes().first:
+        record = learned.model_dump(mode="json", exclude={"sights": {"__all__": {"picture"}}})
+        tell({**record, "outputs": [output]}, as_json=json, quiet=quiet)

@@ -12,15 +12,19 @@ from torch import Tensor
 from inlay.diffusion.conditioning import TextStack
 from inlay.diffusion.weights import check_safetensors
 from inlay.errors import InputError
+from inlay.learned import Checkpoint, is_learned, read_learned
 
 __all__ = ["load_lora", "load_textual_inversion"]
 
 
-def load_lora(path: Path, scale: float, unet: Any, text: TextStack) -> None:
+def load_lora(
+    path: Path, scale: float, unet: Any, text: TextStack, base: Checkpoint | None = None
+) -> None:
     """Merge a LoRA (Hu et al. 2021, arXiv 2106.09685) into a U-Net and text encoders, times scale.
 
     The file may be in kohya's or diffusers' format, with or without layers for the text encoders.
-    Merged, it costs nothing at run time and leaves attention processors alone. Raises InputError
+    Merged, it costs nothing at run time and leaves attention processors alone. `base` is the
+    checkpoint without any LoRA: a file that `inlay learn` wrote is for one alone. Raises InputError
     for a file of another kind or for another model.
     """
     import diffusers
@@ -28,6 +32,11 @@ def load_lora(path: Path, scale: float, unet: Any, text: TextStack) -> None:
     if not math.isfinite(scale):
         raise InputError(f"The scale of the LoRA {path} must be a finite number, not {scale}.")
     keys = check_safetensors(path, "LoRA")
+    if is_learned(path) and read_learned(path, base).kind == "full":
+        raise InputError(
+            f"{path.name} holds a whole U-Net, which cannot be merged like a LoRA; use it as a "
+            "learnt object, or learn the object without --full."
+        )
     if not all("lora" in key or key.endswith((".alpha", ".dora_scale")) for key in keys):
         raise InputError(f"The LoRA {path} holds tensors of other kinds, so it is no LoRA file.")
     # The pipeline is a shell round our modules: its loaders know every format of LoRA file.

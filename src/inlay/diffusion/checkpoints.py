@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 
@@ -27,6 +28,18 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A checkpoint without any LoRA; its hash is read only where it is asked for."""
+
+    name: str
+    files: tuple[tuple[str, Path], ...]
+
+    @property
+    def hash(self) -> str:
+        return fingerprint(self.files)
 
 
 def load_backbone(
@@ -52,10 +65,11 @@ def load_backbone(
     name = os.fspath(name_or_path)
     with reading(f"The model {name}"):
         loaded = _load(name, kind)
+    base = _Base(name, tuple(loaded.files))
     for number, (path, scale) in enumerate(loras):
         file = Path(path).expanduser()
         with reading(f"The LoRA {file}"):
-            load_lora(file, scale, loaded.unet, loaded.text)
+            load_lora(file, scale, loaded.unet, loaded.text, base)
         loaded.files.append((f"lora {number} at {scale:g}", file))
     for number, path in enumerate(textual_inversions):
         file = Path(path).expanduser()

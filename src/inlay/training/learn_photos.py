@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from inlay.errors import InputError
 from inlay.geometry import Box
@@ -14,7 +17,7 @@ from inlay.pixels import DEFAULT_MAX_PIXELS, Picture, Source, read_mask, read_pi
 from inlay.scene import FAINT, bounds
 from inlay.window import resize
 
-__all__ = ["MOST_PHOTOS", "Found", "find_objects"]
+__all__ = ["MOST_PHOTOS", "Found", "find_objects", "portrait"]
 
 Image = NDArray[np.float32]
 
@@ -24,6 +27,9 @@ MOST_PHOTOS = 10
 _SMALLEST_SIDE = 8
 # Objects are looked for in pictures of at most so many pixels on the longer side.
 _SEARCHED_SIDE = 256
+# The longer side and the quality of an object's picture in its file.
+_PORTRAIT_SIDE = 512
+_PORTRAIT_QUALITY = 90
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +82,23 @@ def find_objects(
             )
         objects.append(Found(picture, place, shape))
     return objects
+
+
+def portrait(found: Found) -> str:
+    """The object's box as a small picture in base64: WebP, at most 512 pixels on the longer side.
+
+    RGBA with the object's shape as alpha where that is known, else RGB.
+    """
+    box = found.box
+    rgb = np.clip(found.picture.rgb(box), 0, 1)
+    image = PILImage.fromarray(np.round(rgb * 255).astype(np.uint8))
+    if found.shape is not None:
+        levels = np.round(found.shape[box.slices] * 255).astype(np.uint8)
+        image.putalpha(PILImage.fromarray(levels))
+    image.thumbnail((_PORTRAIT_SIDE, _PORTRAIT_SIDE), PILImage.Resampling.LANCZOS)
+    file = BytesIO()
+    image.save(file, "WEBP", quality=_PORTRAIT_QUALITY)
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 @dataclass(frozen=True)

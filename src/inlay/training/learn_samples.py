@@ -17,7 +17,7 @@ from inlay.errors import InputError
 from inlay.geometry import Box
 from inlay.pixels import read_picture
 from inlay.training.data import random_mask
-from inlay.training.learn_photos import Found
+from inlay.training.learn_photos import Found, portrait
 from inlay.window import crop_box, resize
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Example:
     transparent; shape (h, w) is the object's mask, or its box filled. box is the object's, frame
     the square that the model sees of it before augmentation, both in rgb's pixels; the frame may
     leave them. aspect is the box's width over its height, size the root of its share of the photo.
+    picture is the object for the file, see learn_photos.portrait().
     """
 
     rgb: Image
@@ -62,6 +63,7 @@ class Example:
     size: float
     name: str
     sha256: str
+    picture: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,7 @@ def example(found: Found, config: LearnConfig, resolution: int) -> Example:
         (box.area / whole.area) ** 0.5,
         picture.name,
         picture.sha256,
+        portrait(found) if config.keep_photos else None,
     )
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inlay.diffusion.attention_masked import Preset
-from inlay.diffusion.conditioning import Conditioning, TextStack
-from inlay.errors import InputError
+from inlay.diffusion.conditioning import TextStack
 
-__all__ = ["LearnConfig", "embedded_prompt", "pick_token", "spelled"]
+__all__ = ["LearnConfig", "pick_token", "spelled"]
 
 # Words that hardly any caption has. The single letters are for small vocabularies.
 _RARE = ("sks", "zwx", "ohwx", "q", "x", "z")
-
-# In the released layout the object's prompt has the places 1 to 38, the background's 39 to 76.
-_HALF = 38
 
 
 class LearnConfig(BaseModel):
@@ -27,14 +21,25 @@ class LearnConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field("embedded", description="checkpoint that the object is learnt for")
-    steps: int = Field(300, ge=1, description="steps in all")
+    steps: int = Field(150, ge=1, description="steps in all")
     batch: int = Field(4, ge=1, description="pictures a step; the paper has 1")
     resolution: int | None = Field(
         None, ge=16, description="picture side in pixels; None is the checkpoint's own"
     )
-    learning_rate: float = Field(2e-3, gt=0, description="constant, after warm-up")
+    train: Literal["lora", "full"] = Field(
+        "lora", description="what learns: a LoRA, or the whole U-Net, as in the paper"
+    )
+    full_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="what a whole U-Net is written in"
+    )
+    text_encoder: bool = Field(
+        False, description="a LoRA of the text encoder's attention learns, too"
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="after warm-up; with train=full 5e-6 unless given"
+    )
     warmup_steps: int = Field(10, ge=1, description="linear warm-up")
-    cooldown_share: float = Field(0.0, ge=0, le=1, description="share of steps of linear decay")
+    cooldown_share: float = Field(0.5, ge=0, le=1, description="share of steps of linear decay")
     ema_decay: float = Field(
         0.98, ge=0, lt=1, description="moving average of the weights; 0 keeps the last ones"
     )
@@ -62,12 +67,12 @@ class LearnConfig(BaseModel):
         "box", description="what is erased and learnt: the object's box or its shape"
     )
     hole_weight: float = Field(
-        0.5, ge=0, le=1, description="loss share that counts in the hole alone; 0 in the paper"
+        1.0, ge=0, le=1, description="loss share that counts in the hole alone; 0 in the paper"
     )
     context: float = Field(
         0.5, ge=0, le=4, description="margin seen round the box, in box sizes, before augmentation"
     )
-    variants: int = Field(16, ge=1, le=256, description="crops of each photo, encoded once")
+    variants: int = Field(64, ge=1, le=256, description="crops of each photo, encoded once")
     scale_min: float = Field(0.8, ge=0.25, le=1, description="of augmentation")
     scale_max: float = Field(1.2, ge=1, le=4, description="of augmentation")
     shift: float = Field(0.1, ge=0, le=1, description="of crops, in crop sizes, besides scaling")
@@ -77,6 +82,9 @@ class LearnConfig(BaseModel):
     )
     prior_weight: float = Field(
         1.0, ge=0, description="of the loss on class pictures, where there are any"
+    )
+    keep_photos: bool = Field(
+        True, description="the file holds a small picture of the object from each photo"
     )
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     held_out: int = Field(0, ge=0, le=9, description="photos, the last ones, kept for reports")
@@ -106,10 +114,18 @@ class LearnConfig(BaseModel):
             raise ValueError("layout is released, which needs mask_cross_attention.")
         return self
 
+    @model_validator(mode="after")
+    def _full_learns_slowly(self) -> LearnConfig:
+        # The paper's rate; a LoRA's would wreck the checkpoint.
+        if self.train == "full" and "learning_rate" not in self.model_fields_set:
+            self.learning_rate = 5e-6
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: all but when it ends and what it tells."""
         free = {"steps", "max_minutes", "save_every", "preview_every", "preview_steps"}
-        return self.model_dump(mode="json", exclude=free | {"gradient_checkpointing"})
+        free |= {"gradient_checkpointing", "keep_photos", "full_dtype"}
+        return self.model_dump(mode="json", exclude=free)
 
 
 def pick_token(text: TextStack) -> str:
@@ -125,43 +141,3 @@ def pick_token(text: TextStack) -> str:
 def spelled(prompt: str, token: str, class_name: str) -> str:
     """The prompt for an object, or with an empty token the one for its whole class."""
     return " ".join(prompt.replace("{token}", token).replace("{class}", class_name).split())
-
-
-def embedded_prompt(
-    text: TextStack,
-    prompt: str,
-    size: tuple[int, int],
-    layout: str = "plain",
-    background: str = "background",
-) -> Conditioning:
-    """A prompt for pictures of (height, width), one row, hidden (1, 77, D), in either layout.
-
-    "released": the places 0 to 38 are those of the prompt, and 39 to 76 the first 38 words of
-    `background`, padding included; released_tokens() says which of them are read. A text encoder
-    of CLIP's looks back only, so the object's half is what the prompt alone gives. Raises
-    InputError for a prompt that is too long for its half, or an encoder without 77 places.
-    """
-    whole = text.embed([prompt], size)
-    if layout == "plain":
-        return whole
-    if whole.hidden.shape[1] != 2 * _HALF + 1:
-        raise InputError(
-            f"layout is released, which is for text encoders of {2 * _HALF + 1} tokens, but this "
-            f"checkpoint's reads {whole.hidden.shape[1]}; use layout=plain."
-        )
-    for part in (prompt, background):
-        if _length(text, part) > _HALF:
-            raise InputError(
-                f"the prompt {part!r} is longer than the {_HALF} tokens that the released layout "
-                "has for it; use a shorter one or layout=plain."
-            )
-    second = text.embed([background], size)
-    hidden = torch.cat([whole.hidden[:, : _HALF + 1], second.hidden[:, 1 : _HALF + 1]], 1)
-    return Conditioning(hidden, whole.added)
-
-
-def _length(text: TextStack, prompt: str) -> int:
-    """Tokens of a prompt, without start and end, for the tokenizer that needs most."""
-    words: Sequence[str] = prompt.split()
-    numbers = range(len(text.tokenizers))
-    return max((sum(len(text.word_ids(w, n)) for w in words) for n in numbers), default=0)
