@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay import methods
 from inlay.around import as_size, canvas, scene_links
 from inlay.chain import Callback, Link
 from inlay.composite import Composite
@@ -17,7 +18,7 @@ from inlay.pixels import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 from inlay.region import found_region
 from inlay.request import Request, as_flag
 from inlay.scene import region_scene
-from inlay.subjects import Each, hole, laid, listed, named_inputs, where
+from inlay.subjects import Each, check_kind, hole, is_learnt, laid, listed, named_inputs, where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,9 +163,15 @@ class Composer:
         keep_phases the composite's `phases` has each one's picture; on_phase hears their names.
         Without phases, keep_phases keeps the stages of a method that has some (phd).
 
+        A subject may also be the path of a file that `inlay learn` wrote: its box is filled with
+        the object, by "dreamcom" unless another method for such files is named.
+
         control is a drawing of the background's size, white lines on black, which freecompose's
         variant "semantic" (the phase "repose") re-draws the subjects by. Raises InputError.
         """
+        if method is None and phases is None:
+            given = subject if isinstance(subject, (list, tuple)) else [subject]
+            method = methods.default_for("compose", any(map(is_learnt, given)))
         requests = asked(
             phases,
             method=method,
@@ -195,6 +202,7 @@ class Composer:
         joint = as_flag(together, "together") and len(subjects) > 1
         if keep_phases and phases is None and len(subjects) > 1 and not joint:
             raise InputError("the stages of one subject can be kept; set several in together.")
+        check_kind(subjects, requests, joint)
         picture = read_picture(background, role="background", max_pixels=max_pixels)
         for request in requests.values():
             stages = len(request.settings.stages("compose"))
@@ -359,6 +367,7 @@ class Composer:
                 "trust_remote_code": trust_remote_code,
             },
         )
+        check_kind(subjects, {"": request}, joint=False)
         cutouts = [each.cut(max_pixels) for each in subjects]
         job = Job(
             {"": request},

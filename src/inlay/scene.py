@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,13 +44,15 @@ FAINT = 0.5 / 255
 class Cutout:
     """A subject without its background, cropped to where it is not transparent.
 
-    rgb (h, w, 3) is the subject's own colour even where the old background shone through.
+    rgb (h, w, 3) is the subject's own colour even where the old background shone through. learned
+    is the file of a learnt object, whose picture is yet to be made: then all of it is grey.
     """
 
     rgb: Image
     alpha: Image
     name: str
     sha256: str
+    learned: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,6 +67,7 @@ class Layer:
     box: Box
     rgb: Image
     alpha: Image
+    learned: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,7 @@ def place(
             f"{what} puts the subject wholly outside the background, "
             f"which is {size[0]} x {size[1]} pixels."
         )
-    return layer
+    return replace(layer, learned=cutout.learned)
 
 
 def layer_scene(background: Picture, layer: Layer) -> Scene:

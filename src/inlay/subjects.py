@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,16 +17,29 @@ import numpy as np
 from inlay.errors import InputError
 from inlay.geometry import Box
 from inlay.pixels import Picture, Source, read_mask
-from inlay.placement import settled
-from inlay.request import Place
+from inlay.placement import LARGEST_AREA, settled
+from inlay.request import Place, Request
 from inlay.scene import Cutout, Layer, Region, place, region_scene
 from inlay.sweep import show
 
-__all__ = ["Each", "Subject", "hole", "laid", "listed", "named_inputs", "where"]
+__all__ = [
+    "Each",
+    "Subject",
+    "check_kind",
+    "hole",
+    "is_learnt",
+    "laid",
+    "listed",
+    "named_inputs",
+    "where",
+]
 
 T = TypeVar("T")
 # A value for one subject, or a list with one for each of several.
 Each: TypeAlias = T | Sequence[T | None] | None
+
+# The longer side of what stands for a learnt object, where no box says it; see --scale.
+_STAND_IN = 512
 
 # With several subjects these are lists, as one value for all would lay them over each other.
 _EACH = ("box", "at", "mask", "cut_box")
@@ -41,8 +55,19 @@ class Subject:
     mask: Any
     place: Place
 
+    @property
+    def learnt(self) -> bool:
+        """Whether it is a file that `inlay learn` wrote, by its suffix."""
+        return is_learnt(self.source)
+
     def cut(self, max_pixels: int) -> Cutout:
-        """The subject without its own picture; raises InputError as inlay.cutout.cut does."""
+        """The subject without its own picture; raises InputError as inlay.cutout.cut does.
+
+        A learnt object has no picture yet: grey of the box's size, or of the aspect that it was
+        learnt with.
+        """
+        if self.learnt:
+            return self._stand_in()
         from inlay.cutout import cut
 
         return cut(
@@ -53,6 +78,61 @@ class Subject:
             max_pixels=max_pixels,
             trust_remote_code=self.place.trust_remote_code,
         )
+
+    def _stand_in(self) -> Cutout:
+        from inlay.learned import read_learned
+        from inlay.record import file_sha256
+
+        path, place = Path(self.source), self.place.placement
+        for name, given in (
+            ("mask", self.mask),
+            ("cut", self.place.cut),
+            ("cut_box", self.place.cut_box),
+            ("rotate", place.rotate or None),
+            ("flip", place.flip or None),
+        ):
+            if given is not None:
+                raise InputError(
+                    f"{name} does not go with {path.name}, a learnt object, which has no picture "
+                    "of its own; leave it out."
+                )
+        aspect = read_learned(path).aspect
+        width = round(_STAND_IN * min(1.0, aspect))
+        height = round(_STAND_IN * min(1.0, 1 / aspect))
+        if place.box is not None:
+            width, height = place.box.width, place.box.height
+            if width * height > LARGEST_AREA:
+                raise InputError(
+                    f"the box is {width} x {height} pixels, too large; give a smaller one."
+                )
+        grey = np.full((max(height, 1), max(width, 1), 3), 0.5, np.float32)
+        alpha = np.ones(grey.shape[:2], np.float32)
+        return Cutout(grey, alpha, path.name, file_sha256(path), path)
+
+
+def is_learnt(source: Any) -> bool:
+    """Whether a subject is the file of a learnt object, by its suffix; it may not be there."""
+    return isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(".safetensors")
+
+
+def check_kind(subjects: Sequence[Subject], requests: Mapping[str, Request], joint: bool) -> None:
+    """Raises InputError where the subjects are not of the kind that a method takes."""
+    learnt = [each for each in subjects if each.learnt]
+    for name, request in requests.items():
+        method = request.method
+        if method.learnt and len(learnt) < len(subjects):
+            raise InputError(
+                f"{method.name} puts in objects that `inlay learn` has learnt, and one of the "
+                "subjects is a picture; learn it first, or use another method."
+            )
+        if learnt and not method.learnt:
+            where = f"the phase {name}" if name else f"the method {method.name}"
+            raise InputError(
+                f"{Path(learnt[0].source).name} is a learnt object, and {where} needs a picture "
+                "of the subject; use dreamcom without phases, or a picture."
+            )
+    if learnt and joint:
+        raise InputError("learnt objects are put in one after the other; leave out together.")
 
 
 def listed(subject: Any, values: Mapping[str, Any]) -> list[Subject]:

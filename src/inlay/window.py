@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,7 +83,8 @@ class Window:
     clean and pasted are float32 (h, w, 3) sRGB in [0, 1] at the background's own resolution: the
     picture as it was, and with the subject over it (the same where nothing is pasted by us).
     alpha is float32 (h, w): the subject's alpha, or the mask of what is to change.
-    `was` is the background's crop before anything, which `stitch` compares with.
+    `was` is the background's crop before anything, which `stitch` compares with. learned is the
+    file of a learnt object that is to fill the alpha; there `pasted` is grey.
     """
 
     box: Box
@@ -91,6 +93,7 @@ class Window:
     alpha: Image
     was: Image
     under: Image | None = None
+    learned: Path | None = None
     cache: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -118,7 +121,8 @@ class Window:
                 pasted[place] = (scene.layer.rgb * cover + was[place] * rest) / total
                 under = below.copy()
                 under[place] = (cover + rest)[..., 0]
-        return cls(box, clean, pasted, alpha, was, under)
+        learned = None if scene.layer is None else scene.layer.learned
+        return cls(box, clean, pasted, alpha, was, under, learned)
 
     @property
     def shape(self) -> tuple[int, int]:

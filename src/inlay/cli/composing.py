@@ -6,14 +6,16 @@ Nothing here may import numpy, torch or pydantic before it is called: `inlay --h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from inlay.cli import options
+from inlay.cli.options import Common
 from inlay.errors import InputError
 
-__all__ = ["places", "roles"]
+__all__ = ["by_subject", "places", "roles"]
 
 # What stands for "none for this subject" where several have one each, and of what.
 _NONE = "-"
@@ -23,8 +25,9 @@ Subjects = Annotated[
     list[str],
     typer.Argument(
         metavar="SUBJECT",
-        help="Pictures of the subjects; each goes over those before it. With several, options "
-        "about a subject are given once for each, a mask or a cut as - for none.",
+        help="Pictures of the subjects, or files that inlay learn wrote; each goes over those "
+        "before it. With several, options about a subject are given once for each, a mask or a "
+        "cut as - for none.",
     ),
 ]
 Boxes = Annotated[
@@ -85,6 +88,16 @@ Control = Annotated[
         "--method freecompose --preset semantic.",
     ),
 ]
+
+
+def by_subject(common: Common, subjects: Sequence[str]) -> Common:
+    """The common options, with the method that learnt objects need where none is named."""
+    from inlay import methods
+    from inlay.subjects import is_learnt
+
+    if common.method is not None or not any(map(is_learnt, subjects)):
+        return common
+    return replace(common, method=methods.default_for("compose", learnt=True))
 
 
 def places(

@@ -46,6 +46,8 @@ def compose(
 ) -> None:
     """Put subjects into a background."""
     phased = phasing.Phased.of(phases, remove_method, remove_mask, keep_phases)
+    if phased is None:
+        common = composing.by_subject(common, subject)
     place = composing.places(
         len(subject),
         box=box,
