@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -307,3 +309,19 @@ def test_tiny_pictures_are_cut_or_refused(
         return
     assert result.alpha.shape == result.rgb.shape[:2]
     assert result.alpha.max() > 0
+
+
+def test_cutting_leaves_torchs_number_of_threads_alone() -> None:
+    """The matting library's own threads, of which there are as many as cores, would set it."""
+    program = (
+        "import numpy as np, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from inlay.geometry import Box\n"
+        "from inlay.matte import colours\n"
+        "alpha = np.zeros((32, 32), np.float32)\n"
+        "alpha[8:24, 8:24] = 0.5\n"
+        "colours(np.full((32, 32, 3), 0.5, np.float32), alpha, Box(4, 4, 24, 24))\n"
+        "print(torch.get_num_threads())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr

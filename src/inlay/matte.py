@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,18 +91,15 @@ def colours(rgb: Image, alpha: Image, place: Box) -> Image:
     solid = cover[inner] > 1 - 0.5 / 255
     if solid.all() or max(crop.width, crop.height) < 2:
         return np.ascontiguousarray(part[inner], np.float32)
-    _say_compiling()
-    from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
-
     scale = min(1.0, (_COLOUR_PIXELS / crop.area) ** 0.5)
     if scale < 1:
         size = max(2, round(crop.width * scale)), max(2, round(crop.height * scale))
         image = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
         weight = cv2.resize(cover, size, interpolation=cv2.INTER_AREA)
-        found = estimate_foreground_ml(image, np.clip(weight, 0, 1))
+        found = _estimated_colours(image, np.clip(weight, 0, 1))
         found = cv2.resize(found, (crop.width, crop.height), interpolation=cv2.INTER_LINEAR)
     else:
-        found = estimate_foreground_ml(part, cover)
+        found = _estimated_colours(part, cover)
     own = np.where(solid[..., None], part[inner], np.clip(found[inner], 0, 1))
     return np.ascontiguousarray(own, np.float32)
 
@@ -126,12 +126,11 @@ def _closed_form(image: NDArray[np.float64], trimap: NDArray[np.float64]) -> Ima
     """Alpha for a trimap, or None where the solver does not settle."""
     if min(trimap.shape) < 3 or not (trimap == 1).any() or not (trimap == 0).any():
         return None
-    _say_compiling()
-    from pymatting.alpha.estimate_alpha_cf import estimate_alpha_cf
-
     try:
         # A right-hand side of zero makes its solver divide by zero.
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with _matting(), np.errstate(divide="ignore", invalid="ignore"):
+            from pymatting.alpha.estimate_alpha_cf import estimate_alpha_cf
+
             alpha = estimate_alpha_cf(
                 image,
                 trimap,
@@ -141,6 +140,28 @@ def _closed_form(image: NDArray[np.float64], trimap: NDArray[np.float64]) -> Ima
     except ValueError:
         return None
     return np.asarray(alpha, np.float32) if np.isfinite(alpha).all() else None
+
+
+def _estimated_colours(image: Any, alpha: Any) -> Any:
+    with _matting():
+        from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
+
+        return estimate_foreground_ml(image, alpha)
+
+
+@contextmanager
+def _matting() -> Iterator[None]:
+    """The matting library starts as many threads as there are cores, and torch's number of threads
+    becomes theirs: it is put back, or a model that runs beside others would be slowed down.
+    """
+    _say_compiling()
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch is not None and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 _said = False

@@ -78,7 +78,7 @@ class LearntSettings(DiffusionSettings):
         "best lends the object; 0 is none",
     )
     details_agreement: float = Field(
-        0.6,
+        0.7,
         ge=0,
         le=1,
         description="details: least correlation with the sample that a photo must have",
