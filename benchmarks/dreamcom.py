@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from inlay import Box, Composer
+from inlay.diffusion.learned import attached
 from inlay.evaluation.photos import find_photos
-from inlay.learned import attached
 from inlay.methods import get
 from inlay.methods.base import Context
 from inlay.methods.learnt import filler

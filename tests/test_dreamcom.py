@@ -15,7 +15,7 @@ from skimage import data
 from checkpoints import built, loaded
 from inlay import Box, Composer, InputError
 from inlay.composer import Composite
-from inlay.learned import attached, read_learned
+from inlay.diffusion.learned import attached, read_learned
 from inlay.window import model_size, resize
 from learnt import learnt
 from photos import Photo

@@ -18,8 +18,8 @@ from inlay import Box, InputError
 from inlay.cli import main
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.checkpoints import load_backbone
+from inlay.diffusion.learned import attached, is_learned, read_learned
 from inlay.diffusion.prompts import embedded_prompt
-from inlay.learned import attached, is_learned, read_learned
 from inlay.training.learn import Learning, learn, run_folder
 from inlay.training.learn_photos import find_objects
 from inlay.training.learn_samples import (

@@ -18,7 +18,7 @@ from skimage import data
 from checkpoints import built, loaded
 from inlay import Box, InputError
 from inlay.diffusion.checkpoints import load_backbone
-from inlay.learned import Sight, is_learned, read_learned, write_learned
+from inlay.diffusion.learned import Sight, is_learned, read_learned, write_learned
 from inlay.training.learn_photos import find_objects, portrait
 from inlay.training.learn_samples import example
 from inlay.training.learn_settings import LearnConfig

@@ -24,7 +24,7 @@ from inlay.diffusion.attention import swapped_processors
 from inlay.diffusion.attention_masked import MaskedAttention, masked_layers, released_tokens
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.checkpoints import load_backbone
-from inlay.learned import attached, read_learned, write_learned
+from inlay.diffusion.learned import attached, read_learned, write_learned
 from inlay.training.learn import Learning, learn, run_folder
 from inlay.training.learn_attention import PlainTraining, TrainedAttention
 from inlay.training.learn_photos import find_objects

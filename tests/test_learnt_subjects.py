@@ -20,7 +20,7 @@ from inlay import Box, Cancelled, Composer, InputError
 from inlay.cli import main
 from inlay.composer import Composite
 from inlay.diffusion.backbone import Backbone
-from inlay.learned import read_learned
+from inlay.diffusion.learned import read_learned
 from learnt import learnt
 from photos import Photo, cup
 

@@ -80,7 +80,7 @@ class Subject:
         )
 
     def _stand_in(self) -> Cutout:
-        from inlay.learned import read_learned
+        from inlay.diffusion.learned import read_learned
         from inlay.record import file_sha256
 
         path, place = Path(self.source), self.place.placement

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from inlay.diffusion.conditioning import TextStack
+from inlay.diffusion.learned import Checkpoint, is_learned, read_learned
 from inlay.diffusion.weights import check_safetensors
 from inlay.errors import InputError
-from inlay.learned import Checkpoint, is_learned, read_learned
 
 __all__ = ["load_lora", "load_textual_inversion"]
 

@@ -1,6 +1,7 @@
 """What the methods that put in a learnt object share: their settings, and how a region is filled.
 
-A learnt object is a file that `inlay learn` wrote (inlay.learned); the window has its path.
+A learnt object is a file that `inlay learn` wrote (inlay.diffusion.learned); the window has its
+path.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from inlay.diffusion.attention_masked import MaskedAttention
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.conditioning import Conditioning
-    from inlay.learned import Learned
+    from inlay.diffusion.learned import Learned
     from inlay.methods.details import Reference
 
 __all__ = ["Filler", "LearntSettings", "filler", "histogram"]
@@ -105,8 +106,8 @@ def filler(
     """
     import torch
 
+    from inlay.diffusion.learned import attached
     from inlay.diffusion.prompts import embedded_prompt
-    from inlay.learned import attached
 
     if backbone is None:
         raise ValueError("a learnt object needs a backbone")

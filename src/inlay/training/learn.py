@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inlay.diffusion.checkpoints import load_backbone
+from inlay.diffusion.learned import Learned
 from inlay.errors import InputError
 from inlay.files import check_target
 from inlay.geometry import Box
-from inlay.learned import Learned
 from inlay.pixels import DEFAULT_MAX_PIXELS, Source
 from inlay.training.learn_photos import find_objects
 from inlay.training.learn_processes import Processes

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay.diffusion.learned import Base, Learned, Sight
 from inlay.errors import InputError
-from inlay.learned import Base, Learned, Sight
 from inlay.training.steps import check_state
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from inlay.diffusion.attention import swapped_processors
 from inlay.diffusion.attention_masked import MaskedAttention, masked_layers, released_tokens
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.conditioning import Conditioning
+from inlay.diffusion.learned import Learned, write_learned
 from inlay.diffusion.prompts import embedded_prompt
 from inlay.errors import InputError
 from inlay.geometry import Box
-from inlay.learned import Learned, write_learned
 from inlay.training.learn_attention import TrainedAttention
 from inlay.training.learn_lora import LiveText, set_up
 from inlay.training.learn_preview import preview
