@@ -200,4 +200,14 @@ METHOD = Method(
     run=run,
     needs_model=True,
     learnt=True,
+    presets={
+        # For checkpoints too small to draw the object: the photo stays, with the model's light.
+        "faithful": {
+            "iterations": 2,
+            "strength_start": 0.3,
+            "strength_end": 0.2,
+            "region": "object",
+            "details": 1.0,
+        }
+    },
 )
