@@ -166,6 +166,21 @@ def test_every_format_is_the_literal_formula(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_large_box_is_the_literal_formula_too(chosen: bool) -> None:
+    """More queries than are run at once, in two rows that read different prompts."""
+    torch.manual_seed(3)
+    layer = Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4).eval()
+    hidden, text = torch.randn(2, 32 * 32, 8), torch.randn(2, 77, 12)
+    inside = released_tokens() if chosen else None
+    rule = MaskedAttention(box(32, 32, 3, 2, 30, 31), frozenset({"x"}), inside=inside)
+    assert rule.mask is not None
+    expected = Literal(rule.mask, *rule.tokens)(layer, hidden, text)
+    got = rule.processor("x", None)(layer, hidden, text)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
 def test_what_a_cross_attention_layer_gives_outside_of_the_box_is_its_bias() -> None:
     """Equation 2 has only zeros there; the prompt has no part in it."""
     torch.manual_seed(2)

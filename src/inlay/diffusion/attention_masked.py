@@ -29,6 +29,9 @@ __all__ = [
     "released_tokens",
 ]
 
+# Queries of cross-attention that are run at once on a CPU, without gradients.
+_AT_ONCE = 256
+
 Preset = Literal["paper", "released", "a", "b", "c", "d"]
 
 
@@ -235,6 +238,8 @@ def _layer(attn: Any, hidden: Tensor, context: Tensor | None, regions: Sequence[
         return finished(attn, heads, hidden)
     # Queries outside of the only region read nothing, so all of them come out as zeros do: the
     # layer, projections included, is run for the others alone.
+    if hidden.device.type == "cpu" and not torch.is_grad_enabled():
+        return _read_in_parts(attn, hidden, context, regions[0])
     read, unread = _read(attn, hidden, context, regions[0])
     everywhere = unread.expand(-1, hidden.shape[1], -1)
     return everywhere.index_copy(1, regions[0].queries, read)
@@ -251,3 +256,21 @@ def _read(attn: Any, hidden: Tensor, context: Tensor, region: Region) -> tuple[T
     heads = regional_attention(query, key, value, [Region(None, region.keys)], attn.scale)
     blank = torch.zeros_like(heads[:, :, :1])
     return finished(attn, heads, hidden), finished(attn, blank, hidden[:, :1])
+
+
+def _read_in_parts(attn: Any, hidden: Tensor, context: Tensor, region: Region) -> Tensor:
+    """The layer (rows, tokens, channels) without gradients, a part of a region's queries at a time:
+    beside the result it then needs little memory, and what it needs stays in the cache.
+    """
+    assert region.queries is not None
+    blank, key, value = projected(attn, hidden[:, :1], context)
+    if region.keys is not None:
+        value = value.masked_fill(~region.keys[:, None], 0)
+    unread = finished(attn, torch.zeros_like(blank), hidden[:, :1])
+    result = unread.repeat(1, hidden.shape[1], 1)
+    for part in region.queries.split(_AT_ONCE):
+        own = hidden.index_select(1, part)
+        query = attn.to_q(own).reshape(len(own), len(part), attn.heads, -1).transpose(1, 2)
+        heads = functional.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        result.index_copy_(1, part, finished(attn, heads, own))
+    return result
