@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.latent import Workspace, replaced
+from inlay.methods.latent import Workspace, replaced, sampler
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
@@ -42,20 +41,11 @@ def run(
     """Paint the window's region anew; strength below 1 starts from what is there."""
     import torch
 
-    from inlay.diffusion.solvers import make_solver, solve
+    from inlay.diffusion.solvers import solve
 
     if backbone is None:
         raise ValueError("inpaint needs a backbone")
-    try:
-        solver = make_solver(
-            settings.scheduler, backbone.scheduler_config, settings.num_inference_steps
-        )
-    except LookupError:
-        raise InputError(
-            f"scheduler {settings.scheduler!r} does not sample this model in "
-            f"{settings.num_inference_steps} steps; use for example DDIMScheduler, "
-            "EulerDiscreteScheduler or UniPCMultistepScheduler."
-        ) from None
+    solver = sampler(settings.scheduler, backbone, settings.num_inference_steps)
     if settings.strength == 0:
         return Painted(window.pasted, window.alpha > 1)
     with torch.inference_mode():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inlay.errors import InputError
 from inlay.fill import membrane
 from inlay.methods.base import Context, ModelSettings, Painted
 from inlay.window import Window, model_size, resize
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone, Conditioning
     from inlay.diffusion.denoise import Denoiser, Step
 
-__all__ = ["Workspace", "painted_in", "replaced", "residual", "smoothly_filled", "textured"]
+__all__ = [
+    "Workspace",
+    "painted_in",
+    "replaced",
+    "residual",
+    "sampler",
+    "smoothly_filled",
+    "textured",
+]
 
 Image = NDArray[np.float32]
 
@@ -149,6 +158,21 @@ class Workspace:
 
         image = to_image(self.backbone.decode(x0))
         return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def sampler(name: str, backbone: Backbone, steps: int) -> Any:
+    """One of diffusers' schedulers for a checkpoint, by class name; raises InputError for one that
+    does not sample it in so many steps.
+    """
+    from inlay.diffusion.solvers import make_solver
+
+    try:
+        return make_solver(name, backbone.scheduler_config, steps)
+    except LookupError:
+        raise InputError(
+            f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
+            "DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
+        ) from None
 
 
 def to_image(tensor: Tensor) -> Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings
-from inlay.methods.latent import Workspace, to_image
+from inlay.methods.latent import Workspace, sampler, to_image
 from inlay.window import Window, model_size, resize
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Filler:
             masked = work.encode(picture * (1 - work.whole(hole)))
         with swapped_processors(work.backbone.unet, self._rule(hole).processor):
             return solve(
-                self._solver(),
+                sampler(settings.scheduler, work.backbone, settings.num_inference_steps),
                 work.denoiser(hole, masked),
                 source,
                 steps=settings.num_inference_steps,
@@ -263,20 +263,3 @@ class Filler:
         layers = masked_layers(self.work.backbone.unet, self.settings.self_attention, cross)
         inside = released_tokens() if learned.layout == "released" else None
         return MaskedAttention(hole, layers, inside=inside)
-
-    def _solver(self) -> Any:
-        from inlay.diffusion.solvers import make_solver
-
-        settings = self.settings
-        try:
-            return make_solver(
-                settings.scheduler,
-                self.work.backbone.scheduler_config,
-                settings.num_inference_steps,
-            )
-        except LookupError:
-            raise InputError(
-                f"scheduler {settings.scheduler!r} does not sample this model in "
-                f"{settings.num_inference_steps} steps; use for example DDIMScheduler, "
-                "EulerDiscreteScheduler or UniPCMultistepScheduler."
-            ) from None

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.errors import InputError
 from inlay.geometry import Box
 from inlay.methods.base import Context, Painted
-from inlay.methods.latent import Workspace, to_image
+from inlay.methods.latent import Workspace, sampler, to_image
 from inlay.methods.phd_stages import Canvas, harmonized
 from inlay.scene import bounds
 from inlay.window import Window, crop_box, resize
@@ -80,7 +79,7 @@ class _Scene:
         """What was made, (h, w, 3) of the level's size or None, noised and denoised."""
         from torch.nn import functional
 
-        from inlay.diffusion.solvers import make_solver, solve
+        from inlay.diffusion.solvers import solve
         from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles
 
         backbone, factor = self.backbone, self.backbone.factor
@@ -105,7 +104,7 @@ class _Scene:
         run = _run(steps, strength)
         denoiser = TiledDenoiser(self._predict, tiling, mask, source, backbone.alpha, masked)
         result = solve(
-            make_solver(self.settings.sampler(scene=True), backbone.scheduler_config, steps),
+            sampler(self.settings.sampler(scene=True), backbone, steps),
             denoiser,
             source,
             steps=steps,
@@ -280,16 +279,8 @@ def _harmonized(
 
 
 def _check_scheduler(settings: PhdSettings, backbone: Backbone) -> None:
-    from inlay.diffusion.solvers import make_solver
-
     for steps in (settings.num_inference_steps, settings.refine_steps):
-        try:
-            make_solver(settings.sampler(scene=True), backbone.scheduler_config, steps)
-        except LookupError:
-            raise InputError(
-                f"scheduler {settings.scheduler!r} does not sample this model in {steps} steps; "
-                "use for example DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
-            ) from None
+        sampler(settings.sampler(scene=True), backbone, steps)
 
 
 def _embedded(

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.errors import InputError
 from inlay.fill import foreground
-from inlay.methods.latent import Workspace, to_image
+from inlay.methods.latent import Workspace, sampler, to_image
 from inlay.methods.phd_settings import PhdSettings
 from inlay.window import Window, resize
 
@@ -86,17 +85,11 @@ def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -
     """
     import torch
 
-    from inlay.diffusion.solvers import make_solver, solve
+    from inlay.diffusion.solvers import solve
 
     backbone, context, window = work.backbone, work.context, canvas.window
     steps = settings.num_inference_steps
-    try:
-        solver = make_solver(settings.sampler(scene=False), backbone.scheduler_config, steps)
-    except LookupError:
-        raise InputError(
-            f"scheduler {settings.scheduler!r} does not sample this model in {steps} steps; use "
-            "for example DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
-        ) from None
+    solver = sampler(settings.sampler(scene=False), backbone, steps)
     region = window if settings.region == "dilated" else replace(window, alpha=_box(window))
     solid = torch.from_numpy(resize(window.alpha, work.size) > 0.99)[None, None]
     ring = region.mask(work.size, settings.grow) * ~solid
