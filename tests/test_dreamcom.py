@@ -120,7 +120,7 @@ def apart(result: Composite, by_hand: np.ndarray) -> float:
     return float(np.abs(pixels(result).astype(float) - by_hand)[BOX.slices].max())
 
 
-@pytest.mark.parametrize("model", ["sd1_inpaint", "sd1"])
+@pytest.mark.parametrize("model", ["sd1_inpaint", "sd1", "sd2_v", "sdxl", "sdxl_inpaint"])
 def test_without_masks_it_is_plain_inpainting(model: str) -> None:
     hand = ByHand(model, 1.0)
     result = composed(model, **OFF)

@@ -62,7 +62,8 @@ def painted(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> P
     if settings.details > 0:
         new = _with_details(fill, new, inside, photos)
     cover = weight[..., None]
-    rgb = window.clean * (1 - cover) + new * cover
+    # What the decoder gives beyond white and black is no colour to blend with.
+    rgb = window.clean * (1 - cover) + np.clip(new, 0, 1) * cover
     return Painted(rgb.astype(np.float32), weight > 0)
 
 
