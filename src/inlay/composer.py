@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay import methods
@@ -13,6 +12,7 @@ from inlay.composite import Composite
 from inlay.errors import InputError
 from inlay.geometry import Box
 from inlay.job import Job
+from inlay.opened import Opened
 from inlay.phases import asked, linked
 from inlay.pixels import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 from inlay.region import found_region
@@ -24,93 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.t2i_adapter import ControlAdapter
-
 __all__ = ["Composer", "Composite"]
 
-_OWN_HARMONIZER = Path(__file__).parent / "assets" / "harmonizer" / "config.json"
 
-
-class Composer:
+class Composer(Opened):
     """Sets objects into pictures with one checkpoint.
 
     The checkpoint is loaded when a method first needs it; classical methods never load it.
     """
-
-    def __init__(
-        self,
-        model: str = "embedded",
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        loras: Sequence[tuple[str, float]] = (),
-        textual_inversions: Sequence[str] = (),
-    ) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
-        self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
-        self._backbone: Backbone | None = None
-        self._adapters: dict[str, ControlAdapter] = {}
-        self._harmonizers: dict[str, Harmonizer | None] = {}
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str = "embedded",
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        loras: Sequence[tuple[str, float]] = (),
-        textual_inversions: Sequence[str] = (),
-    ) -> Composer:
-        """A composer on "embedded", a diffusers folder, a single file or a hub id.
-
-        device is auto, cpu, cuda or mps; dtype auto, float32, bfloat16 or float16. Raises
-        InputError when the checkpoint is first needed and cannot be loaded.
-        """
-        return cls(
-            model, device=device, dtype=dtype, loras=loras, textual_inversions=textual_inversions
-        )
-
-    @property
-    def backbone(self) -> Backbone:
-        """The loaded checkpoint."""
-        if self._backbone is None:
-            from inlay.diffusion.checkpoints import load_backbone
-
-            self._backbone = load_backbone(
-                self.model,
-                device=self.device,
-                dtype=self.dtype,
-                loras=self.loras,
-                textual_inversions=self.textual_inversions,
-            )
-        return self._backbone
-
-    def adapter(self, name: str) -> ControlAdapter:
-        """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
-        if name not in self._adapters:
-            from inlay.diffusion.t2i_adapter import load_adapter
-
-            self._adapters[name] = load_adapter(name, self.backbone)
-        return self._adapters[name]
-
-    def harmonizer(self, name: str = "auto") -> Harmonizer | None:
-        """A trained harmonizer for the checkpoint, by folder, hub id or "embedded"; loaded once.
-
-        "auto" is that of the embedded checkpoint; None where there is none.
-        """
-        if name not in self._harmonizers:
-            from inlay.diffusion.harmonizer import load_harmonizer
-
-            found: Harmonizer | None = None
-            if name != "auto":
-                found = load_harmonizer(name, self.backbone)
-            elif self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file():
-                found = self.harmonizer("embedded")
-            self._harmonizers[name] = found
-        return self._harmonizers[name]
 
     def compose(
         self,
