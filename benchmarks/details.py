@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from skimage import data
 
-from inlay.methods.details import Reference, carried
+from inlay.methods.concept.details import Reference, carried
 
 SIDE, MODEL = 256, 96
 CROPS = {

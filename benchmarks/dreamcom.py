@@ -32,17 +32,17 @@ import numpy as np
 from PIL import Image
 
 from inlay import Box, Composer
-from inlay.diffusion.learned import attached
+from inlay.checkpoints.concept import attached
 from inlay.evaluation.photos import find_photos
+from inlay.learning.learn import learn
+from inlay.learning.settings import LearnConfig
 from inlay.methods import get
 from inlay.methods.base import Context
-from inlay.methods.learnt import filler
-from inlay.pixels import read_picture
-from inlay.scene import region_scene
+from inlay.methods.concept.fill import filler
+from inlay.pictures.read import read_picture
+from inlay.scene.scene import region_scene
+from inlay.scene.window import Window
 from inlay.sweep import parse_sets
-from inlay.training.learn import learn
-from inlay.training.learn_settings import LearnConfig
-from inlay.window import Window
 
 OWN_BOXES = Path(__file__).parent / "dreambooth_boxes.json"
 SHORT_SIDE = 384

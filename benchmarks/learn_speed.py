@@ -39,13 +39,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay import Box
+from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.checkpoints import load_backbone
-from inlay.training.learn import Learning
-from inlay.training.learn_lora import lora_layers
-from inlay.training.learn_photos import find_objects
-from inlay.training.learn_samples import example
-from inlay.training.learn_settings import LearnConfig
+from inlay.learning.learn import Learning
+from inlay.learning.lora import lora_layers
+from inlay.learning.photos import find_objects
+from inlay.learning.samples import example
+from inlay.learning.settings import LearnConfig
 
 PHOTOS = {"coffee": Box(180, 80, 240, 230), "chelsea": Box(60, 20, 300, 270)}
 SIDES = ("ours", "float32", "bf16")

@@ -27,11 +27,11 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from inlay import Box, Composer
-from inlay.evaluation.objects import find_objects
 from inlay.evaluation.photos import Photo, find_photos
 from inlay.methods import get
-from inlay.sheet import contact_sheet
+from inlay.pictures.sheet import contact_sheet
 from inlay.sweep import parse_sets
+from inlay.training.objects_found import find_objects
 
 SHORT_SIDE = 384
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -30,11 +30,16 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
-from inlay.diffusion.checkpoints import load_backbone
+from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.solvers import make_solver, solve
 from inlay.methods.inpaint import InpaintSettings
-from inlay.sheet import contact_sheet
-from inlay.training.data import Corpus, load_corpus, random_crop, random_mask
+from inlay.pictures.sheet import contact_sheet
+from inlay.training.corpus import (
+    Corpus,
+    load_corpus,
+    random_crop,
+    random_mask,
+)
 
 SIZE, TIMESTEPS = 128, (100, 300, 500, 700, 900)
 GUIDANCE_TIMESTEPS = range(100, 1000, 100)

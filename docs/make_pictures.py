@@ -15,8 +15,8 @@ from PIL import Image
 from skimage import data
 
 from inlay import Box, Composer, cut
-from inlay.demo import _mask, _photo, run
-from inlay.sheet import contact_sheet
+from inlay.cli.demo import _mask, _photo, run
+from inlay.pictures.sheet import contact_sheet
 
 IMAGES = Path(__file__).parent / "images"
 

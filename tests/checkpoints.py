@@ -30,8 +30,8 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.checkpoints import load_backbone
 from inlay.training.tokenizer import train_tokenizer
 
 WIDTH = 32  # of a text encoder

@@ -15,8 +15,8 @@ from skimage import data
 
 from checkpoints import built
 from inlay import Box
-from inlay.training.learn import learn
-from inlay.training.learn_settings import LearnConfig
+from inlay.learning.learn import learn
+from inlay.learning.settings import LearnConfig
 
 # Where the cup is in each crop of the photograph.
 CROPS = ((120, 10), (180, 40))

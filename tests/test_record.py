@@ -12,7 +12,7 @@ from skimage import data
 import inlay
 from inlay import Box, Composer, InputError
 from inlay.cli.rerun import again
-from inlay.pixels import read_picture, write_picture
+from inlay.pictures.read import read_picture, write_picture
 from inlay.record import (
     build_record,
     file_sha256,

@@ -12,8 +12,8 @@ from PIL import Image
 from skimage import data
 
 from inlay import Box, Composer, InputError
-from inlay.pixels import read_mask, read_picture
-from inlay.region import found_region
+from inlay.pictures.read import read_mask, read_picture
+from inlay.scene.region import found_region
 from photos import cup
 
 

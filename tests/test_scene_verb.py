@@ -19,7 +19,7 @@ from inlay.around import as_size
 from inlay.cli import main
 from inlay.diffusion.guidance import rescaled
 from inlay.diffusion.tiles import levels
-from inlay.pixels import read_record
+from inlay.pictures.read import read_record
 from photos import Photo, cup, cutout
 
 Capture = pytest.CaptureFixture[str]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from inlay.composer import Composer as Composer
     from inlay.composer import Composite as Composite
-    from inlay.geometry import Box as Box
-    from inlay.pixels import Source
+    from inlay.pictures.box import Box as Box
+    from inlay.pictures.read import Source
 
 __all__ = [
     "Box",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Box": "inlay.geometry",
+    "Box": "inlay.pictures.box",
     "Composer": "inlay.composer",
     "Composite": "inlay.composer",
 }
@@ -39,11 +39,11 @@ _LAZY = {
 def cut(picture: Source, **options: Any) -> Image:
     """Cut the subject out of its picture: PIL "RGBA" of the picture's size.
 
-    Options are those of inlay.cutout.cut_rgba: by ("alpha", "mask", "box", "grabcut" or the name
-    of a segmentation model), mask, box, max_pixels. Raises InputError.
+    Options are those of inlay.scene.cutout.cut_rgba: by ("alpha", "mask", "box", "grabcut" or
+    the name of a segmentation model), mask, box, max_pixels. Raises InputError.
     """
-    from inlay.cutout import cut_rgba
     from inlay.request import as_box
+    from inlay.scene.cutout import cut_rgba
 
     if "box" in options:
         options["box"] = as_box(options["box"], "box")

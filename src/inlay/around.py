@@ -16,11 +16,17 @@ import numpy as np
 
 from inlay.chain import Link
 from inlay.errors import InputError
-from inlay.pixels import Picture
-from inlay.placement import Placement, turned_size
-from inlay.region import inverted
+from inlay.pictures.read import Picture
 from inlay.request import Request
-from inlay.scene import Cutout, Layer, Scene, layer_scene, merged
+from inlay.scene.placement import Placement, turned_size
+from inlay.scene.region import inverted
+from inlay.scene.scene import (
+    Cutout,
+    Layer,
+    Scene,
+    layer_scene,
+    merged,
+)
 from inlay.subjects import Subject, laid
 from inlay.sweep import show
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.geometry import Box
 from inlay.methods.base import Context, Settings
-from inlay.pixels import Picture
-from inlay.region import inverted
+from inlay.pictures.box import Box
+from inlay.pictures.read import Picture
 from inlay.request import Request
-from inlay.scene import Scene
-from inlay.window import Painted, Window, stitch
+from inlay.scene.region import inverted
+from inlay.scene.scene import Scene
+from inlay.scene.window import Painted, Window, stitch
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone

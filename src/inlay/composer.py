@@ -10,14 +10,19 @@ from inlay.around import as_size, canvas, scene_links
 from inlay.chain import Callback, Link
 from inlay.composite import Composite
 from inlay.errors import InputError
-from inlay.geometry import Box
 from inlay.job import Job
 from inlay.opened import Opened
 from inlay.phases import asked, linked
-from inlay.pixels import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
-from inlay.region import found_region
+from inlay.pictures.box import Box
+from inlay.pictures.read import (
+    DEFAULT_MAX_PIXELS,
+    Source,
+    read_mask,
+    read_picture,
+)
 from inlay.request import Request, as_flag
-from inlay.scene import region_scene
+from inlay.scene.region import found_region
+from inlay.scene.scene import region_scene
 from inlay.subjects import Each, check_kind, hole, is_learnt, laid, listed, named_inputs, where
 
 if TYPE_CHECKING:

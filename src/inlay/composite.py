@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.geometry import Box
-from inlay.pixels import Picture, write_picture
+from inlay.pictures.box import Box
+from inlay.pictures.read import Picture, write_picture
 from inlay.record import record_text
 
 if TYPE_CHECKING:

@@ -59,7 +59,7 @@ class Opened:
     def backbone(self) -> Backbone:
         """The loaded checkpoint."""
         if self._backbone is None:
-            from inlay.diffusion.checkpoints import load_backbone
+            from inlay.checkpoints.load import load_backbone
 
             self._backbone = load_backbone(
                 self.model,

@@ -18,9 +18,15 @@ from typing import Any
 from inlay import methods
 from inlay.chain import Link, SceneOf
 from inlay.errors import InputError
-from inlay.pixels import Picture
+from inlay.pictures.read import Picture
 from inlay.request import Request
-from inlay.scene import Layer, Region, Scene, layer_scene, merged
+from inlay.scene.scene import (
+    Layer,
+    Region,
+    Scene,
+    layer_scene,
+    merged,
+)
 from inlay.sweep import nearest, show
 
 __all__ = [

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inlay._version import __version__
 from inlay.errors import InputError
-from inlay.geometry import Box
+from inlay.pictures.box import Box
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
@@ -217,7 +217,7 @@ def read_back(path: str | os.PathLike[str]) -> Record:
 
     Raises InputError where there is none, it is damaged, or it is that of a contact sheet.
     """
-    from inlay.pixels import read_record
+    from inlay.pictures.read import read_record
 
     name = Path(path).name
     text = read_record(path)

@@ -12,9 +12,9 @@ import numpy as np
 
 from inlay import methods
 from inlay.errors import InputError
-from inlay.geometry import Box
 from inlay.methods.base import Method, Settings
-from inlay.scene import Placement
+from inlay.pictures.box import Box
+from inlay.scene.scene import Placement
 from inlay.sweep import show, validate_settings
 
 __all__ = ["Place", "Request", "as_box", "as_flag"]

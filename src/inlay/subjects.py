@@ -15,11 +15,17 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from inlay.errors import InputError
-from inlay.geometry import Box
-from inlay.pixels import Picture, Source, read_mask
-from inlay.placement import LARGEST_AREA, settled
+from inlay.pictures.box import Box
+from inlay.pictures.read import Picture, Source, read_mask
 from inlay.request import Place, Request
-from inlay.scene import Cutout, Layer, Region, place, region_scene
+from inlay.scene.placement import LARGEST_AREA, settled
+from inlay.scene.scene import (
+    Cutout,
+    Layer,
+    Region,
+    place,
+    region_scene,
+)
 from inlay.sweep import show
 
 __all__ = [
@@ -61,14 +67,14 @@ class Subject:
         return is_learnt(self.source)
 
     def cut(self, max_pixels: int) -> Cutout:
-        """The subject without its own picture; raises InputError as inlay.cutout.cut does.
+        """The subject without its own picture; raises InputError as inlay.scene.cutout.cut does.
 
         A learnt object has no picture yet: grey of the box's size, or of the aspect that it was
         learnt with.
         """
         if self.learnt:
             return self._stand_in()
-        from inlay.cutout import cut
+        from inlay.scene.cutout import cut
 
         return cut(
             self.source,
@@ -80,7 +86,7 @@ class Subject:
         )
 
     def _stand_in(self) -> Cutout:
-        from inlay.diffusion.learned import read_learned
+        from inlay.checkpoints.concept import read_learned
         from inlay.record import file_sha256
 
         path, place = Path(self.source), self.place.placement

@@ -14,7 +14,19 @@ import typer
 from typer.core import TyperGroup
 
 from inlay.cli import bench as benchmarks
-from inlay.cli import interrupts, learning, listing, make, other, rerun, scening
+from inlay.cli import (
+    cut as other,
+)
+from inlay.cli import (
+    interrupts,
+    listing,
+    make,
+    rerun,
+    scening,
+)
+from inlay.cli import (
+    learn as learning,
+)
 from inlay.cli.options import nearest, short
 from inlay.errors import Cancelled, InputError
 

@@ -100,7 +100,7 @@ def harmony(
             raise InputError(f"{name} is {value}; expected a whole number of at least 1.")
     variants = _variants(methods, sets or [])
 
-    from inlay.cli.other import made_folder
+    from inlay.cli.cut import made_folder
     from inlay.cli.progress import listening
     from inlay.composer import Composer
     from inlay.evaluation.harmony import run_harmony
@@ -182,9 +182,9 @@ def _print(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from inlay.disturb import KINDS
     from inlay.evaluation.harmony import summary
     from inlay.evaluation.tables import COLUMNS, cells, kind_cells
+    from inlay.training.disturb import KINDS
 
     # A pipe has no width; there nothing may be folded.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from inlay.errors import InputError
-from inlay.geometry import Box
+from inlay.pictures.box import Box
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -44,7 +44,7 @@ def _method_names(incomplete: str) -> list[str]:
 
 
 def _model_names(incomplete: str) -> list[str]:
-    from inlay.models import KNOWN
+    from inlay.checkpoints.models import KNOWN
 
     return [known.name for known in KNOWN if known.name.startswith(incomplete)]
 

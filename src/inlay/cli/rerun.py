@@ -16,7 +16,7 @@ from inlay.cli.options import (
     TrustRemoteCode,
 )
 from inlay.errors import InputError
-from inlay.geometry import Box
+from inlay.pictures.box import Box
 
 if TYPE_CHECKING:
     from inlay.composer import Composite

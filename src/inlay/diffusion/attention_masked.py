@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.diffusion.attention import attention_mask_at, finished, projected
-from inlay.diffusion.attention_sharing import self_attention_layers
+from inlay.diffusion.attention_shared import self_attention_layers
 
 __all__ = [
     "MaskedAttention",

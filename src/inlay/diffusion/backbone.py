@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from inlay.diffusion.conditioning import Conditioning, TextStack, join
-from inlay.diffusion.guide import Guide
+from inlay.diffusion.branch import Guide
+from inlay.diffusion.text import Conditioning, TextStack, join
 from inlay.errors import InputError
 
 __all__ = ["Backbone", "Conditioning", "Kind"]

@@ -15,10 +15,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from inlay.diffusion.attention_sharing import Role
-from inlay.diffusion.conditioning import Conditioning, join
+from inlay.diffusion.attention_shared import Role
 from inlay.diffusion.draws import Span, draw_levels
 from inlay.diffusion.schedule import add_noise
+from inlay.diffusion.text import Conditioning, join
 
 __all__ = ["Branch", "Iterate", "Outcome", "Term", "delta", "distill", "roles"]
 

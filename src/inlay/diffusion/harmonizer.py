@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.checkpoints.branch import Beside, Sort, open_beside
 from inlay.diffusion.backbone import Backbone, Conditioning
-from inlay.diffusion.beside import Beside, Sort, open_beside
-from inlay.diffusion.denoise import Step, denoise
-from inlay.diffusion.guide import Guide
+from inlay.diffusion.branch import Guide
+from inlay.diffusion.sample import Step, denoise
 from inlay.diffusion.schedule import Schedule, add_noise
 from inlay.errors import InputError
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.diffusion.denoise import Step
+from inlay.diffusion.sample import Step
 from inlay.diffusion.schedule import add_noise
 
 __all__ = ["LocalizedPull", "low_pass", "ramp"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from inlay.diffusion.conditioning import Conditioning, TextStack
+from inlay.diffusion.text import Conditioning, TextStack
 from inlay.errors import InputError
 
 __all__ = ["embedded_prompt"]

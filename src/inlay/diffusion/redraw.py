@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from inlay.diffusion.attention_sharing import Role
-from inlay.diffusion.conditioning import Conditioning, join
-from inlay.diffusion.denoise import Step
+from inlay.diffusion.attention_shared import Role
 from inlay.diffusion.distill import Branch, roles
+from inlay.diffusion.sample import Step
 from inlay.diffusion.schedule import add_noise
 from inlay.diffusion.solvers import solve
+from inlay.diffusion.text import Conditioning, join
 
 __all__ = ["Predictor", "redraw"]
 

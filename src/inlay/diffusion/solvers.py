@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.diffusion.denoise import Denoiser, Step
+from inlay.diffusion.sample import Denoiser, Step
 
 __all__ = ["make_solver", "solve"]
 

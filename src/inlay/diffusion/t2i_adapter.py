@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.checkpoints.branch import Beside, Sort, open_beside
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.beside import Beside, Sort, open_beside
 from inlay.errors import InputError
 
 __all__ = ["ControlAdapter", "feature_shapes", "load_adapter", "new_adapter"]

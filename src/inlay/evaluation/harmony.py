@@ -1,7 +1,7 @@
 """Harmonization against a known truth: photographs whose object was disturbed on purpose.
 
-An object of a photograph is given another light or tone (inlay.disturb), every method tries to make
-it belong again, and the untouched photograph is what its result is measured by. Each method also
+An object of a photograph is given another light or tone (inlay.training.disturb), every method
+tries to make it belong again, and the untouched photograph is what its result is measured by. Each method also
 runs on untouched photographs: what it changes there is harm.
 
 A case hangs on the photographs, the seed and its own number alone, not on how many there are.
@@ -20,12 +20,17 @@ from numpy.typing import NDArray
 
 from inlay import methods
 from inlay.composer import Composer
-from inlay.disturb import KINDS, Change, draw, pasted
 from inlay.errors import InputError
 from inlay.evaluation.metrics import Figures, fmse, measure, psnr
-from inlay.evaluation.objects import find_objects
 from inlay.evaluation.photos import Photo
 from inlay.sweep import validate_settings
+from inlay.training.disturb import (
+    KINDS,
+    Change,
+    draw,
+    pasted,
+)
+from inlay.training.objects_found import find_objects
 
 __all__ = ["MAX_CASES", "PASTE", "Case", "Report", "make_cases", "run_harmony", "summary"]
 

@@ -14,9 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.geometry import Box
-from inlay.imagefolder import MASKS, SUFFIXES, is_held_out, picture_names
-from inlay.pixels import read_mask, read_picture
+from inlay.pictures.box import Box
+from inlay.pictures.imagefolder import (
+    MASKS,
+    SUFFIXES,
+    is_held_out,
+    picture_names,
+)
+from inlay.pictures.read import read_mask, read_picture
 
 __all__ = ["BUNDLED", "SPLITS", "Photo", "find_photos"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from inlay._version import __version__
-from inlay.disturb import KINDS
 from inlay.evaluation.harmony import PASTE, Report, summary
-from inlay.files import replace_file
+from inlay.pictures.files import replace_file
+from inlay.training.disturb import KINDS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,7 +113,7 @@ def sheet(report: Report) -> Image:
     """Best, median and worst case of each method by its gain in dB over paste, one row each."""
     from PIL import Image as PilImage
 
-    from inlay.sheet import contact_sheet
+    from inlay.pictures.sheet import contact_sheet
 
     others = [label for label in report.methods if label != PASTE]
     pictures, labels = [], []

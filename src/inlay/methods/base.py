@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inlay.window import Painted, Window
+from inlay.scene.window import Painted, Window
 
 if TYPE_CHECKING:
     import numpy as np

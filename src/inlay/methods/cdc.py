@@ -13,14 +13,14 @@ from pydantic import Field
 
 from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.latent import Workspace, replaced, residual
+from inlay.methods.workspace import Workspace, replaced, residual
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.attention import LocalizedPrompt
     from inlay.diffusion.backbone import Backbone
-    from inlay.window import Window
+    from inlay.scene.window import Window
 
 __all__ = ["METHOD", "CdcSettings"]
 
@@ -155,8 +155,8 @@ def _one_round(
     from contextlib import nullcontext
 
     from inlay.diffusion.attention import swapped_processors
-    from inlay.diffusion.denoise import denoise
     from inlay.diffusion.ilvr import LocalizedPull
+    from inlay.diffusion.sample import denoise
     from inlay.diffusion.schedule import add_noise, ddim_schedule, repaint_indices, sigma
 
     backbone, context = work.backbone, work.context

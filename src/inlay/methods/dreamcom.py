@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Painted
-from inlay.methods.learnt import LearntSettings, filler
-from inlay.methods.learnt_paint import painted
+from inlay.methods.concept.fill import LearntSettings, filler
+from inlay.methods.concept.lay_in import painted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone
-    from inlay.methods.details import Reference
-    from inlay.methods.learnt import Filler
-    from inlay.window import Window
+    from inlay.methods.concept.details import Reference
+    from inlay.methods.concept.fill import Filler
+    from inlay.scene.window import Window
 
 __all__ = ["METHOD", "DreamComSettings"]
 

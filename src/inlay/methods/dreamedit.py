@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.methods.found import found_object
-from inlay.methods.latent import to_image
-from inlay.methods.learnt import LearntSettings, filler
-from inlay.methods.learnt_paint import box_of, painted
-from inlay.window import Window, resize
+from inlay.methods.concept.fill import LearntSettings, filler
+from inlay.methods.concept.found import found_object
+from inlay.methods.concept.lay_in import box_of, painted
+from inlay.methods.workspace import to_image
+from inlay.scene.window import Window, resize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone
-    from inlay.methods.details import Reference
-    from inlay.methods.learnt import Filler
+    from inlay.methods.concept.details import Reference
+    from inlay.methods.concept.fill import Filler
 
 __all__ = ["METHOD", "DreamEditSettings", "pasted_photo"]
 

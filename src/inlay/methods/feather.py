@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from inlay.fill import backdrop
 from inlay.methods.base import Context, Method, Painted, Settings
+from inlay.scene.fill import backdrop
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
-    from inlay.window import Window
+    from inlay.scene.window import Window
 
 __all__ = ["METHOD", "FeatherSettings", "inward"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.latent import Workspace, replaced, sampler
+from inlay.methods.workspace import Workspace, replaced, sampler
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
-    from inlay.window import Window
+    from inlay.scene.window import Window
 
 __all__ = ["METHOD", "InpaintSettings"]
 

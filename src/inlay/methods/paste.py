@@ -8,7 +8,7 @@ from inlay.methods.base import Context, Method, Painted, Settings
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
-    from inlay.window import Window
+    from inlay.scene.window import Window
 
 __all__ = ["METHOD", "PasteSettings"]
 

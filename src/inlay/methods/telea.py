@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from inlay.errors import InputError
-from inlay.fill import WORKING_SIDE, fill_hole, grow
 from inlay.methods.base import Context, Method, Painted, Settings
+from inlay.scene.fill import WORKING_SIDE, fill_hole, grow
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
-    from inlay.window import Window
+    from inlay.scene.window import Window
 
 __all__ = ["METHOD", "TeleaSettings"]
 

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from inlay.diffusion.checkpoints import load_backbone
+from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.control import control_image
 from inlay.diffusion.t2i_adapter import ControlAdapter, new_adapter
 from inlay.errors import InputError
-from inlay.training.data import load_corpus, random_mask
-from inlay.training.feed import HostFeed, Policy
-from inlay.training.learner import Learner
-from inlay.training.steps import (
+from inlay.learning.learner import Learner
+from inlay.learning.loop import (
     VALIDATION_TIMESTEPS,
     channel_weight,
     check_state,
@@ -32,6 +30,8 @@ from inlay.training.steps import (
     train,
     whole_patches,
 )
+from inlay.training.corpus import load_corpus, random_mask
+from inlay.training.feed import HostFeed, Policy
 
 __all__ = ["AdapterConfig", "AdapterTrainer", "large_holes", "noisy_timesteps", "train_adapter"]
 

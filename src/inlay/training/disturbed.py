@@ -1,6 +1,6 @@
 """Pictures whose object was given another light or tone on purpose, to learn to undo it.
 
-The changes are inlay.disturb's, in linear light, as the benchmark of harmonization deals them.
+The changes are those of disturb.py, in linear light, as the benchmark of harmonization deals them.
 Every number of a sample comes from a generator of its own, so that a batch may be made by several
 threads or processes and is the same.
 """
@@ -18,9 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.color import srgb_decode, srgb_encode
-from inlay.disturb import KINDS, disturb, draw, pasted
-from inlay.training.data import Corpus, random_crop, random_mask
+from inlay.pictures.colour import srgb_decode, srgb_encode
+from inlay.training.corpus import Corpus, random_crop, random_mask
+from inlay.training.disturb import (
+    KINDS,
+    disturb,
+    draw,
+    pasted,
+)
 from inlay.training.wholes import Wholes
 
 __all__ = ["DisturbedFeed", "Policy", "Sample", "Samples", "covered", "disturbed", "jittered"]
@@ -38,7 +43,7 @@ _TRIES = 4
 class Policy:
     """How samples are made.
 
-    kinds: of inlay.disturb.KINDS. strength: the range that a change's strength is drawn from.
+    kinds: of disturb.KINDS. strength: the range that a change's strength is drawn from.
     undisturbed_share: share left as it was. restyled_share: share whose truth is recoloured as a
     whole first. blob_share: share of random shapes instead of objects. mask_jitter: the most that
     a mask is widened or narrowed by, in picture sizes.

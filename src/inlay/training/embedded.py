@@ -21,18 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from inlay.training.data import load_corpus, with_rendered
-from inlay.training.feed import DeviceFeed, Feed, HostFeed, Policy
-from inlay.training.networks import (
-    EmbeddedConfig,
-    Networks,
-    earlier_words,
-    earlier_words_and_latents,
-    fit_autoencoder,
-    noise_scheduler,
-)
-from inlay.training.optim import JointOptimizer
-from inlay.training.steps import (
+from inlay.learning.loop import (
     VALIDATION_TIMESTEPS,
     channel_weight,
     check_state,
@@ -44,6 +33,17 @@ from inlay.training.steps import (
     train,
     whole_patches,
     write_state,
+)
+from inlay.learning.optim import JointOptimizer
+from inlay.training.corpus import load_corpus, with_rendered
+from inlay.training.feed import DeviceFeed, Feed, HostFeed, Policy
+from inlay.training.networks import (
+    EmbeddedConfig,
+    Networks,
+    earlier_words,
+    earlier_words_and_latents,
+    fit_autoencoder,
+    noise_scheduler,
 )
 from inlay.training.tokenizer import train_tokenizer
 from inlay.training.words import contrast, other_captions

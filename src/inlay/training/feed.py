@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.training.data import (
+from inlay.training.corpus import (
     Corpus,
     draw_crop,
     draw_light,

@@ -19,16 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.checkpoints import load_backbone
+from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.harmonizer import Guide, load_harmonizer, new_harmonizer
 from inlay.errors import InputError
-from inlay.training import feed
-from inlay.training.data import load_corpus, with_rendered
-from inlay.training.disturbed import DisturbedFeed, Policy, Samples, covered
-from inlay.training.harmonizer_settings import HarmonizerConfig
-from inlay.training.learner import Learner
-from inlay.training.restored import restored
-from inlay.training.steps import (
+from inlay.learning.learner import Learner
+from inlay.learning.loop import (
     VALIDATION_TIMESTEPS,
     channel_weight,
     check_state,
@@ -38,6 +33,11 @@ from inlay.training.steps import (
     train,
     x0_of,
 )
+from inlay.training import feed
+from inlay.training.corpus import load_corpus, with_rendered
+from inlay.training.disturbed import DisturbedFeed, Policy, Samples, covered
+from inlay.training.harmonizer_settings import HarmonizerConfig
+from inlay.training.restored import restored
 from inlay.training.wholes import Wholes
 
 __all__ = ["HarmonizerConfig", "HarmonizerTrainer", "train_harmonizer"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from inlay.disturb import KINDS
+from inlay.training.disturb import KINDS
 from inlay.training.disturbed import Policy
 
 __all__ = ["HarmonizerConfig", "guided_timesteps"]

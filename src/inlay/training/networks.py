@@ -14,7 +14,7 @@ from torch import nn
 
 from inlay.diffusion.autoencoder import PatchAutoencoder
 from inlay.errors import InputError
-from inlay.training.data import Corpus, random_crop
+from inlay.training.corpus import Corpus, random_crop
 
 __all__ = ["EmbeddedConfig", "Networks", "fit_autoencoder", "noise_scheduler"]
 

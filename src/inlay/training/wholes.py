@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.evaluation.objects import find_objects
+from inlay.training.objects_found import find_objects
 
 __all__ = ["Wholes"]
 

@@ -1,0 +1,147 @@
+"""Networks that work beside a frozen U-Net: where their weights come from, and their fingerprint.
+
+They lie in folders of diffusers' layout, a config.json and .safetensors weights, as what
+save_pretrained() writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inlay.checkpoints.folder import read_json
+from inlay.checkpoints.hub import hub_folder, is_hub_id
+from inlay.checkpoints.load import own_weights, reading
+from inlay.checkpoints.weights import check_safetensors, fingerprint, pick_weights
+from inlay.diffusion.backbone import Backbone
+from inlay.errors import InputError
+
+__all__ = ["Beside", "Sort", "open_beside"]
+
+_STEM = "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True)
+class Sort:
+    """A sort of such networks: how messages call it, diffusers' class, the embedded one's folder.
+
+    `long` ends "which ... in diffusers' layout has".
+    """
+
+    what: str
+    long: str
+    class_name: str
+    asset: str
+
+
+class Beside:
+    """A network beside a U-Net, with the name that a user gave and a fingerprint."""
+
+    def __init__(self, network: Any, *, name: str, hasher: Callable[[], str]) -> None:
+        self.network, self.name = network, name
+        self._hasher = hasher
+        self._hash: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the weight files; read once, when asked."""
+        if self._hash is None:
+            self._hash = self._hasher()
+        return self._hash
+
+
+def open_beside(name: str, sort: Sort, backbone: Backbone) -> tuple[Any, Callable[[], str]]:
+    """The network, frozen, on the backbone's device and in its dtype; and its hasher.
+
+    name is "embedded", a folder, or a hub id (the local cache first, then a download). Weights
+    come from .safetensors files alone. Raises InputError, one sentence, for anything that cannot
+    be loaded; whether it fits the backbone is not looked at.
+    """
+    with reading(f"The {sort.what} {name}"):
+        folder = _folder(name, sort, backbone.dtype == torch.float16)
+        network, files = _read(folder, name, sort, backbone.dtype)
+        network.requires_grad_(False).eval().to(backbone.device)
+        own_weights(network)
+    return network, lambda: fingerprint(files)
+
+
+def _folder(name: str, sort: Sort, half: bool) -> Path:
+    if name == "embedded":
+        folder = Path(str(package_files("inlay"))) / "assets" / sort.asset
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"The embedded {sort.what} is not in this installation: name the folder or the "
+                f"hub id of {sort.long}."
+            )
+        return folder
+    path = Path(name).expanduser()
+    try:
+        if name and path.is_dir():
+            return path
+    except (OSError, ValueError):
+        pass
+    if is_hub_id(name):
+        return hub_folder(
+            name,
+            lambda found: _is_complete(found, sort, half),
+            lambda names: ["config.json", *_weights(names, sort, half, name)[1]],
+            what=sort.what,
+        )
+    raise InputError(
+        f"The {sort.what} {name!r} is neither 'embedded', a folder nor a hub id such as owner/name."
+    )
+
+
+def _weights(
+    names: Sequence[str], sort: Sort, half: bool, name: str
+) -> tuple[str | None, list[str]]:
+    return pick_weights(names, _STEM, half=half, where=f"The {sort.what} {name}")
+
+
+def _is_complete(folder: Path, sort: Sort, half: bool) -> bool:
+    try:
+        _weights([path.name for path in folder.iterdir()], sort, half, "")
+    except (InputError, OSError):
+        return False
+    return (folder / "config.json").is_file()
+
+
+def _read(
+    folder: Path, name: str, sort: Sort, dtype: torch.dtype
+) -> tuple[Any, list[tuple[str, Path]]]:
+    """The network on the CPU, and its weight files by label."""
+    import diffusers
+
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"The {sort.what} {name} has no config.json, which {sort.long} in diffusers' layout "
+            "has."
+        )
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind != sort.class_name:
+        raise InputError(
+            f"The {sort.what} {name} is a {kind}, but only a {sort.class_name} can be used."
+        )
+    present = [path.name for path in folder.iterdir()]
+    variant, chosen = _weights(present, sort, dtype == torch.float16, name)
+    files = [(item, folder / item) for item in chosen if item.endswith(".safetensors")]
+    for _, file in files:
+        check_safetensors(file, "weight file")
+    network, report = getattr(diffusers, sort.class_name).from_pretrained(
+        str(folder),
+        local_files_only=True,
+        use_safetensors=True,
+        variant=variant,
+        output_loading_info=True,
+        torch_dtype=dtype,
+    )
+    # A library would fill in what is missing with random numbers and only warn.
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])[0]
+        raise InputError(f"The {sort.what} {name} lacks {missing}: fetch it again.")
+    return network, files

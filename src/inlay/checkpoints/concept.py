@@ -1,0 +1,291 @@
+"""What `inlay learn` writes: a LoRA of one object, or a U-Net that learnt it, and in its header all
+that using it needs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from inlay._version import __version__
+from inlay.errors import InputError
+from inlay.pictures.files import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from inlay.diffusion.backbone import Backbone
+
+__all__ = [
+    "Base",
+    "Checkpoint",
+    "Learned",
+    "Sight",
+    "attached",
+    "is_learned",
+    "read_learned",
+    "write_learned",
+]
+
+_KEY = "inlay_learned"
+# Of an object's picture in a file, on each side; those that are written have half of it.
+_MOST_PIXELS = 1024
+_MOST_LETTERS = 1 << 23
+
+
+class Checkpoint(Protocol):
+    """What is to be known of a checkpoint to check a file against it; a Backbone is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
+
+
+class _Loose(BaseModel):
+    """Later versions may write more; what is not known here is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Base(_Loose):
+    """The checkpoint that an object was learnt for."""
+
+    name: str
+    hash: str = Field(min_length=1)
+    kind: Literal["plain", "inpaint"]
+    family: str
+
+
+class Sight(_Loose):
+    """The object in one photo: its box's width over its height, and the root of its share of the
+    photo's area.
+
+    picture is the box as a WebP file in base64, with the object's shape as alpha where that was
+    known, None where photos were not to be kept; image() reads it.
+    """
+
+    photo: str
+    sha256: str
+    aspect: float = Field(gt=0)
+    size: float = Field(gt=0, le=1)
+    picture: str | None = None
+
+    def image(self) -> Image.Image | None:
+        """The picture, RGB or RGBA, at most 1024 pixels a side; None where there is none.
+
+        Raises InputError where it is larger or no whole WebP picture.
+        """
+        if self.picture is None:
+            return None
+        from PIL import Image
+
+        refused = InputError(
+            f"the learnt object's picture of {shown(self.photo)} is damaged or too large; "
+            f"expected a WebP picture of at most {_MOST_PIXELS} x {_MOST_PIXELS} pixels, as "
+            "`inlay learn` writes it, so learn the object again."
+        )
+        if len(self.picture) > _MOST_LETTERS:
+            raise refused
+        try:
+            data = base64.b64decode(self.picture, validate=True)
+            # The size is read from the header, before a pixel is.
+            with Image.open(BytesIO(data), formats=["WEBP"]) as image:
+                if max(image.size) <= _MOST_PIXELS:
+                    return image.convert("RGBA" if "A" in image.getbands() else "RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            raise refused from None
+        raise refused
+
+
+class Learned(_Loose):
+    """What a file says of the object in it.
+
+    prompt names the object with its token; class_prompt is the same without it. layout and
+    mask_cross_attention say how the prompt was read in training, context how much of its
+    surroundings the object was seen with, in box sizes. sights are of each photo. kind is "full"
+    where the file holds a whole U-Net.
+    """
+
+    kind: Literal["lora", "full"] = "lora"
+    format: Literal[1] = 1
+    inlay: str = __version__
+    class_name: str = Field(min_length=1)
+    token: str = Field(min_length=1)
+    prompt: str
+    class_prompt: str
+    layout: Literal["plain", "released"]
+    background_prompt: str
+    mask_cross_attention: bool
+    context: float
+    sights: tuple[Sight, ...] = Field(min_length=1)
+    base: Base
+    steps: int
+    settings: dict[str, Any]
+
+    @property
+    def aspect(self) -> float:
+        """The median of the boxes' width over height."""
+        return _median([sight.aspect for sight in self.sights])
+
+    @property
+    def size(self) -> float:
+        """The median of the boxes' sizes, the root of their share of the photo's area."""
+        return _median([sight.size for sight in self.sights])
+
+    def check_base(self, backbone: Checkpoint, path: Path) -> None:
+        """Raises InputError where a checkpoint is not the one that the object was learnt for."""
+        if backbone.hash != self.base.hash:
+            raise InputError(
+                f"{path.name} was learnt for the model {self.base.name} "
+                f"({self.base.hash[:12]}), but {backbone.name} has other weights "
+                f"({backbone.hash[:12]}); use the same model, or learn the object for this one."
+            )
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def is_learned(path: Path) -> bool:
+    """Whether a file is one that `inlay learn` wrote; reads its header alone, raises nothing."""
+    try:
+        return path.suffix.lower() == ".safetensors" and _KEY in _header(path)
+    except (InputError, OSError):
+        return False
+
+
+def read_learned(path: Path, backbone: Checkpoint | None = None) -> Learned:
+    """What a file says of itself, checked against the checkpoint it is to be used with.
+
+    Raises InputError for a file that is not whole, that `inlay learn` did not write, or that was
+    learnt for another checkpoint.
+    """
+    text = _header(path).get(_KEY)
+    if text is None:
+        raise InputError(
+            f"{path.name} holds no learnt object; expected a file that `inlay learn` wrote."
+        )
+    try:
+        learned = Learned.model_validate(json.loads(text))
+    except (ValueError, ValidationError):
+        raise InputError(
+            f"{path.name} says of its object what this version cannot read; learn it again."
+        ) from None
+    if backbone is not None:
+        learned.check_base(backbone, path)
+    return learned
+
+
+def _header(path: Path) -> Mapping[str, str]:
+    from safetensors import safe_open
+
+    from inlay.checkpoints.weights import check_safetensors
+
+    check_safetensors(path, "learnt object")
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def write_learned(
+    path: Path, learned: Learned, tensors: Mapping[str, Tensor], rank: int, dtype: str = "float32"
+) -> None:
+    """Write named tensors and what is to be said of them; in one step.
+
+    A LoRA has the names of diffusers' format, such as unet.LAYER.lora_A.weight. What a layer adds
+    is B A x, so any scale is in B already: there is no alpha to be known. The header says so too,
+    as readers of that header ask for it. A whole U-Net has unet.NAME. Raises InputError where the
+    file cannot be written.
+    """
+    import torch
+    from safetensors.torch import save
+
+    from inlay.pictures.files import replace_file
+
+    kind = getattr(torch, dtype)
+    data = {
+        name: tensor.detach().to("cpu", torch.float32 if "lora" in name else kind).contiguous()
+        for name, tensor in tensors.items()
+    }
+    header = {"format": "pt", _KEY: learned.model_dump_json()}
+    config: dict[str, Any] = {}
+    for name in tensors:
+        part, _, rest = name.partition(".")
+        layer, found, _ = rest.rpartition(".lora_A.")
+        if found:
+            # Names within a text encoder differ between the library's versions.
+            layer = layer if part == "unet" else layer.rpartition(".")[2]
+            config |= {f"{part}.r": rank, f"{part}.lora_alpha": rank}
+            layers = config.setdefault(f"{part}.target_modules", [])
+            if layer not in layers:
+                layers.append(layer)
+    if learned.kind == "lora":
+        header["lora_adapter_metadata"] = json.dumps(config)
+    whole = save(data, header)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(whole)
+
+    replace_file(path, write)
+
+
+@contextmanager
+def attached(
+    backbone: Backbone, files: Sequence[tuple[Path, float]]
+) -> Iterator[tuple[Learned, ...]]:
+    """Inside, a checkpoint knows the objects of some files, each (path, scale); afterwards it is
+    as it was, to the bit. Gives what the files say.
+
+    Raises InputError for a file that is not one of ours, was learnt for another checkpoint or does
+    not fit it, and for a whole U-Net beside another file, before anything is changed.
+    """
+    from safetensors.torch import load_file
+
+    from inlay.checkpoints.concept_weights import changes
+
+    found = tuple(read_learned(path, backbone) for path, _ in files)
+    for (path, _), learned in zip(files, found, strict=True):
+        if learned.kind == "full" and len(files) > 1:
+            raise InputError(
+                f"{path.name} holds a whole U-Net, which goes with no other learnt object; use it "
+                "alone, or learn the object as a LoRA."
+            )
+    tensors = [load_file(path) for path, _ in files]
+    changed: dict[Any, Tensor] = {}
+    for (path, scale), held in zip(files, tensors, strict=True):
+        try:
+            changed |= changes(backbone, held, scale, changed)
+        except (LookupError, ValueError):
+            raise InputError(
+                f"{path.name} does not fit the weights of {backbone.name}, which it says it was "
+                "learnt for; learn the object again."
+            ) from None
+    unet = backbone.unet
+    before = {parameter: parameter.data for parameter in changed}
+    names = [f"learned_{n}" for n, learned in enumerate(found) if learned.kind == "lora"]
+    try:
+        for parameter, value in changed.items():
+            parameter.data = value
+        for name, held in zip(names, tensors, strict=False):
+            unet.load_lora_adapter(held, prefix="unet", adapter_name=name)
+        if names:
+            unet.set_adapters(names, [scale for _, scale in files])
+            unet.requires_grad_(False).eval()
+        backbone.text.clear()
+        yield found
+    finally:
+        if getattr(unet, "_hf_peft_config_loaded", False):
+            unet.unload_lora()
+        for parameter, value in before.items():
+            parameter.data = value
+        backbone.text.clear()

@@ -1,0 +1,188 @@
+"""Opening a checkpoint: the embedded one, a folder, a hub id or a single .safetensors file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+
+import torch
+
+from inlay.checkpoints.folder import (
+    Loaded,
+    is_complete,
+    load_folder,
+    wanted_files,
+)
+from inlay.checkpoints.hub import hub_folder, is_hub_id
+from inlay.checkpoints.lora import load_lora, load_textual_inversion
+from inlay.checkpoints.single_file import load_single_file
+from inlay.checkpoints.weights import check_safetensors, fingerprint
+from inlay.diffusion.backbone import Backbone
+from inlay.errors import InputError
+
+__all__ = ["load_backbone", "own_weights", "pick_device", "pick_dtype", "reading"]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A checkpoint without any LoRA; its hash is read only where it is asked for."""
+
+    name: str
+    files: tuple[tuple[str, Path], ...]
+
+    @property
+    def hash(self) -> str:
+        return fingerprint(self.files)
+
+
+def load_backbone(
+    name_or_path: str | os.PathLike[str] = "embedded",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    textual_inversions: Sequence[str | os.PathLike[str]] = (),
+) -> Backbone:
+    """Load a checkpoint, with LoRA files merged into it and textual inversions added.
+
+    name_or_path is "embedded", a diffusers folder, a hub id (owner/name; the local cache first,
+    then a download) or a single-file .safetensors checkpoint of SD 1.x, 2.x or XL, whose settings
+    come from a folder of the same name beside it, its own folder, or the hub. loras are
+    (path, scale) of .safetensors files in kohya's or diffusers' format; textual inversions are
+    .safetensors files, named in a prompt by the token they hold, else by their file's name.
+    device "auto" is cuda, else mps, else cpu; dtype "auto" is float16 on cuda and float32
+    elsewhere. Raises InputError, one sentence, for anything that cannot be loaded.
+    """
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
+    name = os.fspath(name_or_path)
+    with reading(f"The model {name}"):
+        loaded = _load(name, kind)
+    base = _Base(name, tuple(loaded.files))
+    for number, (path, scale) in enumerate(loras):
+        file = Path(path).expanduser()
+        with reading(f"The LoRA {file}"):
+            load_lora(file, scale, loaded.unet, loaded.text, base)
+        loaded.files.append((f"lora {number} at {scale:g}", file))
+    for number, path in enumerate(textual_inversions):
+        file = Path(path).expanduser()
+        with reading(f"The textual inversion {file}"):
+            load_textual_inversion(file, loaded.text)
+        loaded.files.append((f"textual inversion {number}", file))
+    # float32 for the autoencoder: it runs once, many overflow in float16, and bfloat16 is coarser
+    # than eight bits. Those that say they are safe in float16 may have it.
+    if kind == torch.float16 and getattr(loaded.vae.config, "force_upcast", True) is False:
+        loaded.vae.half()
+    for module in (loaded.vae, loaded.unet, *loaded.text.encoders):
+        own_weights(module.to(place))
+    with reading(f"The model {name}"):
+        return Backbone(
+            loaded.unet,
+            loaded.vae,
+            loaded.text,
+            loaded.scheduler_config,
+            name=name,
+            hasher=lambda: fingerprint(loaded.files),
+        )
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """A torch device from "auto", "cpu", "cuda", "cuda:1", "mps"; InputError if it is not there."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = int(torch.backends.mps.is_available())
+    if device == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    present = {"cpu": 1, "cuda": cuda, "mps": mps}
+    try:
+        chosen = torch.device(device)
+        there = present[chosen.type]
+    except (RuntimeError, KeyError) as error:
+        raise InputError(f"The device {str(device)!r} is none of auto, cpu, cuda, mps.") from error
+    if (chosen.index or 0) >= there:
+        raise InputError(f"The device {str(device)!r} is not on this machine: use auto or cpu.")
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """A torch dtype from "auto" or its name; InputError for other names."""
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise InputError(f"The dtype {name!r} is none of auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def own_weights(module: torch.nn.Module) -> None:
+    """Copy weights that still lie in a mapped file into memory of our own.
+
+    Kernels round differently on memory of another alignment, so the same weights in another file
+    would give other bytes; and a mapped file that is cut short later kills the process.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def _load(name: str, dtype: torch.dtype) -> Loaded:
+    half = dtype == torch.float16
+    if name == "embedded":
+        folder = Path(str(package_files("inlay"))) / "assets" / "embedded"
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"The embedded model is missing from {folder}: install inlay again.")
+        return load_folder(folder, name, dtype)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return load_folder(path, name, dtype)
+    if path.is_file() or path.suffix.lower() in _FILES:
+        check_safetensors(path, "model")
+        return load_single_file(path, dtype)
+    if is_hub_id(name):
+        folder = hub_folder(
+            name, lambda found: is_complete(found, half), lambda names: wanted_files(names, half)
+        )
+        return load_folder(folder, name, dtype)
+    raise InputError(
+        f"The model {name!r} is neither 'embedded', a folder, a .safetensors file nor a hub id "
+        "such as owner/name."
+    )
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a library says of a broken file into one sentence, and mute its chatter."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    levels = [log.get_verbosity() for log in logs]
+    bars = [log.is_progress_bar_enabled() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Loaders raise anything, from KeyError to their own kinds, for a file that is not right.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = re.split(r"(?<=[.!?])\s", lines[0])[0][:200].rstrip(" .:")
+        raise InputError(f"{what} could not be loaded ({reason}).") from error
+    finally:
+        for log, level, bar in zip(logs, levels, bars, strict=True):
+            log.set_verbosity(level)
+            if bar:
+                log.enable_progress_bar()

@@ -1,0 +1,112 @@
+"""Learning one object from a few photos: DreamCom (Lu et al. 2023, arXiv 2309.15508, section 4).
+
+A checkpoint is fine-tuned to fill the object's box under a prompt with a word for it. Nothing
+outside the box attends to the prompt (eq. 2). The paper tunes the whole U-Net, which
+LearnConfig.train = "full" does; by default a LoRA (Hu et al. 2021, arXiv 2106.09685) is trained
+beside it, and the checkpoint stays as it is. Photos are encoded once, before the first step, and so
+are prompts, but where the text encoder learns.
+
+On several GPUs: accelerate launch -m inlay learn ... Each process takes its share of every batch,
+and the samples are those of a run with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from inlay.checkpoints.concept import Learned
+from inlay.checkpoints.load import load_backbone
+from inlay.errors import InputError
+from inlay.learning.loop import check_state, train
+from inlay.learning.photos import find_objects
+from inlay.learning.processes import Processes
+from inlay.learning.run import Learning
+from inlay.learning.samples import example
+from inlay.learning.settings import LearnConfig
+from inlay.pictures.box import Box
+from inlay.pictures.files import check_target
+from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source
+
+__all__ = ["Learning", "learn", "run_folder"]
+
+
+def run_folder(out: Path) -> Path:
+    """Where a run keeps its state, its log and its previews: beside the file, by its name."""
+    return out.with_name(out.stem + "-learning")
+
+
+def learn(
+    photos: Sequence[Source],
+    class_name: str,
+    output: str | Path,
+    config: LearnConfig | None = None,
+    *,
+    boxes: Sequence[Box] = (),
+    masks: Sequence[Source] = (),
+    cut: str | None = None,
+    class_pictures: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    log: Callable[[str], None] = lambda line: None,
+) -> Learned:
+    """Learn an object of a class from 1 to 10 photos and write it to OUTPUT, a .safetensors file.
+
+    boxes or masks say where it is, one for each photo; else a photo's alpha does, else a cutout.
+    State, log and previews go to a folder beside the file, see run_folder(), from which `resume`
+    goes on. Raises InputError for photos, boxes, masks or settings that cannot be used, an output
+    that cannot be written and a checkpoint that cannot be loaded, before anything is written.
+
+    Where `accelerate launch` has started several processes, each has a device of its own, `device`
+    goes for none of them, and the first one writes and logs.
+    """
+    config = config or LearnConfig()
+    name = " ".join(class_name.split())
+    if not name:
+        raise InputError("the class name is empty; give a word for what the object is.")
+    out = Path(output)
+    if out.suffix.lower() != ".safetensors":
+        raise InputError(f"{out.name} is no name for a learnt object; expected NAME.safetensors.")
+    check_target(out)
+    folder = run_folder(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no folder, but the run's state would go there; move it.")
+    if resume:
+        check_state(folder)
+    # Photos first: what is wrong with them is said before a checkpoint is loaded.
+    objects = find_objects(
+        photos,
+        boxes=boxes,
+        masks=masks,
+        cut=cut,
+        shapes=config.hole == "shape",
+        trust_remote_code=trust_remote_code,
+        max_pixels=max_pixels,
+    )
+    processes = Processes()
+    processes.rows(config.batch)
+    place = processes.device or device
+    backbone = load_backbone(config.model, device=place, dtype="float32")
+    side = config.resolution or backbone.native_size
+    examples = [example(found, config, side) for found in objects]
+    run = Learning(
+        examples,
+        name,
+        folder,
+        backbone,
+        config,
+        class_pictures=None if class_pictures is None else Path(class_pictures),
+        resume=resume,
+        processes=processes,
+    )
+    if not processes.first:
+        while run.step < config.steps and run.goes_on():
+            run.learn()
+        return run.write(out)
+    log(f"{len(run.examples)} photos, prompt: {run.prompt}")
+    train(run, log)
+    if run.step < config.steps:
+        run.goes_on(False)
+    return run.write(out)

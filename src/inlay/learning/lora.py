@@ -1,0 +1,168 @@
+"""What learns: a LoRA (Hu et al. 2021, arXiv 2106.09685) beside a checkpoint, or its U-Net.
+
+A run has its checkpoint for itself: its U-Net is set up here to be learnt with quickly.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inlay.diffusion.text import TextStack
+from inlay.errors import InputError
+from inlay.learning.attention import PlainTraining
+
+if TYPE_CHECKING:
+    from inlay.diffusion.backbone import Backbone
+    from inlay.learning.settings import LearnConfig
+
+__all__ = ["ADAPTER", "LiveText", "Trained", "lora_layers", "set_up"]
+
+ADAPTER = "learned"
+
+# Attention of CLIP's text encoders.
+_TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class Trained(nn.Module):
+    """The trained weights alone, for an optimiser and a state of their own.
+
+    They are the networks' own tensors, by the names that they have in the file.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        for name, parameter in named.items():
+            # A parameter's name cannot have dots in it.
+            self.register_parameter(name.replace(".", "/"), parameter)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights as they are now, by their names in the file."""
+        return {name.replace("/", "."): value for name, value in self.state_dict().items()}
+
+
+def lora_layers(unet: Any, layers: str) -> list[str]:
+    """The names of the linear and convolution layers that a LoRA changes, see LearnConfig."""
+    blocks = ("down_blocks.", "mid_block.", "up_blocks.")
+    parts = {"cross": ".attn2.", "attention": ".attn", "all": "."}
+    return [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and name.startswith(blocks)
+        and parts[layers] in name
+        and "time_emb" not in name
+    ]
+
+
+def set_up(backbone: Backbone, config: LearnConfig) -> Trained:
+    """Make a checkpoint ready to learn and return what learns.
+
+    The U-Net runs under autocast to bfloat16 from now on. Raises InputError for a U-Net without
+    layers to train.
+    """
+    unet = backbone.unet
+    names = lora_layers(unet, config.layers)
+    named: dict[str, nn.Parameter] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.train == "full":
+            unet.requires_grad_(True)
+            named |= {f"unet.{name}": value for name, value in unet.named_parameters()}
+        elif names:
+            _add_lora(unet, config.rank, names)
+            named |= _lora(unet, "unet.")
+            _make_lean(unet)
+        else:
+            raise InputError(
+                f"the U-Net of the model {config.model} has no layers of layers={config.layers} "
+                "to train."
+            )
+        if config.text_encoder:
+            for number, encoder in enumerate(backbone.text.encoders):
+                _add_lora(encoder, config.rank, list(_TEXT_LAYERS))
+                # Files have this part in their names, whether or not the library has it.
+                inner = "" if hasattr(encoder, "text_model") else "text_model."
+                named |= _lora(encoder, f"text_encoder{'_2' if number else ''}.{inner}")
+    unet.set_attn_processor(PlainTraining())
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.forward = torch.autocast(backbone.device.type, torch.bfloat16)(unet.forward)
+    return Trained(named)
+
+
+def _add_lora(module: Any, rank: int, layers: list[str]) -> None:
+    from peft import LoraConfig
+
+    module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), ADAPTER)
+
+
+def _lora(module: Any, prefix: str) -> dict[str, nn.Parameter]:
+    return {
+        f"{prefix}{name}.lora_{side}.weight": getattr(layer, f"lora_{side}")[ADAPTER].weight
+        for name, layer in module.named_modules()
+        if ADAPTER in getattr(layer, "lora_A", {})
+        for side in "AB"
+    }
+
+
+def _make_lean(unet: Any) -> None:
+    """The same sums with less round them.
+
+    Frozen matrices are held as what autocast makes of them in every step; convolutions' in the
+    layout that their kernels want; and layers with a LoRA do without the library's casts to
+    float32, which autocast takes back, and its scale, which is 1.
+    """
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and "lora_" not in name:
+            module.to(torch.bfloat16)
+            if isinstance(module, nn.Conv2d):
+                weight = module.weight
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if hasattr(module, "lora_A"):
+            linear = isinstance(module.base_layer, nn.Linear)
+            module.forward = functools.partial(_linear if linear else _convolution, module)
+
+
+def _linear(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """W x + B A x for x (..., channels)."""
+    base: Tensor = layer.base_layer(x)
+    down, up = (getattr(layer, f"lora_{side}")[ADAPTER].weight for side in "AB")
+    low = functional.linear(x, down)
+    return torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up.t()).view_as(base)
+
+
+def _convolution(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """W * x + B A * x for x (N, C, h, w); B is a 1 x 1 convolution, so a product over channels."""
+    base: Tensor = layer.base_layer(x)
+    low, up = layer.lora_A[ADAPTER](x), layer.lora_B[ADAPTER].weight
+    rows = base.permute(0, 2, 3, 1)
+    flat = rows.flatten(0, 2), low.permute(0, 2, 3, 1).flatten(0, 2)
+    both: Tensor = torch.addmm(*flat, up.flatten(1).t())
+    return both.view(rows.shape).permute(0, 3, 1, 2)
+
+
+class LiveText(TextStack):
+    """A checkpoint's text encoders as they are now, with gradients where they are asked for."""
+
+    def __init__(self, text: TextStack) -> None:
+        super().__init__(
+            text.tokenizers,
+            text.encoders,
+            penultimate=text.penultimate,
+            empty_is_zero=text.empty_is_zero,
+            cache_size=0,
+        )
+        self.expansions = text.expansions
+
+    def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        # The parent's is the same under no_grad.
+        with torch.autocast(self.encoders[0].device.type, torch.bfloat16):
+            found: tuple[Tensor, Tensor | None] = inspect.unwrap(TextStack._encode)(self, prompt)
+        return found

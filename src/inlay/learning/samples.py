@@ -1,0 +1,255 @@
+"""Photos of one object as samples to learn from: crops round its box, and what of them counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from inlay.errors import InputError
+from inlay.learning.photos import Found, portrait
+from inlay.pictures.box import Box
+from inlay.pictures.read import read_picture
+from inlay.scene.window import crop_box, resize
+from inlay.training.corpus import random_mask
+
+if TYPE_CHECKING:
+    from inlay.diffusion.backbone import Backbone
+    from inlay.learning.settings import LearnConfig
+
+__all__ = [
+    "Example",
+    "Pool",
+    "Sample",
+    "class_samples",
+    "cropped",
+    "draw_crop",
+    "encoded",
+    "example",
+    "loss_weights",
+]
+
+Image = NDArray[np.float32]
+
+# Of a photo, no more is kept than so many times what the model sees of it.
+_FINEST = 2
+_MOST_CLASS_PICTURES = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What crops can reach of one photo.
+
+    rgb (h, w, 3) is sRGB in [0, 1]; known (h, w) is 1 where the photo has a colour, 0 where it is
+    transparent; shape (h, w) is the object's mask, or its box filled. box is the object's, frame
+    the square that the model sees of it before augmentation, both in rgb's pixels; the frame may
+    leave them. aspect is the box's width over its height, size the root of its share of the photo.
+    picture is the object for the file, see learn_photos.portrait().
+    """
+
+    rgb: Image
+    known: Image
+    shape: Image
+    box: Box
+    frame: Box
+    aspect: float
+    size: float
+    name: str
+    sha256: str
+    picture: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A crop: x (3, S, S) in [-1, 1], hole and valid (1, S, S) of 0 and 1."""
+
+    x: Tensor
+    hole: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Encoded samples, N of them, on the CPU.
+
+    z and seen are (N, C, h, w), the latter the latent with the hole erased, None for a plain
+    checkpoint; hole and valid are (N, 1, h, w) of 0 and 1.
+    """
+
+    z: Tensor
+    seen: Tensor | None
+    hole: Tensor
+    valid: Tensor
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def rows(self, indices: NDArray[np.int64], device: torch.device) -> Pool:
+        """Some of them, on a device."""
+        at = torch.from_numpy(indices)
+        parts = (self.z, self.seen, self.hole, self.valid)
+        return Pool(*(None if part is None else part[at].to(device) for part in parts))  # type: ignore[arg-type]
+
+
+def example(found: Found, config: LearnConfig, resolution: int) -> Example:
+    """The part of a photo that crops can reach, no finer than a model of that side needs it."""
+    picture, box, shape = found.picture, found.box, found.shape
+    whole = Box.of_size(picture.size)
+    seen = crop_box(box, picture.size, config.context)
+    side = max(seen.width, seen.height)
+    frame = Box(seen.x + (seen.width - side) // 2, seen.y + (seen.height - side) // 2, side, side)
+    widest = side / config.scale_min
+    near = frame.grown(int((widest - side) + config.shift * widest) + 2).intersect(whole) or whole
+    rgb, opacity = picture.rgb(near), picture.alpha(near)
+    known = np.ones(rgb.shape[:2], np.float32) if opacity is None else np.minimum(opacity, 1)
+    if shape is None:
+        mask = np.zeros((picture.height, picture.width), np.float32)
+        mask[box.slices] = 1
+        shape = mask
+    shape = np.ascontiguousarray(shape[near.slices])
+    shrink = min(1.0, _FINEST * resolution / side)
+    height, width = (max(1, round(length * shrink)) for length in rgb.shape[:2])
+    across, down = width / near.width, height / near.height
+
+    def scaled(place: Box, square: bool = False) -> Box:
+        at = place.shifted(-near.x, -near.y)
+        wide = max(1, round(at.width * across))
+        high = wide if square else max(1, round(at.height * down))
+        return Box(round(at.x * across), round(at.y * down), wide, high)
+
+    return Example(
+        np.clip(resize(rgb, (height, width)), 0, 1),
+        (resize(known, (height, width)) > 0.5).astype(np.float32),
+        (resize(shape, (height, width)) > 0.5).astype(np.float32),
+        scaled(box),
+        scaled(frame, square=True),
+        box.width / box.height,
+        (box.area / whole.area) ** 0.5,
+        picture.name,
+        picture.sha256,
+        portrait(found) if config.keep_photos else None,
+    )
+
+
+def draw_crop(example: Example, config: LearnConfig, rng: np.random.Generator) -> Box:
+    """A square crop round the object, in the example's pixels; it may leave them.
+
+    The frame is scaled by `scale_min` to `scale_max` (above 1 the object gets larger) and moved at
+    random, and drawn anew until `least_inside` of the object's pixels are in it: the paper's rule,
+    section 5.2. After a hundred draws the frame itself is taken.
+    """
+    total = float(example.shape.sum())
+    frame = example.frame
+    for _ in range(100):
+        side = max(1, round(frame.width / rng.uniform(config.scale_min, config.scale_max)))
+        slack = abs(frame.width - side) / 2 + config.shift * side
+        middle = (frame.width - side) / 2
+        dx, dy = middle + rng.uniform(-slack, slack, 2)
+        crop = Box(frame.x + round(dx), frame.y + round(dy), side, side)
+        inside = crop.intersect(Box.of_size((example.rgb.shape[1], example.rgb.shape[0])))
+        held = 0.0 if inside is None else float(example.shape[inside.slices].sum())
+        if held >= config.least_inside * total:
+            return crop
+    return frame
+
+
+def cropped(
+    example: Example, crop: Box, resolution: int, hole: str = "box", flip: bool = False
+) -> Sample:
+    """A crop at the model's size; what lies beyond the photo is grey, and not valid."""
+    paper = np.zeros((crop.height, crop.width, 5), np.float32)
+    paper[..., :3] = 0.5
+    inside = crop.intersect(Box.of_size((example.rgb.shape[1], example.rgb.shape[0])))
+    if inside is not None:
+        region = example.shape[inside.slices]
+        if hole == "box":
+            there = example.box.intersect(inside)
+            region = np.zeros_like(region)
+            if there is not None:
+                region[there.shifted(-inside.x, -inside.y).slices] = 1
+        known = example.known[inside.slices][..., None]
+        rgb = example.rgb[inside.slices] * known + 0.5 * (1 - known)
+        at = inside.shifted(-crop.x, -crop.y).slices
+        paper[at] = np.dstack([rgb, region, known])
+    paper = paper[:, ::-1] if flip else paper
+    x, masks = (_planes(paper[..., part], resolution) for part in (slice(3), slice(3, 5)))
+    erased = masks[:1] > 0.5
+    if not erased.any():
+        # An object thinner than half a model pixel is still to be learnt.
+        erased = masks[:1] > 0
+    return Sample(x.clamp(0, 1) * 2 - 1, erased.float(), (masks[1:] > 0.999).float())
+
+
+def _planes(image: Image, side: int) -> Tensor:
+    """An image (h, w, c) as (c, side, side)."""
+    small = resize(np.ascontiguousarray(image), (side, side))
+    return torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))
+
+
+def class_samples(folder: Path, resolution: int, seed: int) -> list[Sample]:
+    """Pictures of the class at large, for prior preservation: a random square crop and hole each.
+
+    Raises InputError where the folder has no picture that can be read.
+    """
+    from inlay.training.corpus import random_crop
+
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError:
+        raise InputError(f"{folder} is not a folder; give a folder of class pictures.") from None
+    samples = []
+    for number, file in enumerate(files):
+        try:
+            rgb = np.asarray(read_picture(file).to_pil().convert("RGB"), np.uint8)
+        except InputError:
+            # Captions and the like lie beside pictures.
+            continue
+        rng = np.random.default_rng([seed, 5, number])
+        crop = random_crop(rgb, resolution, rng)
+        x = torch.from_numpy(crop.astype(np.float32).transpose(2, 0, 1)) / 127.5 - 1
+        mask = torch.from_numpy(random_mask(resolution, rng))[None]
+        samples.append(Sample(x, mask, torch.ones_like(mask)))
+        if len(samples) == _MOST_CLASS_PICTURES:
+            break
+    if not samples:
+        raise InputError(f"{folder} holds no readable picture; give a folder of class pictures.")
+    return samples
+
+
+@torch.no_grad()
+def encoded(backbone: Backbone, samples: Sequence[Sample], rows: int = 8) -> Pool:
+    """Encode samples, each once.
+
+    A latent pixel is hole where the hole touches its patch, and valid where all of it is.
+    """
+    parts: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
+    for first in range(0, len(samples), rows):
+        some = samples[first : first + rows]
+        x, hole, valid = (
+            torch.stack([getattr(sample, name) for sample in some]).to(backbone.device)
+            for name in ("x", "hole", "valid")
+        )
+        small = functional.max_pool2d(hole, backbone.factor)
+        whole = small.repeat_interleave(backbone.factor, 2).repeat_interleave(backbone.factor, 3)
+        seen = backbone.encode(x * (1 - whole)).cpu() if backbone.kind == "inpaint" else None
+        sound = -functional.max_pool2d(-valid, backbone.factor)
+        parts.append((backbone.encode(x).cpu(), seen, small.cpu(), sound.cpu()))
+    z, seen_all, holes, sounds = zip(*parts, strict=True)
+    erased = torch.cat([s for s in seen_all if s is not None]) if seen_all[0] is not None else None
+    return Pool(torch.cat(z), erased, torch.cat(holes), torch.cat(sounds))
+
+
+def loss_weights(hole: Tensor, valid: Tensor, hole_weight: float) -> Tensor:
+    """What each latent pixel (N, 1, h, w) weighs in the loss: what is not valid nothing.
+
+    With a `hole_weight` of 0 all valid pixels alike, which is the paper's loss; with 1 those of the
+    hole alone.
+    """
+    return valid * ((1 - hole_weight) + hole_weight * hole)

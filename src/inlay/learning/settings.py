@@ -1,0 +1,143 @@
+"""What learning an object can be told, and its prompts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from inlay.diffusion.attention_masked import Preset
+from inlay.diffusion.text import TextStack
+
+__all__ = ["LearnConfig", "pick_token", "spelled"]
+
+# Words that hardly any caption has. The single letters are for small vocabularies.
+_RARE = ("sks", "zwx", "ohwx", "q", "x", "z")
+
+
+class LearnConfig(BaseModel):
+    """The whole recipe; it is written into the file that is learnt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("embedded", description="checkpoint that the object is learnt for")
+    steps: int = Field(150, ge=1, description="steps in all")
+    batch: int = Field(4, ge=1, description="pictures a step; the paper has 1")
+    resolution: int | None = Field(
+        None, ge=16, description="picture side in pixels; None is the checkpoint's own"
+    )
+    train: Literal["lora", "full"] = Field(
+        "lora", description="what learns: a LoRA, or the whole U-Net, as in the paper"
+    )
+    full_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="what a whole U-Net is written in"
+    )
+    text_encoder: bool = Field(
+        False, description="a LoRA of the text encoder's attention learns, too"
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="after warm-up; with train=full 5e-6 unless given"
+    )
+    warmup_steps: int = Field(10, ge=1, description="linear warm-up")
+    cooldown_share: float = Field(0.5, ge=0, le=1, description="share of steps of linear decay")
+    ema_decay: float = Field(
+        0.98, ge=0, lt=1, description="moving average of the weights; 0 keeps the last ones"
+    )
+    rank: int = Field(16, ge=1, le=512, description="of the LoRA")
+    layers: Literal["cross", "attention", "all"] = Field(
+        "all", description="what the LoRA changes: cross-attention, all attention, or all blocks"
+    )
+    prompt: str = Field("a photo of {token} {class}", description="with {token} and {class} in it")
+    token: str | None = Field(
+        None, description="word for the object; None is a rare one that the tokenizer has whole"
+    )
+    layout: Literal["plain", "released"] = Field(
+        "plain", description="of the prompt: as it is, or as the authors' code lays it out"
+    )
+    background_prompt: str = Field(
+        "background", description="released layout: what fills the muted half"
+    )
+    mask_cross_attention: bool = Field(
+        True, description="nothing outside the box attends to the prompt (paper, eq. 2)"
+    )
+    self_attention: Preset = Field(
+        "a", description="masked self-attention, by preset; a is none, as in the paper's training"
+    )
+    hole: Literal["box", "shape"] = Field(
+        "box", description="what is erased and learnt: the object's box or its shape"
+    )
+    hole_weight: float = Field(
+        1.0, ge=0, le=1, description="loss share that counts in the hole alone; 0 in the paper"
+    )
+    context: float = Field(
+        0.5, ge=0, le=4, description="margin seen round the box, in box sizes, before augmentation"
+    )
+    variants: int = Field(64, ge=1, le=256, description="crops of each photo, encoded once")
+    scale_min: float = Field(0.8, ge=0.25, le=1, description="of augmentation")
+    scale_max: float = Field(1.2, ge=1, le=4, description="of augmentation")
+    shift: float = Field(0.1, ge=0, le=1, description="of crops, in crop sizes, besides scaling")
+    flip: bool = Field(False, description="mirror half of the crops; not for what bears letters")
+    least_inside: float = Field(
+        0.8, ge=0, le=1, description="share of the object that a crop must hold"
+    )
+    prior_weight: float = Field(
+        1.0, ge=0, description="of the loss on class pictures, where there are any"
+    )
+    keep_photos: bool = Field(
+        True, description="the file holds a small picture of the object from each photo"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
+    held_out: int = Field(0, ge=0, le=9, description="photos, the last ones, kept for reports")
+    preview_every: int = Field(0, ge=0, description="steps between preview pictures; 0 is none")
+    preview_steps: int = Field(20, ge=1, le=1000, description="denoising steps of a preview")
+    max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
+    save_every: int = Field(200, ge=1, description="steps between resumable states")
+    seed: int = Field(0, ge=0, description="of weights, crops, order and noise")
+
+    @field_validator("prompt")
+    @classmethod
+    def _names_both(cls, prompt: str) -> str:
+        if "{token}" not in prompt or "{class}" not in prompt:
+            raise ValueError("expected a text with {token} and {class} in it.")
+        return prompt
+
+    @field_validator("token")
+    @classmethod
+    def _is_a_word(cls, token: str | None) -> str | None:
+        if token is not None and (not token.strip() or any(c.isspace() for c in token)):
+            raise ValueError("expected one word without spaces.")
+        return token
+
+    @model_validator(mode="after")
+    def _layout_knows_its_tokens(self) -> LearnConfig:
+        if self.layout == "released" and not self.mask_cross_attention:
+            raise ValueError("layout is released, which needs mask_cross_attention.")
+        return self
+
+    @model_validator(mode="after")
+    def _full_learns_slowly(self) -> LearnConfig:
+        # The paper's rate; a LoRA's would wreck the checkpoint.
+        if self.train == "full" and "learning_rate" not in self.model_fields_set:
+            self.learning_rate = 5e-6
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be resumed: all but when it ends and what it tells."""
+        free = {"steps", "max_minutes", "save_every", "preview_every", "preview_steps"}
+        free |= {"gradient_checkpointing", "keep_photos", "full_dtype"}
+        return self.model_dump(mode="json", exclude=free)
+
+
+def pick_token(text: TextStack) -> str:
+    """A rare word that every tokenizer of a checkpoint has whole; else the paper's "sks" as it is.
+
+    DreamBooth (arXiv 2208.12242, section 3.2) takes a rare token, as one that means something
+    already would have to be unlearnt.
+    """
+    numbers = range(len(text.tokenizers))
+    return next((w for w in _RARE if all(len(text.word_ids(w, n)) == 1 for n in numbers)), "sks")
+
+
+def spelled(prompt: str, token: str, class_name: str) -> str:
+    """The prompt for an object, or with an empty token the one for its whole class."""
+    return " ".join(prompt.replace("{token}", token).replace("{class}", class_name).split())

@@ -1,0 +1,283 @@
+"""Fine detail of a photo of the object, carried over to a sample of it.
+
+A model that works at a small size garbles text and pattern on an object (DreamCom's own stated
+limitation, arXiv 2309.15508). This is residual decoding turned round: what is coarse is the
+sample's, what is finer than the model's pixels is the photo's, where the two show the same. The
+photo's band takes the place of the sample's: added to it, what both show would be there twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.scene.window import resize
+
+__all__ = ["Match", "Reference", "align", "carried", "fine_band"]
+
+Image = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+
+# How far a photo may be turned, scaled and moved to fit, in degrees, as a factor and in box sizes.
+_MOST_TURNED = 20.0
+_MOST_SCALED = 1.3
+_MOST_MOVED = 0.25
+# Alignment begins with the box at most so many pixels wide, from each of these turns and scales.
+_COARSE_SIDE = 48
+_TURNS = (-13.0, 0.0, 13.0)
+_SCALES = (0.87, 1.0, 1.15)
+# Blur of the luminance that is compared, in the pixels it is compared at.
+_BLUR = 1.0
+_ROUNDS, _ENOUGH = 60, 1e-4
+# The share of the object that a photo must show for the two to be compared.
+_LEAST_SHARED = 0.3
+# A box thinner than this in the model's picture has nothing to be aligned by.
+_LEAST_SIDE = 8
+# Above so many pixels of the box the photo is not resampled at twice its size.
+_LARGE = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A photo's crop to the object's box: rgb (h, w, 3) and alpha (h, w), both in [0, 1]."""
+
+    name: str
+    rgb: Image
+    alpha: Image
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """How a photo lies over a sample.
+
+    matrix (2, 3) takes a pixel of the sample's box to one of the photo stretched over that box, in
+    the pixels they were compared at; agreement is the normalised cross-correlation of the two's
+    luminance inside the object, -1 to 1.
+    """
+
+    matrix: Matrix
+    agreement: float
+
+
+def align(sample: Image, inside: Image, reference: Reference) -> Match | None:
+    """Lay a photo over a sample of its object; None where it does not fit.
+
+    sample (h, w, 3) in [0, 1] is the box at the model's size, inside (h, w) where the object is in
+    it. An affine map that maximises the enhanced correlation coefficient (Evangelidis and Psarakis
+    2008), from several starts; one of more than 20 degrees, 30% of scale or 25% of shift does not
+    count, nor one that shows less than 30% of the object.
+    """
+    height, width = inside.shape
+    if min(height, width) < _LEAST_SIDE:
+        return None
+    scale = min(1.0, _COARSE_SIDE / max(height, width))
+    small = max(_LEAST_SIDE, round(height * scale)), max(_LEAST_SIDE, round(width * scale))
+    coarse = _Pair.of(sample, inside, reference, small)
+    found = [
+        refined
+        for turn in _TURNS
+        for factor in _SCALES
+        if (refined := coarse.refined(_turned(small, turn, factor))) is not None
+        # What shows little of the object can correlate well by chance.
+        and _is_modest(refined[1], small)
+    ]
+    if not found:
+        return None
+    _, start = max(found, key=lambda one: one[0])
+    start = rescaled(start, small, (height, width))
+    fine = _Pair.of(sample, inside, reference, (height, width))
+    best = fine.refined(start)
+    matrix = start if best is None else best[1]
+    if not _is_modest(matrix, (height, width)):
+        return None
+    agreement = fine.agreement(matrix)
+    return None if agreement is None else Match(matrix, agreement)
+
+
+def carried(
+    image: Image,
+    inside: Image,
+    model_pixel: tuple[float, float],
+    references: Sequence[Reference],
+    *,
+    amount: float,
+    least: float,
+    feather: float,
+) -> tuple[Image, str]:
+    """A sample with the fine detail of the photo that agrees with it best, and what was done.
+
+    image (h, w, 3) is the object's box at full resolution, not clipped, inside (h, w) the object's
+    alpha in it. model_pixel is (height, width) of one of the model's pixels in pixels of `image`.
+    With b the band finer than one of the model's pixels it is image + w (b(photo) - b(image)); w
+    is `amount` inside the object and falls to 0 over `feather` pixels towards its edge. A photo
+    whose agreement is below `least` is not used.
+    """
+    shape = image.shape[:2]
+    size = max(1, round(shape[0] / model_pixel[0])), max(1, round(shape[1] / model_pixel[1]))
+    sample, mask = np.clip(resize(image, size), 0, 1), resize(inside, size)
+    matches = [(align(sample, mask, one), one) for one in references]
+    fits = [(match, one) for match, one in matches if match is not None]
+    if not fits:
+        return image, "no photo of the object fits the sample, so none lends its details"
+    match, chosen = max(fits, key=lambda pair: pair[0].agreement)
+    told = f"{chosen.name} (agreement {match.agreement:.2f})"
+    if match.agreement < least:
+        return image, f"no photo agrees with the sample enough to lend its details; best: {told}"
+    sigma = math.sqrt(model_pixel[0] * model_pixel[1])
+    band, shown = fine_band(chosen, rescaled(match.matrix, size, shape), shape, sigma)
+    weight = amount * _inner(np.minimum(inside, shown), feather)
+    made = image + weight[..., None] * (band - (image - _blurred(image, sigma)))
+    return np.asarray(made, np.float32), f"details of {told}"
+
+
+def fine_band(
+    reference: Reference, matrix: Matrix, shape: tuple[int, int], sigma: float
+) -> tuple[Image, Image]:
+    """What of a photo is finer than a Gaussian of `sigma` pixels, and where the photo is.
+
+    matrix (2, 3) takes a pixel of (height, width) to one of the photo stretched over it. The band
+    (h, w, 3) is 0 outside of the photo's alpha (h, w), whose edge does not count as detail.
+    """
+    import cv2
+
+    # Twice as many pixels keep what two resamplings would blur.
+    factor = 2 if shape[0] * shape[1] <= _LARGE else 1
+    large = factor * shape[0], factor * shape[1]
+    paint = np.dstack([reference.rgb * reference.alpha[..., None], reference.alpha])
+    paint = resize(np.ascontiguousarray(paint, np.float32), large)
+    moved = cv2.warpAffine(
+        paint,
+        rescaled(matrix, shape, large),
+        large[::-1],
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+    )
+    moved = resize(np.asarray(moved, np.float32), shape)
+    alpha = np.clip(moved[..., 3], 0, 1)
+    # Blurred with alpha as weights, so that nothing of the photo's background gets in.
+    low = _blurred(moved, sigma)
+    known = alpha > 0.5
+    own = moved[..., :3] / np.maximum(moved[..., 3:], 0.5)
+    band = own - low[..., :3] / np.maximum(low[..., 3:], 1e-3)
+    return np.asarray(np.where(known[..., None], band, 0), np.float32), alpha
+
+
+def rescaled(matrix: Matrix, size: tuple[int, int], other: tuple[int, int]) -> Matrix:
+    """A map (2, 3) between pictures of `size` (height, width) as one between those of `other`."""
+    # The middle of the first pixel is at 0, so a picture begins at -0.5.
+    sx, sy = size[1] / other[1], size[0] / other[0]
+    into = np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
+    whole = np.linalg.inv(into) @ np.vstack([matrix, [0, 0, 1]]) @ into
+    return np.asarray(whole[:2])
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A sample and a photo stretched over it, at one size: blurred luminance and masks (h, w)."""
+
+    sample: Image
+    photo: Image
+    inside: Image
+    shown: Image
+
+    @classmethod
+    def of(cls, sample: Image, inside: Image, ref: Reference, size: tuple[int, int]) -> _Pair:
+        shown = resize(ref.alpha, size)
+        return cls(_grey(sample, size), _grey(ref.rgb, size), resize(inside, size), shown)
+
+    def refined(self, start: Matrix) -> tuple[float, Matrix] | None:
+        """The correlation and the map from a start; None where that leads nowhere."""
+        import cv2
+
+        # Of a photo whose shape is not known only what lies near the object counts.
+        reach = max(1, round(0.1 * max(self.inside.shape)))
+        kernel = np.ones((2 * reach + 1,) * 2, np.uint8)
+        near = cv2.dilate((self.inside > 0.5).astype(np.uint8), kernel)
+        counts = near * (self.shown > 0.5).astype(np.uint8)
+        stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ROUNDS, _ENOUGH)
+        try:
+            score, matrix = cv2.findTransformECC(
+                self.sample,
+                self.photo,
+                start.astype(np.float32),
+                cv2.MOTION_AFFINE,
+                stop,
+                counts,
+                1,
+            )
+        except cv2.error:
+            # It gives up where nothing overlaps or nothing varies.
+            return None
+        if not np.isfinite(score) or not np.isfinite(matrix).all():
+            return None
+        return float(score), np.asarray(matrix, np.float64)
+
+    def agreement(self, matrix: Matrix) -> float | None:
+        """Normalised cross-correlation inside the object; None where too little is shown."""
+        import cv2
+
+        size = self.inside.shape[::-1]
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        photo, shown = (
+            cv2.warpAffine(one, matrix, size, flags=flags) for one in (self.photo, self.shown)
+        )
+        object_ = self.inside > 0.5
+        both = object_ & (shown > 0.5)
+        if not both.any() or both.sum() < _LEAST_SHARED * object_.sum():
+            return None
+        one, other = (image[both] - image[both].mean() for image in (self.sample, photo))
+        length = float(np.sqrt((one**2).sum() * (other**2).sum()))
+        return float((one * other).sum()) / length if length > 1e-6 else None
+
+
+def _grey(image: Image, size: tuple[int, int]) -> Image:
+    """Luminance at a size, blurred."""
+    grey = resize(np.ascontiguousarray(image @ np.array([0.299, 0.587, 0.114], np.float32)), size)
+    return _blurred(grey, _BLUR)
+
+
+def _blurred(image: Image, sigma: float) -> Image:
+    import cv2
+
+    border = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=border), np.float32)
+
+
+def _turned(size: tuple[int, int], degrees: float, factor: float) -> Matrix:
+    """The map of a turn and a scale round the middle of a picture of (height, width)."""
+    import cv2
+
+    middle = ((size[1] - 1) / 2, (size[0] - 1) / 2)
+    return np.asarray(cv2.getRotationMatrix2D(middle, degrees, factor), np.float64)
+
+
+def _is_modest(matrix: Matrix, size: tuple[int, int]) -> bool:
+    """Whether a map turns, scales and moves a picture of (height, width) by little."""
+    linear = matrix[:, :2]
+    left, scales, right = np.linalg.svd(linear)
+    turn = left @ right
+    middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
+    moved = np.abs(linear @ middle + matrix[:, 2] - middle) / np.array([size[1], size[0]])
+    return bool(
+        np.linalg.det(linear) > 0
+        and abs(math.degrees(math.atan2(turn[1, 0], turn[0, 0]))) <= _MOST_TURNED
+        and scales.max() <= _MOST_SCALED
+        and scales.min() >= 1 / _MOST_SCALED
+        and moved.max() <= _MOST_MOVED
+    )
+
+
+def _inner(alpha: Image, radius: float) -> Image:
+    """An alpha (h, w) that also falls to 0 towards the object's edge over `radius` pixels.
+
+    The border of the picture is an edge too.
+    """
+    import cv2
+
+    hard = np.pad((alpha > 0.5).astype(np.uint8), 1)
+    away = np.asarray(cv2.distanceTransform(hard, cv2.DIST_L2, 5), np.float32)[1:-1, 1:-1]
+    linear = np.clip(away / max(radius, 1.0), 0, 1)
+    return np.asarray(alpha * linear * linear * (3 - 2 * linear), np.float32)

@@ -1,0 +1,3 @@
+from inlay.methods.freecompose.method import METHOD
+
+__all__ = ["METHOD"]

@@ -1,0 +1,3 @@
+from inlay.methods.phd.method import METHOD
+
+__all__ = ["METHOD"]

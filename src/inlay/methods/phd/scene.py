@@ -1,0 +1,294 @@
+"""PhD without a background (arXiv 2306.07596): a scene of any size, made round the subject.
+
+Coarse: at the model's size everything but the subject is sampled from noise under the prompt, the
+subject shown. Up: the picture grows by a factor of at most 2, gets the subject pasted at its new
+size, is noised to `refine_strength` and denoised again, in overlapping windows of the model's size
+(diffusion/tiles.py). At the end the subject is laid over it with its own pixels, and PhD's last
+stage gives it the light of what is round it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.methods.base import Context, Painted
+from inlay.methods.phd.stages import Canvas, harmonized
+from inlay.methods.workspace import Workspace, sampler, to_image
+from inlay.pictures.box import Box
+from inlay.scene.scene import bounds
+from inlay.scene.window import Window, crop_box, resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.diffusion.backbone import Backbone, Conditioning
+    from inlay.diffusion.harmonizer import Harmonizer
+    from inlay.diffusion.sample import Step
+    from inlay.diffusion.tiles import Level, Tiling
+    from inlay.methods.phd.settings import PhdSettings
+
+__all__ = ["run_scene"]
+
+Image = NDArray[np.float32]
+
+# A patch of the latent is shown to the network where this share of all its pixels is the subject's.
+_SHOWN = 0.98
+
+
+@dataclass
+class _Scene:
+    """A scene on its way through a backbone.
+
+    paint (h, w, 3) is the subject's colour times its cover (h, w), both at the last level's size.
+    """
+
+    paint: Image
+    cover: Image
+    backbone: Backbone
+    settings: PhdSettings
+    context: Context
+    conditional: Conditioning
+    unconditional: Conditioning | None
+    done: int = 0
+    total: int = 0
+
+    def pasted(self, level: Level, made: Image | None) -> tuple[Tensor, Tensor]:
+        """The subject over what was made, (1, 3, H, W) in [-1, 1], and its cover (1, 1, H, W).
+
+        Both fill the level's whole patches: what is added to the right and below goes on as the
+        picture ends, and is made like the rest. Without `made` the rest is grey.
+        """
+        import torch
+
+        cover = np.clip(resize(self.cover, level.size), 0, 1)
+        paint = resize(self.paint, level.size)
+        below = np.full_like(paint, 0.5) if made is None else made
+        image = np.clip(paint + below * (1 - cover[..., None]), 0, 1)
+        rest = [(0, level.padded[i] - level.size[i]) for i in (0, 1)]
+        image = np.pad(image, (*rest, (0, 0)), mode="edge")
+        cover = np.pad(cover, rest)
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+        return tensor * 2 - 1, torch.from_numpy(cover)[None, None]
+
+    def sample(self, level: Level, made: Image | None, steps: int, strength: float) -> Image:
+        """What was made, (h, w, 3) of the level's size or None, noised and denoised."""
+        from torch.nn import functional
+
+        from inlay.diffusion.solvers import solve
+        from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles
+
+        backbone, factor = self.backbone, self.backbone.factor
+        image, cover = self.pasted(level, made)
+        hidden = (functional.avg_pool2d(cover, factor) < _SHOWN).float()
+        tiling = Tiling.of(
+            (hidden.shape[-2], hidden.shape[-1]),
+            backbone.native_size // factor,
+            self.settings.outpaint_tile_overlap,
+        )
+        mask = hidden.to(backbone.device)
+
+        def encoded(picture: Tensor) -> Tensor:
+            return in_tiles(
+                lambda x: backbone.encode(x.to(backbone.device)), picture, tiling, factor, 1
+            )
+
+        source, masked = encoded(image), None
+        if backbone.kind == "inpaint":
+            whole = functional.interpolate(hidden, level.padded, mode="nearest")
+            masked = encoded(image * (1 - whole))
+        run = _run(steps, strength)
+        denoiser = TiledDenoiser(self._predict, tiling, mask, source, backbone.alpha, masked)
+        result = solve(
+            sampler(self.settings.sampler(scene=True), backbone, steps),
+            denoiser,
+            source,
+            steps=steps,
+            strength=strength,
+            noise=self.context.noise,
+            generator=self.context.generator,
+            keep_outside=mask if masked is None else None,
+            progress=lambda step: self._tell(step, run, tiling, level),
+        )
+        self.done += run
+        return self._decoded(result, tiling, level)
+
+    def _decoded(self, latent: Tensor, tiling: Tiling, level: Level) -> Image:
+        from inlay.diffusion.tiles import in_tiles
+
+        image = in_tiles(self.backbone.decode, latent, tiling, 1, self.backbone.factor)
+        height, width = level.size
+        return np.clip(to_image(image[..., :height, :width]), 0, 1)
+
+    def _predict(
+        self, z: Tensor, timestep: int, mask: Tensor | None, masked: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(eps, x0) of windows under guidance."""
+        import torch
+
+        from inlay.diffusion.guidance import rescaled
+        from inlay.diffusion.text import join
+
+        backbone, count = self.backbone, len(z)
+        words = self.conditional.rows(count)
+        if self.unconditional is None:
+            output = backbone.predict(z, timestep, words, mask, masked)
+        else:
+            both = join(self.unconditional.rows(count), words)
+            hole, seen = (None if x is None else torch.cat([x, x]) for x in (mask, masked))
+            rows = backbone.predict(torch.cat([z, z]), timestep, both, hole, seen)
+            output = rescaled(rows[:count], rows[count:], self.settings.guidance_scale)
+        return backbone.to_noise(output, z, timestep), backbone.output_to_x0(output, z, timestep)
+
+    def _tell(self, step: Step, steps: int, tiling: Tiling, level: Level) -> None:
+        preview: Any = None
+        if self.context.previews:
+            from PIL import Image as PilImage
+
+            shown = self._decoded(step.x0, tiling, level)
+            preview = PilImage.fromarray((shown * 255 + 0.5).astype(np.uint8))
+        # Solvers of higher order call more than once a step.
+        run = round(steps * (step.number + 1) / step.total)
+        self.context.progress(self.done + run, self.total, preview)
+
+
+def _run(steps: int, strength: float) -> int:
+    """How many steps solve() takes."""
+    return int(steps * strength + 1e-9)
+
+
+def run_scene(
+    window: Window,
+    backbone: Backbone,
+    settings: PhdSettings,
+    context: Context,
+    timesteps: list[int],
+    harmonizer: Harmonizer | None,
+) -> Painted:
+    """The window as a scene round the subject, whose region is all but the subject.
+
+    window.alpha is 1 less the subject's alpha, window.pasted the subject over any canvas. timesteps
+    and harmonizer are those of the harmonize stage, which is left out where there are no timesteps.
+    The result's effect is the whole window. Raises InputError for a scheduler that does not sample
+    the checkpoint.
+    """
+    import torch
+
+    from inlay.diffusion.tiles import levels
+
+    _check_scheduler(settings, backbone)
+    plan = levels(window.shape, backbone.native_size, backbone.multiple)
+    steps = _run(settings.refine_steps, settings.refine_strength)
+    sampling = settings.num_inference_steps + (len(plan) - 1) * steps
+    with torch.inference_mode():
+        scene = _Scene(
+            resize(window.pasted - window.was * window.alpha[..., None], plan[-1].size),
+            resize(1 - window.alpha, plan[-1].size),
+            backbone,
+            settings,
+            context,
+            *_embedded(backbone, settings),
+            total=sampling + len(timesteps),
+        )
+        coarse = made = scene.sample(plan[0], None, settings.num_inference_steps, 1.0)
+        for level in plan[1:] if steps else ():
+            made = resize(made, level.size)
+            made = scene.sample(level, made, settings.refine_steps, settings.refine_strength)
+        if plan[-1].size != window.shape and min(plan[-1].size) < min(window.shape):
+            height, width = plan[-1].size
+            context.note(f"the surroundings were made at {width} x {height} pixels and enlarged")
+        rgb = _laid(window, made)
+        box, before = window.box, rgb
+        if timesteps:
+            box = _close(window, settings, backbone)
+            before = rgb[box.slices].copy()
+            rgb[box.slices] = _harmonized(
+                window, before, box, backbone, settings, context, timesteps, harmonizer, sampling
+            )
+    effect = np.ones(window.shape, bool)
+
+    def refined() -> Painted:
+        picture = rgb.copy()
+        picture[box.slices] = before
+        return Painted(picture, effect)
+
+    stages: dict[str, Callable[[], Painted]] = {
+        "coarse": lambda: Painted(_laid(window, coarse), effect),
+        "refine": refined,
+    }
+    if settings.harmonize:
+        stages["harmonize"] = lambda: Painted(rgb, effect)
+    return Painted(rgb, effect, _Stages(stages))
+
+
+class _Stages(Mapping[str, Painted]):
+    """Stages that are put together when they are asked for: a scene may be large."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Painted]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Painted:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def _laid(window: Window, made: Image) -> Image:
+    """The subject over what was made, with its own pixels."""
+    rgb = resize(made, window.shape)
+    rgb = rgb.copy() if rgb is made else rgb
+    # In place, as a scene may be large: made * (1 - a) + F * a.
+    rgb -= window.was
+    rgb *= window.alpha[..., None]
+    rgb += window.pasted
+    return rgb
+
+
+def _close(window: Window, settings: PhdSettings, backbone: Backbone) -> Box:
+    """The part of the scene that the model sees round the subject."""
+    around = bounds(1 - window.alpha) or window.box
+    size = window.box.width, window.box.height
+    return crop_box(around, size, settings.context, backbone.native_size)
+
+
+def _harmonized(
+    window: Window,
+    part: Image,
+    box: Box,
+    backbone: Backbone,
+    settings: PhdSettings,
+    context: Context,
+    timesteps: list[int],
+    harmonizer: Harmonizer | None,
+    done: int,
+) -> Image:
+    """PhD's last stage on a part (h, w, 3) of the scene, which is what `box` holds of it."""
+    alpha = 1 - window.alpha[box.slices]
+    close = Window(box, part, part, alpha, part)
+    work = Workspace.of(close, backbone, settings, context)
+    canvas = Canvas(close, alpha, alpha > 0)
+    return harmonized(work, canvas, settings, timesteps, harmonizer, done).window.pasted
+
+
+def _check_scheduler(settings: PhdSettings, backbone: Backbone) -> None:
+    for steps in (settings.num_inference_steps, settings.refine_steps):
+        sampler(settings.sampler(scene=True), backbone, steps)
+
+
+def _embedded(
+    backbone: Backbone, settings: PhdSettings
+) -> tuple[Conditioning, Conditioning | None]:
+    """The prompts, the second None where guidance is off; windows are of the model's own size."""
+    size = backbone.native_size, backbone.native_size
+    conditional = backbone.embed([settings.prompt], size)
+    if settings.guidance_scale == 1 or settings.prompt == settings.negative_prompt:
+        return conditional, None
+    return conditional, backbone.embed([settings.negative_prompt], size)

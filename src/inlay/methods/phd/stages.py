@@ -1,0 +1,297 @@
+"""The stages of PhD on one window: soften the paste, paint the ring, harmonize the subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.methods.phd.settings import PhdSettings
+from inlay.methods.workspace import Workspace, sampler, to_image
+from inlay.scene.fill import foreground
+from inlay.scene.window import Window, resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.diffusion.harmonizer import Harmonizer
+    from inlay.diffusion.sample import Step
+
+__all__ = ["Canvas", "harmonized", "inpaint_steps", "pasted", "ringed", "shrinkage"]
+
+Image = NDArray[np.float32]
+
+# Below this a luminance is too dark to be made darker by a factor.
+_DARKEST = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """A window as a stage leaves it.
+
+    window.pasted is the picture so far, window.alpha the subject's own; cover, float32 (h, w), is
+    the alpha after softening; effect, bool (h, w), says where the picture may differ from the
+    background.
+    """
+
+    window: Window
+    cover: Image
+    effect: NDArray[np.bool_]
+
+    def with_picture(self, rgb: Image, where: NDArray[np.bool_]) -> Canvas:
+        """The canvas with another picture, which differs only in `where`."""
+        # A new cache: the old one holds the old picture's tensors.
+        window = replace(self.window, pasted=rgb, cache={})
+        return Canvas(window, self.cover, self.effect | where)
+
+
+def pasted(window: Window, blur: float) -> Canvas:
+    """The window with the subject's edge softened: a Gaussian of sigma `blur` (window sizes) on its
+    alpha a, P' = P + (a' - a) (F - B) for the paste P, the subject's colour F and the background B.
+
+    Nothing happens where B is not known, or see-through.
+    """
+    import cv2
+
+    alpha, sigma = window.alpha, blur * max(window.shape)
+    known = window.under is None and not np.array_equal(window.clean, window.pasted)
+    if not known or sigma <= 0:
+        return Canvas(window, alpha, alpha > 0)
+    border = cv2.BORDER_REPLICATE
+    soft = np.asarray(cv2.GaussianBlur(alpha, (0, 0), sigma, borderType=border), np.float32)
+    # The blur of a constant is off by rounding, which would count as a change.
+    soft[np.abs(soft - alpha) < 1e-4] = alpha[np.abs(soft - alpha) < 1e-4]
+    colour = foreground(window.pasted, window.clean, alpha)
+    change = (soft - alpha)[..., None] * (colour - window.clean)
+    canvas = Canvas(window, soft, alpha > 0)
+    return canvas.with_picture(np.clip(window.pasted + change, 0, 1), soft > 0)
+
+
+def inpaint_steps(settings: PhdSettings) -> int:
+    """How many steps the ring's sampling takes."""
+    return int(settings.num_inference_steps * settings.strength + 1e-9)
+
+
+def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -> Canvas:
+    """The canvas with its ring painted anew from the background that is there; the subject, and
+    all outside of the region M, stay as they are.
+
+    The ring's new content B' lies under the subject's soft edge: P + (1 - a') (B' - B). M is the
+    subject, or its box, grown by `grow`; B' passes into B over `feather` inside of M's rim. total
+    is the number of steps of the whole run, for the progress. Raises InputError for a scheduler
+    that does not sample this model.
+    """
+    import torch
+
+    from inlay.diffusion.solvers import solve
+
+    backbone, context, window = work.backbone, work.context, canvas.window
+    steps = settings.num_inference_steps
+    solver = sampler(settings.sampler(scene=False), backbone, steps)
+    region = window if settings.region == "dilated" else replace(window, alpha=_box(window))
+    solid = torch.from_numpy(resize(window.alpha, work.size) > 0.99)[None, None]
+    ring = region.mask(work.size, settings.grow) * ~solid
+    if not ring.any():
+        return canvas
+    latent_ring = work.latent_mask(ring, cover=True)
+    masked = None
+    if backbone.kind == "inpaint":
+        picture = window.tensor("pasted", work.size)
+        masked = work.encode(picture * (1 - work.whole(latent_ring)))
+    source = work.encode(window.tensor("pasted", work.size))
+    after = solve(
+        solver,
+        work.denoiser(latent_ring, masked),
+        source,
+        steps=steps,
+        strength=settings.strength,
+        noise=context.noise,
+        generator=context.generator,
+        keep_outside=latent_ring if masked is None else None,
+        progress=work.progress(0, total),
+    )
+    rim = min(settings.feather, settings.grow)
+    weight = region.rim(rim, settings.grow - rim) * (region.grown(settings.grow) > 0)
+    weight = (weight * (1 - canvas.cover))[..., None]
+    new = to_image(backbone.decode(after))
+    if settings.decoding == "residual":
+        change = new - to_image(backbone.decode(source))
+        change = resize(_smoothed(change, ring, settings.ring_smoothing), window.shape)
+    else:
+        change = resize(new, window.shape) - window.clean
+    return canvas.with_picture(
+        np.clip(window.pasted + weight * change, 0, 1).astype(np.float32), weight[..., 0] > 0
+    )
+
+
+def _box(window: Window) -> Image:
+    """The subject's bounding box as a mask (h, w)."""
+    hard = window.grown(0)
+    rows, columns = np.flatnonzero(hard.any(1)), np.flatnonzero(hard.any(0))
+    box = np.zeros_like(hard)
+    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
+    return box
+
+
+def harmonized(
+    work: Workspace,
+    canvas: Canvas,
+    settings: PhdSettings,
+    timesteps: list[int],
+    harmonizer: Harmonizer | None,
+    done: int,
+) -> Canvas:
+    """The canvas with the subject's light and colour changed, its own detail kept.
+
+    Residual decoding: P + a' U(D(z + k (m - z)) - D(z)) for the pasted latent z, the mean m of the
+    answers and the restraint k; the change is blurred by `smoothing` inside the subject. Without a
+    harmonizer the answers are those of the bare model, begun with the picture noised to the first
+    timestep; with one they begin with noise alone. done is the number of steps before these.
+    """
+    import torch
+
+    from inlay.diffusion.branch import Guide
+    from inlay.diffusion.harmonizer import correct
+
+    backbone, window = work.backbone, canvas.window
+    picture, mask = window.tensor("pasted", work.size), _soft_mask(window, work.size)
+    reach = max(settings.harmonize_grow, settings.shadow_reach)
+    region = torch.maximum(window.mask(work.size, reach), mask)
+    # As in training: every latent pixel that the mask touches.
+    latent_mask = work.latent_mask((region > 1 / 512).float(), cover=True)
+    seen = None
+    if backbone.kind == "inpaint":
+        seen = work.encode(picture * (1 - work.whole(latent_mask)))
+    # A guide of scale 0 is not run.
+    guide = Guide(None, torch.cat([picture, mask], 1), 0.0)
+    if harmonizer is not None:
+        guide = harmonizer.guide(picture, mask, settings.harmonizer_scale)
+    uncond = None
+    if settings.harmonize_guidance_scale != 1 and settings.prompt != settings.negative_prompt:
+        uncond = backbone.embed([settings.negative_prompt], work.size)
+    source = work.encode(picture)
+    total = done + len(timesteps)
+
+    def tell(step: Step) -> None:
+        preview = work.preview(step.x0[:1]) if work.context.previews else None
+        work.context.progress(done + step.number + 1, total, preview)
+
+    mean, spread = correct(
+        backbone,
+        guide,
+        source,
+        latent_mask,
+        seen,
+        work.conditional,
+        timesteps,
+        generator=work.context.generator,
+        samples=settings.harmonizer_samples,
+        from_pasted=harmonizer is None or settings.harmonizer_strength < 1,
+        uncond=uncond,
+        guidance_scale=settings.harmonize_guidance_scale,
+        progress=tell,
+    )
+    change = mean - source
+    sigma = settings.smoothing * max(work.size) / backbone.factor
+    kept = shrinkage(
+        change, spread, latent_mask, settings.harmonizer_samples, settings.restraint, sigma
+    )
+    after = source + settings.correction * kept * change
+    before_image, after_image = (to_image(backbone.decode(z)) for z in (source, after))
+    return _applied(canvas, settings, before_image, after_image)
+
+
+def _soft_mask(window: Window, size: tuple[int, int]) -> Tensor:
+    """The subject's mask (1, 1, height, width) in [0, 1], as a harmonizer reads it."""
+    import torch
+
+    return torch.from_numpy(np.clip(resize(window.alpha, size), 0, 1))[None, None]
+
+
+def shrinkage(
+    change: Tensor, spread: Tensor, mask: Tensor, samples: int, restraint: float, sigma: float
+) -> Tensor:
+    """The factor k (1, 1, h, w) in [0, 1] on a change (1, C, h, w) of uncertain size.
+
+    A Wiener filter. The mean of n answers measures the right change d along its own direction
+    u = d / |d|, with an error whose variance is taken as `restraint` times that of one more answer
+    about the mean of n,
+
+        v = (n + 1) / (n - 1) * sum_c u_c^2 s_c^2,
+
+    for the deviations s (n in the denominator) of the answers. The right change is taken as drawn
+    round 0 with a variance of |d|^2, the empirical Bayes of James and Stein (1961) without their
+    threshold. The best linear estimate is then k d with
+
+        k = |d|^2 / (|d|^2 + restraint * v) = |d|^4 / (|d|^4 + restraint * (n + 1) / (n - 1) *
+            sum_c d_c^2 s_c^2).
+
+    d and s^2 are blurred first inside the mask (1, 1, h, w), with a Gaussian of `sigma` in their
+    pixels, so that k follows regions. One answer has no spread: then k is 1.
+    """
+    import torch
+
+    if samples < 2 or restraint == 0:
+        return torch.ones_like(change[:, :1])
+    d, variance = (_blurred(x, mask, sigma) for x in (change, spread**2))
+    size = (d**2).sum(1, keepdim=True)
+    error = (samples + 1) / (samples - 1) * (d**2 * variance).sum(1, keepdim=True)
+    return size**2 / (size**2 + restraint * error).clamp(min=1e-12)
+
+
+def _blurred(field: Tensor, mask: Tensor, sigma: float) -> Tensor:
+    """A field (1, C, h, w) blurred inside a mask (1, 1, h, w), without what lies outside."""
+    import cv2
+    import torch
+
+    if sigma <= 0:
+        return field
+    stack = torch.cat([field * mask, mask], 1)[0].cpu().numpy()
+    border = cv2.BORDER_REPLICATE
+    # Channel by channel: OpenCV's filters take four at most.
+    smooth = np.stack([cv2.GaussianBlur(x, (0, 0), sigma, borderType=border) for x in stack])
+    inside = smooth[:-1] / np.maximum(smooth[-1:], 1e-3)
+    return torch.from_numpy(inside)[None].to(field)
+
+
+def _applied(canvas: Canvas, settings: PhdSettings, before: Image, after: Image) -> Canvas:
+    """The change from `before` to `after`, pictures (h, w, 3) of the model's size, laid into the
+    subject, and as a shadow beyond it."""
+    window, work_size = canvas.window, (before.shape[0], before.shape[1])
+    if settings.decoding == "plain":
+        new = resize(after, window.shape) - window.pasted
+    else:
+        change = _smoothed(after - before, _soft_mask(window, work_size), settings.smoothing)
+        new = resize(change, window.shape)
+    rgb = window.pasted + canvas.cover[..., None] * new
+    where = canvas.cover > 0
+    if settings.shadow_reach > 0:
+        shade = _shade(window, settings, before, after)
+        shade = 1 - (1 - shade) * window.rim(settings.shadow_reach) * (1 - canvas.cover)
+        rgb, where = rgb * shade[..., None], where | (shade < 1)
+    return canvas.with_picture(np.clip(rgb, 0, 1).astype(np.float32), where)
+
+
+def _smoothed(change: Image, mask: Tensor, share: float) -> Image:
+    """A change (h, w, 3) blurred inside a mask (1, 1, h, w) by `share` of its longer side."""
+    import torch
+
+    field = torch.from_numpy(np.ascontiguousarray(change.transpose(2, 0, 1)))[None]
+    smooth = _blurred(field, mask, share * max(change.shape[:2]))
+    return np.asarray(smooth[0].permute(1, 2, 0).numpy(), np.float32)
+
+
+def _shade(window: Window, settings: PhdSettings, before: Image, after: Image) -> Image:
+    """How much darker the model has made its picture: a factor (h, w) in [0, 1], smoothed."""
+    import cv2
+
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    was, now = (np.maximum(image @ luma, _DARKEST) for image in (before, after))
+    sigma = max(0.15 * settings.shadow_reach * max(was.shape), 1.0)
+    ratio = np.log(now / was).astype(np.float32)
+    outside = (resize(window.alpha, (was.shape[0], was.shape[1])) < 0.5).astype(np.float32)
+    stack = [cv2.GaussianBlur(x, (0, 0), sigma) for x in (ratio * outside, outside)]
+    factor = np.exp(np.minimum(stack[0] / np.maximum(stack[1], 1e-3), 0))
+    return np.clip(resize(np.asarray(factor, np.float32), window.shape), 0, 1)

@@ -1,0 +1,273 @@
+"""What the diffusion methods share between a window of pixels and a latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.errors import InputError
+from inlay.methods.base import Context, ModelSettings, Painted
+from inlay.scene.fill import membrane
+from inlay.scene.window import Window, model_size, resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.diffusion.backbone import Backbone, Conditioning
+    from inlay.diffusion.sample import Denoiser, Step
+
+__all__ = [
+    "Workspace",
+    "painted_in",
+    "replaced",
+    "residual",
+    "sampler",
+    "smoothly_filled",
+    "textured",
+]
+
+Image = NDArray[np.float32]
+
+# Detail that is next to nothing is not blown up to a texture: it is the sampler's noise.
+_LARGEST_GAIN = 1.5
+
+
+@dataclass
+class Workspace:
+    """A window on its way through a backbone.
+
+    size is (height, width) of the model's picture; conditional and unconditional are the
+    embedded prompts, the latter None where guidance is off.
+    """
+
+    window: Window
+    backbone: Backbone
+    settings: ModelSettings
+    context: Context
+    size: tuple[int, int]
+    conditional: Conditioning
+    unconditional: Conditioning | None
+
+    @classmethod
+    def of(
+        cls, window: Window, backbone: Backbone, settings: ModelSettings, context: Context
+    ) -> Workspace:
+        size = model_size(window.box, backbone.native_size, backbone.multiple)
+        conditional = backbone.embed([settings.prompt], size)
+        unconditional = None
+        # With the same text on both rows guidance is the identity: save the second row.
+        if settings.guidance_scale != 1 and settings.prompt != settings.negative_prompt:
+            unconditional = backbone.embed([settings.negative_prompt], size)
+        return cls(window, backbone, settings, context, size, conditional, unconditional)
+
+    def encode(self, image: Tensor, key: str | None = None) -> Tensor:
+        """Latent (1, C, h, w) of (1, 3, H, W); kept with the window under `key`."""
+        cache = self.window.cache
+        name = (f"latent {key} {id(self.backbone)}", *self.size)
+        if key is not None and name in cache:
+            return cache[name]
+        latent = self.backbone.encode(image.to(self.backbone.device)).float()
+        if key is not None:
+            cache[name] = latent
+        return latent
+
+    def source(self) -> Tensor:
+        """Latent of the pasted window."""
+        return self.encode(self.window.tensor("pasted", self.size), "pasted")
+
+    def latent_mask(self, mask: Tensor, cover: bool = False) -> Tensor:
+        """A picture mask (1, 1, H, W) at latent resolution.
+
+        By nearest neighbour, or with `cover` every latent pixel that the mask touches.
+        """
+        from torch.nn import functional
+
+        height, width = (side // self.backbone.factor for side in self.size)
+        if cover:
+            return functional.adaptive_max_pool2d(mask, (height, width)).to(self.backbone.device)
+        small = functional.interpolate(mask, (height, width), mode="nearest")
+        if not small.any():
+            # Nearest neighbour can miss a thin region altogether.
+            small = functional.adaptive_max_pool2d(mask, (height, width))
+        return small.to(self.backbone.device)
+
+    def whole(self, latent_mask: Tensor) -> Tensor:
+        """A latent mask as a mask of the model's picture, on the CPU.
+
+        What is erased from the picture that an inpainting checkpoint sees must be just what the
+        latent mask says: a patch half erased would be neither seen nor hole.
+        """
+        from torch.nn import functional
+
+        return functional.interpolate(latent_mask, self.size, mode="nearest").cpu()
+
+    def denoiser(
+        self,
+        mask: Tensor | None = None,
+        masked_latent: Tensor | None = None,
+        before: Callable[[int, int, int], None] | None = None,
+        free_after: float = float("inf"),
+    ) -> Denoiser:
+        """The backbone as eps and x0, with guidance.
+
+        On an inpainting checkpoint mask (1, 1, h, w) and masked_latent (1, C, h, w) go in, and from
+        step `free_after` * total on a mask of ones and the latent of a picture erased as a whole
+        instead; on a plain one they are not used. `before(timestep, number, total)` comes first.
+        """
+        import torch
+
+        inpaints = self.backbone.kind == "inpaint"
+
+        def call(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+            if before is not None:
+                before(timestep, number, total)
+            hole, seen = (mask, masked_latent) if inpaints else (None, None)
+            if hole is not None and seen is not None and number >= free_after * total - 1e-6:
+                # What training shows for a hole everywhere: grey, whose latent need not be 0.
+                nothing = self.encode(torch.zeros(1, 3, *self.size), "nothing")
+                hole, seen = torch.ones_like(hole), nothing
+            return self.backbone.predict_both(
+                z,
+                timestep,
+                self.conditional,
+                self.unconditional,
+                self.settings.guidance_scale,
+                hole,
+                seen,
+            )
+
+        return call
+
+    def progress(self, done_before: int = 0, total: int | None = None) -> Callable[[Step], None]:
+        """A callback for denoise() that tells the context, with a preview where asked for."""
+
+        def tell(step: Step) -> None:
+            preview = self.preview(step.x0) if self.context.previews else None
+            whole = step.total if total is None else total
+            self.context.progress(done_before + step.number + 1, whole, preview)
+
+        return tell
+
+    def preview(self, x0: Tensor) -> Any:
+        """The x0 estimate as a PIL picture at the model's size."""
+        from PIL import Image as PilImage
+
+        image = to_image(self.backbone.decode(x0))
+        return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def sampler(name: str, backbone: Backbone, steps: int) -> Any:
+    """One of diffusers' schedulers for a checkpoint, by class name; raises InputError for one that
+    does not sample it in so many steps.
+    """
+    from inlay.diffusion.solvers import make_solver
+
+    try:
+        return make_solver(name, backbone.scheduler_config, steps)
+    except LookupError:
+        raise InputError(
+            f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
+            "DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
+        ) from None
+
+
+def to_image(tensor: Tensor) -> Image:
+    """(1, 3, H, W) in [-1, 1] -> float32 (H, W, 3) in [0, 1], not clipped."""
+    array: Image = tensor[0].float().cpu().numpy().transpose(1, 2, 0)
+    return np.asarray(array * 0.5 + 0.5, np.float32)
+
+
+def smoothly_filled(picture: Tensor, hole: Tensor) -> Tensor:
+    """A picture (1, 3, H, W) on the CPU whose hole (1, 1, H, W) is the membrane over its rim."""
+    import torch
+
+    values = np.ascontiguousarray(picture[0].permute(1, 2, 0).numpy())
+    smooth = np.ascontiguousarray(membrane(values, hole[0, 0].numpy() > 0.5))
+    return torch.from_numpy(smooth).permute(2, 0, 1)[None]
+
+
+def _blur(image: Image, sigma: float) -> Image:
+    import cv2
+
+    border = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=border), np.float32)
+
+
+def _smoothed(change: Image, mask: Image, sigma: float) -> Image:
+    """`change` (h, w, 3) blurred inside a mask (h, w), without mixing the two sides."""
+    weight = _blur(mask, sigma)[..., None]
+    inside = _blur(change * mask[..., None], sigma) / np.maximum(weight, 1e-3)
+    cover = mask[..., None]
+    return np.asarray(inside * cover + change * (1 - cover), np.float32)
+
+
+def textured(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> Image:
+    """The decoded `fill` with the fine detail of `sample`, as strong as it is round the region.
+
+    fill and sample are latents (1, C, h, w), region (1, 1, h, w); float32 (H, W, 3) in [0, 1]. Only
+    what is finer than a twentieth of the window is taken: what a sample says of colour and of
+    light is noise beside the fill. Strength is the median of luminance's gradients, which an edge
+    in the surroundings does not sway.
+    """
+    import cv2
+
+    smooth = to_image(work.backbone.decode(fill))
+    change = to_image(work.backbone.decode(sample)) - smooth
+    detail = change - _blur(change, 0.025 * max(work.size))
+    inside = np.ascontiguousarray(work.whole(region)[0, 0].numpy())
+    kernel = np.ones((2 * round(0.06 * max(work.size)) + 1,) * 2, np.uint8)
+    ring = (cv2.dilate(inside, kernel) > 0) & (inside == 0)
+    if not ring.any():
+        return smooth
+    around = _strength(to_image(work.window.tensor("pasted", work.size)), ring)
+    missing = max(around**2 - _strength(smooth, inside > 0) ** 2, 0.0) ** 0.5
+    gain = min(missing / max(_strength(detail, inside > 0), 1e-6), _LARGEST_GAIN)
+    return np.asarray(smooth + gain * detail, np.float32)
+
+
+def _strength(image: Image, where: NDArray[np.bool_]) -> float:
+    """The median length of luminance's gradient in part of a picture (h, w, 3)."""
+    down, across = np.gradient(image @ np.array([0.299, 0.587, 0.114], np.float32))
+    return float(np.median(np.hypot(down, across)[where]))
+
+
+def residual(
+    work: Workspace,
+    before: Tensor,
+    after: Tensor,
+    smoothing: float = 0.0,
+    feather: float | None = None,
+) -> Painted:
+    """Residual decoding: y = x + w * U(D(after) - D(before)).
+
+    before and after are latents (1, C, h, w). The autoencoder's own error cancels and detail finer
+    than the model's pixels stays. `smoothing` (window sizes) is the sigma of a blur of the
+    change inside the region, which holds back invented texture. w is 1 on the region and falls
+    to 0 over `feather` (window sizes; by default the settings').
+    """
+    window, settings = work.window, work.settings
+    change = to_image(work.backbone.decode(after)) - to_image(work.backbone.decode(before))
+    if smoothing > 0:
+        mask = resize(window.grown(0), work.size)
+        change = _smoothed(change, mask, smoothing * max(work.size))
+    weight = window.rim(settings.feather if feather is None else feather)
+    rgb = window.pasted + resize(change, window.shape) * weight[..., None]
+    return Painted(rgb, (weight > 0) | window.laid())
+
+
+def replaced(work: Workspace, after: Tensor, grow: float = 0.0) -> Painted:
+    """Plain decoding: y = U(D(after)) on the region grown by `grow`, blended over `feather`."""
+    return painted_in(work, to_image(work.backbone.decode(after)), grow)
+
+
+def painted_in(work: Workspace, image: Image, grow: float = 0.0) -> Painted:
+    """A picture of the model's size (h, w, 3) on the region grown by `grow`, as replaced() does."""
+    window, settings = work.window, work.settings
+    weight = window.rim(settings.feather, grow)
+    new = resize(image, window.shape)
+    rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
+    return Painted(rgb.astype(np.float32), (weight > 0) | window.laid())

@@ -1,0 +1,127 @@
+"""A picture in memory: native samples, with sRGB views of any part of them.
+
+A picture's samples stay as the file stores them (8 or 16 bits; grey, RGB or CMYK; its own colour
+profile). Methods see float sRGB through `Picture.rgb`, and `Picture.native` turns what they made
+back into such samples; whatever is not changed is never converted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from inlay.errors import InputError
+from inlay.pictures.box import Box
+from inlay.pictures.colour import Conversion, conversion
+
+__all__ = ["Picture", "kind_of", "to_8_bits"]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture in memory.
+
+    samples: uint8 or uint16, (height, width) for grey, else (height, width, channels). mode: L, LA,
+    RGB, RGBA or CMYK. icc: the embedded colour profile as found, None where there is none (then
+    grey and RGB are sRGB). name: what to call it in messages. sha256: of the file's bytes, or of
+    the samples of a PIL image or array. path: the file it came from, if any.
+    """
+
+    samples: NDArray[Any] = field(repr=False)
+    mode: str
+    icc: bytes | None = field(repr=False)
+    name: str
+    sha256: str
+    path: str | None
+
+    @property
+    def width(self) -> int:
+        return int(self.samples.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.samples.shape[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.width, self.height
+
+    @property
+    def depth(self) -> int:
+        """Bits of a sample: 8 or 16."""
+        return 8 * int(self.samples.dtype.itemsize)
+
+    def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
+        """A box (all where None) as float32 (h, w, 3), sRGB in [0, 1]; only the box is converted.
+
+        Colours that sRGB does not hold are clipped. Raises InputError where the box leaves the
+        picture.
+        """
+        part = self._part(box)
+        if self.mode in ("LA", "RGBA"):
+            part = part[..., 0] if self.mode == "LA" else part[..., :3]
+        return self._conversion.to_srgb(part)
+
+    def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
+        """The alpha of a box as float32 (h, w) in [0, 1]; None where the picture has none."""
+        if self.mode not in ("LA", "RGBA"):
+            return None
+        opacity = self._part(box)[..., -1].astype(np.float32)
+        opacity /= np.float32(2**self.depth - 1)
+        return opacity
+
+    def native(self, rgb: NDArray[np.float32]) -> NDArray[Any]:
+        """Samples of this picture's kind, depth and profile for float sRGB (h, w, 3).
+
+        The inverse of `rgb`, rounded; alpha is left out: (h, w) for L and LA, (h, w, 3) for RGB and
+        RGBA, (h, w, 4) for CMYK. Values outside [0, 1] are clipped, NaN becomes 0.
+        """
+        return self._conversion.from_srgb(rgb, self.depth)
+
+    def with_samples(self, samples: NDArray[Any]) -> Picture:
+        """The same picture with other samples of the same kind; name, path and hash stay."""
+        if samples.dtype != self.samples.dtype or samples.shape[2:] != self.samples.shape[2:]:
+            raise ValueError(f"samples {samples.dtype} {samples.shape} do not suit {self.mode}")
+        return replace(self, samples=samples)
+
+    def to_pil(self) -> PilImage.Image:
+        """A PIL image of the same mode with 8 bits and the colour profile in its info."""
+        samples = np.ascontiguousarray(to_8_bits(self.samples))
+        image = PilImage.frombytes(self.mode, self.size, samples.tobytes())
+        if self.icc is not None:
+            image.info["icc_profile"] = self.icc
+        return image
+
+    @property
+    def _conversion(self) -> Conversion:
+        return conversion(self.icc, kind_of(self.mode))
+
+    def _part(self, box: Box | None) -> NDArray[Any]:
+        if box is None:
+            return self.samples
+        if box.x < 0 or box.y < 0 or box.right > self.width or box.bottom > self.height:
+            raise InputError(
+                f"box {box.x},{box.y},{box.width},{box.height} is not inside {self.name}, which is "
+                f"{self.width} x {self.height} pixels."
+            )
+        return self.samples[box.slices]
+
+
+def kind_of(mode: str) -> str:
+    """The mode without its alpha, which colour conversions are chosen by."""
+    return {"LA": "L", "RGBA": "RGB"}.get(mode, mode)
+
+
+def to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint16 samples rounded to uint8; uint8 ones as they are."""
+    if samples.dtype == np.uint8:
+        return samples
+    out = np.empty(samples.shape, np.uint8)
+    for top in range(0, len(samples), 256):
+        out[top : top + 256] = (samples[top : top + 256].astype(np.uint32) + 128) // 257
+    return out

@@ -1,0 +1,238 @@
+"""Cutting a subject out of its picture: by alpha, by mask, by a box, or by a segmenter.
+
+A hard outline becomes a soft one with a closed-form matte, and the subject's own colour is
+estimated where the old background shines through, so that no halo of it comes along.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.errors import InputError
+from inlay.pictures.box import Box
+from inlay.pictures.read import (
+    DEFAULT_MAX_PIXELS,
+    Picture,
+    Source,
+    read_mask,
+    read_picture,
+)
+from inlay.scene.matte import colours, matte
+from inlay.scene.scene import FAINT, Cutout, bounds
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+__all__ = ["cut", "cut_rgba"]
+
+Image = NDArray[np.float32]
+
+_log = logging.getLogger("inlay")
+
+# GrabCut works on a crop of at most so many pixels, with so many rounds.
+_GRABCUT_PIXELS = 200_000
+_GRABCUT_ROUNDS = 5
+# Without a box, the outer part of each side that is taken to be background.
+_INSET = 0.04
+# Pieces below this share of the largest are taken to be noise.
+_SMALLEST_PIECE = 0.05
+# Gaps wholly inside the subject, below this share of it, are reflections rather than openings.
+_LARGEST_PINHOLE = 0.06
+
+
+def cut(
+    source: Source,
+    *,
+    by: str | None = None,
+    mask: Source | None = None,
+    box: Box | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    trust_remote_code: bool = False,
+) -> Cutout:
+    """Cut a subject out of its picture.
+
+    by: "alpha" takes the picture's transparency; "mask" takes `mask` (white is the subject; a
+    soft one is the alpha itself, a hard one gets a matte along its edge); "box" and "grabcut"
+    look for the subject inside `box`, or without one inside the picture less a narrow rim
+    (Rother, Kolmogorov and Blake, GrabCut, 2004); anything else is the hub id or folder of a
+    segmentation model. Left out: mask where one is given, alpha where the picture has some, box
+    where one is given, else grabcut. The alpha of a matte is closed-form matting (Levin,
+    Lischinski and Weiss 2008), colours are multi-level foreground estimation (Germer et al.
+    2020). Raises InputError where nothing is found or the inputs do not fit.
+    """
+    rgb, alpha, _, picture = _cut(source, by, mask, box, max_pixels, trust_remote_code)
+    return Cutout(rgb, alpha, picture.name, picture.sha256)
+
+
+def cut_rgba(
+    source: Source,
+    *,
+    by: str | None = None,
+    mask: Source | None = None,
+    box: Box | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    trust_remote_code: bool = False,
+) -> PILImage.Image:
+    """As `cut`, but an 8-bit RGBA picture of the source's own size, clear round the subject."""
+    from PIL import Image as PILImage
+
+    rgb, alpha, place, picture = _cut(source, by, mask, box, max_pixels, trust_remote_code)
+    whole = np.zeros((picture.height, picture.width, 4), np.uint8)
+    cutout = np.dstack([np.clip(rgb, 0, 1), alpha])
+    cutout[alpha <= FAINT] = 0
+    whole[place.slices] = np.round(cutout * 255)
+    return PILImage.fromarray(whole, "RGBA")
+
+
+def _cut(
+    source: Source,
+    by: str | None,
+    mask: Source | None,
+    box: Box | None,
+    max_pixels: int,
+    trust_remote_code: bool,
+) -> tuple[Image, Image, Box, Picture]:
+    """Colours and alpha cropped to the subject, where that is, and the picture."""
+    picture = read_picture(source, role="subject", max_pixels=max_pixels)
+    opacity = picture.alpha()
+    if by is None:
+        clear = opacity is not None and bool((opacity < 1).any())
+        by = "mask" if mask is not None else "alpha" if clear else "box" if box else "grabcut"
+    if mask is not None and by != "mask":
+        raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
+    if box is not None:
+        inside = box.intersect(Box.of_size(picture.size))
+        if inside is None:
+            raise InputError(
+                f"the cut box {box.x},{box.y},{box.width},{box.height} lies outside "
+                f"{picture.name}, which is {picture.width} x {picture.height} pixels."
+            )
+        box = inside
+    if by == "alpha":
+        return _by_alpha(picture, opacity, box)
+    rgb = picture.rgb()
+    if by == "mask":
+        if mask is None:
+            raise InputError("the cut is by mask but there is no mask; give one.")
+        outline = read_mask(mask, size=picture.size, role="mask", max_pixels=max_pixels)
+        if box is not None:
+            outline = _inside(outline, box)
+        if bounds(outline) is None:
+            raise InputError("the mask is empty; paint the subject in white.")
+        alpha = outline if _is_soft(outline) else matte(rgb, outline > 0.5, "thin")
+    elif by in ("box", "grabcut"):
+        if by == "box" and box is None:
+            raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
+        alpha = matte(rgb, _grabcut(rgb, box, picture.name), "wide")
+    else:
+        from inlay.scene.segment import segment
+
+        found = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
+        alpha = found.mask if found.soft else matte(rgb, found.mask > 0.5, "wide", found.reach)
+    if opacity is not None:
+        alpha = alpha * opacity
+    place = bounds(alpha)
+    if place is None:
+        raise InputError(f"no subject was found in {picture.name}; give a mask.")
+    return colours(rgb, alpha, place), np.ascontiguousarray(alpha[place.slices]), place, picture
+
+
+def _by_alpha(
+    picture: Picture, opacity: Image | None, box: Box | None
+) -> tuple[Image, Image, Box, Picture]:
+    """The picture's own transparency; its colours are the subject's already."""
+    if opacity is None:
+        raise InputError(f"{picture.name} has no transparency to cut by; give a mask or a box.")
+    alpha = opacity if box is None else _inside(opacity, box)
+    place = bounds(alpha)
+    if place is None:
+        raise InputError(
+            f"{picture.name} is fully transparent; expected a subject with some opacity."
+        )
+    return picture.rgb(place), np.ascontiguousarray(alpha[place.slices]), place, picture
+
+
+def _inside(mask: Image, box: Box) -> Image:
+    """The mask with nothing left outside a box."""
+    kept = np.zeros_like(mask)
+    kept[box.slices] = mask[box.slices]
+    return kept
+
+
+def _is_soft(mask: Image) -> bool:
+    """Whether a mask has an edge of its own: many in-between values for the edge's length.
+
+    An antialiased edge has about one a pixel of length; a hard one that went through JPEG has
+    values near 0 and 1 only.
+    """
+    hard = mask > 0.5
+    edge = np.count_nonzero(hard[:, 1:] != hard[:, :-1]) + np.count_nonzero(hard[1:] != hard[:-1])
+    between = np.count_nonzero((mask > 0.1) & (mask < 0.9))
+    return not hard.any() or bool(between > 0.25 * edge)
+
+
+def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
+    """The subject inside a box (h, w), by GrabCut on a crop round it."""
+    import cv2
+
+    height, width = rgb.shape[:2]
+    whole = Box.of_size((width, height))
+    inset = max(1, round(_INSET * min(width, height)))
+    room = Box(inset, inset, max(width - 2 * inset, 1), max(height - 2 * inset, 1))
+    if box is None:
+        box = room
+        _log.info("no box and no mask: looking for the subject in all of %s", name)
+    elif box == whole:
+        box = room
+    # What lies outside the box is the sample of the background, so some of it must be seen.
+    crop = box.grown(max(box.width, box.height) // 3 + 2).intersect(whole) or whole
+    scale = min(1.0, (_GRABCUT_PIXELS / crop.area) ** 0.5)
+    size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
+    part = np.round(np.clip(rgb[crop.slices], 0, 1) * 255).astype(np.uint8)
+    small = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+    labels = np.full((size[1], size[0]), cv2.GC_BGD, np.uint8)
+    left, top = (round(v * scale) for v in (box.x - crop.x, box.y - crop.y))
+    right, bottom = (round(v * scale) for v in (box.right - crop.x, box.bottom - crop.y))
+    labels[top : max(bottom, top + 1), left : max(right, left + 1)] = cv2.GC_PR_FGD
+    nothing = InputError(f"no subject stands out inside the box in {name}; give a mask instead.")
+    if not (labels == cv2.GC_BGD).any() or min(box.width, box.height) < 4:
+        raise nothing
+    # GrabCut seeds its colour clusters from OpenCV's global generator.
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    unused = (0, 0, 1, 1)
+    try:
+        cv2.grabCut(small, labels, unused, *models, _GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:
+        # It refuses a picture with too few colours to cluster.
+        raise nothing from None
+    found = _pieces((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
+    if found.sum() < 0.005 * max((right - left) * (bottom - top), 1):
+        raise nothing
+    shape = crop.width, crop.height
+    large = cv2.resize(found.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR) > 0.5
+    mask = np.zeros((height, width), np.bool_)
+    mask[crop.slices] = large
+    return mask
+
+
+def _pieces(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without specks, far smaller than the largest piece, and without small gaps inside."""
+    import cv2
+
+    for keep in (True, False):
+        count, labels, facts, _ = cv2.connectedComponentsWithStats(
+            (found == keep).astype(np.uint8), connectivity=8 if keep else 4
+        )
+        if count < 2:
+            continue
+        areas = facts[:, cv2.CC_STAT_AREA]
+        least = _SMALLEST_PIECE * areas[1:].max() if keep else _LARGEST_PINHOLE * found.sum()
+        small = areas < least
+        small[0] = False
+        found = found ^ small[labels]
+    return found

@@ -1,0 +1,175 @@
+"""From a hard outline to a soft alpha, and to the subject's own colours."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.pictures.box import Box
+
+__all__ = ["colours", "matte"]
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+_log = logging.getLogger("inlay")
+
+# The most pixels that the matting solver and the colour estimation work on.
+_MATTE_PIXELS = 1_000_000
+_COLOUR_PIXELS = 4_000_000
+# The uncertain band's half width over the root of the subject's area, and its bounds in pixels
+# of the working size: thin for an outline that somebody drew, wide for one that was guessed.
+_BAND = {"thin": (0.01, 3.0, 8.0), "wide": (0.02, 3.0, 14.0)}
+# Alpha below this, and above one less this, is the solver's haze.
+_HAZE = 0.03
+
+
+def matte(
+    rgb: Image, outline: Mask, band: Literal["thin", "wide"] = "thin", reach: float = 0.0
+) -> Image:
+    """Soften an outline by closed-form matting (Levin, Lischinski and Weiss 2008).
+
+    rgb is float32 (h, w, 3) in [0, 1], outline bool (h, w), reach the pixels by which the
+    outline may be off. Returns alpha, float32 (h, w) in [0, 1]; it differs from the outline only
+    in a band along its edge. The picture's border is no edge. Works on at most a megapixel and
+    enlarges the result.
+    """
+    import cv2
+
+    alpha = outline.astype(np.float32)
+    share, least, most = _BAND[band]
+    rows, columns = np.flatnonzero(outline.any(1)), np.flatnonzero(outline.any(0))
+    if rows.size == 0 or outline.all():
+        return alpha
+    tight = Box(
+        int(columns[0]), int(rows[0]),
+        int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1,
+    )  # fmt: skip
+    height, width = outline.shape
+    scale = min(1.0, (_MATTE_PIXELS / tight.area) ** 0.5)
+    half = float(np.clip(share * np.sqrt(outline.sum()) * scale, least, most))
+    half = max(half, min(reach * scale, 4 * most))
+    margin = int(np.ceil((2 * half + 2) / scale)) + 1
+    crop = tight.grown(margin).intersect(Box.of_size((width, height)))
+    assert crop is not None
+    size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
+    part = cv2.resize(np.clip(rgb[crop.slices], 0, 1), size, interpolation=cv2.INTER_AREA)
+    shape = cv2.resize(alpha[crop.slices], size, interpolation=cv2.INTER_AREA) > 0.5
+    trimap = _trimap(shape, half)
+    if trimap is None:
+        return alpha
+    solved = _closed_form(np.asarray(part, np.float64), trimap)
+    if solved is None:
+        return alpha
+    if scale < 1:
+        whole = (crop.width, crop.height)
+        solved = np.asarray(cv2.resize(solved, whole, interpolation=cv2.INTER_CUBIC), np.float32)
+    alpha[crop.slices] = np.clip((solved - _HAZE) / (1 - 2 * _HAZE), 0, 1)
+    return alpha
+
+
+def colours(rgb: Image, alpha: Image, place: Box) -> Image:
+    """The subject's own colours inside a box, float32 (h, w, 3) in [0, 1].
+
+    Multi-level foreground estimation (Germer et al. 2020), so that pixels of the edge lose the
+    old background's share. Where alpha is 1, to 8 bits, the picture's pixels come back as they are.
+    """
+    import cv2
+
+    height, width = alpha.shape
+    # Some of the old background is needed to tell the two apart.
+    margin = max(8, round(0.05 * max(place.width, place.height)))
+    crop = place.grown(margin).intersect(Box.of_size((width, height))) or place
+    part, cover = np.clip(rgb[crop.slices], 0, 1), alpha[crop.slices]
+    inner = place.shifted(-crop.x, -crop.y).slices
+    solid = cover[inner] > 1 - 0.5 / 255
+    if solid.all() or max(crop.width, crop.height) < 2:
+        return np.ascontiguousarray(part[inner], np.float32)
+    scale = min(1.0, (_COLOUR_PIXELS / crop.area) ** 0.5)
+    if scale < 1:
+        size = max(2, round(crop.width * scale)), max(2, round(crop.height * scale))
+        image = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        weight = cv2.resize(cover, size, interpolation=cv2.INTER_AREA)
+        found = _estimated_colours(image, np.clip(weight, 0, 1))
+        found = cv2.resize(found, (crop.width, crop.height), interpolation=cv2.INTER_LINEAR)
+    else:
+        found = _estimated_colours(part, cover)
+    own = np.where(solid[..., None], part[inner], np.clip(found[inner], 0, 1))
+    return np.ascontiguousarray(own, np.float32)
+
+
+def _trimap(outline: Mask, half: float) -> NDArray[np.float64] | None:
+    """0 and 1 where sure, 0.5 within `half` pixels of the edge; None where there is no such map.
+
+    The band is narrowed until some of the subject and some of the background are sure.
+    """
+    import cv2
+
+    inward = cv2.distanceTransform(outline.astype(np.uint8), cv2.DIST_L2, 5)
+    outward = cv2.distanceTransform((~outline).astype(np.uint8), cv2.DIST_L2, 5)
+    half = min(half, 0.7 * float(inward.max()), 0.9 * float(outward.max()))
+    if half < 0.5:
+        return None
+    trimap = np.full(outline.shape, 0.5)
+    trimap[inward > half] = 1
+    trimap[outward > half] = 0
+    return trimap
+
+
+def _closed_form(image: NDArray[np.float64], trimap: NDArray[np.float64]) -> Image | None:
+    """Alpha for a trimap, or None where the solver does not settle."""
+    if min(trimap.shape) < 3 or not (trimap == 1).any() or not (trimap == 0).any():
+        return None
+    try:
+        # A right-hand side of zero makes its solver divide by zero.
+        with _matting(), np.errstate(divide="ignore", invalid="ignore"):
+            from pymatting.alpha.estimate_alpha_cf import estimate_alpha_cf
+
+            alpha = estimate_alpha_cf(
+                image,
+                trimap,
+                laplacian_kwargs={"epsilon": 1e-6},
+                cg_kwargs={"maxiter": 2000, "rtol": 1e-5},
+            )
+    except ValueError:
+        return None
+    return np.asarray(alpha, np.float32) if np.isfinite(alpha).all() else None
+
+
+def _estimated_colours(image: Any, alpha: Any) -> Any:
+    with _matting():
+        from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
+
+        return estimate_foreground_ml(image, alpha)
+
+
+@contextmanager
+def _matting() -> Iterator[None]:
+    """The matting library starts as many threads as there are cores, and torch's number of threads
+    becomes theirs: it is put back, or a model that runs beside others would be slowed down.
+    """
+    _say_compiling()
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch is not None and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+_said = False
+
+
+def _say_compiling() -> None:
+    """The matting library compiles itself at its first use after an install: say so, once."""
+    global _said
+    if not _said:
+        _said = True
+        _log.info("estimating the matte (the first time after an install takes a minute)")

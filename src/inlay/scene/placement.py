@@ -1,0 +1,157 @@
+"""Where a subject goes in a background, and how large it becomes; no pixel is touched here.
+
+Sizes are (width, height) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inlay.errors import InputError
+from inlay.pictures.box import Box
+
+__all__ = ["Placement", "outline", "settled", "turned_size"]
+
+Size = tuple[int, int]
+
+# Where no scale is asked for, the subject's longer side over the background's shorter side.
+DEFAULT_SHARE = 0.4
+# The span of that share for a random scale.
+RANDOM_SHARE = (0.25, 0.6)
+# The most pixels of a placed subject before it is clipped, and OpenCV's longest side to turn.
+LARGEST_AREA = 100_000_000
+LONGEST_TURNED = 32_000
+# How often a random place is drawn anew because others lie there.
+_TRIES = 64
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a subject goes; one of box, at or random, else the middle of the background.
+
+    box: the subject keeps its aspect and is centred in it. at: the subject's centre, in pixels
+    of the background; scale: the subject's pixels are multiplied by it (None: the longer side
+    becomes 40% of the background's shorter side). random: a place, and where scale is None a
+    scale, drawn from the seed, wholly inside. rotate: degrees, counter-clockwise. flip: mirrored
+    left to right, before it is turned.
+    """
+
+    box: Box | None = None
+    at: tuple[float, float] | None = None
+    scale: float | None = None
+    random: bool = False
+    rotate: float = 0.0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        chosen = (self.box is not None) + (self.at is not None) + self.random
+        if chosen > 1:
+            raise InputError("the place is given twice; use only one of box, at and random.")
+        if self.box is not None and self.scale is not None:
+            raise InputError("scale goes with at or random; a box already says how large.")
+        if self.at is not None and (
+            len(self.at) != 2 or not all(math.isfinite(v) and abs(v) <= 1e6 for v in self.at)
+        ):
+            raise InputError(f"at is {self.at}; expected X,Y in pixels of the background.")
+        if self.scale is not None and not 0 < self.scale <= 1e6:
+            raise InputError(f"scale is {self.scale}; expected a number above 0, at most 1e6.")
+        if not math.isfinite(self.rotate):
+            raise InputError(f"rotate is {self.rotate}; expected a finite number of degrees.")
+
+
+def outline(
+    subject: Size, background: Size, placement: Placement, seed: int | Sequence[int] = 0
+) -> tuple[Size, Box]:
+    """The size a subject is resampled to, and the box it covers once it is turned.
+
+    The box may lie partly outside the background. Raises InputError where the subject would be
+    smaller than one pixel or larger than reason.
+    """
+    rng = np.random.default_rng(seed)
+    width, height = subject
+    turned = turned_size(width, height, placement.rotate)
+    scale, option = _scale(turned, background, placement, rng)
+    new = max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
+    if max(width, height) * scale < 0.5:
+        raise InputError(f"{option} makes the subject smaller than one pixel; give a larger one.")
+    straight = placement.rotate % 90 == 0
+    if new[0] * new[1] > LARGEST_AREA or (not straight and max(new) > LONGEST_TURNED):
+        raise InputError(
+            f"{option} makes the subject {new[0]} x {new[1]} pixels; give a smaller one."
+        )
+    wide, high = (math.ceil(v - 1e-6) for v in turned_size(*new, placement.rotate))
+    return new, Box(*_corner((wide, high), background, placement, rng), wide, high)
+
+
+def settled(
+    subjects: Sequence[Size], background: Size, placements: Sequence[Placement], seed: int
+) -> list[int | list[int]]:
+    """The seed that each of several subjects is to be placed with.
+
+    The first one's is `seed`, so that it lies where it would lie alone. Each further one with a
+    random place gets the first of a row of seeds that puts it clear of those before it; where
+    none of them does, the one that covers least of theirs. Raises InputError as `outline` does.
+    """
+    chosen: list[int | list[int]] = []
+    taken: list[Box] = []
+    for number, (subject, placement) in enumerate(zip(subjects, placements, strict=True)):
+        best, least = outline(subject, background, placement, seed)[1], math.inf
+        pick: int | list[int] = seed
+        for attempt in range(_TRIES if number and placement.random else 0):
+            drawn = [seed, number, attempt]
+            box = outline(subject, background, placement, drawn)[1]
+            common = sum(both.area for other in taken if (both := box.intersect(other)))
+            if common < least:
+                best, least, pick = box, common, drawn
+            if not common:
+                break
+        chosen.append(pick)
+        taken.append(best)
+    return chosen
+
+
+def turned_size(width: float, height: float, degrees: float) -> tuple[float, float]:
+    """The bounding box of a rectangle after a turn."""
+    angle = math.radians(degrees)
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    if degrees % 90 == 0:
+        cos, sin = float(round(cos)), float(round(sin))
+    return width * cos + height * sin, width * sin + height * cos
+
+
+def _scale(
+    turned: tuple[float, float], size: Size, placement: Placement, rng: np.random.Generator
+) -> tuple[float, str]:
+    """What the subject's pixels are multiplied by, and the option that says so."""
+    if placement.box is not None:
+        box = placement.box
+        return min(box.width / turned[0], box.height / turned[1]), "box"
+    fits = min(size[0] / turned[0], size[1] / turned[1])
+    if placement.scale is not None:
+        if placement.random and placement.scale > fits:
+            raise InputError(
+                f"scale {placement.scale:g} makes the subject larger than the background; "
+                f"expected at most {fits:.3g} for a random place wholly inside."
+            )
+        return placement.scale, f"scale {placement.scale:g}"
+    share = rng.uniform(*RANDOM_SHARE) if placement.random else DEFAULT_SHARE
+    return min(share * min(size) / max(turned), fits), "the default scale"
+
+
+def _corner(
+    drawn: Size, size: Size, placement: Placement, rng: np.random.Generator
+) -> tuple[int, int]:
+    """The top left pixel of the drawn subject in the background."""
+    if placement.random:
+        # Rounding may make the drawing a pixel larger than what was fitted.
+        free = [max(size[i] - drawn[i], 0) for i in (0, 1)]
+        return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
+    if placement.box is not None:
+        box = placement.box
+        return box.x + (box.width - drawn[0]) // 2, box.y + (box.height - drawn[1]) // 2
+    centre = placement.at if placement.at is not None else (size[0] / 2, size[1] / 2)
+    return math.floor(centre[0] - drawn[0] / 2 + 0.5), math.floor(centre[1] - drawn[1] / 2 + 0.5)

@@ -1,0 +1,218 @@
+"""The crop that a method works on, and the only code that writes into a background.
+
+Outside the effect a method reports, the background's samples are copied, never re-encoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.pictures.box import Box
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.pictures.read import Picture
+    from inlay.scene.scene import Scene
+
+__all__ = ["Painted", "Window", "crop_box", "model_size", "stitch"]
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What a method made of its window, at the window's own resolution.
+
+    rgb is float32 (height, width, 3), sRGB in [0, 1]; effect is bool (height, width): the only
+    pixels that may be written into the background. stages are what it had made on the way, by name.
+    """
+
+    rgb: NDArray[np.float32]
+    effect: NDArray[np.bool_]
+    stages: Mapping[str, Painted] = field(default_factory=dict)
+
+
+def crop_box(region: Box, size: tuple[int, int], context: float, at_least: int = 1) -> Box:
+    """The box that a method gets to see round a region of a picture of (width, height).
+
+    A square of the region's longer side plus `context` times it on every side, at least
+    `at_least` pixels wide, moved (and only then cut) to lie inside the picture.
+    """
+    side = max(region.width, region.height)
+    side = max(math.ceil(side * (1 + 2 * context)), at_least)
+    width, height = min(side, size[0]), min(side, size[1])
+    x = region.x + region.width // 2 - width // 2
+    y = region.y + region.height // 2 - height // 2
+    return Box(min(max(x, 0), size[0] - width), min(max(y, 0), size[1] - height), width, height)
+
+
+def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
+    """(height, width) the model works at: the longer side is `native`, both are multiples."""
+    scale = native / max(box.width, box.height)
+
+    def rounded(length: int) -> int:
+        return max(multiple, round(length * scale / multiple) * multiple)
+
+    return rounded(box.height), rounded(box.width)
+
+
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """Resample float32 (h, w) or (h, w, c) to (height, width): area down, cubic up."""
+    import cv2
+
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.float32)
+
+
+@dataclass(eq=False)
+class Window:
+    """What a method receives.
+
+    clean and pasted are float32 (h, w, 3) sRGB in [0, 1] at the background's own resolution: the
+    picture as it was, and with the subject over it (the same where nothing is pasted by us).
+    alpha is float32 (h, w): the subject's alpha, or the mask of what is to change.
+    `was` is the background's crop before anything, which `stitch` compares with. learned is the
+    file of a learnt object that is to fill the alpha; there `pasted` is grey.
+    """
+
+    box: Box
+    clean: Image
+    pasted: Image
+    alpha: Image
+    was: Image
+    under: Image | None = None
+    learned: Path | None = None
+    cache: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, scene: Scene, context: float, at_least: int = 1) -> Window:
+        """Cut the window round a scene's region."""
+        picture = scene.background
+        box = crop_box(scene.region.box, picture.size, context, at_least)
+        was = picture.rgb(box)
+        alpha = np.zeros(was.shape[:2], np.float32)
+        inner = scene.region.box.shifted(-box.x, -box.y)
+        alpha[inner.slices] = scene.region.mask
+        clean = was if scene.clean is None else scene.clean.rgb(box)
+        pasted, under = was, None
+        if scene.layer is not None:
+            pasted = was.copy()
+            place = scene.layer.box.shifted(-box.x, -box.y).slices
+            cover = scene.layer.alpha[..., None]
+            below = picture.alpha(box)
+            if below is None:
+                pasted[place] = scene.layer.rgb * cover + was[place] * (1 - cover)
+            else:
+                # Over a see-through background: Porter and Duff's "over", not premultiplied.
+                rest = below[place][..., None] * (1 - cover)
+                total = np.maximum(cover + rest, 1e-6)
+                pasted[place] = (scene.layer.rgb * cover + was[place] * rest) / total
+                under = below.copy()
+                under[place] = (cover + rest)[..., 0]
+        learned = None if scene.layer is None else scene.layer.learned
+        return cls(box, clean, pasted, alpha, was, under, learned)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in background pixels."""
+        return self.box.height, self.box.width
+
+    def laid(self) -> NDArray[np.bool_]:
+        """Where the subject was laid over the background: bool (h, w)."""
+        changed: NDArray[np.bool_] = (self.pasted != self.was).any(-1)
+        return changed if self.under is None else changed | (self.alpha > 0)
+
+    def tensor(self, name: str, size: tuple[int, int]) -> Tensor:
+        """`clean` or `pasted` for the model: (1, 3, height, width) in [-1, 1], cached."""
+        import torch
+
+        key = (name, *size)
+        if key not in self.cache:
+            image = np.clip(resize(getattr(self, name), size), 0, 1)
+            tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            self.cache[key] = tensor * 2 - 1
+        return self.cache[key]
+
+    def mask(self, size: tuple[int, int], grow: float = 0.0) -> Tensor:
+        """The binary region mask (1, 1, height, width); `grow` dilates it, in window sizes."""
+        import torch
+
+        hard = (resize(self.grown(grow), size) > 0.5).astype(np.float32)
+        if not hard.any():
+            # A region thinner than half a model pixel is still to be worked on.
+            hard = (resize(self.alpha, size) > 0).astype(np.float32)
+        return torch.from_numpy(hard)[None, None]
+
+    def grown(self, share: float) -> Image:
+        """alpha > 0.5, dilated by `share` of the window's longer side: float32 (h, w), 0 or 1."""
+        import cv2
+
+        hard = (self.alpha > 0.5).astype(np.float32)
+        if not hard.any():
+            hard = (self.alpha > 0).astype(np.float32)
+        radius = round(share * max(self.shape))
+        if radius < 1:
+            return hard
+        away = cv2.distanceTransform((hard == 0).astype(np.uint8), cv2.DIST_L2, 5)
+        near: Image = (away <= radius).astype(np.float32)
+        return near
+
+    def rim(self, share: float, start: float = 0.0) -> Image:
+        """A weight (h, w): 1 on the region grown by `start`, falling to 0 over `share` beyond."""
+        import cv2
+
+        hard = self.grown(start)
+        radius = max(share * max(self.shape), 1.0)
+        away = np.asarray(
+            cv2.distanceTransform((hard == 0).astype(np.uint8), cv2.DIST_L2, 5), np.float32
+        )
+        linear = np.clip(1 - away / radius, 0, 1)
+        weight: Image = (linear * linear * (3 - 2 * linear)).astype(np.float32)
+        return weight
+
+
+def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture, Box, Image]:
+    """Write a method's result into a copy of the background.
+
+    Only pixels inside the effect whose colour the method changed are written. Returns the new
+    picture, the effect region's bounding box and its mask (h, w) inside that box, both in
+    background pixels; where nothing changed, a box of the region's first pixel with an empty mask.
+    """
+    effect = painted.effect
+    rows, columns = np.flatnonzero(effect.any(1)), np.flatnonzero(effect.any(0))
+    if rows.size == 0:
+        box = Box(window.box.x, window.box.y, 1, 1)
+        return picture, box, np.zeros((1, 1), np.float32)
+    inner = Box(
+        int(columns[0]), int(rows[0]),
+        int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1),
+    )  # fmt: skip
+    box = inner.shifted(window.box.x, window.box.y)
+    rgb = np.clip(painted.rgb[inner.slices], 0, 1)
+    effect = effect[inner.slices]
+    changed = effect & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
+    samples = picture.samples.copy()
+    target = samples[box.slices]
+    new = picture.native(np.ascontiguousarray(rgb))
+    if picture.mode in ("LA", "RGBA"):
+        colours = target[..., :-1]
+        colours[changed] = new.reshape(*changed.shape, -1)[changed]
+        if window.under is not None:
+            top = float(np.iinfo(samples.dtype).max)
+            opacity = np.round(window.under[inner.slices] * top).astype(samples.dtype)
+            target[..., -1][effect] = np.maximum(target[..., -1], opacity)[effect]
+    else:
+        target[changed] = new[changed]
+    return picture.with_samples(samples), box, effect.astype(np.float32)

@@ -1,0 +1,192 @@
+"""Known changes of light and tone: what an object looks like that was lit or developed otherwise.
+
+Light is changed in linear light, as a lamp or a camera would change it. Kinds and what is drawn at
+strength 1:
+
+    gain         each channel of linear light times 2^x, x in [-1, 1], the largest at least 0.4
+    exposure     all light times 2^x, x in +-[0.35, 1.1]
+    temperature  the lamp moves along the Planckian locus from 6504 K: 40 to 120 mired warmer or
+                 35 to 85 mired colder, by Bradford's adaptation; green gains a tint of 2^x, x in
+                 [-0.12, 0.12]
+    saturation   distance of linear light from its luminance times 2^x, x in [-1.5, -0.7] or
+                 [0.5, 1.1]
+    gamma        sRGB values to the power of 2^x, x in +-[0.15, 0.5]: a tone curve
+    mixed        two or three of these in a drawn order, each at 0.7 of its strength
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.errors import InputError
+from inlay.pictures.colour import srgb_decode, srgb_encode
+
+__all__ = ["KINDS", "Change", "disturb", "draw", "pasted"]
+
+Floats = NDArray[np.float64]
+
+_SINGLE = ("gain", "exposure", "temperature", "saturation", "gamma")
+KINDS = (*_SINGLE, "mixed")
+
+# Rows of IEC 61966-2-1's matrix from linear sRGB to XYZ under D65.
+_SRGB_TO_XYZ = np.array(
+    [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+)
+_BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+_DAYLIGHT = 6504.0
+_MIXED = 0.7
+_LEVELS = srgb_decode(np.arange(256) / 255)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change: its kind (any but "mixed") and its parameters.
+
+    gain: red, green, blue in stops; exposure: stops; temperature: kelvin and tint in stops of
+    green; saturation: factor; gamma: exponent.
+    """
+
+    kind: str
+    parameters: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a record."""
+        return {"kind": self.kind, **self.parameters}
+
+
+def draw(kind: str, rng: np.random.Generator, strength: float = 1.0) -> list[Change]:
+    """Draw a change of a kind; several for "mixed".
+
+    strength in (0, 1] scales the ranges of this file's table (the logarithms of the factors).
+    Raises InputError for an unknown kind or a strength out of bounds.
+    """
+    if kind not in KINDS:
+        raise InputError(f"disturbance {kind!r} is unknown; known are {', '.join(KINDS)}.")
+    if not 0 < strength <= 1:
+        raise InputError(f"strength is {strength}; expected a number above 0 and at most 1.")
+    if kind == "mixed":
+        names = rng.permutation(_SINGLE)[: int(rng.integers(2, 4))]
+        return [change for name in names for change in draw(str(name), rng, _MIXED * strength)]
+    return [Change(kind, _PARAMETERS[kind](rng, strength))]
+
+
+def _gain(rng: np.random.Generator, strength: float) -> dict[str, float]:
+    stops = rng.uniform(-1.0, 1.0, 3)
+    # A change that cannot be seen is none.
+    if np.abs(stops).max() < 0.4:
+        stops *= 0.4 / np.abs(stops).max()
+    names = ("red", "green", "blue")
+    return {name: float(strength * x) for name, x in zip(names, stops, strict=True)}
+
+
+def _either_side(rng: np.random.Generator, least: float, most: float) -> float:
+    return float(rng.uniform(least, most)) * (1 if rng.random() < 0.5 else -1)
+
+
+def _exposure(rng: np.random.Generator, strength: float) -> dict[str, float]:
+    return {"stops": strength * _either_side(rng, 0.35, 1.1)}
+
+
+def _temperature(rng: np.random.Generator, strength: float) -> dict[str, float]:
+    warmer = rng.random() < 0.5
+    mired = float(rng.uniform(40, 120) if warmer else -rng.uniform(35, 85))
+    kelvin = 1e6 / (1e6 / _DAYLIGHT + strength * mired)
+    return {"kelvin": kelvin, "tint": strength * float(rng.uniform(-0.12, 0.12))}
+
+
+def _saturation(rng: np.random.Generator, strength: float) -> dict[str, float]:
+    power = float(rng.uniform(0.5, 1.1) if rng.random() < 0.5 else -rng.uniform(0.7, 1.5))
+    return {"factor": 2.0 ** (strength * power)}
+
+
+def _gamma(rng: np.random.Generator, strength: float) -> dict[str, float]:
+    return {"exponent": 2.0 ** (strength * _either_side(rng, 0.15, 0.5))}
+
+
+_PARAMETERS: dict[str, Callable[[np.random.Generator, float], dict[str, float]]] = {
+    "gain": _gain,
+    "exposure": _exposure,
+    "temperature": _temperature,
+    "saturation": _saturation,
+    "gamma": _gamma,
+}
+
+
+def disturb(picture: NDArray[np.uint8], changes: Sequence[Change]) -> Floats:
+    """A picture, uint8 (..., 3) sRGB, after the changes in their order; float64 in [0, 1], sRGB.
+
+    What leaves [0, 1] is clipped after each change, as a file between two programs would be, but
+    not rounded.
+    """
+    linear = _LEVELS[picture]
+    for change in changes:
+        linear = np.clip(_applied(linear, change), 0, 1)
+    return srgb_encode(linear)
+
+
+def _applied(linear: Floats, change: Change) -> Floats:
+    values = change.parameters
+    if change.kind == "gain":
+        return linear * np.exp2([values["red"], values["green"], values["blue"]])
+    if change.kind == "exposure":
+        return np.asarray(linear * 2.0 ** values["stops"], np.float64)
+    if change.kind == "temperature":
+        return linear @ _lamp(values["kelvin"], values["tint"]).T
+    if change.kind == "saturation":
+        grey = linear @ _SRGB_TO_XYZ[1][:, None]
+        return np.asarray(grey + values["factor"] * (linear - grey), np.float64)
+    if change.kind == "gamma":
+        return srgb_decode(srgb_encode(linear) ** values["exponent"])
+    raise InputError(f"disturbance {change.kind!r} is unknown; known are {', '.join(_SINGLE)}.")
+
+
+def _lamp(kelvin: float, tint: float) -> Floats:
+    """The matrix on linear sRGB that moves the lamp from daylight; a white keeps its luminance.
+
+    Adaptation after Lam 1985 (Bradford), on the chromaticities of the Planckian locus.
+    """
+    there, here = (_BRADFORD @ _planck(k) for k in (kelvin, _DAYLIGHT))
+    adapted = np.linalg.inv(_BRADFORD) @ np.diag(there / here) @ _BRADFORD
+    matrix = np.linalg.inv(_SRGB_TO_XYZ) @ adapted @ _SRGB_TO_XYZ
+    matrix = np.diag([1.0, 2.0**tint, 1.0]) @ matrix
+    return np.asarray(matrix / (_SRGB_TO_XYZ[1] @ matrix.sum(axis=1)), np.float64)
+
+
+def _planck(kelvin: float) -> Floats:
+    """XYZ (Y = 1) of a black body of 1667 to 25000 K; cubics of Kim et al., US patent 7024034."""
+    t = 1e3 / kelvin
+    if kelvin <= 4000:
+        x = -0.2661239 * t**3 - 0.2343589 * t**2 + 0.8776956 * t + 0.179910
+    else:
+        x = -3.0258469 * t**3 + 2.1070379 * t**2 + 0.2226347 * t + 0.240390
+    if kelvin <= 2222:
+        y = -1.1063814 * x**3 - 1.34811020 * x**2 + 2.18555832 * x - 0.20219683
+    elif kelvin <= 4000:
+        y = -0.9549476 * x**3 - 1.37418593 * x**2 + 2.09137015 * x - 0.16748867
+    else:
+        y = 3.0817580 * x**3 - 5.87338670 * x**2 + 3.75112997 * x - 0.37001483
+    return np.array([x / y, 1.0, (1 - x - y) / y])
+
+
+def pasted(
+    truth: NDArray[np.uint8], mask: NDArray[np.float32], changes: Sequence[Change]
+) -> NDArray[np.uint8]:
+    """The photograph with the masked part disturbed, rounded to 8 bits.
+
+    truth is uint8 (h, w, 3), mask float32 (h, w) in [0, 1]. Edges are blended in sRGB values, as
+    every program pastes; where the mask is 0 no byte changes.
+    """
+    rows, columns = np.nonzero(mask > 0)
+    result = truth.copy()
+    share = mask[rows, columns, None].astype(np.float64)
+    before = truth[rows, columns]
+    after = before + share * (255 * disturb(before, changes) - before)
+    result[rows, columns] = np.floor(after + 0.5).astype(np.uint8)
+    return result

@@ -1,0 +1,80 @@
+"""What is listed, what is imported for it, and the names of the package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from skimage import data
+
+import inlay
+from inlay.checkpoints.models import hub_cache, is_cached
+from inlay.cli import main
+
+
+def test_methods_and_models_as_json_and_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed == {name: listed[name] for name in inlay.methods.all_methods()}
+    t_in = next(s for s in listed["cdc"]["settings"] if s["name"] == "T_in")
+    assert (t_in["minimum"], t_in["maximum"]) == (0, 1)
+    assert sorted(v for m in listed.values() for v in m["default_for"]) == [
+        "compose",
+        "harmonize",
+        "remove",
+        "scene",
+    ]
+    assert main(["methods", "cdc"]) == 0
+    table = capsys.readouterr().out
+    for setting in listed["cdc"]["settings"]:
+        row = next(line for line in table.splitlines() if f" {setting['name']} " in line)
+        assert setting["description"] in row
+    assert main(["models", "--json"]) == 0
+    names = [model["name"] for model in json.loads(capsys.readouterr().out)]
+    assert names[0] == "embedded"
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in names)
+
+
+def test_the_hub_cache_is_read_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert hub_cache() == tmp_path / "hub"
+    snapshot = tmp_path / "hub/models--someone--model/snapshots/0123abcd"
+    (snapshot / "unet").mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    assert not is_cached("someone/model"), "an unfinished download was taken for a model"
+    (snapshot / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    assert is_cached("someone/model")
+    assert not is_cached("someone/other")
+
+
+def test_nothing_heavy_is_imported_by_help_or_listing() -> None:
+    code = (
+        "import sys, inlay; from inlay.cli import main\n"
+        "light = {m for m in ('numpy', 'torch', 'PIL') if m in sys.modules}\n"
+        "assert main(['--help']) == 0 and main(['compose', '--help']) == 0\n"
+        "light |= {m for m in ('numpy', 'torch', 'cv2') if m in sys.modules}\n"
+        "assert not light, light\n"
+        "assert main(['methods', 'cdc']) == 0 and main(['models']) == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'cv2', 'skimage'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names() -> None:
+    assert inlay.Box is __import__("inlay.pictures.box", fromlist=["Box"]).Box
+    assert issubclass(inlay.InputError, ValueError)
+    assert set(inlay.__all__) <= set(dir(inlay))
+    with pytest.raises(AttributeError, match="no attribute 'Compsoer'"):
+        _ = inlay.Compsoer
+    picture = Image.fromarray(data.coffee()[60:260, 180:420])
+    picture.putalpha(128)
+    cut = inlay.cut(picture)
+    assert (cut.mode, cut.size) == ("RGBA", (240, 200))

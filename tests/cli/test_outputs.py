@@ -1,0 +1,160 @@
+"""What the command line may write over, and records that come from a stranger."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from inlay.cli import main
+from inlay.cli.outputs import Outputs, sibling_names
+from inlay.cli.progress import Listener
+from inlay.errors import InputError
+from inlay.pictures.read import read_picture, read_record, write_picture
+from photos import cup
+
+Capture = pytest.CaptureFixture[str]
+COMPOSE = ["compose", "bg.png", "cup.png", "--method", "paste"]
+
+
+@pytest.fixture(autouse=True)
+def _photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.astronaut()).save("bg.png")
+    Image.fromarray(cup()).save("cup.png")
+
+
+def test_a_preview_takes_no_name_that_is_taken(capsys: Capture) -> None:
+    Path("out-preview.png").write_bytes(b"mine")
+    assert main([*COMPOSE, "-o", "out.png", "--previews"]) == 2
+    assert "out-preview.png exists already" in capsys.readouterr().err
+    assert Path("out-preview.png").read_bytes() == b"mine"
+    os.rename("bg.png", "o-preview.png")
+    before = Path("o-preview.png").read_bytes()
+    assert main(["compose", "o-preview.png", *COMPOSE[2:], "-o", "o.png", "--previews"]) == 2
+    assert "is the background itself" in capsys.readouterr().err
+    assert Path("o-preview.png").read_bytes() == before
+    assert not Path("o.png").exists()
+
+
+def test_a_listener_removes_only_its_own_preview() -> None:
+    theirs = Path("theirs.png")
+    theirs.write_bytes(b"mine")
+    listener = Listener(quiet=True, bar=False, preview_file=theirs)
+    with pytest.raises(InputError, match="exists already"):
+        listener.step(1, 2, data.coffee())
+    listener.stop(worked=False)
+    assert theirs.read_bytes() == b"mine"
+    listener = Listener(quiet=True, bar=False, preview_file=Path("own.png"))
+    listener.step(1, 2, data.coffee())
+    listener.step(2, 2, data.coffee())
+    assert Path("own.png").exists()
+    listener.stop(worked=True)
+    assert not Path("own.png").exists()
+
+
+def test_a_sibling_is_never_an_input(capsys: Capture) -> None:
+    os.rename("bg.png", "x-seed=1.png")
+    before = Path("x-seed=1.png").read_bytes()
+    assert main(["compose", "x-seed=1.png", *COMPOSE[2:], "-o", "x.png", "--num-images", "2"]) == 2
+    assert "x-seed=1.png is the background itself" in capsys.readouterr().err
+    assert Path("x-seed=1.png").read_bytes() == before
+    assert sorted(os.listdir()) == ["cup.png", "x-seed=1.png"]
+
+
+def test_a_folder_in_a_siblings_place_is_refused_before_the_work(capsys: Capture) -> None:
+    Path("x-seed=1.png").mkdir()
+    assert main([*COMPOSE, "-o", "x.png", "--num-images", "2"]) == 2
+    assert "x-seed=1.png is a folder" in capsys.readouterr().err
+    assert sorted(os.listdir()) == ["bg.png", "cup.png", "x-seed=1.png"]
+
+
+def test_all_siblings_are_written_or_none() -> None:
+    picture, record = read_picture(data.coffee()), {"inlay": "0", "verb": "compose", "method": "m"}
+    siblings = sibling_names(Path("x.png"), ["a", "b", "c"])
+    siblings[1].write_bytes(b"old")
+    with Outputs(Path("x.png"), siblings) as outputs:
+        for label in "abc":
+            outputs.add(picture, record, label)
+        siblings[2].mkdir()
+        with pytest.raises(InputError, match=r"x-c\.png cannot be written"):
+            outputs.finish()
+    assert siblings[1].read_bytes() == b"old"
+    assert sorted(os.listdir()) == ["bg.png", "cup.png", "x-b.png", "x-c.png"]
+
+
+def test_siblings_have_names_of_their_own() -> None:
+    names = sibling_names(Path("x.png"), ["a b", "a c", "a/b", "a_b", "z" * 160, "z" * 161])
+    assert len(set(names)) == 6
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--prompt", "x"], ["--negative-prompt", "x"], ["--num-inference-steps", "3"],
+     ["--guidance-scale", "2"]],
+)  # fmt: skip
+def test_a_common_option_is_passed_over_with_a_note(option: list[str], capsys: Capture) -> None:
+    assert main([*COMPOSE, *option, "-o", "out.png", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert f"{option[0]} is passed over" in json.loads(out)["notes"][0]
+    assert f"{option[0]} is passed over" in err
+    assert main(["rerun", "out.png", "-o", "again.png"]) == 0
+
+
+def test_set_still_refuses_what_a_method_has_not(capsys: Capture) -> None:
+    assert main([*COMPOSE, "--set", "prompt=x", "-o", "out.png"]) == 2
+    assert capsys.readouterr().err == "setting 'prompt' is unknown; there are none.\n"
+
+
+@pytest.mark.parametrize("scale", ["1e308", "nan", "inf", "0", "-1", "1e-320"])
+def test_no_scale_fails_on_our_side(scale: str, capsys: Capture) -> None:
+    assert main([*COMPOSE, "--at", "9,9", f"--scale={scale}", "-o", "out.png"]) == 2
+    assert "scale" in capsys.readouterr().err
+
+
+def _put(*path: str) -> Callable[[dict[str, Any], Any], None]:
+    def change(record: dict[str, Any], value: Any) -> None:
+        for key in path[:-1]:
+            record = record[key]
+        record[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("settings", "max_pixels"), 10**12), (("settings", "seed"), 5),
+        (("settings", "method"), "telea"), (("settings", "mask"), "/etc/passwd"),
+        (("settings", "callback"), 1), (("settings", "box"), 1), (("settings", "x"), None),
+        (("request", "scale"), "x"), (("request", "scale"), 1e308), (("request", "at"), "ab"),
+        (("request", "rotate"), "9"), (("request", "random"), "yes"), (("request", "box"), [1]),
+        (("request", "cut"), 3), (("request", "cut_box"), {"x": "1"}), (("request",), [1]),
+        (("request", "flip"), 1), (("preset",), "x"), (("method",), "x"), (("sheet",), 1),
+        (("seed",), float("nan")), (("request", "trust_remote_code"), "yes"),
+    ],
+)  # fmt: skip
+def test_a_strangers_record_is_refused(path: tuple[str, ...], value: Any, capsys: Capture) -> None:
+    assert main([*COMPOSE, "--at", "200,200", "--scale", "0.3", "-o", "out.png", "-q"]) == 0
+    record = json.loads(read_record("out.png") or "")
+    _put(*path)(record, value)
+    write_picture(read_picture(data.coffee()), "bad.png", record=json.dumps(record))
+    assert main(["rerun", "bad.png", "-o", "again.png"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not Path("again.png").exists()
+
+
+def test_a_record_with_a_number_beyond_reason_is_damaged(capsys: Capture) -> None:
+    text = '{"sheet": {"a": 1}, "outputs": {"b": ' + "9" * 5000 + "}}"
+    write_picture(read_picture(np.zeros((9, 9), np.uint8)), "bad.png", record=text)
+    assert main(["rerun", "bad.png", "-o", "again.png"]) == 2
+    write_picture(read_picture(data.coffee()), "b.png", record='{"sheet": 1, "outputs": {"b": 1}}')
+    assert main(["rerun", "b.png", "-o", "again.png"]) == 2
+    assert "contact sheet" in capsys.readouterr().err

@@ -1,0 +1,337 @@
+"""A checkpoint as the methods see it, against direct calls of the libraries and closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from checkpoints import BUILDERS, built, loaded
+from inlay.checkpoints.load import load_backbone
+from inlay.diffusion.backbone import Backbone, Conditioning
+from inlay.diffusion.text import TextStack, join
+from inlay.errors import InputError
+
+SIZE = (64, 128)
+PLAIN = [name for name in BUILDERS if "inpaint" not in name]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mask_inputs(backbone: Backbone, rows: int = 1) -> tuple[Any, Any]:
+    if backbone.kind == "plain":
+        return None, None
+    return (draw(rows, 1, 8, 16, seed=5) > 0).float(), draw(rows, 4, 8, 16, seed=6)
+
+
+@pytest.fixture(params=list(BUILDERS))
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return loaded(request.param)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "family", "prediction", "multiple"),
+    [
+        ("sd1", "plain", "sd1", "epsilon", 64),
+        ("sd1_inpaint", "inpaint", "sd1", "epsilon", 64),
+        ("sd2_v", "plain", "sd2", "v_prediction", 64),
+        ("sdxl", "plain", "sdxl", "epsilon", 32),
+        ("sdxl_inpaint", "inpaint", "sdxl", "epsilon", 32),
+    ],
+)
+def test_a_checkpoint_says_what_it_is(
+    name: str, kind: str, family: str, prediction: str, multiple: int
+) -> None:
+    b = loaded(name)
+    assert (b.kind, b.family, b.prediction_type, b.multiple) == (kind, family, prediction, multiple)
+    assert (b.latent_channels, b.factor, b.native_size) == (4, 8, 128)
+    assert b.alphas_cumprod.dtype == torch.float32
+    expected = DDIMScheduler.from_config(b.scheduler_config).alphas_cumprod
+    assert torch.equal(b.alphas_cumprod, expected)
+    assert b.timestep_spacing == "leading" and b.steps_offset == 1
+    assert b.set_alpha_to_one == (family == "sdxl")
+
+
+def test_one_guided_batch_equals_two_separate_calls(backbone: Backbone) -> None:
+    z, t, scale = draw(1, 4, 8, 16), 321, 5.0
+    cond, uncond = backbone.embed(["a cat"], SIZE), backbone.embed(["coffee"], SIZE)
+    masks = mask_inputs(backbone)
+    eps, x0 = backbone.predict_both(z, t, cond, uncond, scale, *masks)
+    one = backbone.predict(z, t, cond, *masks)
+    two = backbone.predict(z, t, uncond, *masks)
+    assert not torch.allclose(one, two, atol=1e-4)
+    guided = two + scale * (one - two)
+    assert torch.allclose(eps, backbone.to_noise(guided, z, t), atol=1e-5)
+    a = backbone.alpha(t)
+    assert torch.allclose(a**0.5 * x0 + (1 - a) ** 0.5 * eps, z, atol=1e-5)
+    assert torch.equal(backbone.predict_noise(z, t, cond, uncond, scale, *masks), eps)
+
+
+def test_guidance_of_one_or_no_second_prompt_runs_one_row(backbone: Backbone) -> None:
+    z, cond = draw(1, 4, 8, 16), backbone.embed(["a cat"], SIZE)
+    masks = mask_inputs(backbone)
+    rows: list[int] = []
+    hook = backbone.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        alone = backbone.predict_noise(z, 10, cond, None, 7.5, *masks)
+        same = backbone.predict_noise(z, 10, cond, backbone.embed(["x"], SIZE), 1.0, *masks)
+        backbone.predict_noise(z, 10, cond, backbone.embed(["x"], SIZE), 2.0, *masks)
+    finally:
+        hook.remove()
+    assert rows == [1, 1, 2]
+    assert torch.equal(alone, same)
+
+
+def test_rows_of_a_batch_do_not_mix(backbone: Backbone) -> None:
+    z = draw(2, 4, 8, 16)
+    cond = backbone.embed(["a cat", "two cups"], SIZE)
+    uncond = backbone.embed([""], SIZE)
+    mask, latent = mask_inputs(backbone, rows=2)
+    both = backbone.predict_noise(z, 500, cond, uncond, 3.0, mask, latent)
+    for row, prompt in enumerate(["a cat", "two cups"]):
+        part = slice(row, row + 1)
+        single = backbone.predict_noise(
+            z[part],
+            500,
+            backbone.embed([prompt], SIZE),
+            uncond,
+            3.0,
+            None if mask is None else mask[part],
+            None if latent is None else latent[part],
+        )
+        assert torch.allclose(both[part], single, atol=1e-5)
+
+
+def test_an_inpainting_unet_is_fed_latent_then_mask_then_masked_latent() -> None:
+    b = loaded("sd1_inpaint")
+    z, t = draw(2, 4, 8, 16), 77
+    mask, latent = mask_inputs(b)
+    cond = b.embed(["a cat", "coffee"], SIZE)
+    inputs = torch.cat([z, mask.expand(2, -1, -1, -1), latent.expand(2, -1, -1, -1)], 1)
+    expected = b.unet(inputs, t, encoder_hidden_states=cond.hidden).sample
+    assert torch.equal(b.predict(z, t, cond, mask, latent), expected)
+
+
+def test_wrong_mask_inputs_and_row_counts_are_refused() -> None:
+    plain, inpaint = loaded("sd1"), loaded("sd1_inpaint")
+    z, (mask, latent) = draw(1, 4, 8, 16), mask_inputs(inpaint)
+    for b, wrong in [
+        (plain, (mask, latent)),
+        (plain, (mask, None)),
+        (plain, (None, latent)),
+        (inpaint, (None, None)),
+        (inpaint, (mask, None)),
+        (inpaint, (None, latent)),
+    ]:
+        with pytest.raises(ValueError, match="mask inputs"):
+            b.predict(z, 1, b.embed(["a"], SIZE), *wrong)
+    with pytest.raises(ValueError, match="2 rows"):
+        plain.predict_noise(draw(3, 4, 8, 16), 1, plain.embed(["a", "b"], SIZE))
+    with pytest.raises(ValueError, match="at least one"):
+        plain.embed([], SIZE)
+
+
+def with_schedule(**changes: Any) -> Backbone:
+    b = loaded("sd1")
+    return Backbone(b.unet, b.vae, b.text, b.scheduler_config | changes, name="x")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@settings(max_examples=20, deadline=None)
+@given(t=st.integers(1, 999), seed=st.integers(0, 1000))
+def test_what_a_model_predicts_becomes_noise_and_picture(kind: str, t: int, seed: int) -> None:
+    b = with_schedule(prediction_type=kind)
+    x0, eps = draw(1, 4, 3, 5, seed=seed), draw(1, 4, 3, 5, seed=seed + 1)
+    a = float(b.alphas_cumprod[t])
+    z = a**0.5 * x0 + (1 - a) ** 0.5 * eps
+    v = a**0.5 * eps - (1 - a) ** 0.5 * x0
+    output = {"epsilon": eps, "v_prediction": v, "sample": x0}[kind]
+    # The step from z back divides by sqrt(a) or sqrt(1 - a), and magnifies rounding as much.
+    assert torch.allclose(b.to_noise(output, z, t), eps, atol=1e-5 / (1 - a) ** 0.5)
+    assert torch.allclose(b.output_to_x0(output, z, t), x0, atol=1e-5 / a**0.5)
+    assert torch.allclose(b.to_x0(eps, z, t), x0, atol=1e-5 / a**0.5)
+
+
+def test_at_zero_terminal_snr_the_picture_comes_from_v() -> None:
+    b = with_schedule(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+    )
+    assert b.alpha(999) == 0 and b.timestep_spacing == "trailing" and b.set_alpha_to_one
+    z, cond = draw(1, 4, 8, 16), b.embed(["a cat"], SIZE)
+    eps, x0 = b.predict_both(z, 999, cond)
+    assert torch.equal(eps, z)
+    assert torch.equal(x0, -b.predict(z, 999, cond))
+    with pytest.raises(ValueError, match="signal is 0"):
+        b.to_x0(eps, z, 999)
+
+
+def test_unknown_predictions_and_mismatched_parts_are_refused() -> None:
+    b = loaded("sd1")
+    with pytest.raises(InputError, match="flow"):
+        with_schedule(prediction_type="flow")
+    other = loaded("sdxl")
+    with pytest.raises(InputError, match="width 32"):
+        Backbone(b.unet, b.vae, other.text, b.scheduler_config, name="x")
+
+
+def test_encode_and_decode_apply_the_scaling_factor(backbone: Backbone) -> None:
+    x = draw(2, 3, *SIZE).clamp(-1, 1)
+    factor = backbone.vae.config.scaling_factor
+    assert factor in (0.18215, 0.13025)
+    z = backbone.encode(x)
+    assert z.shape == (2, 4, SIZE[0] // 8, SIZE[1] // 8)
+    assert torch.equal(z, backbone.vae.encode(x).latent_dist.mode() * factor)
+    assert torch.equal(backbone.encode(x), z)
+    y = backbone.decode(z)
+    assert y.shape == x.shape
+    assert torch.equal(y, backbone.vae.decode(z / factor).sample)
+
+
+def test_sd_text_is_the_encoders_last_hidden_state() -> None:
+    b = loaded("sd2_v")
+    tokenizer, encoder = b.text.tokenizers[0], b.text.encoders[0]
+    prompts = ["a cat on a table", "", "a photo of " + "coffee " * 200, "Ünïcödé 🐈"]
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert [b.text.token_ids(prompt) for prompt in prompts] == ids.tolist()
+    cond = b.embed(prompts, SIZE)
+    assert cond.hidden.shape == (4, 77, 32) and cond.added is None and len(cond) == 4
+    assert torch.allclose(cond.hidden, encoder(ids).last_hidden_state, atol=1e-6)
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_word_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    b = loaded("sd1")
+    assert len(b.text.token_ids("cat " * 300)) == 77
+    assert "first 77" in caplog.text
+
+
+def test_sdxl_text_is_what_diffusers_makes_of_it() -> None:
+    b = loaded("sdxl")
+    pipe = StableDiffusionXLPipeline.from_pretrained(built("sdxl"), add_watermarker=False)
+    hidden, _, pooled, _ = pipe.encode_prompt("a cat", do_classifier_free_guidance=True)
+    _, zeros, _, pooled_zeros = pipe.encode_prompt("a cat", do_classifier_free_guidance=True)
+    ids = pipe._get_add_time_ids(SIZE, (0, 0), SIZE, torch.float32, 24)
+    cond = b.embed(["a cat", ""], SIZE)
+    assert cond.added is not None
+    assert torch.allclose(cond.hidden, torch.cat([hidden, zeros]), atol=1e-6)
+    assert torch.allclose(cond.added["text_embeds"], torch.cat([pooled, pooled_zeros]), atol=1e-6)
+    assert torch.equal(cond.added["time_ids"], ids.expand(2, -1))
+    assert cond.hidden[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_guided_run_equals_the_pipeline_of_diffusers(name: str) -> None:
+    b, scale, steps = loaded(name), 4.0, 3
+    scheduler = DDIMScheduler.from_config(b.scheduler_config, clip_sample=False)
+    xl = b.family == "sdxl"
+    cls: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    options = {"add_watermarker": False} if xl else {"safety_checker": None}
+    pipe = cls.from_pretrained(built(name), scheduler=scheduler, **options)
+    pipe.set_progress_bar_config(disable=True)
+    start = draw(1, 4, 16, 16)
+    expected = pipe(
+        "a cat",
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        latents=start.clone(),
+        height=128,
+        width=128,
+        output_type="latent",
+    ).images
+    scheduler.set_timesteps(steps)
+    cond, uncond = b.embed(["a cat"], (128, 128)), b.embed([""], (128, 128))
+    z = start
+    for t in scheduler.timesteps.tolist():
+        following = t - 1000 // steps
+        a = b.alpha(following) if following >= 0 else float(scheduler.final_alpha_cumprod)
+        eps, x0 = b.predict_both(z, t, cond, uncond, scale)
+        z = a**0.5 * x0 + (1 - a) ** 0.5 * eps
+    assert torch.allclose(z, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_the_text_cache_gives_the_same_tensor_and_stays_small() -> None:
+    b = loaded("sdxl")
+    text = TextStack(b.text.tokenizers, b.text.encoders, penultimate=True, cache_size=2)
+    first = text.embed(["a cat"], SIZE)
+    again = text.embed(["a cat"], (32, 32))
+    assert again.hidden is first.hidden
+    assert first.added is not None and again.added is not None
+    assert again.added["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]]
+    assert first.added["time_ids"].tolist() == [[64, 128, 0, 0, 64, 128]]
+    text.embed(["b"], SIZE)
+    assert text.embed(["a cat"], SIZE).hidden is first.hidden
+    text.embed(["c"], SIZE)  # "b" was used longest ago
+    assert list(text._cache) == ["a cat", "c"]
+    text.clear()
+    fresh = text.embed(["a cat"], SIZE).hidden
+    assert fresh is not first.hidden and torch.equal(fresh, first.hidden)
+
+
+def test_conditionings_join_and_repeat() -> None:
+    b = loaded("sdxl")
+    one, two = b.embed(["a"], SIZE), b.embed(["b", "c"], SIZE)
+    joined = join(one, two)
+    expected = b.embed(["a", "b", "c"], SIZE)
+    assert torch.equal(joined.hidden, expected.hidden)
+    assert joined.added is not None and expected.added is not None
+    assert all(torch.equal(joined.added[key], expected.added[key]) for key in expected.added)
+    assert two.rows(2) is two
+    wide = one.rows(3)
+    assert wide.added is not None and len(wide) == len(wide.added["time_ids"]) == 3
+    assert Conditioning(one.hidden).rows(2).added is None
+
+
+def test_weights_are_frozen_and_gradients_reach_the_inputs() -> None:
+    b = loaded("sd1")
+    assert not any(p.requires_grad for m in (b.unet, b.vae) for p in m.parameters())
+    x = draw(1, 3, 64, 64).requires_grad_()
+    b.decode(b.encode(x)).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    z = draw(1, 4, 8, 8)
+    assert not b.predict_noise(z, 5, b.embed(["a"], SIZE)).requires_grad
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["sd1_inpaint", "sdxl"])
+def test_half_precision_stays_near_and_hands_out_float32(name: str, dtype: str) -> None:
+    full, half = loaded(name), loaded(name, dtype)
+    assert half.dtype == getattr(torch, dtype) and half.vae.dtype == torch.float32
+    z, masks = draw(1, 4, 8, 16), mask_inputs(full)
+
+    def noise(b: Backbone) -> torch.Tensor:
+        cond, uncond = b.embed(["a cat"], SIZE), b.embed([""], SIZE)
+        return b.predict_noise(z, 400, cond, uncond, 2.0, *masks)
+
+    exact, rough = noise(full), noise(half)
+    assert rough.dtype == torch.float32
+    error = (rough - exact).std() / exact.std()
+    assert error < (0.05 if dtype == "bfloat16" else 0.01)
+    assert half.decode(half.encode(draw(1, 3, 64, 64))).dtype == torch.float32
+
+
+def test_sizes_survive_bfloat16() -> None:
+    added = loaded("sdxl", "bfloat16").embed(["a"], (1000, 1016)).added
+    assert added is not None
+    assert added["time_ids"].tolist() == [[1000, 1016, 0, 0, 1000, 1016]]
+
+
+def test_an_autoencoder_that_is_safe_in_float16_runs_in_it(tmp_path: Any) -> None:
+    import json
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(built("sd1"), folder)
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"force_upcast": False}))
+    assert load_backbone(folder, device="cpu", dtype="float16").vae.dtype == torch.float16
+    assert load_backbone(folder, device="cpu", dtype="bfloat16").vae.dtype == torch.float32

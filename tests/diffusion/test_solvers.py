@@ -1,0 +1,157 @@
+"""Sampling with diffusers' schedulers: against our own DDIM loop, and with a known answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from inlay.diffusion.sample import denoise
+from inlay.diffusion.schedule import add_noise, ddim_schedule
+from inlay.diffusion.solvers import make_solver, solve
+
+CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "skip_prk_steps": True,
+}
+
+
+class Pull:
+    """A made-up network: eps is a fixed function of the sample and the level."""
+
+    def __init__(self, scheduler: object) -> None:
+        self.alphas = scheduler.alphas_cumprod  # type: ignore[attr-defined]
+
+    def __call__(self, z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+        alpha = float(self.alphas[timestep])
+        eps = torch.tanh(z * 0.7 + timestep / 1000)
+        return eps, (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_ddim_by_either_loop(strength: float) -> None:
+    solver = make_solver("DDIMScheduler", {**CONFIG, "set_alpha_to_one": False})
+    network = Pull(solver)
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(1, 4, 6, 6, generator=generator)
+    draw = torch.randn(1, 4, 6, 6, generator=generator)
+    theirs = solve(
+        solver,
+        network,
+        source,
+        steps=20,
+        strength=strength,
+        noise=lambda like: draw,
+        generator=generator,
+    )
+    schedule = ddim_schedule({**CONFIG, "set_alpha_to_one": False}, 20, strength)
+    top = len(schedule) - 1
+    start = add_noise(source, draw, schedule.alpha(top))
+    indices = range(top, -2, -1)
+    ours = denoise(network, start, schedule, indices=indices, noise=torch.randn_like)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDIMScheduler",
+        "PNDMScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "LMSDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+    ],
+)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_every_solver_finds_what_the_network_knows(name: str, strength: float) -> None:
+    solver = make_solver(name, CONFIG, 12)
+    clean = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    alphas = solver.alphas_cumprod
+
+    def oracle(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+        alpha = float(alphas[timestep])
+        return (z - alpha**0.5 * clean) / (1 - alpha) ** 0.5, clean
+
+    result = solve(
+        solver,
+        oracle,
+        torch.zeros_like(clean),
+        steps=12,
+        strength=strength,
+        noise=torch.randn_like,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert (result - clean).abs().max() < 0.2
+
+
+def test_outside_the_mask_the_source_comes_back_exactly() -> None:
+    solver = make_solver("EulerDiscreteScheduler", CONFIG)
+    generator = torch.Generator().manual_seed(2)
+    source = torch.randn(1, 4, 8, 8, generator=generator)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:5, 3:7] = 1
+    result = solve(
+        solver,
+        Pull(solver),
+        source,
+        steps=5,
+        strength=1.0,
+        noise=torch.randn_like,
+        generator=generator,
+        keep_outside=mask,
+    )
+    outside = (mask == 0).expand_as(source)
+    assert torch.equal(result[outside], source[outside])
+    assert (result - source)[~outside].abs().max() > 0.1
+
+
+def test_no_strength_returns_the_source() -> None:
+    solver = make_solver("DDIMScheduler", CONFIG)
+    source = torch.ones(1, 4, 4, 4)
+    result = solve(
+        solver,
+        Pull(solver),
+        source,
+        steps=10,
+        strength=0.0,
+        noise=torch.randn_like,
+        generator=torch.Generator(),
+    )
+    assert torch.equal(result, source)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NoSuchScheduler",
+        "UNet2DModel",
+        "FlowMatchEulerDiscreteScheduler",
+        "RePaintScheduler",
+        "DDIMInverseScheduler",
+        "CogVideoXDPMScheduler",
+    ],
+)
+def test_what_is_not_a_usable_scheduler_is_refused(name: str) -> None:
+    with pytest.raises(LookupError):
+        make_solver(name, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_zero_terminal_snr_is_followed(name: str) -> None:
+    zero = {**CONFIG, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert make_solver(name, {**zero, "prediction_type": "v_prediction"}) is not None
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_as_many_steps_as_there_are_levels(name: str) -> None:
+    assert make_solver(name, CONFIG, 1000) is not None
+    assert max(ddim_schedule(CONFIG, 1000).timesteps) == 999

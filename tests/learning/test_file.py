@@ -1,0 +1,123 @@
+"""The file of a learnt object: its pictures, and what else loads it or must not."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from skimage import data
+
+from checkpoints import built, loaded
+from inlay import Box, InputError
+from inlay.checkpoints.concept import (
+    Sight,
+    is_learned,
+    read_learned,
+    write_learned,
+)
+from inlay.checkpoints.load import load_backbone
+from inlay.learning.photos import find_objects, portrait
+from inlay.learning.samples import example
+from inlay.learning.settings import LearnConfig
+from learnt import learnt
+
+
+def _sight(picture: str | None) -> Sight:
+    return Sight(photo="cup.jpg", sha256="0", aspect=1, size=0.5, picture=picture)
+
+
+def _encoded(image: Image.Image, kind: str) -> str:
+    file = BytesIO()
+    image.save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_a_file_has_the_object_of_each_photo_in_it() -> None:
+    photo, box = data.astronaut()[:, :300], Box(20, 10, 200, 300)
+    (found,) = find_objects([photo], boxes=[box])
+    image = _sight(portrait(found)).image()
+    assert image is not None
+    assert (image.mode, image.size) == ("RGB", (200, 300))
+    difference = np.asarray(image, float) - photo[box.slices]
+    assert (difference**2).mean() ** 0.5 < 6
+    y, x = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    shape = (((x - 120) / 60) ** 2 + ((y - 160) / 100) ** 2 < 1).astype(np.uint8) * 255
+    (masked,) = find_objects([photo], masks=[shape])
+    within = _sight(portrait(masked)).image()
+    assert within is not None and within.mode == "RGBA"
+    assert np.array_equal(np.asarray(within)[..., 3], shape[masked.box.slices])
+    assert np.asarray(within.convert("RGB"))[100, 60] == pytest.approx(photo[160, 120], abs=20)
+    large = np.repeat(np.repeat(photo, 4, 0), 4, 1)
+    (big,) = find_objects([large], boxes=[Box(0, 0, 900, 2000)])
+    small = _sight(portrait(big)).image()
+    assert small is not None and small.size == (230, 512)
+    assert example(found, LearnConfig(keep_photos=False), 64).picture is None
+    assert _sight(None).image() is None
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        "no base64!",
+        base64.b64encode(b"no picture").decode(),
+        _encoded(Image.new("RGB", (1025, 8)), "WEBP"),
+        _encoded(Image.new("RGB", (8, 8)), "PNG"),
+        _encoded(Image.fromarray(data.coffee()), "WEBP")[:4000],
+        "A" * ((1 << 23) + 4),
+    ],
+)
+def test_pictures_that_are_not_ours_are_one_sentence(picture: str) -> None:
+    with pytest.raises(InputError, match=r"picture of cup\.jpg .*expected a WebP") as error:
+        _sight(picture).image()
+    assert str(error.value).count("\n") == 0
+
+
+def test_ten_large_pictures_hinder_no_reader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import diffusers
+
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    (found,) = find_objects([noise], boxes=[Box(0, 0, 512, 512)])
+    # With a text encoder's LoRA in it, as diffusers warns of every file without.
+    path, source = tmp_path / "cup.safetensors", learnt(text_encoder=True)
+    sights = tuple(_sight(portrait(found)) for _ in range(10))
+    said = read_learned(source).model_copy(update={"sights": sights})
+    write_learned(path, said, load_file(source), 2)
+    with safe_open(path, "pt") as file:
+        assert len((file.metadata() or {})["inlay_learned"]) > 1_000_000
+    assert is_learned(path) and read_learned(path, loaded("sd1_inpaint")).sights == sights
+    library: Any = diffusers
+    pipe = library.StableDiffusionInpaintPipeline.from_pretrained(
+        built("sd1_inpaint"), safety_checker=None
+    )
+    log = logging.getLogger("diffusers")
+    log.addHandler(caplog.handler)
+    try:
+        caplog.clear()
+        pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
+    finally:
+        log.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert pipe.get_active_adapters()
+
+
+def test_a_lora_that_was_learnt_for_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Its layers are the same, so nothing but the header tells."""
+    other = load_backbone(built("sd1"), device="cpu").hash
+    said = read_learned(learnt())
+    path = tmp_path / "cup.safetensors"
+    base = said.base.model_copy(update={"hash": other})
+    write_learned(path, said.model_copy(update={"base": base}), load_file(learnt()), 2)
+    with pytest.raises(InputError, match=r"cup\.safetensors was learnt for .* has other weights"):
+        load_backbone(built("sd1_inpaint"), device="cpu", loras=[(path, 1.0)])
+    # What was merged before it does not make another checkpoint of it.
+    load_backbone(built("sd1_inpaint"), device="cpu", loras=[(learnt(), 0.5), (learnt(), 0.5)])

@@ -1,0 +1,285 @@
+"""Writing: what each format keeps, the record inside, and nothing half-written."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import resource
+import stat
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from skimage import data
+
+import profiles
+from inlay import InputError
+from inlay.pictures.containers import exif_block
+from inlay.pictures.read import (
+    Picture,
+    check_output,
+    read_picture,
+    read_record,
+    write_picture,
+)
+
+PHOTO = data.chelsea()[60:140, 100:220]
+RECORD = json.dumps({"inlay": "0.1", "prompt": "a cat"})
+ADOBE = profiles.matrix_profile(profiles.ADOBE, profiles.gamma(2.2))
+GREY = profiles.grey_profile(profiles.gamma(2.2))
+SUFFIXES = ["png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp"]
+CHANNELS = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}
+
+
+def picture(mode: str, depth: int = 8, icc: bytes | None = None) -> Picture:
+    photo = np.dstack([PHOTO, PHOTO[..., ::-1]])
+    samples = photo[..., : CHANNELS[mode][0]] if CHANNELS[mode] else photo[..., 0]
+    if depth == 16:
+        samples = samples.astype(np.uint16) * 256 + 77
+    return Picture(np.ascontiguousarray(samples), mode, icc, "test", "0", None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    suffix=st.sampled_from(["png", "tif"]),
+    mode=st.sampled_from(["L", "LA", "RGB", "RGBA", "CMYK"]),
+    deep=st.booleans(),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    draw=st.data(),
+)
+def test_png_and_tiff_keep_every_sample(
+    suffix: str, mode: str, deep: bool, size: tuple[int, int], draw: st.DataObject
+) -> None:
+    if mode == "CMYK" and (suffix == "png" or deep):
+        mode = "RGB"
+    if mode == "LA" and deep and suffix == "tif":
+        mode = "L"
+    dtype = np.uint16 if deep else np.uint8
+    shape = (*size, *CHANNELS[mode])
+    samples = draw.draw(arrays.arrays(dtype, shape, elements=st.integers(0, np.iinfo(dtype).max)))
+    record = draw.draw(st.sampled_from([None, RECORD, '{"inlay": "é漢😀"}']))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a.{suffix}"
+        write_picture(Picture(samples, mode, None, "test", "0", None), path, record=record)
+        back = read_picture(path)
+        assert back.mode == mode
+        assert back.samples.dtype == dtype
+        assert np.array_equal(back.samples, samples)
+        assert read_record(path) == record
+        assert os.listdir(folder) == [f"a.{suffix}"]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_tiff_is_read_by_others(tmp_path: Path, mode: str, deep: bool) -> None:
+    source = picture(mode, 16 if deep else 8, None)
+    write_picture(source, tmp_path / "a.tif", record=RECORD)
+    with Image.open(tmp_path / "a.tif") as image:
+        image.load()
+        assert image.size == source.size
+        if not deep:
+            assert np.array_equal(np.asarray(image), source.samples)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        page = file.pages[0]
+        assert page.shape == source.samples.shape  # type: ignore[union-attr]
+        assert page.bitspersample == source.depth  # type: ignore[union-attr]
+
+
+def test_16_bit_png_is_read_by_others(tmp_path: Path) -> None:
+    import cv2
+
+    source = picture("RGB", 16, ADOBE)
+    write_picture(source, tmp_path / "a.png", record=RECORD)
+    found = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert found is not None
+    assert np.array_equal(found[..., ::-1], source.samples)
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        assert image.info["inlay"] == RECORD
+        assert image.info["icc_profile"] == ADOBE
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK"])
+def test_every_mode_into_every_format(tmp_path: Path, mode: str, depth: int, suffix: str) -> None:
+    source = picture(mode, depth)
+    path = tmp_path / f"a.{suffix}"
+    write_picture(source, path, record=RECORD)
+    back = read_picture(path)
+    assert back.size == source.size
+    assert read_record(path) == (None if suffix == "bmp" else RECORD)
+    kept = {"png": 16, "tif": 16, "tiff": 16}.get(suffix, 8)
+    if mode != "CMYK":
+        assert back.depth == min(kept, depth)
+    holds_alpha = suffix in ("png", "webp", "tif", "tiff")
+    assert (back.alpha() is not None) == (holds_alpha and mode in ("LA", "RGBA"))
+    if suffix in ("jpg", "jpeg", "tif", "tiff"):
+        assert (back.mode == "CMYK") == (mode == "CMYK")
+    # Transparent colours are free in WebP.
+    weight = 1.0 if source.alpha() is None or suffix != "webp" else source.alpha()[..., None] > 0.1
+    error = np.abs(back.rgb() - source.rgb()) * weight
+    assert error.mean() < (0.03 if suffix in ("jpg", "jpeg", "webp") else 0.003)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_profiles_are_kept_or_lived_through(tmp_path: Path, suffix: str) -> None:
+    cases = [("RGB", ADOBE), ("L", GREY), ("CMYK", profiles.cmyk_profile())]
+    for mode, icc in cases:
+        source = picture(mode, 8, icc)
+        path = tmp_path / f"{mode}.{suffix}"
+        write_picture(source, path)
+        back = read_picture(path)
+        keeps = {
+            "png": mode != "CMYK", "bmp": False, "webp": mode == "RGB",
+        }.get(suffix, True)  # fmt: skip
+        assert (back.icc == icc) == keeps
+        if not keeps:
+            assert back.icc is None
+        lossy = suffix in ("jpg", "jpeg", "webp")
+        assert np.abs(back.rgb() - source.rgb()).mean() < (0.04 if lossy else 0.003)
+        if keeps and not lossy:
+            assert np.array_equal(back.samples, source.samples)
+
+
+def test_jpeg_quality_is_high_and_chroma_whole(tmp_path: Path) -> None:
+    photo = data.astronaut()
+    write_picture(read_picture(photo), tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
+    error = read_picture(tmp_path / "a.jpg").samples.astype(float) - photo
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 38
+
+
+def test_what_is_dropped_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "inlay")
+    write_picture(picture("RGBA"), tmp_path / "a.jpg")
+    assert "no alpha" in caplog.text
+    write_picture(picture("RGB", 16), tmp_path / "b.webp")
+    assert "8 bits" in caplog.text
+    write_picture(picture("RGB"), tmp_path / "c.bmp", record=RECORD)
+    assert "no record" in caplog.text
+    write_picture(picture("RGB"), tmp_path / "d.jpg", record='{"a": "' + "x" * 70000 + '"}')
+    assert "too long" in caplog.text
+    assert read_record(tmp_path / "d.jpg") is None
+
+
+def test_16_bits_are_rounded_not_cut(tmp_path: Path) -> None:
+    levels = np.arange(0, 65536, 7, dtype=np.uint16)[None]
+    write_picture(Picture(levels, "L", None, "test", "0", None), tmp_path / "a.bmp")
+    assert np.array_equal(read_picture(tmp_path / "a.bmp").samples, np.round(levels / 257))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_records_of_others_are_not_ours(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(PHOTO).save(path, exif=exif_block("a holiday"))
+    assert read_record(path) is None
+    write_picture(read_picture(path), path)
+    assert read_record(path) is None
+    if suffix == "tif":
+        return
+    for bad in (b"", b"{", b"ASCII\0\0\0{\xff", b"UNICODE\0{", b"\0" * 8):
+        exif = Image.Exif()
+        exif[0x8769] = {0x9286: bad}
+        Image.fromarray(PHOTO).save(path, exif=exif)
+        assert read_record(path) is None
+    Image.fromarray(PHOTO).save(path, exif=exif_block("{}")[:-9] + b"\xff" * 5)
+    assert read_record(path) is None
+
+
+def test_records_of_what_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    for path in (tmp_path / "a.png", tmp_path, tmp_path / "none.png"):
+        with pytest.raises(InputError):
+            read_record(path)
+
+
+def test_an_existing_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_picture(picture("RGB"), path)
+    before = path.stat().st_ino
+    write_picture(picture("L"), path)
+    assert path.stat().st_ino != before
+    assert read_picture(path).mode == "L"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    with pytest.raises(InputError, match="exists already"):
+        write_picture(picture("RGB"), path, overwrite=False)
+    link = tmp_path / "link.png"
+    link.symlink_to(path)
+    write_picture(picture("RGB"), link)
+    assert link.is_symlink()
+    assert read_picture(path).mode == "RGB"
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "link.png"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_a_failure_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    write_picture(picture("RGB"), path)
+    old = path.read_bytes()
+    # A text that cannot be encoded: the failure comes when the file is begun.
+    with pytest.raises(UnicodeEncodeError):
+        write_picture(picture("RGB"), path, record='{"a": "\ud800"}')
+    assert path.read_bytes() == old
+    # A full disk, as far as this process can see.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            write_picture(picture("RGB"), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == [f"a.{suffix}"]
+
+
+def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "file").write_text("x")
+    places: list[object] = [
+        tmp_path / "a.gif", tmp_path / "a", tmp_path / "a.png.exe", "", ".png", "a\0.png",
+        tmp_path / "none" / "a.png", tmp_path / "folder.png", tmp_path / "pipe.png",
+        tmp_path / "file" / "a.png", tmp_path / ("n" * 300 + ".png"), "/proc/a.png",
+        "/dev/null", tmp_path / ("d" * 5000) / "a.png", None, 3,
+    ]  # fmt: skip
+    listed = sorted(os.listdir(tmp_path))
+    for place in places:
+        for call in (check_output, lambda p: write_picture(picture("RGB"), p)):
+            with pytest.raises(InputError) as caught:
+                call(place)  # type: ignore[arg-type]
+            assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == listed
+    check_output(tmp_path / "A.PNG")
+    check_output(str(tmp_path / "a.jpeg"))
+    assert sorted(os.listdir(tmp_path)) == listed
+
+
+def test_sides_beyond_a_format_are_refused(tmp_path: Path) -> None:
+    long = read_picture(np.zeros((1, 70000), np.uint8))
+    for suffix in ("jpg", "webp"):
+        with pytest.raises(InputError, match="a side"):
+            write_picture(long, tmp_path / f"a.{suffix}")
+    assert os.listdir(tmp_path) == []
+    write_picture(long, tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").size == (70000, 1)
+
+
+def test_pil_keeps_what_to_pil_gives() -> None:
+    for mode in CHANNELS:
+        image = picture(mode, 16).to_pil()
+        assert image.mode == mode
+        buffer = io.BytesIO()
+        image.save(buffer, "TIFF")
+        assert np.array_equal(np.asarray(image), np.round(picture(mode, 16).samples / 257))
