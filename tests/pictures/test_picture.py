@@ -21,6 +21,7 @@ from skimage import data
 import profiles
 from inlay import Box, InputError
 from inlay.pictures.read import read_mask, read_picture, write_picture
+from png import png
 
 RNG = np.random.default_rng(7)
 PHOTO = data.astronaut()[100:148, 180:244]
@@ -100,7 +101,6 @@ def test_16_bit_tiff_layouts(tmp_path: Path) -> None:
 
 
 def test_16_bit_png_with_a_clear_colour_or_grey_alpha(tmp_path: Path) -> None:
-    from test_decode import png
 
     colours, grey = deep((5, 7, 3)), deep((5, 7))
     clear = colours[2, 3].astype(">u2").tobytes()
@@ -189,8 +189,6 @@ def test_orientation_is_applied_once(tmp_path: Path, kind: str, orientation: int
             tifffile.imwrite(path, deep_samples, photometric="rgb", extratags=tag, metadata=None)
             expected = undo(deep_samples)
         elif kind == "deep png":
-            from test_decode import png
-
             block = exif.tobytes()[6:]
             path.write_bytes(png(stored * np.uint16(257), 2, None, block))
             expected = undo(stored * np.uint16(257))

@@ -1,8 +1,8 @@
 """Harmonization against a known truth: photographs whose object was disturbed on purpose.
 
 An object of a photograph is given another light or tone (inlay.training.disturb), every method
-tries to make it belong again, and the untouched photograph is what its result is measured by. Each method also
-runs on untouched photographs: what it changes there is harm.
+tries to make it belong again, and the untouched photograph is what its result is measured by. Each
+method also runs on untouched photographs: what it changes there is harm.
 
 A case hangs on the photographs, the seed and its own number alone, not on how many there are.
 """
