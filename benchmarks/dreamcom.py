@@ -108,7 +108,7 @@ def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.n
     mask[box.slices] = 1
     backbone = composer.backbone
     window = Window.of(region_scene(picture, mask), 0.5, backbone.native_size)
-    window.learned = file
+    window.concept = file
     settings = get("dreamcom").settings.model_validate({"prompt": prompt, "lora_scale": scale})
     values = []
     with filler(window, backbone, settings, Context()) as fill:

@@ -1,7 +1,7 @@
 """Does any method change a pixel outside the effect region that its record names?
 
 A 12-megapixel JPEG as background, PNG as output, through the command line, every method of every
-verb; those for learnt objects get one that was learnt in a few steps. Prints the number of
+verb; those for concepts get one that was learnt in a few steps. Prints the number of
 differing pixels outside the region (0 is right) and region / window.
 
     python benchmarks/exactness.py [MODEL ...]
@@ -68,7 +68,7 @@ def main(models: list[str]) -> int:
                     continue
                 for model in models if method.needs_model else ["-"]:
                     given = [
-                        learnt(folder, model) if w == "cup.png" and method.learnt else w
+                        learnt(folder, model) if w == "cup.png" and method.concept else w
                         for w in words
                     ]
                     command = [sys.executable, "-m", "inlay", verb, *given, "-o", "out.png"]

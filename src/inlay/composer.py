@@ -23,7 +23,7 @@ from inlay.pictures.read import (
 from inlay.request import Request, as_flag
 from inlay.scene.region import found_region
 from inlay.scene.scene import region_scene
-from inlay.subjects import Each, check_kind, hole, is_learnt, laid, listed, named_inputs, where
+from inlay.subjects import Each, check_kind, hole, is_concept, laid, listed, named_inputs, where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ class Composer(Opened):
         """
         if method is None and phases is None:
             given = subject if isinstance(subject, (list, tuple)) else [subject]
-            method = methods.default_for("compose", any(map(is_learnt, given)))
+            method = methods.default_for("compose", any(map(is_concept, given)))
         requests = asked(
             phases,
             method=method,

@@ -33,7 +33,7 @@ __all__ = [
     "Subject",
     "check_kind",
     "hole",
-    "is_learnt",
+    "is_concept",
     "laid",
     "listed",
     "named_inputs",
@@ -44,7 +44,7 @@ T = TypeVar("T")
 # A value for one subject, or a list with one for each of several.
 Each: TypeAlias = T | Sequence[T | None] | None
 
-# The longer side of what stands for a learnt object, where no box says it; see --scale.
+# The longer side of what stands for a concept, where no box says it; see --scale.
 _STAND_IN = 512
 
 # With several subjects these are lists, as one value for all would lay them over each other.
@@ -62,17 +62,17 @@ class Subject:
     place: Place
 
     @property
-    def learnt(self) -> bool:
+    def concept(self) -> bool:
         """Whether it is a file that `inlay learn` wrote, by its suffix."""
-        return is_learnt(self.source)
+        return is_concept(self.source)
 
     def cut(self, max_pixels: int) -> Cutout:
         """The subject without its own picture; raises InputError as inlay.scene.cutout.cut does.
 
-        A learnt object has no picture yet: grey of the box's size, or of the aspect that it was
+        A concept has no picture yet: grey of the box's size, or of the aspect that it was
         learnt with.
         """
-        if self.learnt:
+        if self.concept:
             return self._stand_in()
         from inlay.scene.cutout import cut
 
@@ -86,7 +86,7 @@ class Subject:
         )
 
     def _stand_in(self) -> Cutout:
-        from inlay.checkpoints.concept import read_learned
+        from inlay.checkpoints.concept import read_concept
         from inlay.record import file_sha256
 
         path, place = Path(self.source), self.place.placement
@@ -99,10 +99,10 @@ class Subject:
         ):
             if given is not None:
                 raise InputError(
-                    f"{name} does not go with {path.name}, a learnt object, which has no picture "
+                    f"{name} does not go with {path.name}, a concept, which has no picture "
                     "of its own; leave it out."
                 )
-        aspect = read_learned(path).aspect
+        aspect = read_concept(path).aspect
         width = round(_STAND_IN * min(1.0, aspect))
         height = round(_STAND_IN * min(1.0, 1 / aspect))
         if place.box is not None:
@@ -116,29 +116,29 @@ class Subject:
         return Cutout(grey, alpha, path.name, file_sha256(path), path)
 
 
-def is_learnt(source: Any) -> bool:
-    """Whether a subject is the file of a learnt object, by its suffix; it may not be there."""
+def is_concept(source: Any) -> bool:
+    """Whether a subject is the file of a concept, by its suffix; it may not be there."""
     return isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(".safetensors")
 
 
 def check_kind(subjects: Sequence[Subject], requests: Mapping[str, Request], joint: bool) -> None:
     """Raises InputError where the subjects are not of the kind that a method takes."""
-    learnt = [each for each in subjects if each.learnt]
+    learnt = [each for each in subjects if each.concept]
     for name, request in requests.items():
         method = request.method
-        if method.learnt and len(learnt) < len(subjects):
+        if method.concept and len(learnt) < len(subjects):
             raise InputError(
                 f"{method.name} puts in objects that `inlay learn` has learnt, and one of the "
                 "subjects is a picture; learn it first, or use another method."
             )
-        if learnt and not method.learnt:
+        if learnt and not method.concept:
             where = f"the phase {name}" if name else f"the method {method.name}"
             raise InputError(
-                f"{Path(learnt[0].source).name} is a learnt object, and {where} needs a picture "
+                f"{Path(learnt[0].source).name} is a concept, and {where} needs a picture "
                 "of the subject; use dreamcom without phases, or a picture."
             )
     if learnt and joint:
-        raise InputError("learnt objects are put in one after the other; leave out together.")
+        raise InputError("concepts are put in one after the other; leave out together.")
 
 
 def listed(subject: Any, values: Mapping[str, Any]) -> list[Subject]:

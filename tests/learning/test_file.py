@@ -1,4 +1,4 @@
-"""The file of a learnt object: its pictures, and what else loads it or must not."""
+"""The file of a concept: its pictures, and what else loads it or must not."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from safetensors.torch import load_file
 from skimage import data
 
 from checkpoints import built, loaded
+from concepts import learnt
 from inlay import Box, InputError
 from inlay.checkpoints.concept import (
     Sight,
-    is_learned,
-    read_learned,
-    write_learned,
+    is_concept,
+    read_concept,
+    write_concept,
 )
 from inlay.checkpoints.load import load_backbone
 from inlay.learning.photos import find_objects, portrait
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
-from learnt import learnt
 
 
 def _sight(picture: str | None) -> Sight:
@@ -90,11 +90,11 @@ def test_ten_large_pictures_hinder_no_reader(
     # With a text encoder's LoRA in it, as diffusers warns of every file without.
     path, source = tmp_path / "cup.safetensors", learnt(text_encoder=True)
     sights = tuple(_sight(portrait(found)) for _ in range(10))
-    said = read_learned(source).model_copy(update={"sights": sights})
-    write_learned(path, said, load_file(source), 2)
+    said = read_concept(source).model_copy(update={"sights": sights})
+    write_concept(path, said, load_file(source), 2)
     with safe_open(path, "pt") as file:
         assert len((file.metadata() or {})["inlay_learned"]) > 1_000_000
-    assert is_learned(path) and read_learned(path, loaded("sd1_inpaint")).sights == sights
+    assert is_concept(path) and read_concept(path, loaded("sd1_inpaint")).sights == sights
     library: Any = diffusers
     pipe = library.StableDiffusionInpaintPipeline.from_pretrained(
         built("sd1_inpaint"), safety_checker=None
@@ -113,10 +113,10 @@ def test_ten_large_pictures_hinder_no_reader(
 def test_a_lora_that_was_learnt_for_another_checkpoint_is_refused(tmp_path: Path) -> None:
     """Its layers are the same, so nothing but the header tells."""
     other = load_backbone(built("sd1"), device="cpu").hash
-    said = read_learned(learnt())
+    said = read_concept(learnt())
     path = tmp_path / "cup.safetensors"
     base = said.base.model_copy(update={"hash": other})
-    write_learned(path, said.model_copy(update={"base": base}), load_file(learnt()), 2)
+    write_concept(path, said.model_copy(update={"base": base}), load_file(learnt()), 2)
     with pytest.raises(InputError, match=r"cup\.safetensors was learnt for .* has other weights"):
         load_backbone(built("sd1_inpaint"), device="cpu", loras=[(path, 1.0)])
     # What was merged before it does not make another checkpoint of it.

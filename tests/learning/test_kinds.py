@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from checkpoints import built
+from concepts import BOXES, learnt, photos
 from inlay import InputError
-from inlay.checkpoints.concept import attached, read_learned, write_learned
+from inlay.checkpoints.concept import attached, read_concept, write_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.attention import swapped_processors
@@ -31,7 +32,6 @@ from inlay.learning.photos import find_objects
 from inlay.learning.processes import Processes
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
-from learnt import BOXES, learnt, photos
 
 SMALL: dict[str, Any] = {
     "batch": 2, "variants": 2, "rank": 2, "resolution": 64, "layers": "attention",
@@ -98,7 +98,7 @@ def test_lean_layers_are_the_librarys(tmp_path: Path) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for layer in layers:
             for weights in (layer.lora_A, layer.lora_B):
-                weight = weights["learned"].weight
+                weight = weights["concept"].weight
                 weight.copy_(torch.randn(weight.shape, generator=generator) / 8)
             linear = isinstance(layer.base_layer, nn.Linear)
             shape = (
@@ -138,8 +138,8 @@ def test_a_whole_unet_goes_in_and_out(tmp_path: Path) -> None:
     before = _state(backbone)
     assert {key.removeprefix("unet.") for key in held} == backbone.unet.state_dict().keys()
     assert {value.dtype for value in held.values()} == {torch.float16}
-    with attached(backbone, [(path, 1.0)]) as (learned,):
-        assert learned.kind == "full"
+    with attached(backbone, [(path, 1.0)]) as (concept,):
+        assert concept.kind == "full"
         assert all(
             torch.equal(value, held[f"unet.{name}"].float())
             for name, value in backbone.unet.state_dict().items()
@@ -154,7 +154,7 @@ def test_a_whole_unet_goes_in_and_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be merged"):
         load_backbone(model, device="cpu", loras=[(path, 1.0)])
     broken = tmp_path / "cup.safetensors"
-    write_learned(broken, read_learned(path), dict(list(held.items())[1:]), 2)
+    write_concept(broken, read_concept(path), dict(list(held.items())[1:]), 2)
     with pytest.raises(InputError, match="does not fit"), attached(backbone, [(broken, 1.0)]):
         raise AssertionError
     assert _same(before, _state(backbone))

@@ -15,7 +15,7 @@ from skimage import data
 
 from checkpoints import built, loaded
 from inlay import Box, InputError
-from inlay.checkpoints.concept import attached, is_learned, read_learned
+from inlay.checkpoints.concept import attached, is_concept, read_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.backbone import Backbone
@@ -270,7 +270,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(photos: list[str], tmp_pa
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], atol=1e-5, rtol=1e-4)
-    assert read_learned(parts).steps == read_learned(whole).steps == 4
+    assert read_concept(parts).steps == read_concept(whole).steps == 4
     with pytest.raises(InputError, match="had other photos"):
         learn(photos[::-1], "cup", parts, config, boxes=BOXES, device="cpu", resume=True)
     with pytest.raises(InputError, match="had other class name"):
@@ -301,9 +301,9 @@ def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
     model = str(built("sd1_inpaint"))
     base = load_backbone(model, device="cpu")
     plain, before = _prediction(base), _weights(base)
-    with attached(base, [(learnt, 1.0)]) as (learned,):
+    with attached(base, [(learnt, 1.0)]) as (concept,):
         inside = _prediction(base)
-        assert learned.prompt == "a photo of q cup"
+        assert concept.prompt == "a photo of q cup"
     assert torch.equal(_prediction(base), plain)
     after = _weights(base)
     assert before.keys() == after.keys()
@@ -329,38 +329,38 @@ def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
 
 
 def test_the_file_says_what_it_is_of(learnt: Path) -> None:
-    learned = read_learned(learnt, loaded("sd1_inpaint"))
-    assert (learned.class_name, learned.token) == ("cup", "q")
-    assert learned.class_prompt == "a photo of cup"
-    assert learned.aspect == pytest.approx(100 / 90)
+    concept = read_concept(learnt, loaded("sd1_inpaint"))
+    assert (concept.class_name, concept.token) == ("cup", "q")
+    assert concept.class_prompt == "a photo of cup"
+    assert concept.aspect == pytest.approx(100 / 90)
     sizes = [(box.area / (220 * 180)) ** 0.5 for box in BOXES]
-    assert learned.size == pytest.approx(sorted(sizes)[1])
-    assert learned.base.hash == loaded("sd1_inpaint").hash
-    assert learned.base.kind == "inpaint"
-    assert learned.settings["rank"] == 2
-    assert is_learned(learnt)
+    assert concept.size == pytest.approx(sorted(sizes)[1])
+    assert concept.base.hash == loaded("sd1_inpaint").hash
+    assert concept.base.kind == "inpaint"
+    assert concept.settings["rank"] == 2
+    assert is_concept(learnt)
 
 
 def test_files_that_do_not_fit_are_refused(learnt: Path, tmp_path: Path) -> None:
     for other in ("sd1", "sd2_v"):
         with pytest.raises(InputError, match="has other weights") as error:
-            read_learned(learnt, loaded(other))
+            read_concept(learnt, loaded(other))
         assert str(error.value).count(".") == str(error.value).count(".safetensors") + 1
     stranger = load_backbone(str(built("sd1")), device="cpu")
     with pytest.raises(InputError, match="has other weights"), attached(stranger, [(learnt, 1.0)]):
         raise AssertionError
     plain = tmp_path / "plain.safetensors"
     save_file({"x": torch.zeros(1)}, plain)
-    with pytest.raises(InputError, match="holds no learnt object"):
-        read_learned(plain)
+    with pytest.raises(InputError, match="holds no concept"):
+        read_concept(plain)
     save_file({"x": torch.zeros(1)}, plain, metadata={"inlay_learned": '{"format": 9}'})
     with pytest.raises(InputError, match="learn it again"):
-        read_learned(plain)
-    assert not is_learned(tmp_path / "none.safetensors")
+        read_concept(plain)
+    assert not is_concept(tmp_path / "none.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(learnt.read_bytes()[:500])
     with pytest.raises(InputError, match="not a whole"):
-        read_learned(broken)
+        read_concept(broken)
 
 
 def test_bad_requests_are_one_sentence_and_write_nothing(
@@ -423,7 +423,7 @@ def test_the_whole_command(
     assert told["class_name"] == "cup"
     assert told["steps"] == 3
     assert len(told["sights"]) == 2
-    assert read_learned(out).token == told["token"]
+    assert read_concept(out).token == told["token"]
     folder = run_folder(out)
     row = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
     assert {"loss_in_box_photos", "loss_in_box_held_out", "loss_in_box_held_out_before"} <= set(row)

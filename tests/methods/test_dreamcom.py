@@ -13,11 +13,11 @@ from diffusers import EulerAncestralDiscreteScheduler
 from skimage import data
 
 from checkpoints import built, loaded
+from concepts import learnt
 from inlay import Box, Composer, InputError
-from inlay.checkpoints.concept import attached, read_learned
+from inlay.checkpoints.concept import attached, read_concept
 from inlay.composer import Composite
 from inlay.scene.window import model_size, resize
-from learnt import learnt
 from photos import Photo
 
 BOX = Box(40, 150, 130, 120)
@@ -51,8 +51,8 @@ class ByHand:
 
     def __init__(self, model: str, lora_scale: float | None, prompt: str | None = None) -> None:
         self.backbone, self.path = loaded(model), learnt(model)
-        self.learned = read_learned(self.path)
-        self.lora_scale, self.prompt = lora_scale, prompt or self.learned.prompt
+        self.concept = read_concept(self.path)
+        self.lora_scale, self.prompt = lora_scale, prompt or self.concept.prompt
         # A square of twice the box's longer side, round its middle, within the picture.
         self.window = Box(0, 40, 260, 260)
         self.size = model_size(self.window, 128, self.backbone.multiple)
@@ -190,12 +190,12 @@ def test_a_strength_of_0_changes_nothing() -> None:
 def test_the_best_sample_is_the_likeliest() -> None:
     hand = ByHand("sd1", 1.0)
     samples = hand.samples(3)
-    backbone, learned = hand.backbone, hand.learned
+    backbone, concept = hand.backbone, hand.concept
     scores = []
     with attached(backbone, [(hand.path, 1.0)]), torch.no_grad():
         for z in samples:
             errors = []
-            for prompt in (learned.class_prompt, learned.prompt):
+            for prompt in (concept.class_prompt, concept.prompt):
                 text = backbone.embed([prompt], hand.size)
                 generator, error = torch.Generator().manual_seed(0), 0.0
                 for t in (300, 500, 700):
@@ -223,7 +223,7 @@ def test_the_best_sample_has_the_colours_of_the_photos() -> None:
         counts = np.bincount(levels @ (64, 8, 1), minlength=512)
         return counts / counts.sum()
 
-    photos = [np.asarray(sight.image(), float) / 255 for sight in hand.learned.sights]
+    photos = [np.asarray(sight.image(), float) / 255 for sight in hand.concept.sights]
     distances = []
     for z in samples:
         here = histogram(hand.decoded(z)[110:230, 40:170])

@@ -14,6 +14,7 @@ from PIL import Image
 from skimage import data
 
 from checkpoints import built
+from concepts import learnt
 from inlay import Box, Composer, InputError
 from inlay.cli import main
 from inlay.composer import Composite
@@ -30,7 +31,6 @@ from inlay.scene.scene import (
 )
 from inlay.scene.window import Window, resize
 from inlay.sweep import validate_settings
-from learnt import learnt
 from photos import Photo
 
 Capture = pytest.CaptureFixture[str]

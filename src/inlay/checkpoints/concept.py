@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Base",
     "Checkpoint",
-    "Learned",
+    "Concept",
     "Sight",
     "attached",
-    "is_learned",
-    "read_learned",
-    "write_learned",
+    "is_concept",
+    "read_concept",
+    "write_concept",
 ]
 
 _KEY = "inlay_learned"
@@ -90,7 +90,7 @@ class Sight(_Loose):
         from PIL import Image
 
         refused = InputError(
-            f"the learnt object's picture of {shown(self.photo)} is damaged or too large; "
+            f"the concept's picture of {shown(self.photo)} is damaged or too large; "
             f"expected a WebP picture of at most {_MOST_PIXELS} x {_MOST_PIXELS} pixels, as "
             "`inlay learn` writes it, so learn the object again."
         )
@@ -107,7 +107,7 @@ class Sight(_Loose):
         raise refused
 
 
-class Learned(_Loose):
+class Concept(_Loose):
     """What a file says of the object in it.
 
     prompt names the object with its token; class_prompt is the same without it. layout and
@@ -157,7 +157,7 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def is_learned(path: Path) -> bool:
+def is_concept(path: Path) -> bool:
     """Whether a file is one that `inlay learn` wrote; reads its header alone, raises nothing."""
     try:
         return path.suffix.lower() == ".safetensors" and _KEY in _header(path)
@@ -165,7 +165,7 @@ def is_learned(path: Path) -> bool:
         return False
 
 
-def read_learned(path: Path, backbone: Checkpoint | None = None) -> Learned:
+def read_concept(path: Path, backbone: Checkpoint | None = None) -> Concept:
     """What a file says of itself, checked against the checkpoint it is to be used with.
 
     Raises InputError for a file that is not whole, that `inlay learn` did not write, or that was
@@ -173,18 +173,16 @@ def read_learned(path: Path, backbone: Checkpoint | None = None) -> Learned:
     """
     text = _header(path).get(_KEY)
     if text is None:
-        raise InputError(
-            f"{path.name} holds no learnt object; expected a file that `inlay learn` wrote."
-        )
+        raise InputError(f"{path.name} holds no concept; expected a file that `inlay learn` wrote.")
     try:
-        learned = Learned.model_validate(json.loads(text))
+        concept = Concept.model_validate(json.loads(text))
     except (ValueError, ValidationError):
         raise InputError(
             f"{path.name} says of its object what this version cannot read; learn it again."
         ) from None
     if backbone is not None:
-        learned.check_base(backbone, path)
-    return learned
+        concept.check_base(backbone, path)
+    return concept
 
 
 def _header(path: Path) -> Mapping[str, str]:
@@ -192,13 +190,13 @@ def _header(path: Path) -> Mapping[str, str]:
 
     from inlay.checkpoints.weights import check_safetensors
 
-    check_safetensors(path, "learnt object")
+    check_safetensors(path, "concept")
     with safe_open(path, "pt") as file:
         return dict(file.metadata() or {})
 
 
-def write_learned(
-    path: Path, learned: Learned, tensors: Mapping[str, Tensor], rank: int, dtype: str = "float32"
+def write_concept(
+    path: Path, concept: Concept, tensors: Mapping[str, Tensor], rank: int, dtype: str = "float32"
 ) -> None:
     """Write named tensors and what is to be said of them; in one step.
 
@@ -217,7 +215,7 @@ def write_learned(
         name: tensor.detach().to("cpu", torch.float32 if "lora" in name else kind).contiguous()
         for name, tensor in tensors.items()
     }
-    header = {"format": "pt", _KEY: learned.model_dump_json()}
+    header = {"format": "pt", _KEY: concept.model_dump_json()}
     config: dict[str, Any] = {}
     for name in tensors:
         part, _, rest = name.partition(".")
@@ -229,7 +227,7 @@ def write_learned(
             layers = config.setdefault(f"{part}.target_modules", [])
             if layer not in layers:
                 layers.append(layer)
-    if learned.kind == "lora":
+    if concept.kind == "lora":
         header["lora_adapter_metadata"] = json.dumps(config)
     whole = save(data, header)
 
@@ -242,7 +240,7 @@ def write_learned(
 @contextmanager
 def attached(
     backbone: Backbone, files: Sequence[tuple[Path, float]]
-) -> Iterator[tuple[Learned, ...]]:
+) -> Iterator[tuple[Concept, ...]]:
     """Inside, a checkpoint knows the objects of some files, each (path, scale); afterwards it is
     as it was, to the bit. Gives what the files say.
 
@@ -253,11 +251,11 @@ def attached(
 
     from inlay.checkpoints.concept_weights import changes
 
-    found = tuple(read_learned(path, backbone) for path, _ in files)
-    for (path, _), learned in zip(files, found, strict=True):
-        if learned.kind == "full" and len(files) > 1:
+    found = tuple(read_concept(path, backbone) for path, _ in files)
+    for (path, _), concept in zip(files, found, strict=True):
+        if concept.kind == "full" and len(files) > 1:
             raise InputError(
-                f"{path.name} holds a whole U-Net, which goes with no other learnt object; use it "
+                f"{path.name} holds a whole U-Net, which goes with no other concept; use it "
                 "alone, or learn the object as a LoRA."
             )
     tensors = [load_file(path) for path, _ in files]
@@ -272,7 +270,7 @@ def attached(
             ) from None
     unet = backbone.unet
     before = {parameter: parameter.data for parameter in changed}
-    names = [f"learned_{n}" for n, learned in enumerate(found) if learned.kind == "lora"]
+    names = [f"concept_{n}" for n, concept in enumerate(found) if concept.kind == "lora"]
     try:
         for parameter, value in changed.items():
             parameter.data = value

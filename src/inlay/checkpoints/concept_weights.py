@@ -1,4 +1,4 @@
-"""What a learnt object's file changes of a checkpoint besides the LoRA of its U-Net."""
+"""What a concept's file changes of a checkpoint besides the LoRA of its U-Net."""
 
 from __future__ import annotations
 

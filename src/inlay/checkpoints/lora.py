@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.checkpoints.concept import Checkpoint, is_learned, read_learned
+from inlay.checkpoints.concept import Checkpoint, is_concept, read_concept
 from inlay.checkpoints.weights import check_safetensors
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
@@ -32,10 +32,10 @@ def load_lora(
     if not math.isfinite(scale):
         raise InputError(f"The scale of the LoRA {path} must be a finite number, not {scale}.")
     keys = check_safetensors(path, "LoRA")
-    if is_learned(path) and read_learned(path, base).kind == "full":
+    if is_concept(path) and read_concept(path, base).kind == "full":
         raise InputError(
             f"{path.name} holds a whole U-Net, which cannot be merged like a LoRA; use it as a "
-            "learnt object, or learn the object without --full."
+            "concept, or learn the object without --full."
         )
     if not all("lora" in key or key.endswith((".alpha", ".dora_scale")) for key in keys):
         raise InputError(f"The LoRA {path} holds tensors of other kinds, so it is no LoRA file.")

@@ -91,13 +91,13 @@ Control = Annotated[
 
 
 def by_subject(common: Common, subjects: Sequence[str]) -> Common:
-    """The common options, with the method that learnt objects need where none is named."""
+    """The common options, with the method that concepts need where none is named."""
     from inlay import methods
-    from inlay.subjects import is_learnt
+    from inlay.subjects import is_concept
 
-    if common.method is not None or not any(map(is_learnt, subjects)):
+    if common.method is not None or not any(map(is_concept, subjects)):
         return common
-    return replace(common, method=methods.default_for("compose", learnt=True))
+    return replace(common, method=methods.default_for("compose", concept=True))
 
 
 def places(

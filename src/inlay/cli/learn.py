@@ -107,7 +107,7 @@ def learn(
     from inlay.learning.processes import Processes
 
     with listening(quiet=quiet, bar=False):
-        learned = run(
+        concept = run(
             photos,
             class_name,
             output,
@@ -123,5 +123,5 @@ def learn(
             log=_silent if quiet or json else typer.echo,
         )
     if Processes().first:
-        record = learned.model_dump(mode="json", exclude={"sights": {"__all__": {"picture"}}})
+        record = concept.model_dump(mode="json", exclude={"sights": {"__all__": {"picture"}}})
         tell({**record, "outputs": [output]}, as_json=json, quiet=quiet)

@@ -1,4 +1,4 @@
-"""How a prompt for a learnt object is laid out over a text encoder's places."""
+"""How a prompt for a concept is laid out over a text encoder's places."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from inlay.checkpoints.concept import Learned
+from inlay.checkpoints.concept import Concept
 from inlay.checkpoints.load import load_backbone
 from inlay.errors import InputError
 from inlay.learning.loop import check_state, train
@@ -51,7 +51,7 @@ def learn(
     trust_remote_code: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     log: Callable[[str], None] = lambda line: None,
-) -> Learned:
+) -> Concept:
     """Learn an object of a class from 1 to 10 photos and write it to OUTPUT, a .safetensors file.
 
     boxes or masks say where it is, one for each photo; else a photo's alpha does, else a cutout.
@@ -68,7 +68,7 @@ def learn(
         raise InputError("the class name is empty; give a word for what the object is.")
     out = Path(output)
     if out.suffix.lower() != ".safetensors":
-        raise InputError(f"{out.name} is no name for a learnt object; expected NAME.safetensors.")
+        raise InputError(f"{out.name} is no name for a concept; expected NAME.safetensors.")
     check_target(out)
     folder = run_folder(out)
     if folder.exists() and not folder.is_dir():

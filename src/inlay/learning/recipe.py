@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.checkpoints.concept import Base, Learned, Sight
+from inlay.checkpoints.concept import Base, Concept, Sight
 from inlay.errors import InputError
 from inlay.learning.loop import check_state
 
@@ -45,14 +45,14 @@ def check_resumable(out: Path, recipe: dict[str, Any]) -> None:
         )
 
 
-def description(run: Learning) -> Learned:
+def description(run: Learning) -> Concept:
     """What a run's file says, as things stand."""
     backbone, config = run.backbone, run.config
     sights = [
         Sight(photo=e.name, sha256=e.sha256, aspect=e.aspect, size=e.size, picture=e.picture)
         for e in run.examples
     ]
-    return Learned(
+    return Concept(
         kind=config.train,
         class_name=run.class_name,
         token=run.token,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.checkpoints.concept import Learned, write_learned
+from inlay.checkpoints.concept import Concept, write_concept
 from inlay.diffusion.attention import swapped_processors
 from inlay.diffusion.attention_masked import MaskedAttention, masked_layers, released_tokens
 from inlay.diffusion.backbone import Backbone
@@ -274,11 +274,11 @@ class Learning:
         """The file is written once, by learn(), when the run is over."""
         return self.out
 
-    def write(self, path: Path) -> Learned:
+    def write(self, path: Path) -> Concept:
         """Write the averaged weights and what they were learnt from; returns the latter."""
-        learned = description(self)
+        concept = description(self)
         if self.processes.first:
             c = self.config
             with self.learner.averaged():
-                write_learned(path, learned, self.trained.tensors(), c.rank, c.full_dtype)
-        return learned
+                write_concept(path, concept, self.trained.tensors(), c.rank, c.full_dtype)
+        return concept

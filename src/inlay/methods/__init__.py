@@ -28,8 +28,8 @@ _MODULES = (
 
 # The default of a verb is the method that measures best on the embedded checkpoint.
 _DEFAULTS = {"compose": "phd", "harmonize": "phd", "remove": "freecompose", "scene": "phd"}
-# Of compose where the subject is a learnt object.
-_LEARNT = "dreamcom"
+# Of compose where the subject is a concept.
+_CONCEPT = "dreamcom"
 
 
 def _load(name: str) -> Method:
@@ -42,9 +42,9 @@ def all_methods() -> dict[str, Method]:
     return {name: _load(name) for name in _MODULES}
 
 
-def default_for(verb: str, learnt: bool = False) -> str:
-    """The method a verb uses when none is named; `learnt` is for subjects that were learnt."""
-    return _LEARNT if learnt else _DEFAULTS[verb]
+def default_for(verb: str, concept: bool = False) -> str:
+    """The method a verb uses when none is named; `concept` is for concepts as subjects."""
+    return _CONCEPT if concept else _DEFAULTS[verb]
 
 
 def get(name: str, verb: str | None = None) -> Method:

@@ -157,7 +157,7 @@ class Method:
     """One way to make a picture.
 
     `verbs` are the commands it serves (compose, harmonize, remove); `presets` map a task's name
-    to the settings that differ from the defaults for it. `learnt`: the subject is a file that
+    to the settings that differ from the defaults for it. `concept`: the subject is a file that
     `inlay learn` wrote, not a picture.
     """
 
@@ -169,4 +169,4 @@ class Method:
     run: Run
     needs_model: bool
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    learnt: bool = False
+    concept: bool = False

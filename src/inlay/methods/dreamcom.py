@@ -40,7 +40,7 @@ class DreamComSettings(LearntSettings):
 def run(
     window: Window, backbone: Backbone | None, settings: DreamComSettings, context: Context
 ) -> Painted:
-    """Fill the window's box with its learnt object; of `best_of` samples the best.
+    """Fill the window's box with its concept; of `best_of` samples the best.
 
     Raises InputError for an object that was learnt for another checkpoint, and a scheduler that
     does not sample the model.
@@ -105,5 +105,5 @@ METHOD = Method(
     settings=DreamComSettings,
     run=run,
     needs_model=True,
-    learnt=True,
+    concept=True,
 )

@@ -1,4 +1,4 @@
-"""DreamEdit: a learnt object put in by rounds of inpainting (Li et al. 2023, arXiv 2306.12624).
+"""DreamEdit: a concept put in by rounds of inpainting (Li et al. 2023, arXiv 2306.12624).
 
 From a first guess, a photo of the object or a sample, each round finds the object in the box, and
 paints it anew with a little more around it, under the learnt prompt and less noise than the last.
@@ -75,7 +75,7 @@ class DreamEditSettings(LearntSettings):
 def run(
     window: Window, backbone: Backbone | None, settings: DreamEditSettings, context: Context
 ) -> Painted:
-    """Put the window's learnt object into its box, round by round; the stages are the rounds.
+    """Put the window's concept into its box, round by round; the stages are the rounds.
 
     Raises InputError for an object that was learnt for another checkpoint, a scheduler that does
     not sample the model, and a file without photos where they are needed.
@@ -199,7 +199,7 @@ METHOD = Method(
     settings=DreamEditSettings,
     run=run,
     needs_model=True,
-    learnt=True,
+    concept=True,
     presets={
         # For checkpoints too small to draw the object: the photo stays, with the model's light.
         "faithful": {

@@ -44,15 +44,15 @@ FAINT = 0.5 / 255
 class Cutout:
     """A subject without its background, cropped to where it is not transparent.
 
-    rgb (h, w, 3) is the subject's own colour even where the old background shone through. learned
-    is the file of a learnt object, whose picture is yet to be made: then all of it is grey.
+    rgb (h, w, 3) is the subject's own colour even where the old background shone through. concept
+    is the file of a concept, whose picture is yet to be made: then all of it is grey.
     """
 
     rgb: Image
     alpha: Image
     name: str
     sha256: str
-    learned: Path | None = None
+    concept: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,7 +67,7 @@ class Layer:
     box: Box
     rgb: Image
     alpha: Image
-    learned: Path | None = None
+    concept: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def place(
             f"{what} puts the subject wholly outside the background, "
             f"which is {size[0]} x {size[1]} pixels."
         )
-    return replace(layer, learned=cutout.learned)
+    return replace(layer, concept=cutout.concept)
 
 
 def layer_scene(background: Picture, layer: Layer) -> Scene:

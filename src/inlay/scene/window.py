@@ -83,8 +83,8 @@ class Window:
     clean and pasted are float32 (h, w, 3) sRGB in [0, 1] at the background's own resolution: the
     picture as it was, and with the subject over it (the same where nothing is pasted by us).
     alpha is float32 (h, w): the subject's alpha, or the mask of what is to change.
-    `was` is the background's crop before anything, which `stitch` compares with. learned is the
-    file of a learnt object that is to fill the alpha; there `pasted` is grey.
+    `was` is the background's crop before anything, which `stitch` compares with. concept is the
+    file of a concept that is to fill the alpha; there `pasted` is grey.
     """
 
     box: Box
@@ -93,7 +93,7 @@ class Window:
     alpha: Image
     was: Image
     under: Image | None = None
-    learned: Path | None = None
+    concept: Path | None = None
     cache: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -121,8 +121,8 @@ class Window:
                 pasted[place] = (scene.layer.rgb * cover + was[place] * rest) / total
                 under = below.copy()
                 under[place] = (cover + rest)[..., 0]
-        learned = None if scene.layer is None else scene.layer.learned
-        return cls(box, clean, pasted, alpha, was, under, learned)
+        concept = None if scene.layer is None else scene.layer.concept
+        return cls(box, clean, pasted, alpha, was, under, concept)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""How a sample of a learnt object is laid in: the object found in its box, and a photo's detail."""
+"""How a sample of a concept is laid in: the object found in its box, and a photo's detail."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from skimage import data
 
+from concepts import learnt
 from inlay import Box, Composer
 from inlay.methods.base import Context
 from inlay.methods.concept.details import (
@@ -38,7 +39,6 @@ from inlay.scene.window import (
     resize,
     stitch,
 )
-from learnt import learnt
 from photos import Photo, cup, cutout, five_scenes
 
 BOX = Box(40, 150, 130, 120)
@@ -88,7 +88,7 @@ def composer() -> Composer:
 
 @cache
 def window() -> Window:
-    """That of a learnt object's grey box, as Composer cuts it."""
+    """That of a concept's grey box, as Composer cuts it."""
     picture = read_picture(data.chelsea())
     grey, solid = np.full((120, 130, 3), 0.5, np.float32), np.ones((120, 130), np.float32)
     layer = place(Cutout(grey, solid, "", "", learnt("embedded")), picture.size, Placement(BOX))

@@ -1,4 +1,4 @@
-"""Files of learnt objects as subjects: where they go, what stays as it was, what is refused."""
+"""Files of concepts as subjects: where they go, what stays as it was, what is refused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from skimage import data
 
 from checkpoints import built
+from concepts import learnt
 from inlay import Box, Cancelled, Composer, InputError
-from inlay.checkpoints.concept import read_learned
+from inlay.checkpoints.concept import read_concept
 from inlay.cli import main
 from inlay.composer import Composite
 from inlay.diffusion.backbone import Backbone
-from learnt import learnt
 from photos import Photo, cup
 
 Capture = pytest.CaptureFixture[str]
@@ -88,7 +88,7 @@ def test_a_seed_gives_the_same_bytes_and_several_pictures_are_of_several_seeds()
 
 
 def test_a_point_and_a_scale_are_of_the_learnt_aspect() -> None:
-    aspect = read_learned(learnt()).aspect
+    aspect = read_concept(learnt()).aspect
     result = composed(box=None, at=(200, 120), scale=0.25, feather=0.0)
     rows, columns = (np.flatnonzero(changed(result).any(axis)) for axis in (1, 0))
     # The rim reaches a pixel beyond the object at the most.
@@ -145,7 +145,7 @@ def test_the_checkpoint_is_afterwards_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("subject", "options", "sentence"),
     [
-        (None, {"method": "phd"}, "is a learnt object, and the method phd needs a picture"),
+        (None, {"method": "phd"}, "is a concept, and the method phd needs a picture"),
         (None, {"phases": "paste,harmonize"}, "and the phase paste needs a picture"),
         ("cup", {"method": "dreamcom"}, "one of the subjects is a picture"),
         ("both", {"box": [BOX, OTHER]}, "one of the subjects is a picture"),
@@ -160,7 +160,7 @@ def test_the_checkpoint_is_afterwards_as_it_was() -> None:
         (None, {"lora_scale": 3}, "lora_scale"),
         (None, {"self_attention": "e"}, "self_attention"),
         ("missing.safetensors", {}, "missing.safetensors"),
-        ("plain.safetensors", {}, "holds no learnt object"),
+        ("plain.safetensors", {}, "holds no concept"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_one_sentence(
 
 
 def test_other_commands_do_not_take_a_file() -> None:
-    with pytest.raises(InputError, match="learnt object"):
+    with pytest.raises(InputError, match="concept"):
         composer().scene(learnt(), prompt="a table", size=(128, 128))
     with pytest.raises(InputError, match=r"cup\.safetensors"):
         composer().compose(learnt(), cup(), box=BOX)
@@ -221,8 +221,8 @@ def test_the_command_line_makes_the_same_and_makes_it_again(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["one.safetensors", "--method", "phd"], "learnt object"),
-        (["one.safetensors", "--phases", "paste,harmonize"], "learnt object"),
+        (["one.safetensors", "--method", "phd"], "concept"),
+        (["one.safetensors", "--phases", "paste,harmonize"], "concept"),
         (["one.safetensors", "two.safetensors", "--together", "--box", "1,1,50,50"], "together"),
         (["one.safetensors", "--mask", "cat.png"], "mask does not go"),
         (["one.safetensors", "--flip"], "flip does not go"),

@@ -1,6 +1,6 @@
-"""What the methods that put in a learnt object share: their settings, and how a region is filled.
+"""What the methods that put in a concept share: their settings, and how a region is filled.
 
-A learnt object is a file that `inlay learn` wrote (inlay.checkpoints.concept); the window has its
+A concept is a file that `inlay learn` wrote (inlay.checkpoints.concept); the window has its
 path.
 """
 
@@ -23,7 +23,7 @@ from inlay.scene.window import Window, model_size, resize
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.checkpoints.concept import Learned
+    from inlay.checkpoints.concept import Concept
     from inlay.diffusion.attention_masked import MaskedAttention
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.text import Conditioning
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Filler", "LearntSettings", "filler", "histogram"]
 
-# What stands for the learnt object in a prompt.
+# What stands for the concept in a prompt.
 _OBJECT = "{object}"
 
 
 class LearntSettings(DiffusionSettings):
-    """What every method for a learnt object has."""
+    """What every method for a concept has."""
 
     prompt: str = Field(
         "",
@@ -110,28 +110,28 @@ def filler(
     from inlay.diffusion.prompts import embedded_prompt
 
     if backbone is None:
-        raise ValueError("a learnt object needs a backbone")
-    if window.learned is None:
-        raise ValueError("the window has no learnt object")
-    files = [(window.learned, settings.lora_scale)]
+        raise ValueError("a concept needs a backbone")
+    if window.concept is None:
+        raise ValueError("the window has no concept")
+    files = [(window.concept, settings.lora_scale)]
     # Attached first: what is trained on later must not be an inference tensor.
-    with attached(backbone, files) as (learned,), torch.inference_mode():
+    with attached(backbone, files) as (concept,), torch.inference_mode():
         size = model_size(window.box, backbone.native_size, backbone.multiple)
-        words = f"{learned.token} {learned.class_name}"
-        wanted = settings.prompt.replace(_OBJECT, words) or learned.prompt
-        laid = learned.layout, learned.background_prompt
+        words = f"{concept.token} {concept.class_name}"
+        wanted = settings.prompt.replace(_OBJECT, words) or concept.prompt
+        laid = concept.layout, concept.background_prompt
         text = {
             name: embedded_prompt(backbone.text, prompt, size, *laid)
             for name, prompt in (
                 ("object", wanted),
-                ("class", learned.class_prompt),
+                ("class", concept.class_prompt),
                 ("negative", settings.negative_prompt),
             )
         }
         guided = settings.guidance_scale != 1 and wanted != settings.negative_prompt
         unconditional = text["negative"] if guided else None
         work = Workspace(window, backbone, settings, context, size, text["object"], unconditional)
-        yield Filler(work, learned, settings, text)
+        yield Filler(work, concept, settings, text)
 
 
 @dataclass(eq=False)
@@ -142,7 +142,7 @@ class Filler:
     """
 
     work: Workspace
-    learned: Learned
+    concept: Concept
     settings: LearntSettings
     text: dict[str, Conditioning]
 
@@ -224,14 +224,14 @@ class Filler:
         from inlay.methods.concept.details import Reference
 
         found = []
-        for sight in self.learned.sights:
+        for sight in self.concept.sights:
             photo = sight.image()
             if photo is not None:
                 values = np.asarray(photo.convert("RGBA"), np.float32) / np.float32(255)
                 rgb, alpha = (np.ascontiguousarray(v) for v in (values[..., :3], values[..., 3]))
                 found.append(Reference(sight.photo, rgb, alpha))
         if not found:
-            path = self.work.window.learned
+            path = self.work.window.concept
             raise InputError(
                 f"{'the file' if path is None else path.name} holds none of its photos, which "
                 f"{use} needs; learn it with keep_photos=true, or use {instead}."
@@ -258,8 +258,8 @@ class Filler:
             released_tokens,
         )
 
-        said, learned = self.settings.mask_cross_attention, self.learned
-        cross = learned.mask_cross_attention if said == "learnt" else said == "on"
+        said, concept = self.settings.mask_cross_attention, self.concept
+        cross = concept.mask_cross_attention if said == "learnt" else said == "on"
         layers = masked_layers(self.work.backbone.unet, self.settings.self_attention, cross)
-        inside = released_tokens() if learned.layout == "released" else None
+        inside = released_tokens() if concept.layout == "released" else None
         return MaskedAttention(hole, layers, inside=inside)

@@ -1,4 +1,4 @@
-"""How a sample of a learnt object is laid into the background: its box, or the object alone."""
+"""How a sample of a concept is laid into the background: its box, or the object alone."""
 
 from __future__ import annotations
 

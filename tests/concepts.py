@@ -1,4 +1,4 @@
-"""A learnt object for the tests: a cup, from crops of scikit-image's photograph, in a few steps."""
+"""A concept for the tests: a cup, from crops of scikit-image's photograph, in a few steps."""
 
 from __future__ import annotations
 
