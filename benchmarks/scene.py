@@ -40,10 +40,10 @@ from inlay import Box, Composer, InputError, cut
 from inlay.around import as_size
 from inlay.diffusion.tiles import Tiling, levels
 from inlay.methods.phd.settings import PhdSettings
+from inlay.pictures.arrays import bounds
 from inlay.pictures.read import read_picture
 from inlay.pictures.sheet import contact_sheet
 from inlay.scene.placement import Placement, outline
-from inlay.scene.scene import bounds
 
 PROMPTS = ("a photo of a landscape", "a photo of a building")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -17,7 +17,8 @@ from concepts import learnt
 from inlay import Box, Composer, InputError
 from inlay.checkpoints.concept import attached, read_concept
 from inlay.composer import Composite
-from inlay.scene.window import model_size, resize
+from inlay.pictures.arrays import resize
+from inlay.scene.window import model_size
 from photos import Photo
 
 BOX = Box(40, 150, 130, 120)

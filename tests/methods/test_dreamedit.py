@@ -22,6 +22,7 @@ from inlay.methods.base import Context
 from inlay.methods.concept.details import Reference
 from inlay.methods.concept.fill import filler
 from inlay.methods.dreamedit import DreamEditSettings, pasted_photo
+from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
 from inlay.scene.scene import (
     Cutout,
@@ -29,7 +30,7 @@ from inlay.scene.scene import (
     layer_scene,
     place,
 )
-from inlay.scene.window import Window, resize
+from inlay.scene.window import Window
 from inlay.sweep import validate_settings
 from photos import Photo
 

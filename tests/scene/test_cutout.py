@@ -16,10 +16,10 @@ from PIL import Image
 from skimage import data
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import bounds
 from inlay.pictures.box import Box
 from inlay.scene.cutout import cut, cut_rgba
 from inlay.scene.matte import colours, matte
-from inlay.scene.scene import bounds
 
 Array = NDArray[np.float32]
 

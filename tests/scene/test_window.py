@@ -16,7 +16,6 @@ from inlay.scene.window import (
     Window,
     crop_box,
     model_size,
-    resize,
     stitch,
 )
 
@@ -50,14 +49,6 @@ def test_the_crop_holds_the_region_and_stays_inside(
 )
 def test_model_size(box: Box, expected: tuple[int, int]) -> None:
     assert model_size(box, 128, 16) == expected
-
-
-def test_resize_keeps_the_mean() -> None:
-    image = (data.astronaut() / 255).astype(np.float32)
-    for size in ((64, 64), (700, 900), (100, 512)):
-        small = resize(image, size)
-        assert small.shape == (*size, 3)
-        assert np.abs(small.mean((0, 1)) - image.mean((0, 1))).max() < 0.004
 
 
 def _window(depth: int = 8) -> tuple[object, Window, np.ndarray]:

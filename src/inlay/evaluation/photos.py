@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import shrink
 from inlay.pictures.box import Box
 from inlay.pictures.imagefolder import (
     MASKS,
@@ -73,17 +73,10 @@ class Photo:
         if self.crop is not None:
             rgb = rgb[self.crop.slices]
             given = None if given is None else given[self.crop.slices]
-        height, width = rgb.shape[:2]
-        ratio = short_side / min(height, width)
-        if ratio < 1:
-            size = max(1, round(width * ratio)), max(1, round(height * ratio))
-            rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
-            if given is not None:
-                given = np.asarray(cv2.resize(given, size, interpolation=cv2.INTER_AREA))
         if given is not None:
             # On the levels of 8 bits, so that methods see the very mask that the object has.
-            given = np.asarray(np.round(given * 255) / 255, np.float32)
-        return np.ascontiguousarray(rgb), given
+            given = np.asarray(np.round(shrink(given, short_side) * 255) / 255, np.float32)
+        return shrink(rgb, short_side), given
 
 
 def find_photos(

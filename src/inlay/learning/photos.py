@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import FAINT, bounds, resize, to_uint8
 from inlay.pictures.box import Box
 from inlay.pictures.read import (
     DEFAULT_MAX_PIXELS,
@@ -20,8 +21,6 @@ from inlay.pictures.read import (
     read_mask,
     read_picture,
 )
-from inlay.scene.scene import FAINT, bounds
-from inlay.scene.window import resize
 
 __all__ = ["MOST_PHOTOS", "Found", "find_objects", "portrait"]
 
@@ -96,11 +95,9 @@ def portrait(found: Found) -> str:
     RGBA with the object's shape as alpha where that is known, else RGB.
     """
     box = found.box
-    rgb = np.clip(found.picture.rgb(box), 0, 1)
-    image = PILImage.fromarray(np.round(rgb * 255).astype(np.uint8))
+    image = PILImage.fromarray(to_uint8(found.picture.rgb(box)))
     if found.shape is not None:
-        levels = np.round(found.shape[box.slices] * 255).astype(np.uint8)
-        image.putalpha(PILImage.fromarray(levels))
+        image.putalpha(PILImage.fromarray(to_uint8(found.shape[box.slices])))
     image.thumbnail((_PORTRAIT_SIDE, _PORTRAIT_SIDE), PILImage.Resampling.LANCZOS)
     file = BytesIO()
     image.save(file, "WEBP", quality=_PORTRAIT_QUALITY)

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from inlay.errors import InputError
 from inlay.learning.photos import Found, portrait
+from inlay.pictures.arrays import resize
 from inlay.pictures.box import Box
 from inlay.pictures.read import read_picture
-from inlay.scene.window import crop_box, resize
+from inlay.scene.window import crop_box
 from inlay.training.corpus import random_mask
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from inlay.methods.concept.fill import LearntSettings, filler
 from inlay.methods.concept.found import found_object
 from inlay.methods.concept.lay_in import box_of, painted
 from inlay.methods.workspace import to_image
-from inlay.scene.window import Window, resize
+from inlay.pictures.arrays import distance, resize
+from inlay.scene.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,7 +172,6 @@ class _Rounds:
         """The object as it is now, widened by `grow` within the box; where it does not stand out,
         the box.
         """
-        import cv2
         import torch
 
         work = self.fill.work
@@ -184,8 +184,7 @@ class _Rounds:
             )
             return self.box
         reach = self.settings.grow * max(window.shape)
-        away = cv2.distanceTransform((~outline).astype(np.uint8), cv2.DIST_L2, 5)
-        wide = np.asarray((away <= reach) & (window.grown(0) > 0), np.float32)
+        wide = np.asarray((distance(outline) <= reach) & (window.grown(0) > 0), np.float32)
         mask = (resize(wide, work.size) > 0.5).astype(np.float32)
         hole = work.latent_mask(torch.from_numpy(mask)[None, None], cover=True) * self.box
         return hole if hole.any() else self.box

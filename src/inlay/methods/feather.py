@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Painted, Settings
+from inlay.pictures.arrays import blur, distance
 from inlay.scene.fill import backdrop
 
 if TYPE_CHECKING:
@@ -33,22 +34,17 @@ def inward(alpha: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
     edge that is erf(d / (sqrt(2) sigma)) at distance d: 0.95 at d = radius. The picture's border
     is no edge.
     """
-    import cv2
-
     if radius <= 0:
         return np.ones_like(alpha)
-    blurred = cv2.GaussianBlur(alpha, (0, 0), radius / 2, borderType=cv2.BORDER_REPLICATE)
-    return np.clip(2 * np.asarray(blurred, np.float32) - 1, 0, 1)
+    return np.clip(2 * blur(alpha, radius / 2) - 1, 0, 1)
 
 
 def run(
     window: Window, backbone: Backbone | None, settings: FeatherSettings, context: Context
 ) -> Painted:
     """B + w (P - B) for the paste P, the background B and the inward weight w."""
-    import cv2
-
-    solid = np.pad((window.alpha > 0.5).astype(np.uint8), 1, mode="edge")
-    inner = float(cv2.distanceTransform(solid, cv2.DIST_L2, 5).max()) if solid.any() else 0.0
+    solid = np.pad(window.alpha > 0.5, 1, mode="edge")
+    inner = float(distance(~solid).max()) if solid.any() else 0.0
     # A rim wider than this would leave nothing of a thin subject.
     radius = min(settings.radius, inner / 2)
     if radius < settings.radius:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Painted, Settings
+from inlay.pictures.arrays import bounds, to_uint8
+from inlay.pictures.box import Box
 from inlay.scene.fill import backdrop, foreground, membrane
 
 if TYPE_CHECKING:
@@ -48,15 +50,13 @@ def clone(source: Image, target: Image, inside: NDArray[np.bool_], gradients: st
     """
     import cv2
 
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    height, width = inside.shape
-    top, bottom = max(rows[0] - _PAD, 0), min(rows[-1] + 1 + _PAD, height)
-    left, right = max(columns[0] - _PAD, 0), min(columns[-1] + 1 + _PAD, width)
-    part = slice(top, bottom), slice(left, right)
+    tight = bounds(inside)
+    near = None if tight is None else tight.grown(_PAD).intersect(Box.of_size(inside.shape[::-1]))
+    assert near is not None
+    part = near.slices
 
     def padded(image: Image) -> NDArray[np.uint8]:
-        eight = np.round(np.clip(image[part], 0, 1) * 255).astype(np.uint8)
-        return np.pad(eight, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)), mode="symmetric")
+        return np.pad(to_uint8(image[part]), ((_PAD, _PAD), (_PAD, _PAD), (0, 0)), mode="symmetric")
 
     # OpenCV writes into the mask it is given, and needs it clear of the picture's border.
     kernel = np.ones((2 * _GROWN + 1,) * 2, np.uint8)

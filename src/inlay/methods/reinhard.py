@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Painted, Settings
+from inlay.pictures.arrays import FAINT, distance
+from inlay.pictures.colour import srgb_decode, srgb_encode
 from inlay.scene.fill import foreground
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class ReinhardSettings(Settings):
 
 def to_space(rgb: Image, space: str) -> Image:
     """sRGB (..., 3) in [0, 1] to l-alpha-beta (base-10 logarithms) or CIELAB (L in 0..100)."""
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((np.maximum(rgb, 0) + 0.055) / 1.055) ** 2.4)
+    linear = srgb_decode(rgb)
     if space == "cielab":
         ratio = np.maximum(linear @ _XYZ.T, 0)
         root = np.where(ratio > _KNEE**3, np.cbrt(ratio), ratio / (3 * _KNEE**2) + 4 / 29)
@@ -69,8 +71,7 @@ def from_space(values: Image, space: str) -> Image:
     else:
         logs = np.minimum(values @ np.linalg.inv(_LALPHABETA).T, 2.0)
         linear = np.clip((10**logs - _DARK) @ np.linalg.inv(_LMS).T, 0, 1)
-    rgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.asarray(np.clip(rgb, 0, 1), np.float32)
+    return np.asarray(np.clip(srgb_encode(linear), 0, 1), np.float32)
 
 
 def transfer(
@@ -96,16 +97,14 @@ def run(
     window: Window, backbone: Backbone | None, settings: ReinhardSettings, context: Context
 ) -> Painted:
     """Transfer from the ring round the subject to the subject, then lay it over by alpha."""
-    import cv2
-
     alpha = window.alpha
     effect = alpha > 0
     context.progress(1, 1)
-    outside = (alpha <= 0.5 / 255).astype(np.uint8)
-    if not outside.any() or not effect.any():
+    there = alpha > FAINT
+    if there.all() or not effect.any():
         context.note("reinhard: there is nothing round the subject, so its colours stay")
         return Painted(window.pasted, effect)
-    away = cv2.distanceTransform(outside, cv2.DIST_L2, 5)
+    away = distance(there)
     width = max(settings.reach * float(np.sqrt(alpha.sum())), 3.0)
     ring = (away > 0) & (away <= width)
     subject = foreground(window.pasted, window.clean, alpha)[effect]

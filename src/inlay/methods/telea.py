@@ -8,7 +8,8 @@ from pydantic import Field
 
 from inlay.errors import InputError
 from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.scene.fill import WORKING_SIDE, fill_hole, grow
+from inlay.pictures.arrays import grow
+from inlay.scene.fill import WORKING_SIDE, fill_hole
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.methods.base import Context, ModelSettings, Painted
+from inlay.pictures.arrays import blur, luma, masked_blur, resize
 from inlay.scene.fill import membrane
-from inlay.scene.window import Window, model_size, resize
+from inlay.scene.window import Window, model_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,17 +191,9 @@ def smoothly_filled(picture: Tensor, hole: Tensor) -> Tensor:
     return torch.from_numpy(smooth).permute(2, 0, 1)[None]
 
 
-def _blur(image: Image, sigma: float) -> Image:
-    import cv2
-
-    border = cv2.BORDER_REPLICATE
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=border), np.float32)
-
-
 def _smoothed(change: Image, mask: Image, sigma: float) -> Image:
     """`change` (h, w, 3) blurred inside a mask (h, w), without mixing the two sides."""
-    weight = _blur(mask, sigma)[..., None]
-    inside = _blur(change * mask[..., None], sigma) / np.maximum(weight, 1e-3)
+    inside = masked_blur(change, mask, sigma)
     cover = mask[..., None]
     return np.asarray(inside * cover + change * (1 - cover), np.float32)
 
@@ -217,7 +210,7 @@ def textured(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> I
 
     smooth = to_image(work.backbone.decode(fill))
     change = to_image(work.backbone.decode(sample)) - smooth
-    detail = change - _blur(change, 0.025 * max(work.size))
+    detail = change - blur(change, 0.025 * max(work.size))
     inside = np.ascontiguousarray(work.whole(region)[0, 0].numpy())
     kernel = np.ones((2 * round(0.06 * max(work.size)) + 1,) * 2, np.uint8)
     ring = (cv2.dilate(inside, kernel) > 0) & (inside == 0)
@@ -231,7 +224,7 @@ def textured(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> I
 
 def _strength(image: Image, where: NDArray[np.bool_]) -> float:
     """The median length of luminance's gradient in part of a picture (h, w, 3)."""
-    down, across = np.gradient(image @ np.array([0.299, 0.587, 0.114], np.float32))
+    down, across = np.gradient(luma(image))
     return float(np.median(np.hypot(down, across)[where]))
 
 

@@ -49,14 +49,14 @@ _SPACES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 _CHANNELS = {"L": 1, "RGB": 3, "CMYK": 4}
 
 
-def srgb_encode(linear: Floats) -> Floats:
-    """Linear light in [0, 1] to sRGB values (IEC 61966-2-1), of any shape."""
+def srgb_encode(linear: NDArray[Any]) -> NDArray[Any]:
+    """Linear light in [0, 1] to sRGB values (IEC 61966-2-1), of any shape; floats stay as deep."""
     curved = 1.055 * np.power(linear, 1 / 2.4) - 0.055
     return np.where(linear <= 0.0031308, linear * 12.92, curved)
 
 
-def srgb_decode(values: Floats) -> Floats:
-    """Inverse of srgb_encode(): sRGB values in [0, 1] to linear light."""
+def srgb_decode(values: NDArray[Any]) -> NDArray[Any]:
+    """Inverse of srgb_encode(): sRGB values in [0, 1] to linear light; floats stay as deep."""
     curved = np.power((values + 0.055) / 1.055, 2.4)
     return np.where(values <= 0.04045, values / 12.92, curved)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import luma
 from inlay.pictures.box import Box
 from inlay.pictures.colour import conversion
 from inlay.pictures.decode import (
@@ -44,9 +45,6 @@ __all__ = [
 
 DEFAULT_MAX_PIXELS = 100_000_000
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
-
-# Weights of red, green and blue in luma (ITU-R BT.601), which masks in colour are read by.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 # Pixels of such a band.
 _BAND = 1 << 18
@@ -124,7 +122,7 @@ def read_mask(
         else:
             mask = np.empty((picture.height, picture.width), np.float32)
             for rows in bands(picture):
-                mask[rows.slices] = np.clip(picture.rgb(rows) @ _LUMA, 0, 1)
+                mask[rows.slices] = np.clip(luma(picture.rgb(rows)), 0, 1)
     if not (mask > 0).any():
         raise InputError(f"{picture.name} is empty; expected white {white}.")
     return mask

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import FAINT, bounds, resize, to_uint8
 from inlay.pictures.box import Box
 from inlay.pictures.read import (
     DEFAULT_MAX_PIXELS,
@@ -21,8 +22,9 @@ from inlay.pictures.read import (
     read_mask,
     read_picture,
 )
+from inlay.scene.grabcut import grabcut, without_specks
 from inlay.scene.matte import colours, matte
-from inlay.scene.scene import FAINT, Cutout, bounds
+from inlay.scene.scene import Cutout
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -191,26 +193,18 @@ def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
     # What lies outside the box is the sample of the background, so some of it must be seen.
     crop = box.grown(max(box.width, box.height) // 3 + 2).intersect(whole) or whole
     scale = min(1.0, (_GRABCUT_PIXELS / crop.area) ** 0.5)
-    size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
-    part = np.round(np.clip(rgb[crop.slices], 0, 1) * 255).astype(np.uint8)
-    small = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
-    labels = np.full((size[1], size[0]), cv2.GC_BGD, np.uint8)
+    size = max(1, round(crop.height * scale)), max(1, round(crop.width * scale))
+    labels = np.full(size, cv2.GC_BGD, np.uint8)
     left, top = (round(v * scale) for v in (box.x - crop.x, box.y - crop.y))
     right, bottom = (round(v * scale) for v in (box.right - crop.x, box.bottom - crop.y))
     labels[top : max(bottom, top + 1), left : max(right, left + 1)] = cv2.GC_PR_FGD
     nothing = InputError(f"no subject stands out inside the box in {name}; give a mask instead.")
     if not (labels == cv2.GC_BGD).any() or min(box.width, box.height) < 4:
         raise nothing
-    # GrabCut seeds its colour clusters from OpenCV's global generator.
-    cv2.setRNGSeed(0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    unused = (0, 0, 1, 1)
-    try:
-        cv2.grabCut(small, labels, unused, *models, _GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
-    except cv2.error:
-        # It refuses a picture with too few colours to cluster.
-        raise nothing from None
-    found = _pieces((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
+    found = grabcut(resize(to_uint8(rgb[crop.slices]), size), labels, _GRABCUT_ROUNDS)
+    if found is None:
+        raise nothing
+    found = without_specks(found, _SMALLEST_PIECE, _LARGEST_PINHOLE)
     if found.sum() < 0.005 * max((right - left) * (bottom - top), 1):
         raise nothing
     shape = crop.width, crop.height
@@ -218,21 +212,3 @@ def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
     mask = np.zeros((height, width), np.bool_)
     mask[crop.slices] = large
     return mask
-
-
-def _pieces(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without specks, far smaller than the largest piece, and without small gaps inside."""
-    import cv2
-
-    for keep in (True, False):
-        count, labels, facts, _ = cv2.connectedComponentsWithStats(
-            (found == keep).astype(np.uint8), connectivity=8 if keep else 4
-        )
-        if count < 2:
-            continue
-        areas = facts[:, cv2.CC_STAT_AREA]
-        least = _SMALLEST_PIECE * areas[1:].max() if keep else _LARGEST_PINHOLE * found.sum()
-        small = areas < least
-        small[0] = False
-        found = found ^ small[labels]
-    return found

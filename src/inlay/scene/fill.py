@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["backdrop", "fill_hole", "foreground", "grow", "membrane"]
+from inlay.pictures.arrays import FAINT, grow, resize, to_uint8
+
+__all__ = ["backdrop", "fill_hole", "foreground", "membrane"]
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -24,17 +26,6 @@ SOLID_ALPHA = 0.75
 # V-cycles of `membrane`.
 CYCLES = 12
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
-
-
-def grow(mask: Mask, pixels: int) -> Mask:
-    """The mask and every pixel within a distance (Euclidean) of it."""
-    import cv2
-
-    if pixels < 1 or not mask.any():
-        return mask
-    away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    grown: Mask = away <= pixels
-    return grown
 
 
 def fill_hole(
@@ -63,28 +54,19 @@ def fill_hole(
     scale = min(1.0, max_side / max(height, width))
     source, gap = rgb, hole
     if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
         # The mean of known pixels only: nothing of the hole may leak into its rim.
-        known = _shrunk((~hole).astype(np.float32), size)
-        colour = _shrunk(rgb * ~hole[..., None], size)
+        known = resize((~hole).astype(np.float32), size)
+        colour = resize(rgb * ~hole[..., None], size)
         source = (colour / np.maximum(known, 1e-6)[..., None]).astype(np.float32)
         gap = known < min(0.25, float(known.max()))
     flag = cv2.INPAINT_TELEA if algorithm == "telea" else cv2.INPAINT_NS
-    eight = np.round(np.clip(source, 0, 1) * 255).astype(np.uint8)
     reach = max(1.0, radius * scale)
-    filled = cv2.inpaint(eight, gap.astype(np.uint8), reach, flag)
-    if scale < 1:
-        filled = cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC)
+    filled = cv2.inpaint(to_uint8(source), gap.astype(np.uint8), reach, flag)
+    filled = resize(np.asarray(filled, np.uint8), (height, width))
     result = rgb.copy()
     result[hole] = filled[hole].astype(np.float32) / 255
     return result
-
-
-def _shrunk(image: Image, size: tuple[int, int]) -> Image:
-    """The mean over each pixel of a smaller (width, height)."""
-    import cv2
-
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def backdrop(clean: Image, pasted: Image, alpha: Image) -> Image:
@@ -95,7 +77,7 @@ def backdrop(clean: Image, pasted: Image, alpha: Image) -> Image:
     """
     if not np.array_equal(clean, pasted):
         return clean
-    region = alpha > 0.5 / 255
+    region = alpha > FAINT
     # A mask seldom holds the object's last soft pixel, so the fill starts a little further out.
     filled = fill_hole(pasted, grow(region, 3))
     return np.where(region[..., None], filled, pasted)
@@ -162,12 +144,12 @@ def _cycle(guess: Image, rest: Image, inside: Mask) -> Image:
         return smooth(guess, 20)
     odd = ((0, shape[0] % 2), (0, shape[1] % 2))
     room = np.pad(inside, odd, mode="edge")
-    half = room.shape[1] // 2, room.shape[0] // 2
-    solid = _shrunk(room.astype(np.float32), half) > 0.99
+    half = room.shape[0] // 2, room.shape[1] // 2
+    solid = resize(room.astype(np.float32), half) > 0.99
     if solid.any():
         left = np.pad(defect(guess), (*odd, (0, 0)), mode="edge")
         # Twice the spacing makes the same curvature four times the difference.
-        coarse = 4 * _shrunk(left, half).reshape(*solid.shape, -1)
+        coarse = 4 * resize(left, half).reshape(*solid.shape, -1)
         found = _cycle(np.zeros_like(coarse), coarse, solid)
         size = room.shape[1], room.shape[0]
         up = cv2.resize(found, size, interpolation=cv2.INTER_LINEAR).reshape(*room.shape, -1)

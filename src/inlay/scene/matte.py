@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inlay.pictures.arrays import bounds, distance, resize
 from inlay.pictures.box import Box
 
 __all__ = ["colours", "matte"]
@@ -40,17 +41,11 @@ def matte(
     in a band along its edge. The picture's border is no edge. Works on at most a megapixel and
     enlarges the result.
     """
-    import cv2
-
     alpha = outline.astype(np.float32)
     share, least, most = _BAND[band]
-    rows, columns = np.flatnonzero(outline.any(1)), np.flatnonzero(outline.any(0))
-    if rows.size == 0 or outline.all():
+    tight = bounds(outline)
+    if tight is None or outline.all():
         return alpha
-    tight = Box(
-        int(columns[0]), int(rows[0]),
-        int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1,
-    )  # fmt: skip
     height, width = outline.shape
     scale = min(1.0, (_MATTE_PIXELS / tight.area) ** 0.5)
     half = float(np.clip(share * np.sqrt(outline.sum()) * scale, least, most))
@@ -58,18 +53,16 @@ def matte(
     margin = int(np.ceil((2 * half + 2) / scale)) + 1
     crop = tight.grown(margin).intersect(Box.of_size((width, height)))
     assert crop is not None
-    size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
-    part = cv2.resize(np.clip(rgb[crop.slices], 0, 1), size, interpolation=cv2.INTER_AREA)
-    shape = cv2.resize(alpha[crop.slices], size, interpolation=cv2.INTER_AREA) > 0.5
+    size = max(1, round(crop.height * scale)), max(1, round(crop.width * scale))
+    part = resize(np.clip(rgb[crop.slices], 0, 1), size)
+    shape = resize(alpha[crop.slices], size) > 0.5
     trimap = _trimap(shape, half)
     if trimap is None:
         return alpha
     solved = _closed_form(np.asarray(part, np.float64), trimap)
     if solved is None:
         return alpha
-    if scale < 1:
-        whole = (crop.width, crop.height)
-        solved = np.asarray(cv2.resize(solved, whole, interpolation=cv2.INTER_CUBIC), np.float32)
+    solved = resize(solved, (crop.height, crop.width))
     alpha[crop.slices] = np.clip((solved - _HAZE) / (1 - 2 * _HAZE), 0, 1)
     return alpha
 
@@ -93,10 +86,8 @@ def colours(rgb: Image, alpha: Image, place: Box) -> Image:
         return np.ascontiguousarray(part[inner], np.float32)
     scale = min(1.0, (_COLOUR_PIXELS / crop.area) ** 0.5)
     if scale < 1:
-        size = max(2, round(crop.width * scale)), max(2, round(crop.height * scale))
-        image = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
-        weight = cv2.resize(cover, size, interpolation=cv2.INTER_AREA)
-        found = _estimated_colours(image, np.clip(weight, 0, 1))
+        size = max(2, round(crop.height * scale)), max(2, round(crop.width * scale))
+        found = _estimated_colours(resize(part, size), np.clip(resize(cover, size), 0, 1))
         found = cv2.resize(found, (crop.width, crop.height), interpolation=cv2.INTER_LINEAR)
     else:
         found = _estimated_colours(part, cover)
@@ -109,10 +100,7 @@ def _trimap(outline: Mask, half: float) -> NDArray[np.float64] | None:
 
     The band is narrowed until some of the subject and some of the background are sure.
     """
-    import cv2
-
-    inward = cv2.distanceTransform(outline.astype(np.uint8), cv2.DIST_L2, 5)
-    outward = cv2.distanceTransform((~outline).astype(np.uint8), cv2.DIST_L2, 5)
+    inward, outward = distance(~outline), distance(outline)
     half = min(half, 0.7 * float(inward.max()), 0.9 * float(outward.max()))
     if half < 0.5:
         return None

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import to_uint8
 from inlay.pictures.box import Box
 from inlay.pictures.read import Picture, bands
 from inlay.scene.scene import Region, Scene
@@ -37,7 +38,7 @@ def found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
     # In bands of rows, so that the colours of a large picture are never all there as floats.
     grey = np.empty((picture.height, picture.width), np.uint8)
     for rows in bands(picture):
-        levels = np.round(picture.rgb(rows) * 255).astype(np.uint8)
+        levels = to_uint8(picture.rgb(rows))
         grey[rows.slices] = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)
     _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     notes.append("no mask was given: Otsu's threshold of the picture is used")

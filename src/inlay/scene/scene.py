@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import bounds, resize
 from inlay.pictures.box import Box
 from inlay.scene.placement import Placement, outline, turned_size
 
@@ -35,9 +36,6 @@ __all__ = [
 ]
 
 Image = NDArray[np.float32]
-
-# Half of the smallest step of an 8-bit mask: what is fainter than this is not there.
-FAINT = 0.5 / 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +89,6 @@ class Scene:
     clean: Picture | None = None
 
 
-def bounds(alpha: Image, above: float = FAINT) -> Box | None:
-    """The smallest box that holds all of alpha (h, w) above a value; None where nothing is."""
-    there = alpha > above
-    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-    if rows.size == 0:
-        return None
-    x, y = int(columns[0]), int(rows[0])
-    return Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
-
-
 def place(
     cutout: Cutout, size: tuple[int, int], placement: Placement, seed: int | Sequence[int] = 0
 ) -> Layer:
@@ -115,7 +103,7 @@ def place(
     paint = np.dstack([cutout.rgb * cutout.alpha[..., None], cutout.alpha]).astype(np.float32)
     if placement.flip:
         paint = paint[:, ::-1]
-    paint = _rotated(_resized(paint, new), placement.rotate)
+    paint = _rotated(resize(paint, new[::-1]), placement.rotate)
     layer = _clipped(paint, (box.x, box.y), size)
     if layer is None:
         if placement.box is not None:
@@ -177,16 +165,6 @@ def region_scene(picture: Picture, mask: Image, clean: Picture | None = None) ->
             f"as {picture.name}."
         )
     return Scene(picture, None, Region(box, np.clip(mask[box.slices], 0, 1)), clean)
-
-
-def _resized(paint: Image, size: tuple[int, int]) -> Image:
-    import cv2
-
-    if (paint.shape[1], paint.shape[0]) == size:
-        return paint
-    shrinks = size[0] <= paint.shape[1] and size[1] <= paint.shape[0]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(np.ascontiguousarray(paint), size, interpolation=method))
 
 
 def _rotated(paint: Image, degrees: float) -> Image:

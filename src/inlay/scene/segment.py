@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import resize, to_uint8
 from inlay.pictures.box import Box
 
 __all__ = ["Segmentation", "segment"]
@@ -166,7 +167,7 @@ def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
         raise InputError(
             f"{model} has no preprocessor_config.json; save its image processor beside it."
         ) from error
-    picture = PILImage.fromarray(np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8))
+    picture = PILImage.fromarray(to_uint8(rgb))
     height, width = rgb.shape[:2]
     # A centre crop would lose the picture's rim, and the map would not lie over the picture.
     crop = {"do_center_crop": False} if getattr(processor, "do_center_crop", False) else {}
@@ -241,7 +242,6 @@ def _foreground(rgb: Image, model: str, options: dict[str, Any]) -> Segmentation
 
 def _tensor(rgb: Image, shape: tuple[int, int], model: str, options: dict[str, Any]) -> Any:
     """The picture at (height, width) as (1, 3, height, width), normalised as in training."""
-    import cv2
     import torch
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -253,8 +253,5 @@ def _tensor(rgb: Image, shape: tuple[int, int], model: str, options: dict[str, A
         known = {}
     mean = np.asarray(known.get("image_mean") or _MEAN, np.float32)
     std = np.asarray(known.get("image_std") or _STD, np.float32)
-    shrinks = shape[0] * shape[1] < rgb.shape[0] * rgb.shape[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    small = np.asarray(cv2.resize(np.clip(rgb, 0, 1), shape[::-1], interpolation=how), np.float32)
-    small = (np.clip(small, 0, 1) - mean) / std
+    small = (np.clip(resize(np.clip(rgb, 0, 1), shape), 0, 1) - mean) / std
     return torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1), np.float32))[None]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from inlay.pictures.arrays import bounds, distance, resize, soft_rim
 from inlay.pictures.box import Box
 
 if TYPE_CHECKING:
@@ -62,18 +63,6 @@ def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
         return max(multiple, round(length * scale / multiple) * multiple)
 
     return rounded(box.height), rounded(box.width)
-
-
-def resize(image: Image, size: tuple[int, int]) -> Image:
-    """Resample float32 (h, w) or (h, w, c) to (height, width): area down, cubic up."""
-    import cv2
-
-    height, width = size
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.float32)
 
 
 @dataclass(eq=False)
@@ -157,30 +146,17 @@ class Window:
 
     def grown(self, share: float) -> Image:
         """alpha > 0.5, dilated by `share` of the window's longer side: float32 (h, w), 0 or 1."""
-        import cv2
-
         hard = (self.alpha > 0.5).astype(np.float32)
         if not hard.any():
             hard = (self.alpha > 0).astype(np.float32)
         radius = round(share * max(self.shape))
         if radius < 1:
             return hard
-        away = cv2.distanceTransform((hard == 0).astype(np.uint8), cv2.DIST_L2, 5)
-        near: Image = (away <= radius).astype(np.float32)
-        return near
+        return (distance(hard > 0) <= radius).astype(np.float32)
 
     def rim(self, share: float, start: float = 0.0) -> Image:
         """A weight (h, w): 1 on the region grown by `start`, falling to 0 over `share` beyond."""
-        import cv2
-
-        hard = self.grown(start)
-        radius = max(share * max(self.shape), 1.0)
-        away = np.asarray(
-            cv2.distanceTransform((hard == 0).astype(np.uint8), cv2.DIST_L2, 5), np.float32
-        )
-        linear = np.clip(1 - away / radius, 0, 1)
-        weight: Image = (linear * linear * (3 - 2 * linear)).astype(np.float32)
-        return weight
+        return soft_rim(self.grown(start) > 0, share * max(self.shape))
 
 
 def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture, Box, Image]:
@@ -190,18 +166,13 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
     picture, the effect region's bounding box and its mask (h, w) inside that box, both in
     background pixels; where nothing changed, a box of the region's first pixel with an empty mask.
     """
-    effect = painted.effect
-    rows, columns = np.flatnonzero(effect.any(1)), np.flatnonzero(effect.any(0))
-    if rows.size == 0:
+    inner = bounds(painted.effect)
+    if inner is None:
         box = Box(window.box.x, window.box.y, 1, 1)
         return picture, box, np.zeros((1, 1), np.float32)
-    inner = Box(
-        int(columns[0]), int(rows[0]),
-        int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1),
-    )  # fmt: skip
     box = inner.shifted(window.box.x, window.box.y)
     rgb = np.clip(painted.rgb[inner.slices], 0, 1)
-    effect = effect[inner.slices]
+    effect = painted.effect[inner.slices]
     changed = effect & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
     samples = picture.samples.copy()
     target = samples[box.slices]

@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import bounds, resize, shrink
 from inlay.pictures.imagefolder import is_held_out, picture_names
 from inlay.pictures.read import read_picture
+from inlay.scene.grabcut import grabcut
 
 __all__ = [
     "Corpus",
@@ -91,7 +93,7 @@ def load_corpus(
         except InputError as error:
             _log.warning("left out: %s", error)
             continue
-        images.append(_reduced(np.asarray(picture, np.uint8), short_side))
+        images.append(shrink(np.asarray(picture, np.uint8), short_side))
         captions.append(text)
         weights.append(weight)
     if not images and not held_out:
@@ -131,15 +133,6 @@ def _row(line: str, where: str) -> tuple[str, str, float]:
     if not 0 < weight < 1e6:
         raise InputError(f"{where} has weight {weight}; expected a number above 0.")
     return name, text, weight
-
-
-def _reduced(picture: Image, short_side: int) -> Image:
-    height, width = picture.shape[:2]
-    ratio = short_side / min(height, width)
-    if ratio >= 1:
-        return np.ascontiguousarray(picture)
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def with_rendered(corpus: Corpus, count: int, share: float, cache: Path, size: int = 160) -> Corpus:
@@ -209,11 +202,9 @@ def find_object(picture: Image) -> Image:
     labels[3:-3, 3:-3] = cv2.GC_PR_FGD
     middle = tuple(slice(int(0.42 * side), int(0.58 * side) + 1) for side in labels.shape)
     labels[middle] = cv2.GC_FGD
-    # OpenCV seeds its clusters from a generator of its own.
-    cv2.setRNGSeed(0)
-    everywhere, models = (0, 0, *size), np.zeros((2, 1, 65))
-    cv2.grabCut(small, labels, everywhere, models[0], models[1], 3, cv2.GC_INIT_WITH_MASK)
-    inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    inside = grabcut(small, labels, 3)
+    if inside is None:
+        inside = labels == cv2.GC_FGD
     return np.asarray(cv2.medianBlur(inside.astype(np.uint8) * 255, 3), np.uint8)
 
 
@@ -225,9 +216,9 @@ def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:
     found = np.ascontiguousarray((crop[..., 3] > 127).astype(np.uint8))
     if found.mean() < 0.03:
         return None
-    if rng.random() < 0.5:
-        x, y, width, height = cv2.boundingRect(found)
-        found[y : y + height, x : x + width] = 1
+    box = bounds(found)
+    if rng.random() < 0.5 and box is not None:
+        found[box.slices] = 1
     reach = int(rng.uniform(0, 0.06) * crop.shape[0])
     if reach:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
@@ -254,8 +245,7 @@ def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
     """A crop of draw_crop() of a picture (H, W, C), resized to (size, size, C)."""
     top, left, side, mirrored = draw_crop(image.shape[0], image.shape[1], size, rng)
     crop = image[top : top + side, left : left + side]
-    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    crop = np.asarray(cv2.resize(crop, (size, size), interpolation=method), dtype=np.uint8)
+    crop = resize(crop, (size, size))
     return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
 
 

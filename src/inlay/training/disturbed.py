@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from inlay.pictures.arrays import blur
 from inlay.pictures.colour import srgb_decode, srgb_encode
 from inlay.training.corpus import Corpus, random_crop, random_mask
 from inlay.training.disturb import (
@@ -157,14 +158,14 @@ def jittered(shape: NDArray[np.bool_], jitter: float, rng: Rng) -> Mask:
     mask = shape.astype(np.float32)
     side = max(shape.shape)
     reach = round(float(rng.uniform(-jitter, jitter)) * side)
-    blur = float(rng.uniform(0, jitter / 2)) * side
+    sigma = float(rng.uniform(0, jitter / 2)) * side
     if reach:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(reach) + 1,) * 2)
         changed = cv2.dilate(mask, kernel) if reach > 0 else cv2.erode(mask, kernel)
         # A thin thing does not vanish.
         mask = np.asarray(changed if changed.sum() > mask.sum() / 2 else mask, np.float32)
-    if blur > 0.3:
-        mask = np.asarray(cv2.GaussianBlur(mask, (0, 0), blur), np.float32)
+    if sigma > 0.3:
+        mask = blur(mask, sigma, mirror=True)
     return np.asarray(np.round(mask * 255) / 255, np.float32)
 
 

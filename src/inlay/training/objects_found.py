@@ -17,6 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from inlay.pictures.arrays import blur, bounds, resize, shrink
+from inlay.scene.grabcut import grabcut
+
 __all__ = ["find_objects"]
 
 Image = NDArray[np.uint8]
@@ -53,7 +56,7 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
     """
     if min(picture.shape[:2]) < 32:
         return []
-    small = _reduced(picture, _SEARCH)
+    small = shrink(picture, _SEARCH)
     lab = np.asarray(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
     solids = [_solid(part) for part in (*_tree_parts(lab), *_rim_parts(picture, small.shape))]
     scored = [(_score(solid, lab), solid) for solid in solids if solid is not None]
@@ -65,13 +68,6 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
         if all(_overlap(solid, other) <= _OVERLAP for other in kept):
             kept.append(solid)
     return [_outlined(picture, coarse) for coarse in kept]
-
-
-def _reduced(picture: Image, short_side: int) -> Image:
-    height, width = picture.shape[:2]
-    ratio = min(1.0, short_side / min(height, width))
-    size = max(1, round(width * ratio)), max(1, round(height * ratio))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _tree_parts(lab: Floats) -> Iterator[Flags]:
@@ -152,25 +148,20 @@ def _borders(labels: NDArray[np.int64], count: int) -> list[dict[int, int]]:
 
 def _rim_parts(picture: Image, shape: tuple[int, ...]) -> Iterator[Flags]:
     """What is unlike the picture's rim, at (height, width): the subject of a photo of one thing."""
-    small = _reduced(picture, _RIM)
+    small = shrink(picture, _RIM)
     height, width = small.shape[:2]
     for margin in _RIM_MARGINS:
         x, y = max(2, round(width * margin)), max(2, round(height * margin))
         labels = np.full((height, width), cv2.GC_BGD, np.uint8)
         labels[y:-y, x:-x] = cv2.GC_PR_FGD
-        found = _grab_cut(small, labels, 3).astype(np.float32)
+        found = _grabcut(small, labels, 3).astype(np.float32)
         yield cv2.resize(found, shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def _grab_cut(picture: Image, labels: Image, rounds: int) -> Flags:
-    """GrabCut from a trimap of OpenCV's labels; foreground flags (h, w)."""
-    if not (labels & 1).any() or (labels & 1).all():
-        return (labels & 1).astype(bool)
-    # Its colour models start from k-means, which draws from OpenCV's own generator.
-    cv2.setRNGSeed(0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(picture, labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
-    return (labels & 1).astype(bool)
+def _grabcut(picture: Image, labels: Image, rounds: int) -> Flags:
+    """GrabCut from OpenCV's labels, which stay where thing or background are missing."""
+    found = grabcut(picture, labels, rounds)
+    return (labels & 1).astype(bool) if found is None else found
 
 
 def _solid(part: Flags) -> Flags | None:
@@ -246,7 +237,7 @@ def _overlap(one: Flags, two: Flags) -> float:
 
 def _outlined(picture: Image, coarse: Flags) -> Mask:
     """The coarse mask at the picture's size, its outline settled by GrabCut in a wide band."""
-    middle = _reduced(picture, 2 * _SEARCH)
+    middle = shrink(picture, 2 * _SEARCH)
     size = middle.shape[1], middle.shape[0]
     rough = cv2.resize(coarse.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
     flags = rough.astype(np.uint8)
@@ -258,18 +249,15 @@ def _outlined(picture: Image, coarse: Flags) -> Mask:
     # Wider outside than inside: what the search cut off, such as a sleeve, may come back.
     labels[cv2.dilate(flags, outer) == 0] = cv2.GC_BGD
     # Only what lies near is looked at: far colours say nothing about this outline.
-    rows, columns = np.nonzero(cv2.dilate(flags, view))
-    part = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    box = bounds(cv2.dilate(flags, view))
     near = np.zeros_like(rough)
-    near[part] = _grab_cut(
-        np.ascontiguousarray(middle[part]), np.ascontiguousarray(labels[part]), 2
-    )
+    if box is not None:
+        near[box.slices] = _grabcut(middle[box.slices], labels[box.slices], 2)
     solid = _solid(near)
     if solid is None or not 0.7 < solid.sum() / rough.sum() < 1.7:
         solid = rough
     height, width = picture.shape[:2]
-    soft = cv2.GaussianBlur(solid.astype(np.float32), (0, 0), 1.5)
-    soft = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
+    soft = resize(blur(solid.astype(np.float32), 1.5, mirror=True), (height, width))
     # A ramp of one pixel where the smoothed outline crosses a half.
     across, down = (cv2.Sobel(soft, cv2.CV_32F, *d, scale=1 / 8) for d in ((1, 0), (0, 1)))
     slope = np.maximum(cv2.magnitude(across, down), 1e-3)

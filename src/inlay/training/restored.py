@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.harmonizer import Guide, correct, few_timesteps
+from inlay.pictures.arrays import masked_blur
 from inlay.training.disturbed import Samples, covered
 
 __all__ = ["restored"]
@@ -82,9 +82,9 @@ def restored(
 
 def _smoothed(change: Tensor, mask: Tensor) -> Tensor:
     """A change (1, 3, H, W) blurred inside a mask (1, 1, H, W), by a sixteenth of the picture."""
-    weighted = torch.cat([change * mask, mask], 1)[0].permute(1, 2, 0).cpu().numpy()
-    blurred = cv2.GaussianBlur(weighted, (0, 0), change.shape[3] / 16)
-    smooth = blurred[..., :3] / np.maximum(blurred[..., 3:], 1e-3)
+    picture = np.ascontiguousarray(change[0].permute(1, 2, 0).cpu().numpy())
+    weight = mask[0, 0].cpu().numpy()
+    smooth = masked_blur(picture, weight, change.shape[3] / 16, mirror=True)
     return torch.from_numpy(smooth).permute(2, 0, 1)[None].to(change.device)
 
 

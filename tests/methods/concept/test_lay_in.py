@@ -25,6 +25,7 @@ from inlay.methods.concept.fill import filler
 from inlay.methods.concept.found import found_object
 from inlay.methods.concept.lay_in import painted
 from inlay.methods.dreamcom import DreamComSettings
+from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
 from inlay.scene.scene import (
     Cutout,
@@ -36,7 +37,6 @@ from inlay.scene.window import (
     Painted,
     Window,
     crop_box,
-    resize,
     stitch,
 )
 from photos import Photo, cup, cutout, five_scenes

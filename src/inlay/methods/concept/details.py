@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.scene.window import resize
+from inlay.pictures.arrays import blur, distance, luma, resize
 
 __all__ = ["Match", "Reference", "align", "carried", "fine_band"]
 
@@ -130,7 +130,7 @@ def carried(
     sigma = math.sqrt(model_pixel[0] * model_pixel[1])
     band, shown = fine_band(chosen, rescaled(match.matrix, size, shape), shape, sigma)
     weight = amount * _inner(np.minimum(inside, shown), feather)
-    made = image + weight[..., None] * (band - (image - _blurred(image, sigma)))
+    made = image + weight[..., None] * (band - (image - blur(image, sigma)))
     return np.asarray(made, np.float32), f"details of {told}"
 
 
@@ -158,7 +158,7 @@ def fine_band(
     moved = resize(np.asarray(moved, np.float32), shape)
     alpha = np.clip(moved[..., 3], 0, 1)
     # Blurred with alpha as weights, so that nothing of the photo's background gets in.
-    low = _blurred(moved, sigma)
+    low = blur(moved, sigma)
     known = alpha > 0.5
     own = moved[..., :3] / np.maximum(moved[..., 3:], 0.5)
     band = own - low[..., :3] / np.maximum(low[..., 3:], 1e-3)
@@ -235,15 +235,7 @@ class _Pair:
 
 def _grey(image: Image, size: tuple[int, int]) -> Image:
     """Luminance at a size, blurred."""
-    grey = resize(np.ascontiguousarray(image @ np.array([0.299, 0.587, 0.114], np.float32)), size)
-    return _blurred(grey, _BLUR)
-
-
-def _blurred(image: Image, sigma: float) -> Image:
-    import cv2
-
-    border = cv2.BORDER_REPLICATE
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=border), np.float32)
+    return blur(resize(luma(image), size), _BLUR)
 
 
 def _turned(size: tuple[int, int], degrees: float, factor: float) -> Matrix:
@@ -275,9 +267,6 @@ def _inner(alpha: Image, radius: float) -> Image:
 
     The border of the picture is an edge too.
     """
-    import cv2
-
-    hard = np.pad((alpha > 0.5).astype(np.uint8), 1)
-    away = np.asarray(cv2.distanceTransform(hard, cv2.DIST_L2, 5), np.float32)[1:-1, 1:-1]
+    away = distance(~np.pad(alpha > 0.5, 1))[1:-1, 1:-1]
     linear = np.clip(away / max(radius, 1.0), 0, 1)
     return np.asarray(alpha * linear * linear * (3 - 2 * linear), np.float32)

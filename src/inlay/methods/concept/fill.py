@@ -18,7 +18,8 @@ from pydantic import Field
 from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings
 from inlay.methods.workspace import Workspace, sampler, to_image
-from inlay.scene.window import Window, model_size, resize
+from inlay.pictures.arrays import resize
+from inlay.scene.window import Window, model_size
 
 if TYPE_CHECKING:
     from torch import Tensor

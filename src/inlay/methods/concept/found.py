@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from inlay.pictures.arrays import blur, resize, to_uint8
 from inlay.pictures.box import Box
-from inlay.scene.window import resize
+from inlay.scene.grabcut import grabcut, without_specks
 
 __all__ = ["found_object"]
 
@@ -50,16 +51,10 @@ def found_object(new: Image, old: Image, box: Box) -> Mask | None:
     labels = np.full(size, cv2.GC_BGD, np.uint8)
     labels[hole] = cv2.GC_PR_BGD
     labels[likely] = cv2.GC_PR_FGD
-    levels = np.ascontiguousarray(np.round(small * 255).astype(np.uint8))
-    # GrabCut seeds its colour clusters from OpenCV's global generator.
-    cv2.setRNGSeed(0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    try:
-        cv2.grabCut(levels, labels, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
-    except cv2.error:
-        # It refuses a picture with too few colours to cluster.
+    found = grabcut(to_uint8(small), labels, _ROUNDS)
+    if found is None:
         return None
-    found = _without_specks((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
+    found = without_specks(found, _SPECK, _SPECK)
     if not LEAST <= found.sum() / hole.sum() <= MOST:
         return None
     large = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -73,25 +68,7 @@ def _likely(new: Image, old: Image, hole: Mask, sigma: float) -> Mask:
     one, other = (
         cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2Lab) for image in (new, old)
     )
-    away = np.sqrt(((one - other) ** 2).sum(-1))
-    away = np.asarray(cv2.GaussianBlur(away, (0, 0), max(sigma, 0.5)), np.float32)
+    away = blur(np.sqrt(((one - other) ** 2).sum(-1)), max(sigma, 0.5), mirror=True)
     levels = np.clip(away[hole] * 2, 0, 255).astype(np.uint8)[None]
     level, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     return np.asarray(hole & (away > max(level / 2, _UNSEEN)))
-
-
-def _without_specks(found: Mask) -> Mask:
-    """Without pieces far smaller than the largest, and without small gaps inside."""
-    import cv2
-
-    for keep in (True, False):
-        count, labels, facts, _ = cv2.connectedComponentsWithStats(
-            (found == keep).astype(np.uint8), connectivity=8 if keep else 4
-        )
-        if count < 2:
-            continue
-        areas = facts[:, cv2.CC_STAT_AREA]
-        small = areas < _SPECK * (areas[1:].max() if keep else found.sum())
-        small[0] = False
-        found = found ^ small[labels]
-    return found

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from inlay.methods.base import Painted
 from inlay.methods.concept.found import found_object
 from inlay.methods.workspace import to_image
+from inlay.pictures.arrays import bounds, resize, soft_rim
 from inlay.pictures.box import Box
 from inlay.scene.matte import matte
-from inlay.scene.scene import bounds
-from inlay.scene.window import Window, resize
+from inlay.scene.window import Window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def painted(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> P
             reach = max(window.shape) / max(work.size)
             inside = np.minimum(matte(np.clip(new, 0, 1), outline, "wide", reach), weight)
             if settings.region == "object":
-                rim = _rim(outline, settings.feather * max(window.shape))
+                rim = soft_rim(outline, settings.feather * max(window.shape))
                 weight = np.minimum(np.maximum(inside, rim), weight)
         elif settings.region == "object":
             fill.note(
@@ -65,15 +65,6 @@ def painted(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> P
     # What the decoder gives beyond white and black is no colour to blend with.
     rgb = window.clean * (1 - cover) + np.clip(new, 0, 1) * cover
     return Painted(rgb.astype(np.float32), weight > 0)
-
-
-def _rim(outline: Mask, radius: float) -> Image:
-    """A weight (h, w): 1 on the outline's inside, falling to 0 over `radius` pixels beyond."""
-    import cv2
-
-    away = np.asarray(cv2.distanceTransform((~outline).astype(np.uint8), cv2.DIST_L2, 5))
-    linear = np.clip(1 - away / max(radius, 1.0), 0, 1)
-    return np.asarray(linear * linear * (3 - 2 * linear), np.float32)
 
 
 def _with_details(fill: Filler, new: Image, inside: Image, photos: Sequence[Reference]) -> Image:

@@ -20,6 +20,7 @@ from inlay.methods.freecompose.settings import (
     FreeComposeSettings,
 )
 from inlay.methods.workspace import Workspace, smoothly_filled
+from inlay.pictures.arrays import bounds
 from inlay.scene.window import Window
 
 if TYPE_CHECKING:
@@ -139,11 +140,11 @@ def reposed(window: Window, settings: FreeComposeSettings) -> Window:
     if settings.region == "mask":
         return replace(window, alpha=window.grown(settings.grow))
     hard = window.grown(0)
-    rows, columns = np.flatnonzero(hard.any(1)), np.flatnonzero(hard.any(0))
-    margin = round(settings.grow * max(window.shape))
+    tight = bounds(hard)
+    assert tight is not None
+    wide = tight.grown(round(settings.grow * max(window.shape)))
     box = np.zeros_like(hard)
-    top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
-    box[top : rows[-1] + 1 + margin, left : columns[-1] + 1 + margin] = 1
+    box[max(wide.y, 0) : wide.bottom, max(wide.x, 0) : wide.right] = 1
     return replace(window, alpha=box)
 
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from inlay.methods.base import Context, Painted
 from inlay.methods.phd.stages import Canvas, harmonized
 from inlay.methods.workspace import Workspace, sampler, to_image
+from inlay.pictures.arrays import bounds, resize
 from inlay.pictures.box import Box
-from inlay.scene.scene import bounds
-from inlay.scene.window import Window, crop_box, resize
+from inlay.scene.window import Window, crop_box
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from inlay.methods.phd.settings import PhdSettings
 from inlay.methods.workspace import Workspace, sampler, to_image
+from inlay.pictures.arrays import blur, bounds, luma, masked_blur, resize
 from inlay.scene.fill import foreground
-from inlay.scene.window import Window, resize
+from inlay.scene.window import Window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,20 +48,18 @@ class Canvas:
         return Canvas(window, self.cover, self.effect | where)
 
 
-def pasted(window: Window, blur: float) -> Canvas:
-    """The window with the subject's edge softened: a Gaussian of sigma `blur` (window sizes) on its
-    alpha a, P' = P + (a' - a) (F - B) for the paste P, the subject's colour F and the background B.
+def pasted(window: Window, softening: float) -> Canvas:
+    """The window with the subject's edge softened: a Gaussian of sigma `softening` (window sizes)
+    on its alpha a, P' = P + (a' - a) (F - B) for the paste P, the subject's colour F and the
+    background B.
 
     Nothing happens where B is not known, or see-through.
     """
-    import cv2
-
-    alpha, sigma = window.alpha, blur * max(window.shape)
+    alpha, sigma = window.alpha, softening * max(window.shape)
     known = window.under is None and not np.array_equal(window.clean, window.pasted)
     if not known or sigma <= 0:
         return Canvas(window, alpha, alpha > 0)
-    border = cv2.BORDER_REPLICATE
-    soft = np.asarray(cv2.GaussianBlur(alpha, (0, 0), sigma, borderType=border), np.float32)
+    soft = blur(alpha, sigma)
     # The blur of a constant is off by rounding, which would count as a change.
     soft[np.abs(soft - alpha) < 1e-4] = alpha[np.abs(soft - alpha) < 1e-4]
     colour = foreground(window.pasted, window.clean, alpha)
@@ -129,9 +128,10 @@ def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -
 def _box(window: Window) -> Image:
     """The subject's bounding box as a mask (h, w)."""
     hard = window.grown(0)
-    rows, columns = np.flatnonzero(hard.any(1)), np.flatnonzero(hard.any(0))
+    tight = bounds(hard)
+    assert tight is not None
     box = np.zeros_like(hard)
-    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
+    box[tight.slices] = 1
     return box
 
 
@@ -243,17 +243,13 @@ def shrinkage(
 
 def _blurred(field: Tensor, mask: Tensor, sigma: float) -> Tensor:
     """A field (1, C, h, w) blurred inside a mask (1, 1, h, w), without what lies outside."""
-    import cv2
     import torch
 
     if sigma <= 0:
         return field
-    stack = torch.cat([field * mask, mask], 1)[0].cpu().numpy()
-    border = cv2.BORDER_REPLICATE
-    # Channel by channel: OpenCV's filters take four at most.
-    smooth = np.stack([cv2.GaussianBlur(x, (0, 0), sigma, borderType=border) for x in stack])
-    inside = smooth[:-1] / np.maximum(smooth[-1:], 1e-3)
-    return torch.from_numpy(inside)[None].to(field)
+    weight = mask[0, 0].cpu().numpy()
+    planes = [masked_blur(plane, weight, sigma) for plane in field[0].cpu().numpy()]
+    return torch.from_numpy(np.stack(planes))[None].to(field)
 
 
 def _applied(canvas: Canvas, settings: PhdSettings, before: Image, after: Image) -> Canvas:
@@ -285,13 +281,9 @@ def _smoothed(change: Image, mask: Tensor, share: float) -> Image:
 
 def _shade(window: Window, settings: PhdSettings, before: Image, after: Image) -> Image:
     """How much darker the model has made its picture: a factor (h, w) in [0, 1], smoothed."""
-    import cv2
-
-    luma = np.array([0.299, 0.587, 0.114], np.float32)
-    was, now = (np.maximum(image @ luma, _DARKEST) for image in (before, after))
+    was, now = (np.maximum(luma(image), _DARKEST) for image in (before, after))
     sigma = max(0.15 * settings.shadow_reach * max(was.shape), 1.0)
     ratio = np.log(now / was).astype(np.float32)
     outside = (resize(window.alpha, (was.shape[0], was.shape[1])) < 0.5).astype(np.float32)
-    stack = [cv2.GaussianBlur(x, (0, 0), sigma) for x in (ratio * outside, outside)]
-    factor = np.exp(np.minimum(stack[0] / np.maximum(stack[1], 1e-3), 0))
+    factor = np.exp(np.minimum(masked_blur(ratio, outside, sigma, mirror=True), 0))
     return np.clip(resize(np.asarray(factor, np.float32), window.shape), 0, 1)

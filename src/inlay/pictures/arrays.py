@@ -1,0 +1,143 @@
+"""What pictures and masks as arrays need everywhere: boxes, sizes, blurs, distances, luma.
+
+Unless said otherwise images are float32 (h, w) or (h, w, c) and masks bool or float32 (h, w).
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.pictures.box import Box
+
+__all__ = [
+    "FAINT",
+    "blur",
+    "bounds",
+    "distance",
+    "grow",
+    "luma",
+    "masked_blur",
+    "resize",
+    "shrink",
+    "smoothstep",
+    "soft_rim",
+    "to_uint8",
+]
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+T = TypeVar("T", np.uint8, np.float32)
+
+# Half of the smallest step of an 8-bit mask: what is fainter than this is not there.
+FAINT = 0.5 / 255
+# Weights of red, green and blue in luma (ITU-R BT.601).
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# Below this weight a masked mean says nothing.
+_LEAST_WEIGHT = 1e-3
+
+
+def bounds(mask: NDArray[Any], above: float = FAINT) -> Box | None:
+    """The smallest box that holds all of a mask (h, w) above a value; None where nothing is."""
+    there = mask if mask.dtype == np.bool_ else mask > above
+    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+    if rows.size == 0:
+        return None
+    x, y = int(columns[0]), int(rows[0])
+    return Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
+
+
+def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Values in [0, 1] as levels of 8 bits, rounded to the nearest; what lies outside is clipped.
+
+    Of any shape.
+    """
+    return np.asarray(np.round(np.clip(image, 0, 1) * 255), np.uint8)
+
+
+def luma(rgb: Image) -> Image:
+    """The brightness (ITU-R BT.601) of sRGB values (..., 3), in their own range."""
+    return rgb @ _LUMA
+
+
+def resize(image: NDArray[T], size: tuple[int, int]) -> NDArray[T]:
+    """Resample (h, w) or (h, w, c) to (height, width): area down, cubic up.
+
+    float32 and uint8 stay what they are. Cubic weights overshoot: the values may leave their range.
+    """
+    import cv2
+
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    resized = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
+    kind: Any = np.uint8 if image.dtype == np.uint8 else np.float32
+    return np.asarray(resized, kind)
+
+
+def shrink(image: NDArray[T], short_side: int) -> NDArray[T]:
+    """An image (h, w) or (h, w, c) whose shorter side is at most so long; smaller ones as they are.
+
+    The aspect and the type stay.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, short_side / min(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return np.ascontiguousarray(resize(image, size))
+
+
+def blur(image: Image, sigma: float, *, mirror: bool = False) -> Image:
+    """A Gaussian of `sigma` pixels, each channel for itself.
+
+    Beyond the border the outermost pixels go on, or, with `mirror`, the image in a mirror.
+    """
+    import cv2
+
+    border = cv2.BORDER_REFLECT_101 if mirror else cv2.BORDER_REPLICATE
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=border), np.float32)
+
+
+def masked_blur(image: Image, mask: Image, sigma: float, *, mirror: bool = False) -> Image:
+    """As `blur`, but the mean of what lies inside a mask (h, w) in [0, 1] only.
+
+    Normalised convolution (Knutsson and Westin 1993). Where no weight is near, it falls to 0.
+    """
+    weight = blur(mask, sigma, mirror=mirror)
+    if image.ndim == 3:
+        mask, weight = mask[..., None], weight[..., None]
+    total = blur(image * mask, sigma, mirror=mirror)
+    return np.asarray(total / np.maximum(weight, _LEAST_WEIGHT), np.float32)
+
+
+def distance(mask: Mask, *, exact: bool = False) -> Image:
+    """How far each pixel lies from the nearest one of a mask (h, w), in pixels; 0 inside.
+
+    Chamfer distance over 5 x 5 pixels (off by up to 2%), or the exact Euclidean one. Where
+    the mask is empty it is very large.
+    """
+    import cv2
+
+    size = cv2.DIST_MASK_PRECISE if exact else 5
+    return np.asarray(cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, size))
+
+
+def grow(mask: Mask, pixels: float) -> Mask:
+    """The mask (h, w) and every pixel within an exact distance of it."""
+    if pixels < 1 or not mask.any():
+        return mask
+    return np.asarray(distance(mask, exact=True) <= pixels)
+
+
+def smoothstep(values: Image) -> Image:
+    """3 t^2 - 2 t^3 for values clipped to [0, 1]: from 0 to 1 without a corner at either end."""
+    t = np.clip(values, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def soft_rim(mask: Mask, radius: float) -> Image:
+    """A weight (h, w): 1 inside the mask, falling to 0 over `radius` pixels (at least 1) beyond."""
+    return smoothstep(1 - distance(mask) / max(radius, 1.0))
