@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from skimage import data
 
-from inlay.methods.concept.details import Reference, carried
+from inlay.methods.concept.details import Reference, add_details
 
 SIDE, MODEL = 256, 96
 CROPS = {
@@ -58,7 +58,7 @@ def main() -> None:
             border = cv2.BORDER_REFLECT
             photo = cv2.warpAffine(truth, matrix, (SIDE, SIDE), borderMode=border)
             photo = (0.9 * photo + np.float32([0.05, 0.02, 0.0])).clip(0, 1)
-            made, told = carried(
+            made, told = add_details(
                 sample,
                 alpha,
                 pixel,

@@ -39,6 +39,7 @@ from inlay.learning.settings import LearnConfig
 from inlay.methods import get
 from inlay.methods.base import Context
 from inlay.methods.concept.fill import filler
+from inlay.methods.dreamcom import prediction_error
 from inlay.pictures.read import read_picture
 from inlay.scene.scene import region_scene
 from inlay.scene.window import Window
@@ -112,11 +113,9 @@ def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.n
     settings = get("dreamcom").settings.model_validate({"prompt": prompt, "lora_scale": scale})
     values = []
     with filler(window, backbone, settings, Context()) as fill:
-        image = window.tensor("clean", fill.work.size)
-        hole = fill.work.latent_mask(window.mask(fill.work.size), cover=True)
-        latent = fill.work.encode(image)
+        text = fill.work.conditional
         for level in LEVELS:
-            values.append(fill.error(latent, image, hole, "object", levels=(level,)))
+            values.append(prediction_error(fill, fill.background, text, levels=(level,)))
     return np.array(values)
 
 

@@ -21,7 +21,7 @@ from inlay.composer import Composite
 from inlay.methods.base import Context
 from inlay.methods.concept.details import Reference
 from inlay.methods.concept.fill import filler
-from inlay.methods.dreamedit import DreamEditSettings, pasted_photo
+from inlay.methods.dreamedit import DreamEditSettings, paste_photo
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
 from inlay.scene.scene import (
@@ -84,9 +84,9 @@ def test_the_photo_of_the_nearest_aspect_is_pasted() -> None:
     inner = BOX.shifted(-window().box.x, -window().box.y)
     expected = window().clean.copy()
     expected[inner.y + 1 : inner.y + 119, inner.x : inner.right] = 0.4
-    assert np.allclose(pasted_photo(window(), flat), expected, atol=1e-6)
+    assert np.allclose(paste_photo(window(), flat), expected, atol=1e-6)
     flat[1].alpha[:, :22] = 0
-    half = pasted_photo(window(), flat)
+    half = paste_photo(window(), flat)
     left = inner.slices[0], slice(inner.x, inner.x + 60)
     assert np.allclose(half[left], window().clean[left], atol=1e-6)
     assert np.allclose(half[inner.y + 5, inner.right - 5], 0.4, atol=1e-6)
@@ -112,7 +112,7 @@ def test_without_rounds_it_is_what_it_begins_with() -> None:
     pasted = pixels(composed(iterations=0, feather=0.0))
     backbone = composer("sd1").backbone
     with filler(window(), backbone, DreamEditSettings(), Context()) as fill:
-        image = resize(pasted_photo(window(), fill.references("", "")), (128, 128))
+        image = resize(paste_photo(window(), fill.references("", "")), (128, 128))
         small = torch.from_numpy(image).permute(2, 0, 1)[None].clamp(0, 1) * 2 - 1
         seen = backbone.decode(backbone.encode(small))[0].permute(1, 2, 0).numpy() / 2 + 0.5
     inner = BOX.shifted(-window().box.x, -window().box.y).slices
@@ -131,12 +131,12 @@ def test_a_round_paints_what_it_found_and_leaves_the_background(model: str) -> N
         clean = view.tensor("clean", work.size)
         background = work.encode(clean)
         hole = work.latent_mask(view.mask(work.size), cover=True)
-        image = resize(pasted_photo(view, fill.references("", "")), work.size)
+        image = resize(paste_photo(view, fill.references("", "")), work.size)
         z = work.encode(torch.from_numpy(image).permute(2, 0, 1)[None].clamp(0, 1) * 2 - 1)
         # 3 of 5 steps, then 1.
         for strength in (0.6, 0.3):
             source = z * hole + background * (1 - hole)
-            z = fill.fill(source, clean, hole, strength, 0, 1)
+            z = fill.fill(source, hole, strength)
             z = z * hole + background * (1 - hole)
         made = work.backbone.decode(z)[0].permute(1, 2, 0).numpy() / 2 + 0.5
     inner = BOX.shifted(-view.box.x, -view.box.y).slices

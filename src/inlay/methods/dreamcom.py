@@ -1,39 +1,43 @@
-"""DreamCom: the box is filled with an object that was learnt (Lu et al. 2023, arXiv 2309.15508).
+"""DreamCom: the box is filled with a concept (Lu et al. 2023, arXiv 2309.15508).
 
-The checkpoint, with what `inlay learn` wrote attached, inpaints the box under the learnt prompt.
+The checkpoint, with what `inlay learn` wrote attached, inpaints the box under the concept's prompt.
 Nothing outside the box attends to the prompt (eq. 2), and in the layers of a preset box and
 background do not see each other (section 4.3).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Painted
-from inlay.methods.concept.fill import LearntSettings, filler
-from inlay.methods.concept.lay_in import painted
+from inlay.methods.concept.blend import blend
+from inlay.methods.concept.details import Reference
+from inlay.methods.concept.fill import ConceptSettings, Filler, filler
+from inlay.methods.workspace import to_image
+from inlay.pictures.arrays import resize
+from inlay.scene.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone
-    from inlay.methods.concept.details import Reference
-    from inlay.methods.concept.fill import Filler
-    from inlay.scene.window import Window
+    from inlay.diffusion.text import Conditioning
 
-__all__ = ["METHOD", "DreamComSettings"]
+__all__ = ["METHOD", "DreamComSettings", "prediction_error"]
 
 
-class DreamComSettings(LearntSettings):
+class DreamComSettings(ConceptSettings):
     best_of: int = Field(1, ge=1, le=64, description="samples made, of which the best is kept")
     best_by: Literal["histogram", "likelihood"] = Field(
         "histogram",
-        description="which one is best: the box's colours are nearest to those of the learnt "
-        "photos, or the learnt words explain it better than the class alone does",
+        description="which one is best: the one whose colours in the box are nearest to those of "
+        "the concept's photos, or the one that the concept's prompt explains better than the "
+        "class alone does",
     )
 
 
@@ -46,55 +50,90 @@ def run(
     does not sample the model.
     """
     with filler(window, backbone, settings, context) as fill:
-        work = fill.work
         if settings.strength == 0:
             return Painted(window.clean, window.alpha > 1)
-        photos = _photos(fill)
-        picture = window.tensor("clean", work.size)
-        source = work.encode(picture, "clean")
-        hole = work.latent_mask(window.mask(work.size), cover=True)
-        steps = fill.steps(settings.strength)
-        total = settings.best_of * steps
-        samples = [
-            fill.fill(source, picture, hole, settings.strength, number * steps, total)
-            for number in range(settings.best_of)
-        ]
-        chosen = _best(fill, samples, picture, hole, photos)
-        return painted(fill, samples[chosen], photos)
-
-
-def _photos(fill: Filler) -> list[Reference]:
-    """The learnt photos, where the settings need them; without them nothing is sampled."""
-    settings = fill.settings
-    assert isinstance(settings, DreamComSettings)
-    if settings.best_of > 1 and settings.best_by == "histogram":
-        return fill.references("best_by=histogram", "best_by=likelihood")
-    return fill.references("details", "details=0") if settings.details > 0 else []
+        photos: Sequence[Reference] = []
+        # Asked for before anything is sampled.
+        if settings.best_of > 1 and settings.best_by == "histogram":
+            photos = fill.references("best_by=histogram", "best_by=likelihood")
+        elif settings.details > 0:
+            photos = fill.references("details", "details=0")
+        strengths = [settings.strength] * settings.best_of
+        fill.expect(strengths)
+        samples = [fill.fill(fill.background, fill.box, strength) for strength in strengths]
+        return blend(fill, _best(fill, settings, samples, photos), photos)
 
 
 def _best(
-    fill: Filler,
-    samples: list[Tensor],
-    picture: Tensor,
-    hole: Tensor,
-    photos: Sequence[Reference],
-) -> int:
-    """Which sample is best, by the settings' score."""
+    fill: Filler, settings: DreamComSettings, samples: list[Tensor], photos: Sequence[Reference]
+) -> Tensor:
+    """The sample that is best by the settings' score."""
     if len(samples) == 1:
-        return 0
-    settings = fill.settings
-    assert isinstance(settings, DreamComSettings)
+        return samples[0]
     if settings.best_by == "likelihood":
+        words = fill.work.conditional
         scores = [
-            fill.error(z, picture, hole, "class") - fill.error(z, picture, hole, "object")
+            prediction_error(fill, z, fill.class_text) - prediction_error(fill, z, words)
             for z in samples
         ]
     else:
-        scores = [-fill.colour_distance(z, photos) for z in samples]
+        scores = [-_colour_distance(fill, z, photos) for z in samples]
     best = max(range(len(samples)), key=scores.__getitem__)
     told = ", ".join(f"{score:.3f}" for score in scores)
     fill.work.context.note(f"dreamcom: sample {best + 1} of {told} by {settings.best_by}")
-    return best
+    return samples[best]
+
+
+def prediction_error(
+    fill: Filler, latent: Tensor, text: Conditioning, levels: Sequence[float] = (0.3, 0.5, 0.7)
+) -> float:
+    """The mean squared error in the box of what is predicted for a noised latent (1, C, h, w): how
+    badly the checkpoint, with the concept attached, explains a sample under a prompt.
+
+    Always under the same noise, at timesteps that are these parts of all (0: clean, 1: noise).
+    """
+    import torch
+
+    from inlay.diffusion.attention import swapped_processors
+    from inlay.diffusion.schedule import add_noise
+
+    backbone, hole = fill.work.backbone, fill.box
+    masked = fill._masked_latent(hole)
+    masks = (None if masked is None else hole, masked)
+    generator = torch.Generator().manual_seed(0)
+    total = 0.0
+    with swapped_processors(backbone.unet, fill.attention(hole).processor):
+        for level in levels:
+            t = int(level * len(backbone.alphas_cumprod))
+            noise = torch.randn(latent.shape, generator=generator).to(latent)
+            noisy = add_noise(latent, noise, float(backbone.alphas_cumprod[t]))
+            eps, _ = backbone.predict_both(noisy, t, text, None, 1.0, *masks)
+            total += float((((eps - noise) ** 2) * hole).mean() / hole.mean())
+    return total / len(levels)
+
+
+def _colour_distance(fill: Filler, latent: Tensor, photos: Sequence[Reference]) -> float:
+    """How far the box's colours are from those of the concept's photos, 0 to 1.
+
+    The mean Hellinger distance of joint RGB histograms of 8 x 8 x 8 bins.
+    """
+    import cv2
+
+    window = fill.work.window
+    image = np.clip(resize(to_image(fill.work.backbone.decode(latent)), window.shape), 0, 1)
+    here = _histogram(image, window.alpha > 0.5)
+    known = [_histogram(one.rgb, one.alpha > 0.5) for one in photos]
+    return float(np.mean([cv2.compareHist(here, one, cv2.HISTCMP_HELLINGER) for one in known]))
+
+
+def _histogram(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Joint RGB histogram, 8 bins each, of the flagged pixels of an image (h, w, 3) in [0, 1]."""
+    import cv2
+
+    levels = np.ascontiguousarray(np.clip(image * 255, 0, 255).astype(np.uint8))
+    return np.asarray(
+        cv2.calcHist([levels], [0, 1, 2], inside.astype(np.uint8), [8] * 3, [0, 256] * 3)
+    )
 
 
 METHOD = Method(

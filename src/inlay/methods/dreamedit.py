@@ -1,12 +1,14 @@
 """DreamEdit: a concept put in by rounds of inpainting (Li et al. 2023, arXiv 2306.12624).
 
-From a first guess, a photo of the object or a sample, each round finds the object in the box, and
-paints it anew with a little more around it, under the learnt prompt and less noise than the last.
+From a first guess, a photo of the object or a sample, each round looks where the object is in the
+box, and paints it anew with a little more round it, under the concept's prompt and less noise than
+the last.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,40 +16,45 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.methods.concept.fill import LearntSettings, filler
-from inlay.methods.concept.found import found_object
-from inlay.methods.concept.lay_in import box_of, painted
+from inlay.methods.concept.blend import blend, box_of, find_object
+from inlay.methods.concept.details import Reference
+from inlay.methods.concept.fill import ConceptSettings, Filler, filler
 from inlay.methods.workspace import to_image
 from inlay.pictures.arrays import distance, resize
 from inlay.scene.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone
-    from inlay.methods.concept.details import Reference
-    from inlay.methods.concept.fill import Filler
 
-__all__ = ["METHOD", "DreamEditSettings", "pasted_photo"]
+__all__ = ["METHOD", "DreamEditSettings", "paste_photo"]
 
 Image = NDArray[np.float32]
 
 
-class DreamEditSettings(LearntSettings):
+class DreamEditSettings(ConceptSettings):
     start: Literal["paste", "inpaint"] = Field(
         "paste",
-        description="what it begins with: the learnt photo whose aspect is nearest to the box's, "
-        "or the object inpainted as dreamcom does, at `strength`",
+        description="the first guess: the concept's photo whose shape is nearest to the box's, or "
+        "the object inpainted as dreamcom does, at `strength`",
     )
-    iterations: int = Field(5, ge=0, le=50, description="rounds; 0 is what it begins with")
+    iterations: int = Field(5, ge=0, le=50, description="rounds; 0 keeps the first guess")
     strength_start: float = Field(
-        0.6, ge=0, le=1, description="share of the noise schedule that the first round runs"
+        0.6,
+        ge=0,
+        le=1,
+        description="how far the first round goes back to noise: 0 changes nothing, 1 forgets the "
+        "first guess",
     )
-    strength_end: float = Field(0.3, ge=0, le=1, description="and the last; linear in between")
+    strength_end: float = Field(
+        0.3, ge=0, le=1, description="the same for the last round; the others lie evenly between"
+    )
     grow: float = Field(
-        0.05, ge=0, le=0.5, description="how far the object is widened in a round, in window sizes"
+        0.05,
+        ge=0,
+        le=0.5,
+        description="how far round the object a round paints, in units of the crop's longer side",
     )
 
     @model_validator(mode="after")
@@ -87,32 +94,36 @@ def run(
             photos = fill.references("start=paste", "start=inpaint")
         elif settings.details > 0:
             photos = fill.references("details", "details=0")
-        rounds = _Rounds(fill, settings)
-        latent = rounds.begun(photos)
-        said = list(context.notes)
-        result = painted(fill, latent, photos)
+        inpaints = settings.start == "inpaint"
+        fill.expect([*([settings.strength] if inpaints else []), *settings.strengths()])
+        if inpaints:
+            latent = _repaint(fill, fill.background, fill.box, settings.strength)
+        else:
+            latent = fill.work.encode(_to_tensor(paste_photo(window, photos), fill.work.size))
+        notes = list(context.notes)
+        result = blend(fill, latent, photos)
         stages = {"start": result}
         for number, strength in enumerate(settings.strengths(), 1):
             # What was noted of a picture that is not the last one would only confuse.
-            context.notes[:] = said
-            latent = rounds.edited(latent, strength)
-            said = list(context.notes)
-            result = stages[f"round{number}"] = painted(fill, latent, photos)
+            context.notes[:] = notes
+            latent = _repaint(fill, latent, _hole(fill, latent, settings.grow), strength)
+            notes = list(context.notes)
+            result = stages[f"round{number}"] = blend(fill, latent, photos)
         return Painted(result.rgb, result.effect, stages)
 
 
-def pasted_photo(window: Window, photos: Sequence[Reference]) -> Image:
+def paste_photo(window: Window, photos: Sequence[Reference]) -> Image:
     """The window (h, w, 3) with the photo in the box whose aspect is nearest to the box's.
 
     As large as fits, in the middle.
     """
     box = box_of(window)
 
-    def distance(photo: Reference) -> float:
+    def mismatch(photo: Reference) -> float:
         height, width = photo.alpha.shape
         return abs(math.log(width / height) - math.log(box.width / box.height))
 
-    photo = min(photos, key=distance)
+    photo = min(photos, key=mismatch)
     height, width = photo.alpha.shape
     scale = min(box.width / width, box.height / height)
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -127,67 +138,37 @@ def pasted_photo(window: Window, photos: Sequence[Reference]) -> Image:
     return result
 
 
-class _Rounds:
-    """What the rounds share: the background's latent and the box in it."""
+def _to_tensor(image: Image, size: tuple[int, int]) -> Tensor:
+    """A picture (h, w, 3) in [0, 1] as the model sees it at (height, width): (1, 3, H, W)."""
+    import torch
 
-    def __init__(self, fill: Filler, settings: DreamEditSettings) -> None:
-        work = fill.work
-        self.fill, self.settings = fill, settings
-        self.picture = work.window.tensor("clean", work.size)
-        self.background = work.encode(self.picture, "clean")
-        self.box = work.latent_mask(work.window.mask(work.size), cover=True)
-        self.done = 0
-        inpaints = [settings.strength] if settings.start == "inpaint" else []
-        self.total = sum(fill.steps(one) for one in [*inpaints, *settings.strengths()])
+    small = np.clip(resize(image, size), 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))[None] * 2 - 1
 
-    def begun(self, photos: Sequence[Reference]) -> Tensor:
-        """The latent of the first guess."""
-        import torch
 
-        work = self.fill.work
-        if self.settings.start == "inpaint":
-            latent = self._filled(self.background, self.picture, self.box, self.settings.strength)
-            return self._inside(latent, self.box)
-        image = np.clip(resize(pasted_photo(work.window, photos), work.size), 0, 1)
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None] * 2 - 1
-        return work.encode(tensor)
+def _repaint(fill: Filler, latent: Tensor, hole: Tensor, strength: float) -> Tensor:
+    """A latent whose hole is painted anew with the object; all else is the background."""
+    return fill.inside(fill.fill(fill.inside(latent, hole), hole, strength), hole)
 
-    def edited(self, latent: Tensor, strength: float) -> Tensor:
-        """The latent after a round: the object in it painted anew, all else the background."""
-        hole = self._hole(latent)
-        source = self._inside(latent, hole)
-        return self._inside(self._filled(source, self.picture, hole, strength), hole)
 
-    def _filled(self, source: Tensor, picture: Tensor, hole: Tensor, strength: float) -> Tensor:
-        steps = self.fill.steps(strength)
-        if steps == 0:
-            return source
-        done, self.done = self.done, self.done + steps
-        return self.fill.fill(source, picture, hole, strength, done, self.total)
+def _hole(fill: Filler, latent: Tensor, grow: float) -> Tensor:
+    """The latent mask (1, 1, h, w) of the object as it is now, widened by `grow` within the box;
+    where it does not stand out, the box.
+    """
+    import torch
 
-    def _inside(self, latent: Tensor, hole: Tensor) -> Tensor:
-        return latent * hole + self.background * (1 - hole)
-
-    def _hole(self, latent: Tensor) -> Tensor:
-        """The object as it is now, widened by `grow` within the box; where it does not stand out,
-        the box.
-        """
-        import torch
-
-        work = self.fill.work
-        window = work.window
-        now = resize(to_image(work.backbone.decode(latent)), window.shape)
-        outline = found_object(now, window.clean, box_of(window))
-        if outline is None:
-            self.fill.note(
-                "the object does not stand out from the background, so its whole box is painted"
-            )
-            return self.box
-        reach = self.settings.grow * max(window.shape)
-        wide = np.asarray((distance(outline) <= reach) & (window.grown(0) > 0), np.float32)
-        mask = (resize(wide, work.size) > 0.5).astype(np.float32)
-        hole = work.latent_mask(torch.from_numpy(mask)[None, None], cover=True) * self.box
-        return hole if hole.any() else self.box
+    work = fill.work
+    window = work.window
+    now = resize(to_image(work.backbone.decode(latent)), window.shape)
+    outline = find_object(now, window.clean, box_of(window))
+    if outline is None:
+        fill.note("the object does not stand out from the background, so its whole box is painted")
+        return fill.box
+    near = distance(outline) <= grow * max(window.shape)
+    wide = np.asarray(near & (window.grown(0) > 0), np.float32)
+    mask = (resize(wide, work.size) > 0.5).astype(np.float32)
+    hole = work.latent_mask(torch.from_numpy(mask)[None, None], cover=True) * fill.box
+    return hole if hole.any() else fill.box
 
 
 METHOD = Method(

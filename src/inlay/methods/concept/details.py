@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import blur, distance, luma, resize
+from inlay.pictures.arrays import blur, distance, luma, resize, smoothstep
 
-__all__ = ["Match", "Reference", "align", "carried", "fine_band"]
+__all__ = ["Match", "Reference", "add_details", "align", "fine_band", "scale_map"]
 
 Image = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -88,7 +88,7 @@ def align(sample: Image, inside: Image, reference: Reference) -> Match | None:
     if not found:
         return None
     _, start = max(found, key=lambda one: one[0])
-    start = rescaled(start, small, (height, width))
+    start = scale_map(start, small, (height, width))
     fine = _Pair.of(sample, inside, reference, (height, width))
     best = fine.refined(start)
     matrix = start if best is None else best[1]
@@ -98,7 +98,7 @@ def align(sample: Image, inside: Image, reference: Reference) -> Match | None:
     return None if agreement is None else Match(matrix, agreement)
 
 
-def carried(
+def add_details(
     image: Image,
     inside: Image,
     model_pixel: tuple[float, float],
@@ -128,7 +128,7 @@ def carried(
     if match.agreement < least:
         return image, f"no photo agrees with the sample enough to lend its details; best: {told}"
     sigma = math.sqrt(model_pixel[0] * model_pixel[1])
-    band, shown = fine_band(chosen, rescaled(match.matrix, size, shape), shape, sigma)
+    band, shown = fine_band(chosen, scale_map(match.matrix, size, shape), shape, sigma)
     weight = amount * _inner(np.minimum(inside, shown), feather)
     made = image + weight[..., None] * (band - (image - blur(image, sigma)))
     return np.asarray(made, np.float32), f"details of {told}"
@@ -151,7 +151,7 @@ def fine_band(
     paint = resize(np.ascontiguousarray(paint, np.float32), large)
     moved = cv2.warpAffine(
         paint,
-        rescaled(matrix, shape, large),
+        scale_map(matrix, shape, large),
         large[::-1],
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
     )
@@ -165,7 +165,7 @@ def fine_band(
     return np.asarray(np.where(known[..., None], band, 0), np.float32), alpha
 
 
-def rescaled(matrix: Matrix, size: tuple[int, int], other: tuple[int, int]) -> Matrix:
+def scale_map(matrix: Matrix, size: tuple[int, int], other: tuple[int, int]) -> Matrix:
     """A map (2, 3) between pictures of `size` (height, width) as one between those of `other`."""
     # The middle of the first pixel is at 0, so a picture begins at -0.5.
     sx, sy = size[1] / other[1], size[0] / other[0]
@@ -267,6 +267,5 @@ def _inner(alpha: Image, radius: float) -> Image:
 
     The border of the picture is an edge too.
     """
-    away = distance(~np.pad(alpha > 0.5, 1))[1:-1, 1:-1]
-    linear = np.clip(away / max(radius, 1.0), 0, 1)
-    return np.asarray(alpha * linear * linear * (3 - 2 * linear), np.float32)
+    away = distance(np.pad(alpha <= 0.5, 1, constant_values=True))[1:-1, 1:-1]
+    return alpha * smoothstep(away / max(radius, 1.0))

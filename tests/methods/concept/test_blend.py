@@ -1,4 +1,4 @@
-"""How a sample of a concept is laid in: the object found in its box, and a photo's detail."""
+"""How a sample of a concept is blended in: the object in its box, and a photo's detail."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from skimage import data
 from concepts import learnt
 from inlay import Box, Composer
 from inlay.methods.base import Context
+from inlay.methods.concept.blend import blend, find_object
 from inlay.methods.concept.details import (
     Reference,
+    add_details,
     align,
-    carried,
     fine_band,
-    rescaled,
+    scale_map,
 )
 from inlay.methods.concept.fill import filler
-from inlay.methods.concept.found import found_object
-from inlay.methods.concept.lay_in import painted
 from inlay.methods.dreamcom import DreamComSettings
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
@@ -65,20 +64,20 @@ def test_an_object_is_found_in_its_box(number: int) -> None:
     new[box.slices] = laid[..., :3] * cover + new[box.slices] * (1 - cover)
     truth = np.zeros(old.shape[:2], bool)
     truth[box.slices] = cover[..., 0] > 0.5
-    found = found_object(cv2.GaussianBlur(new, (0, 0), 1.5), old.astype(np.float32) / 255, box)
+    found = find_object(cv2.GaussianBlur(new, (0, 0), 1.5), old.astype(np.float32) / 255, box)
     assert found is not None and not found[hole == 0].any()
     assert (found & truth).sum() / (found | truth).sum() > 0.9
 
 
 def test_nothing_is_found_where_nothing_or_everything_stands_out() -> None:
     old = data.chelsea().astype(np.float32) / 255
-    assert found_object(old, old, BOX) is None
+    assert find_object(old, old, BOX) is None
     flat = np.full_like(old, 0.5)
-    assert found_object(flat, flat, BOX) is None
+    assert find_object(flat, flat, BOX) is None
     new = old.copy()
     new[BOX.slices] = data.coffee()[:120, :130].astype(np.float32) / 255 * [0.1, 1, 0.1]
-    assert found_object(new, old, BOX) is None
-    assert found_object(new, old, Box(0, 0, 451, 300)) is None
+    assert find_object(new, old, BOX) is None
+    assert find_object(new, old, Box(0, 0, 451, 300)) is None
 
 
 @cache
@@ -111,7 +110,7 @@ def shown(image: np.ndarray, **settings: float | str) -> tuple[Painted, list[str
         size = fill.work.size
         small = torch.from_numpy(resize(image.astype(np.float32), size)).permute(2, 0, 1)[None]
         photos = fill.references("", "") if chosen.details else []
-        return painted(fill, backbone.encode(small * 2 - 1), photos), context.notes
+        return blend(fill, backbone.encode(small * 2 - 1), photos), context.notes
 
 
 def test_the_object_alone_is_laid_in() -> None:
@@ -217,13 +216,15 @@ def test_another_things_photo_lends_nothing() -> None:
     sample, inside, _ = moved(reference(CAT), (128, 140), 0, 1, 0)
     others = [reference(photo, f"{number}") for number, photo in enumerate((cup(), _face()))]
     options = {"amount": 1.0, "least": 0.6, "feather": 3.0}
-    made, told = carried(sample, inside, (2.0, 2.0), others, **options)
+    made, told = add_details(sample, inside, (2.0, 2.0), others, **options)
     assert np.array_equal(made, sample) and told.startswith("no photo")
-    made, told = carried(sample, inside, (2.0, 2.0), [*others, reference(CAT, "cat")], **options)
+    made, told = add_details(
+        sample, inside, (2.0, 2.0), [*others, reference(CAT, "cat")], **options
+    )
     assert told.startswith("details of cat (agreement 0.9") and (made != sample).any()
     # What is thinner than a few of the model's pixels cannot be aligned.
     thin = sample[:4], inside[:4]
-    assert carried(*thin, (1.0, 1.0), [reference(CAT)], **options)[1].startswith("no photo")
+    assert add_details(*thin, (1.0, 1.0), [reference(CAT)], **options)[1].startswith("no photo")
 
 
 def _face() -> Photo:
@@ -243,7 +244,7 @@ def test_the_band_is_what_a_gaussian_takes_away() -> None:
     assert (alpha[2:-2, 2:-2] == 1).all()
     # Moved by three pixels of the window, or by one and a half where that is half as large.
     for size, shift in (((80, 96), 3.0), ((40, 48), 1.5)):
-        matrix = rescaled(np.array([[1, 0, shift], [0, 1, 0]]), size, (80, 96))
+        matrix = scale_map(np.array([[1, 0, shift], [0, 1, 0]]), size, (80, 96))
         band, _ = fine_band(photo, matrix, (80, 96), 2.0)
         expected = kept * 0.2 * np.sin(2 * np.pi * (across + 3) / 12)
         assert np.abs(band[10:-10, 12:-15, 0] - expected[12:-15]).max() < 0.004
@@ -262,7 +263,7 @@ def test_the_amount_and_the_edge_weigh_the_detail() -> None:
     sample, inside, _ = moved(photo, size, 0, 1, 0)
     options = {"least": 0.5, "feather": 6.0}
     half, whole = (
-        carried(sample, inside, (2.0, 2.0), [photo], amount=amount, **options)[0] - sample
+        add_details(sample, inside, (2.0, 2.0), [photo], amount=amount, **options)[0] - sample
         for amount in (0.5, 1.0)
     )
     assert np.allclose(2 * half, whole, atol=1e-5)
@@ -270,7 +271,7 @@ def test_the_amount_and_the_edge_weigh_the_detail() -> None:
     # Well inside, the photo's band stands in place of the sample's.
     match = align(resize(sample, (64, 70)), resize(inside, (64, 70)), photo)
     assert match is not None
-    band, _ = fine_band(photo, rescaled(match.matrix, (64, 70), size), size, 2.0)
+    band, _ = fine_band(photo, scale_map(match.matrix, (64, 70), size), size, 2.0)
     expected = cv2.GaussianBlur(sample, (0, 0), 2, borderType=cv2.BORDER_REPLICATE) + band
     deep = cv2.erode((inside > 0.9).astype(np.uint8), np.ones((19, 19))) > 0
     assert deep.sum() > 3000 and np.allclose((sample + whole)[deep], expected[deep], atol=1e-5)
