@@ -27,10 +27,26 @@ __all__ = ["Context", "DiffusionSettings", "Method", "ModelSettings", "Painted",
 Progress = Callable[[int, int, "Any | None"], None]
 
 
-class Settings(BaseModel):
-    """Every knob of a method, once: flags, forms and tables are generated from it."""
+def _unwrap(schema: dict[str, Any]) -> None:
+    """Take the line breaks of the source out of a schema's descriptions."""
+    for knob in schema.get("properties", {}).values():
+        if "description" in knob:
+            knob["description"] = " ".join(knob["description"].split())
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+class Settings(BaseModel):
+    """Every knob of a method, once: flags, forms and tables are generated from it.
+
+    What stands below a knob as a docstring is its description.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_extra=_unwrap,
+    )
 
     def works_on_background(self) -> bool:
         """Whether the region that may change is all but the subject."""
@@ -55,31 +71,31 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """What every method that runs a diffusion model has, in diffusers' spelling."""
 
-    prompt: str = Field("", max_length=2000, description="what the picture should show")
-    negative_prompt: str = Field("", max_length=2000, description="what it should not show")
-    guidance_scale: float = Field(
-        5.0, ge=0, le=50, description="classifier-free guidance; 1 is off"
-    )
-    context: float = Field(
-        0.5, ge=0, le=4, description="margin that the model sees round the box, in box sizes"
-    )
-    decoding: Literal["residual", "plain"] = Field(
-        "residual",
-        description="residual keeps the picture's own detail and adds the change; "
-        "plain takes the decoder's output as it is",
-    )
-    feather: float = Field(
-        0.03, ge=0, le=0.5, description="soft rim of the effect, in window sizes"
-    )
+    prompt: str = Field("", max_length=2000)
+    """what the picture should show"""
+    negative_prompt: str = Field("", max_length=2000)
+    """what it should not show"""
+    guidance_scale: float = Field(5.0, ge=0, le=50)
+    """how strongly the prompt steers (classifier-free guidance); 1 is off"""
+    context: float = Field(0.5, ge=0, le=4)
+    """how much of its surroundings the model sees on each side of the box, in units of the box's
+    longer side
+    """
+    decoding: Literal["residual", "plain"] = "residual"
+    """residual keeps the picture's own detail and adds the change; plain takes the decoder's output
+    as it is
+    """
+    feather: float = Field(0.03, ge=0, le=0.5)
+    """width of the rim over which the change fades out, in units of the crop's longer side"""
 
 
 class DiffusionSettings(ModelSettings):
     """What every method that samples has besides."""
 
-    num_inference_steps: int = Field(50, ge=1, le=1000, description="denoising steps")
-    strength: float = Field(
-        1.0, ge=0, le=1, description="share of the noise schedule that is run; 0 changes nothing"
-    )
+    num_inference_steps: int = Field(50, ge=1, le=1000)
+    """denoising steps"""
+    strength: float = Field(1.0, ge=0, le=1)
+    """how far the picture goes back to noise first: 1 starts from pure noise, 0 changes nothing"""
 
 
 @dataclass

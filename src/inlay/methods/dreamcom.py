@@ -32,13 +32,12 @@ __all__ = ["METHOD", "DreamComSettings", "prediction_error"]
 
 
 class DreamComSettings(ConceptSettings):
-    best_of: int = Field(1, ge=1, le=64, description="samples made, of which the best is kept")
-    best_by: Literal["histogram", "likelihood"] = Field(
-        "histogram",
-        description="which one is best: the one whose colours in the box are nearest to those of "
-        "the concept's photos, or the one that the concept's prompt explains better than the "
-        "class alone does",
-    )
+    best_of: int = Field(1, ge=1, le=64)
+    """samples made, of which the best is kept"""
+    best_by: Literal["histogram", "likelihood"] = "histogram"
+    """which one is best: the one whose colours in the box are nearest to those of the concept's
+    photos, or the one that the concept's prompt explains better than the class alone does
+    """
 
 
 def run(

@@ -34,28 +34,18 @@ Image = NDArray[np.float32]
 
 
 class DreamEditSettings(ConceptSettings):
-    start: Literal["paste", "inpaint"] = Field(
-        "paste",
-        description="the first guess: the concept's photo whose shape is nearest to the box's, or "
-        "the object inpainted as dreamcom does, at `strength`",
-    )
-    iterations: int = Field(5, ge=0, le=50, description="rounds; 0 keeps the first guess")
-    strength_start: float = Field(
-        0.6,
-        ge=0,
-        le=1,
-        description="how far the first round goes back to noise: 0 changes nothing, 1 forgets the "
-        "first guess",
-    )
-    strength_end: float = Field(
-        0.3, ge=0, le=1, description="the same for the last round; the others lie evenly between"
-    )
-    grow: float = Field(
-        0.05,
-        ge=0,
-        le=0.5,
-        description="how far round the object a round paints, in units of the crop's longer side",
-    )
+    start: Literal["paste", "inpaint"] = "paste"
+    """the first guess: the concept's photo whose shape is nearest to the box's, or the object
+    inpainted as dreamcom does, at `strength`
+    """
+    iterations: int = Field(5, ge=0, le=50)
+    """rounds; 0 keeps the first guess"""
+    strength_start: float = Field(0.6, ge=0, le=1)
+    """how far the first round goes back to noise: 0 changes nothing, 1 forgets the first guess"""
+    strength_end: float = Field(0.3, ge=0, le=1)
+    """the same for the last round; the others lie evenly between"""
+    grow: float = Field(0.05, ge=0, le=0.5)
+    """how far round the object a round paints, in units of the crop's longer side"""
 
     @model_validator(mode="after")
     def _calms_down(self) -> DreamEditSettings:

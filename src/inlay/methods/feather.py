@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -11,10 +9,7 @@ from pydantic import Field
 from inlay.methods.base import Context, Method, Painted, Settings
 from inlay.pictures.arrays import blur, distance
 from inlay.scene.fill import backdrop
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.scene.window import Window
+from inlay.scene.window import Window
 
 __all__ = ["METHOD", "FeatherSettings", "inward"]
 
@@ -22,9 +17,8 @@ __all__ = ["METHOD", "FeatherSettings", "inward"]
 class FeatherSettings(Settings):
     """The one knob of feather."""
 
-    radius: float = Field(
-        4.0, ge=0, le=200, description="width of the soft rim inside the edge, in pixels"
-    )
+    radius: float = Field(4.0, ge=0, le=200)
+    """width of the soft rim inside the edge, in pixels"""
 
 
 def inward(alpha: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
@@ -39,9 +33,7 @@ def inward(alpha: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
     return np.clip(2 * blur(alpha, radius / 2) - 1, 0, 1)
 
 
-def run(
-    window: Window, backbone: Backbone | None, settings: FeatherSettings, context: Context
-) -> Painted:
+def run(window: Window, backbone: object, settings: FeatherSettings, context: Context) -> Painted:
     """B + w (P - B) for the paste P, the background B and the inward weight w."""
     solid = np.pad(window.alpha > 0.5, 1, mode="edge")
     inner = float(distance(~solid).max()) if solid.any() else 0.0

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from inlay.methods.base import Context, Method, Painted, Settings
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.scene.window import Window
+from inlay.scene.window import Window
 
 __all__ = ["METHOD", "PasteSettings"]
 
@@ -17,9 +12,7 @@ class PasteSettings(Settings):
     """paste has nothing to set."""
 
 
-def run(
-    window: Window, backbone: Backbone | None, settings: PasteSettings, context: Context
-) -> Painted:
+def run(window: Window, backbone: object, settings: PasteSettings, context: Context) -> Painted:
     """alpha F + (1 - alpha) B (Porter and Duff 1984, "over"); for harmonize, the picture as is."""
     context.progress(1, 1)
     return Painted(window.pasted, window.alpha > 0)

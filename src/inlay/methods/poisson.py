@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,7 @@ from inlay.methods.base import Context, Method, Painted, Settings
 from inlay.pictures.arrays import bounds, to_uint8
 from inlay.pictures.box import Box
 from inlay.scene.fill import backdrop, foreground, membrane
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.scene.window import Window
+from inlay.scene.window import Window
 
 __all__ = ["METHOD", "PoissonSettings", "clone"]
 
@@ -30,14 +27,12 @@ _PAD = 10
 class PoissonSettings(Settings):
     """What gradients to keep, and how much of the change to apply."""
 
-    gradients: Literal["normal", "mixed"] = Field(
-        "normal",
-        description="normal keeps the subject's gradients; mixed takes the stronger of subject "
-        "and background, for see-through things, smoke and writing",
-    )
-    amount: float = Field(
-        1.0, ge=0, le=1, description="share of the colour change; 0 is the plain paste"
-    )
+    gradients: Literal["normal", "mixed"] = "normal"
+    """normal keeps the subject's gradients; mixed takes the stronger of subject and background, for
+    see-through things, smoke and writing
+    """
+    amount: float = Field(1.0, ge=0, le=1)
+    """how much of the change is made; 0 leaves the paste as it is"""
 
 
 def clone(source: Image, target: Image, inside: NDArray[np.bool_], gradients: str) -> Image:
@@ -73,9 +68,7 @@ def clone(source: Image, target: Image, inside: NDArray[np.bool_], gradients: st
     return result
 
 
-def run(
-    window: Window, backbone: Backbone | None, settings: PoissonSettings, context: Context
-) -> Painted:
+def run(window: Window, backbone: object, settings: PoissonSettings, context: Context) -> Painted:
     """Clone the subject's colours, continued beyond its soft edge; add the change by alpha."""
     alpha = window.alpha
     effect = alpha > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,7 @@ from inlay.methods.base import Context, Method, Painted, Settings
 from inlay.pictures.arrays import FAINT, distance
 from inlay.pictures.colour import srgb_decode, srgb_encode
 from inlay.scene.fill import foreground
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.scene.window import Window
+from inlay.scene.window import Window
 
 __all__ = ["METHOD", "ReinhardSettings", "from_space", "to_space", "transfer"]
 
@@ -39,16 +36,16 @@ _DARK = 1 / 512
 class ReinhardSettings(Settings):
     """How much to transfer, from where, in which space."""
 
-    amount: float = Field(1.0, ge=0, le=1, description="share of the change; 0 is the plain paste")
-    space: Literal["lalphabeta", "cielab"] = Field(
-        "lalphabeta", description="colour space of the statistics"
-    )
-    reach: float = Field(
-        0.5, ge=0.02, le=4, description="width of the surroundings, in subject sizes"
-    )
-    limit: float = Field(
-        2.0, ge=1, le=10, description="the most the spread of a channel is stretched or shrunk"
-    )
+    amount: float = Field(1.0, ge=0, le=1)
+    """how much of the change is made; 0 leaves the paste as it is"""
+    space: Literal["lalphabeta", "cielab"] = "lalphabeta"
+    """colour space in which mean and spread are matched"""
+    reach: float = Field(0.5, ge=0.02, le=4)
+    """how far round the subject its surroundings are looked at, in units of the square root of its
+    area
+    """
+    limit: float = Field(2.0, ge=1, le=10)
+    """by what factor a channel's spread is stretched or shrunk at most"""
 
 
 def to_space(rgb: Image, space: str) -> Image:
@@ -93,9 +90,7 @@ def _statistics(values: Image, weight: Image) -> tuple[Image, Image]:
     return mean, np.sqrt(share @ (values - mean) ** 2)
 
 
-def run(
-    window: Window, backbone: Backbone | None, settings: ReinhardSettings, context: Context
-) -> Painted:
+def run(window: Window, backbone: object, settings: ReinhardSettings, context: Context) -> Painted:
     """Transfer from the ring round the subject to the subject, then lay it over by alpha."""
     alpha = window.alpha
     effect = alpha > 0

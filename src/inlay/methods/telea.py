@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,10 +10,7 @@ from inlay.errors import InputError
 from inlay.methods.base import Context, Method, Painted, Settings
 from inlay.pictures.arrays import grow
 from inlay.scene.fill import WORKING_SIDE, fill_hole
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.scene.window import Window
+from inlay.scene.window import Window
 
 __all__ = ["METHOD", "TeleaSettings"]
 
@@ -21,23 +18,17 @@ __all__ = ["METHOD", "TeleaSettings"]
 class TeleaSettings(Settings):
     """How far to look, and how much of the object's rim to take with it."""
 
-    radius: float = Field(
-        5.0, ge=1, le=100, description="how far round a pixel the fill looks, in pixels"
-    )
-    dilate: int = Field(
-        4, ge=0, le=200, description="pixels by which the mask is grown, to take the rim too"
-    )
-    algorithm: Literal["telea", "navier-stokes"] = Field(
-        "telea", description="fast marching, or the Navier-Stokes equations of the same library"
-    )
-    working_side: int = Field(
-        WORKING_SIDE, ge=64, le=8192, description="longer side that larger windows are filled at"
-    )
+    radius: float = Field(5.0, ge=1, le=100)
+    """how far from a pixel the fill looks, in pixels"""
+    dilate: int = Field(4, ge=0, le=200)
+    """pixels by which the mask is widened, to take the rim too"""
+    algorithm: Literal["telea", "navier-stokes"] = "telea"
+    """how the hole is filled: by fast marching, or by Navier-Stokes equations"""
+    working_side: int = Field(WORKING_SIDE, ge=64, le=8192)
+    """longer side, in pixels, to which larger crops are shrunk for the fill"""
 
 
-def run(
-    window: Window, backbone: Backbone | None, settings: TeleaSettings, context: Context
-) -> Painted:
+def run(window: Window, backbone: object, settings: TeleaSettings, context: Context) -> Painted:
     """Fill the grown mask; raises InputError where nothing is left to fill it from."""
     region = window.alpha > 0.5 / 255
     if region.all():

@@ -37,53 +37,39 @@ _OBJECT = "{object}"
 class ConceptSettings(DiffusionSettings):
     """What every method for a concept has."""
 
-    prompt: str = Field(
-        "",
-        max_length=2000,
-        description="what the box should show; {object} in it stands for the words of the "
-        "concept; empty is the prompt it was learnt under",
-    )
-    guidance_scale: float = Field(
-        3.0, ge=0, le=50, description="classifier-free guidance; 1 is off"
-    )
-    lora_scale: float = Field(
-        1.0, ge=0, le=2, description="how strongly what was learnt acts; 0 is not at all"
-    )
-    mask_cross_attention: Literal["learnt", "on", "off"] = Field(
-        "learnt",
-        description="masked cross-attention: nothing outside the box attends to the prompt; "
-        "learnt: as it was while the concept was learnt",
-    )
-    self_attention: Literal["paper", "released", "a", "b", "c", "d"] = Field(
-        "paper",
-        description="masked self-attention: the layers in which box and background do not see "
-        "each other; a is none, b all, c the decoder's outer layers, d and paper all but these, "
-        "released the last 5 of the decoder",
-    )
+    prompt: str = Field("", max_length=2000)
+    """what the box should show; {object} in it stands for the words of the concept; empty is the
+    prompt it was learnt under
+    """
+    guidance_scale: float = Field(3.0, ge=0, le=50)
+    """how strongly the prompt steers (classifier-free guidance); 1 is off"""
+    lora_scale: float = Field(1.0, ge=0, le=2)
+    """how strongly what was learnt acts; 0 is not at all"""
+    mask_cross_attention: Literal["learnt", "on", "off"] = "learnt"
+    """masked cross-attention: nothing outside the box attends to the prompt; learnt: as it was
+    while the concept was learnt
+    """
+    self_attention: Literal["paper", "released", "a", "b", "c", "d"] = "paper"
+    """masked self-attention: the layers in which box and background do not see each other; a is
+    none, b all, c the decoder's outer layers, d and paper all but these, released the last 5 of the
+    decoder
+    """
     scheduler: str = Field(
-        "EulerAncestralDiscreteScheduler",
-        pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$",
-        description="which of diffusers' schedulers samples, by class name",
+        "EulerAncestralDiscreteScheduler", pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$"
     )
-    region: Literal["box", "object"] = Field(
-        "box",
-        description="what is laid into the picture: the whole box, or the object alone, cut out "
-        "where it stands out from the background",
-    )
-    details: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="how much of its fine detail (text, pattern) the best fitting photo of the "
-        "object lends it; 0 is none",
-    )
-    details_agreement: float = Field(
-        0.7,
-        ge=0,
-        le=1,
-        description="details: how well a photo must fit, as its least correlation with what was "
-        "painted; 1 is the same picture",
-    )
+    """which of diffusers' schedulers samples, by class name"""
+    region: Literal["box", "object"] = "box"
+    """what is laid into the picture: the whole box, or the object alone, cut out where it stands
+    out from the background
+    """
+    details: float = Field(0.0, ge=0, le=1)
+    """how much of its fine detail (text, pattern) the best fitting photo of the object lends it; 0
+    is none
+    """
+    details_agreement: float = Field(0.7, ge=0, le=1)
+    """details: how well a photo must fit, as its least correlation with what was painted; 1 is the
+    same picture
+    """
 
 
 @contextmanager

@@ -24,165 +24,123 @@ WITH_OBJECT, WITHOUT_OBJECT = "Something in some place.", "Some place."
 
 
 class FreeComposeSettings(ModelSettings):
-    prompt: str = Field(
-        "",
-        max_length=2000,
-        description=f'what the picture should show; by default "{HARMONIOUS}", '
-        f'for remove "{WITHOUT_OBJECT}"',
-    )
-    source_prompt: str = Field(
-        "",
-        max_length=2000,
-        description="what the picture shows as it is; by default the prompt, for the variant "
-        f'collage "{COLLAGE}", for remove "{WITH_OBJECT}"',
-    )
-    guidance_scale: float = Field(
-        1.0, ge=0, le=50, description="classifier-free guidance of both branches; 1 is off"
-    )
-    decoding: Literal["residual", "plain"] = Field(
-        "residual",
-        description="residual keeps the picture's own detail and adds the change; plain takes the "
-        "decoder's output as it is, as remove and semantic always do",
-    )
-    variant: Literal["background", "collage", "score", "semantic"] = Field(
-        "score",
-        description="what the picture is compared with: to be harmonized the background before "
-        "pasting, itself under a prompt that calls it a collage, or the noise alone (score), "
-        "to remove itself or (score) the noise; semantic (compose alone) gives the subject the "
-        "pose of a control picture, or what the prompts say",
-    )
-    surroundings: Literal["auto", "none", "target", "both"] = Field(
-        "auto",
-        description="inpainting checkpoints: which branch is shown the picture round the region; "
-        "auto is both for the variants background and semantic, else target",
-    )
-    num_iterations: int = Field(40, ge=0, le=5000, description="steps of the latent; 0 is none")
-    eta: float = Field(
-        0.075, ge=0, le=10, description="length of a step over its gradient; AdamW's learning rate"
-    )
-    optimizer: Literal["SGD", "AdamW"] = Field(
-        "SGD", description="how the steps are taken; AdamW wants an eta of about 0.02"
-    )
-    t_min: int = Field(50, ge=0, le=999, description="least noisy timestep that is drawn")
-    t_max: int = Field(950, ge=1, le=1000, description="end of the range of timesteps, exclusive")
-    late_share: float = Field(
-        0.0, ge=0, le=1, description="share of the steps, at the end, that use late_t_max; 0 off"
-    )
-    late_t_max: int = Field(150, ge=1, le=1000, description="end of the range of the late steps")
-    pool_size: int = Field(
-        32,
-        ge=0,
-        le=1000,
-        description="pairs of timestep and noise that are used in turn, so that the source is "
-        "predicted once for each; 0 draws anew at every step",
-    )
-    plateau: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="stop once the latent moves less than this in `patience` steps; 0 off",
-    )
-    patience: int = Field(
-        20, ge=1, le=1000, description="steps over which the plateau is looked at"
-    )
-    blend_pixels: int = Field(
-        1, ge=0, le=32, description="latent pixels beyond the region over which the pull fades out"
-    )
-    perceptual: Literal["auto", "encoder", "laplacian", "lpips"] = Field(
-        "auto",
-        description="features of the perceptual terms: the checkpoint's encoder, a Laplacian "
-        "pyramid, or LPIPS (extra package); auto is the encoder where there is one",
-    )
-    foreground_weight: float = Field(
-        0.25,
-        ge=0,
-        le=10,
-        description="harmonizing: holds the look of the object; 0 off; stable while its product "
-        "with eta and perceptual_every is below 2",
-    )
-    background_weight: float = Field(
-        0.0, ge=0, le=10, description="holds the look of what lies round the region; 0 off"
-    )
-    perceptual_every: int = Field(
-        4, ge=1, le=100, description="the perceptual terms are taken at every so many steps"
-    )
-    start: Literal["object", "smooth"] = Field(
-        "smooth",
-        description="remove starts from the picture as it is, or from a smooth fill of the hole, "
-        "which large holes need",
-    )
-    grow: float = Field(
-        0.02,
-        ge=0,
-        le=0.5,
-        description="remove: how far the hole is widened, over shadows too; semantic: how far the "
-        "region is; in window sizes",
-    )
-    texture: float = Field(
-        0.4,
-        ge=0,
-        le=1,
-        description="remove: share of the noise schedule that is sampled at the end for fine "
-        "texture, which is laid in as strongly as it is round the hole; 0 off",
-    )
-    hide_region: bool = Field(
-        True, description="remove: the decoder's self-attention does not see into the hole"
-    )
-    redraw: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="semantic: share of the noise schedule that is sampled at the end, by the "
-        "lines and with what is shared, which makes edges where the loop leaves them soft; 0 off",
-    )
-    redraw_steps: int = Field(30, ge=1, le=1000, description="semantic: steps of that sampling")
-    region: Literal["box", "mask"] = Field(
-        "box", description="semantic: what may change, the subject's bounding box or its mask"
-    )
-    adapter: str = Field(
-        "",
-        max_length=2000,
-        description="semantic: T2I-Adapter, a diffusers folder or a hub id; by default that of the "
-        "embedded checkpoint, which other checkpoints do not have",
-    )
-    control_type: Literal["canny", "sketch"] = Field(
-        "canny", description="semantic: the lines that the adapter knows, edges or soft ones"
-    )
-    adapter_conditioning_scale: float = Field(
-        0.9, ge=0, le=5, description="semantic: how much the adapter counts; 0 is off"
-    )
-    control_t_min: int = Field(
-        100, ge=0, le=999, description="semantic: least noisy timestep that sees the lines"
-    )
-    control_t_max: int = Field(
-        600, ge=1, le=1000, description="semantic: end of the range of those timesteps, exclusive"
-    )
-    share: bool = Field(
-        True, description="semantic: self-attention sees the subject as it was, which keeps it so"
-    )
-    share_from_iteration: float = Field(
-        0.08, ge=0, le=1, description="semantic: share of the steps that are made before it does"
-    )
+    prompt: str = Field("", max_length=2000)
+    """what the picture should show; by default "A harmonious scene", for remove "Some place."
+    """
+    source_prompt: str = Field("", max_length=2000)
+    """what the picture shows as it is; by default the prompt, for the variant collage "A collage
+    with an object pasted into another picture", for remove "Something in some place."
+    """
+    guidance_scale: float = Field(1.0, ge=0, le=50)
+    """how strongly the prompts steer (classifier-free guidance); 1 is off"""
+    decoding: Literal["residual", "plain"] = "residual"
+    """residual adds the change to the picture, whose own detail stays; plain takes what the model
+    decodes, as remove and semantic always do
+    """
+    variant: Literal["background", "collage", "score", "semantic"] = "score"
+    """what the picture is compared with at each step: the background before pasting, the picture
+    itself under a prompt that calls it a collage, or the noise alone (score); to remove something,
+    the picture itself or the noise (score); semantic (compose alone) gives the subject the pose of
+    a control picture, or what the prompts say
+    """
+    surroundings: Literal["auto", "none", "target", "both"] = "auto"
+    """inpainting checkpoints: which side of the comparison sees the picture round the region, the
+    picture as it becomes (target) or that one and what it is compared with; auto is both for the
+    variants background and semantic, else target
+    """
+    num_iterations: int = Field(40, ge=0, le=5000)
+    """steps by which the picture moves; 0 is none"""
+    eta: float = Field(0.075, ge=0, le=10)
+    """how far a step follows its gradient; AdamW's learning rate"""
+    optimizer: Literal["SGD", "AdamW"] = "SGD"
+    """which rule makes the steps; AdamW wants an eta of about 0.02"""
+    t_min: int = Field(50, ge=0, le=999)
+    """least noisy timestep at which the model is asked (0 is clean, 999 pure noise)"""
+    t_max: int = Field(950, ge=1, le=1000)
+    """the timesteps lie below this"""
+    late_share: float = Field(0.0, ge=0, le=1)
+    """the last part of the steps, 0 to 1, that uses late_t_max; 0 is none"""
+    late_t_max: int = Field(150, ge=1, le=1000)
+    """the timesteps of the last part lie below this"""
+    pool_size: int = Field(32, ge=0, le=1000)
+    """pairs of timestep and noise that are used in turn, so that what the picture is compared with
+    is predicted once for each; 0 draws anew at every step
+    """
+    plateau: float = Field(0.0, ge=0, le=1)
+    """stop once the picture (its latent) moves less than this in `patience` steps; 0 never stops
+    early
+    """
+    patience: int = Field(20, ge=1, le=1000)
+    """steps over which `plateau` looks at the movement"""
+    blend_pixels: int = Field(1, ge=0, le=32)
+    """how far beyond the region the pull fades out, in the model's (latent) pixels"""
+    perceptual: Literal["auto", "encoder", "laplacian", "lpips"] = "auto"
+    """how foreground_weight and background_weight compare looks: by the checkpoint's encoder, a
+    Laplacian pyramid, or LPIPS (extra package); auto is the encoder where there is one, else the
+    pyramid
+    """
+    foreground_weight: float = Field(0.25, ge=0, le=10)
+    """harmonizing: how strongly the object keeps its look; 0 is off; stable while its product with
+    eta and perceptual_every is below 2
+    """
+    background_weight: float = Field(0.0, ge=0, le=10)
+    """how strongly what lies round the region keeps its look; 0 is off"""
+    perceptual_every: int = Field(4, ge=1, le=100)
+    """looks are compared at every so many steps"""
+    start: Literal["object", "smooth"] = "smooth"
+    """remove: start from the object as it is, or from a smooth fill of the hole, which large holes
+    need
+    """
+    grow: float = Field(0.02, ge=0, le=0.5)
+    """remove: how far the hole is widened, over shadows too; semantic: how far the region is; in
+    units of the crop's longer side
+    """
+    texture: float = Field(0.4, ge=0, le=1)
+    """remove: how far the fill goes back to noise, to be sampled for fine texture, which is laid in
+    as strongly as it is round the hole; 1 is pure noise, 0 is off
+    """
+    hide_region: bool = True
+    """remove: what fills the hole is explained by its surroundings alone (the decoder's
+    self-attention does not see into the hole)
+    """
+    redraw: float = Field(0.0, ge=0, le=1)
+    """semantic: how far the picture goes back to noise at the end, to be sampled by the lines,
+    which makes edges that the steps alone leave soft; 1 is pure noise, 0 is off
+    """
+    redraw_steps: int = Field(30, ge=1, le=1000)
+    """semantic: steps of this sampling"""
+    region: Literal["box", "mask"] = "box"
+    """semantic: what may change, the subject's bounding box or its mask"""
+    adapter: str = Field("", max_length=2000)
+    """semantic: T2I-Adapter, a diffusers folder or a hub id; by default that of the embedded
+    checkpoint, which other checkpoints do not have
+    """
+    control_type: Literal["canny", "sketch"] = "canny"
+    """semantic: which lines the adapter was trained on: edges, or soft ones"""
+    adapter_conditioning_scale: float = Field(0.9, ge=0, le=5)
+    """semantic: how strongly the lines steer; 0 is off"""
+    control_t_min: int = Field(100, ge=0, le=999)
+    """semantic: least noisy timestep at which the lines steer"""
+    control_t_max: int = Field(600, ge=1, le=1000)
+    """semantic: the timesteps at which they do lie below this"""
+    share: bool = True
+    """semantic: self-attention sees the subject as it was, so that it stays itself"""
+    share_from_iteration: float = Field(0.08, ge=0, le=1)
+    """semantic: part of the steps, 0 to 1, that are made before `share`"""
     share_from_layer: str = Field(
-        "decoder",
-        pattern="^(decoder|[0-9]{1,3})$",
-        coerce_numbers_to_str=True,
-        description="semantic: first layer of self-attention that does, 0 the first to run; "
-        "decoder is all on the way up",
+        "decoder", pattern="^(decoder|[0-9]{1,3})$", coerce_numbers_to_str=True
     )
-    rim: float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="residual decoding: how far beyond the object the change fades out, in window "
-        "sizes; shadows need some, coarse models leave a halo there",
-    )
-    smoothing: float = Field(
-        0.3,
-        ge=0,
-        le=0.5,
-        description="residual decoding: blur of the change inside the object, in window sizes",
-    )
+    """semantic: the layer of self-attention from which `share` acts, 0 the first to run; decoder:
+    all layers of the decoder
+    """
+    rim: float = Field(0.0, ge=0, le=0.5)
+    """residual decoding: how far beyond the object the change fades out, in units of the crop's
+    longer side; shadows need some, coarse models leave a halo there
+    """
+    smoothing: float = Field(0.3, ge=0, le=0.5)
+    """residual decoding: blur (sigma) of the change inside the object, in units of the crop's
+    longer side
+    """
 
     @model_validator(mode="after")
     def _ranges_hold_a_timestep(self) -> FreeComposeSettings:
