@@ -21,7 +21,8 @@ from inlay.cli import main
 from inlay.cli.outputs import Outputs, kept_names
 from inlay.diffusion.t2i_adapter import new_adapter
 from inlay.phases import asked, named
-from inlay.pictures.read import read_picture, read_record, write_picture
+from inlay.pictures.read import read_picture, read_record
+from inlay.pictures.write import write_picture
 from photos import Photo, cup, cutout
 
 Capture = pytest.CaptureFixture[str]

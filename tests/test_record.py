@@ -12,7 +12,8 @@ from skimage import data
 import inlay
 from inlay import Box, Composer, InputError
 from inlay.cli.rerun import again
-from inlay.pictures.read import read_picture, write_picture
+from inlay.pictures.read import read_picture
+from inlay.pictures.write import write_picture
 from inlay.record import (
     build_record,
     file_sha256,

@@ -327,7 +327,8 @@ def _put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 def test_a_strangers_record_of_several_is_refused(
     folder: Path, change: Callable[[dict[str, Any]], None], capsys: Capture
 ) -> None:
-    from inlay.pictures.read import read_picture, read_record, write_picture
+    from inlay.pictures.read import read_picture, read_record
+    from inlay.pictures.write import write_picture
 
     assert main([*COMPOSE, *BOXES, "-o", "out.png", "-q"]) == 0
     record = json.loads(read_record("out.png") or "")

@@ -16,7 +16,7 @@ import numpy as np
 
 from inlay.chain import Link
 from inlay.errors import InputError
-from inlay.pictures.read import Picture
+from inlay.pictures.picture import Picture
 from inlay.request import Request
 from inlay.scene.placement import Placement, turned_size
 from inlay.scene.region import inverted

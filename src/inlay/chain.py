@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inlay.methods.base import Context, Settings
 from inlay.pictures.box import Box
-from inlay.pictures.read import Picture
+from inlay.pictures.picture import Picture
 from inlay.request import Request
 from inlay.scene.region import inverted
 from inlay.scene.scene import Scene

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.pictures.box import Box
-from inlay.pictures.read import Picture, write_picture
+from inlay.pictures.picture import Picture
+from inlay.pictures.write import write_picture
 from inlay.record import record_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from inlay.chain import Chain, Link, Stage
 from inlay.composite import Composite
 from inlay.methods.base import Settings
 from inlay.phases import described, main_phase
-from inlay.pictures.read import Picture
+from inlay.pictures.picture import Picture
 from inlay.record import build_record
 from inlay.request import Request
 

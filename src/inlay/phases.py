@@ -18,7 +18,7 @@ from typing import Any
 from inlay import methods
 from inlay.chain import Link, SceneOf
 from inlay.errors import InputError
-from inlay.pictures.read import Picture
+from inlay.pictures.picture import Picture
 from inlay.request import Request
 from inlay.scene.scene import (
     Layer,

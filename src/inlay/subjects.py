@@ -16,7 +16,8 @@ import numpy as np
 
 from inlay.errors import InputError
 from inlay.pictures.box import Box
-from inlay.pictures.read import Picture, Source, read_mask
+from inlay.pictures.picture import Picture
+from inlay.pictures.read import Source, read_mask
 from inlay.request import Place, Request
 from inlay.scene.placement import LARGEST_AREA, settled
 from inlay.scene.scene import (

@@ -17,7 +17,8 @@ from inlay.cli import main
 from inlay.cli.outputs import Outputs, sibling_names
 from inlay.cli.progress import Listener
 from inlay.errors import InputError
-from inlay.pictures.read import read_picture, read_record, write_picture
+from inlay.pictures.read import read_picture, read_record
+from inlay.pictures.write import write_picture
 from photos import cup
 
 Capture = pytest.CaptureFixture[str]

@@ -12,8 +12,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 import profiles
-from inlay.pictures.colour import conversion
-from inlay.pictures.icc import curve, tags
+from inlay.pictures.colour import conversion, curve, tags
 
 ADOBE = profiles.matrix_profile(profiles.ADOBE, profiles.gamma(2.2))
 PROPHOTO = profiles.matrix_profile(profiles.PROPHOTO, profiles.gamma(1.8))

@@ -17,9 +17,9 @@ from PIL import Image
 from skimage import data
 
 from inlay import InputError
-from inlay.pictures.decode import decode
 from inlay.pictures.files import MAX_FILE_BYTES
-from inlay.pictures.read import read_picture, write_picture
+from inlay.pictures.read import decode, read_picture
+from inlay.pictures.write import write_picture
 from png import png
 
 PHOTO = data.astronaut()[60:180, 150:290]

@@ -20,7 +20,8 @@ from skimage import data
 
 import profiles
 from inlay import Box, InputError
-from inlay.pictures.read import read_mask, read_picture, write_picture
+from inlay.pictures.read import read_mask, read_picture
+from inlay.pictures.write import write_picture
 from png import png
 
 RNG = np.random.default_rng(7)

@@ -22,14 +22,9 @@ from skimage import data
 
 import profiles
 from inlay import InputError
-from inlay.pictures.containers import exif_block
-from inlay.pictures.read import (
-    Picture,
-    check_output,
-    read_picture,
-    read_record,
-    write_picture,
-)
+from inlay.pictures.picture import Picture
+from inlay.pictures.read import read_picture, read_record
+from inlay.pictures.write import check_output, exif_block, write_picture
 
 PHOTO = data.chelsea()[60:140, 100:220]
 RECORD = json.dumps({"inlay": "0.1", "prompt": "a cat"})

@@ -85,7 +85,8 @@ def cut(
         raise InputError(
             f"{out.name} cannot hold transparency; write to {', '.join(_WITH_ALPHA[:3])}."
         )
-    from inlay.pictures.read import read_picture, write_picture
+    from inlay.pictures.read import read_picture
+    from inlay.pictures.write import write_picture
     from inlay.scene.cutout import cut_rgba
 
     with listening(quiet=quiet, bar=not json):

@@ -82,8 +82,9 @@ def run(out: Path, log: Callable[[str], None]) -> Path:
     from PIL import Image as PilImage
 
     from inlay.composer import Composer
-    from inlay.pictures.read import check_output, read_picture, write_picture
+    from inlay.pictures.read import read_picture
     from inlay.pictures.sheet import contact_sheet
+    from inlay.pictures.write import check_output, write_picture
 
     sheet_path = out / "contact-sheet.png"
     out.mkdir(parents=True, exist_ok=True)

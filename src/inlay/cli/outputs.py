@@ -24,14 +24,14 @@ from inlay.record import record_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from inlay.pictures.read import Picture
+    from inlay.pictures.picture import Picture
 
 _CELL = 320
 
 
 def check_out(out: str, inputs: Mapping[str, str | None]) -> Path:
     """OUT as a path that can be written and is none of the inputs; raises InputError."""
-    from inlay.pictures.read import check_output
+    from inlay.pictures.write import check_output
 
     check_output(out)
     path = Path(out)
@@ -132,7 +132,7 @@ class Outputs:
 
         `phases`: pictures and records for the names in `kept`.
         """
-        from inlay.pictures.read import write_picture
+        from inlay.pictures.write import write_picture
 
         interrupts.check()
         if self._folder is None:
@@ -158,7 +158,7 @@ class Outputs:
 
     def _stage(self, picture: Picture, target: Path, record: Mapping[str, Any]) -> None:
         """Write a picture into the temporary folder, to be moved to its target at the end."""
-        from inlay.pictures.read import write_picture
+        from inlay.pictures.write import write_picture
 
         assert self._folder is not None
         staged = Path(self._folder.name) / target.name
@@ -174,8 +174,9 @@ class Outputs:
         if not self.siblings:
             _move_all(self._staged, folder)
             return self.records[0]
-        from inlay.pictures.read import read_picture, write_picture
+        from inlay.pictures.read import read_picture
         from inlay.pictures.sheet import contact_sheet
+        from inlay.pictures.write import write_picture
 
         outputs = [str(target) for target in self.siblings[: len(self.records)]]
         first = self.records[0]

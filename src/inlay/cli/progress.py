@@ -46,7 +46,8 @@ class Listener:
                 self._task, completed=number, total=total, description=description
             )
         if preview is not None and self.preview_file is not None:
-            from inlay.pictures.read import read_picture, write_picture
+            from inlay.pictures.read import read_picture
+            from inlay.pictures.write import write_picture
 
             picture = read_picture(preview, role="preview")
             # Only the first one may find the name free; later ones replace what we wrote.

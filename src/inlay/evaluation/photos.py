@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inlay.errors import InputError
 from inlay.pictures.arrays import shrink
 from inlay.pictures.box import Box
-from inlay.pictures.imagefolder import (
+from inlay.pictures.files import (
     MASKS,
     SUFFIXES,
     is_held_out,

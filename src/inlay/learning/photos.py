@@ -14,13 +14,8 @@ from PIL import Image as PILImage
 from inlay.errors import InputError
 from inlay.pictures.arrays import FAINT, bounds, resize, to_uint8
 from inlay.pictures.box import Box
-from inlay.pictures.read import (
-    DEFAULT_MAX_PIXELS,
-    Picture,
-    Source,
-    read_mask,
-    read_picture,
-)
+from inlay.pictures.picture import Picture
+from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 
 __all__ = ["MOST_PHOTOS", "Found", "find_objects", "portrait"]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from inlay.diffusion.sample import Step, denoise
 from inlay.diffusion.schedule import add_noise, ddim_schedule
-from inlay.pictures.read import read_picture, write_picture
+from inlay.pictures.read import read_picture
+from inlay.pictures.write import write_picture
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone

@@ -8,14 +8,16 @@ Measured (tests/test_color.py): `from_srgb(to_srgb(x))` is x itself in 16 bits f
 profiles where sRGB holds the colour, and within 1 of 255 of LittleCMS. The interpolated tables are
 within 1 of 255 of the 8-bit transform towards sRGB and 5 (0.1 on average) on the way back.
 
-The intent is relative colorimetric with black point compensation. Sources: ICC.1:2022 (profile
-layout, 8.3 and 10.6 curves, F.2 and F.3 models), IEC 61966-2-1 (sRGB).
+The intent is relative colorimetric with black point compensation. Sources: ICC.1:2022 (7.2 header,
+7.3 tag table, 10.6 curveType, 10.18 parametricCurveType, 10.31 XYZType, F.2 and F.3 models), IEC
+61966-2-1 (sRGB).
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
@@ -25,9 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
-from inlay.pictures.icc import curve, primaries, tags
-
-__all__ = ["Conversion", "conversion", "srgb_decode", "srgb_encode"]
+__all__ = ["Conversion", "conversion", "curve", "srgb_decode", "srgb_encode", "tags"]
 
 Samples = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -46,7 +46,11 @@ _SRGB_TO_XYZ = np.array(
 # divisors of 255, so that every node is an 8-bit level.
 _SPACING = {1: 1, 3: 5, 4: 15}
 _SPACES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
-_CHANNELS = {"L": 1, "RGB": 3, "CMYK": 4}
+# A curve is sampled at every 16-bit level.
+_STEPS = 65536
+_MAX_TAGS = 200
+# Numbers in a parametric curve, by its function type.
+_PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
 
 
 def srgb_encode(linear: NDArray[Any]) -> NDArray[Any]:
@@ -91,15 +95,12 @@ class Conversion(ABC):
         Values outside [0, 1] are clipped; NaN becomes 0.
         """
         dtype, top = (np.uint8, 255) if depth == 8 else (np.uint16, 65535)
-        parts = [np.zeros((0, *self._tail(rgb.shape[1])), dtype)]
+        parts = []
         for rows in _bands(*rgb.shape[:2]):
             known = np.clip(np.nan_to_num(rgb[rows].astype(np.float64)), 0, 1)
             values = np.clip(self._backward(known, depth), 0, 1)
             parts.append(np.floor(values * top + 0.5).astype(dtype))
         return np.concatenate(parts)
-
-    def _tail(self, width: int) -> tuple[int, ...]:
-        return (width, 3)
 
     @abstractmethod
     def _forward(self, samples: Samples) -> NDArray[np.floating[Any]]: ...
@@ -154,9 +155,6 @@ class _Grey(Conversion):
         self.table = table
         self.shown = srgb_encode(table)
 
-    def _tail(self, width: int) -> tuple[int, ...]:
-        return (width,)
-
     def _forward(self, samples: Samples) -> Floats:
         grey = self.shown[:: 65535 // _top(samples)][samples]
         return np.repeat(grey[..., None], 3, axis=-1)
@@ -167,9 +165,6 @@ class _Grey(Conversion):
 
 class _PlainCmyk(Conversion):
     """Ink shares without a profile: rgb = (1 - cmy) (1 - k), and back with all grey as black."""
-
-    def _tail(self, width: int) -> tuple[int, ...]:
-        return (width, 4)
 
     def _forward(self, samples: Samples) -> Floats:
         inks = samples.astype(np.float64) / _top(samples)
@@ -202,9 +197,6 @@ class _Tables(Conversion):
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
             self._back, self.two_way = self._there, False
         self._grids: dict[bool, Floats] = {}
-
-    def _tail(self, width: int) -> tuple[int, ...]:
-        return (width,) if self.kind == "L" else (width, _CHANNELS[self.kind])
 
     def _exact(self, values: NDArray[np.uint8], back: bool) -> NDArray[np.uint8]:
         """One transform of 8-bit samples (h, w) or (h, w, C)."""
@@ -262,7 +254,7 @@ def conversion(icc: bytes | None, kind: str) -> Conversion:
     """
     if icc is None:
         if kind == "L":
-            return _Grey(srgb_decode(np.linspace(0, 1, 65536)))
+            return _Grey(srgb_decode(np.linspace(0, 1, _STEPS)))
         return _PlainCmyk() if kind == "CMYK" else _PlainRgb()
     found = tags(icc)
     if _SPACES.get(icc[16:20]) != kind:
@@ -271,6 +263,80 @@ def conversion(icc: bytes | None, kind: str) -> Conversion:
         if kind == "L" and b"kTRC" in found:
             return _Grey(curve(found[b"kTRC"]))
         if kind == "RGB" and b"rTRC" in found:
-            matrix = _Matrix(*primaries(found))
+            matrix = _Matrix(*_primaries(found))
             return _PlainRgb() if matrix.is_srgb() else matrix
     return _Tables(icc, kind)
+
+
+def tags(icc: bytes) -> dict[bytes, bytes]:
+    """The tagged elements of a profile by their four-letter names; ValueError where damaged."""
+    if len(icc) < 132 or icc[36:40] != b"acsp":
+        raise ValueError("not an ICC profile")
+    (count,) = struct.unpack_from(">I", icc, 128)
+    if count > _MAX_TAGS or len(icc) < 132 + 12 * count:
+        raise ValueError("the profile's tag table is damaged")
+    found = {}
+    for entry in range(count):
+        name, offset, size = struct.unpack_from(">4sII", icc, 132 + 12 * entry)
+        found[name] = icc[offset : offset + size]
+    return found
+
+
+def curve(tag: bytes) -> Floats:
+    """A tone curve (_STEPS,) at even steps of [0, 1], rising, in [0, 1].
+
+    Raises ValueError where the tag is damaged or the curve does not rise.
+    """
+    if len(tag) < 12:
+        raise ValueError("the profile has a curve without a body")
+    x = np.linspace(0, 1, _STEPS)
+    with np.errstate(all="ignore"):
+        y = _sampled(tag, x) if tag[:4] == b"curv" else _parametric(tag, x)
+    if not np.isfinite(y).all():
+        raise ValueError("the profile's curve is not finite")
+    y = np.maximum.accumulate(np.clip(y, 0, 1))
+    if y[-1] - y[0] < 0.1:
+        raise ValueError("the profile's curve does not rise")
+    return y
+
+
+def _sampled(tag: bytes, x: Floats) -> Floats:
+    """A table of evenly spaced points, or one number: the exponent."""
+    (count,) = struct.unpack_from(">I", tag, 8)
+    if count == 0:
+        return x
+    points = np.frombuffer(tag, ">u2", count, 12).astype(np.float64)
+    if count == 1:
+        gamma: Floats = x ** (points[0] / 256)
+        return gamma
+    return np.interp(x, np.linspace(0, 1, count), points / 65535)
+
+
+def _parametric(tag: bytes, x: Floats) -> Floats:
+    """Y = (a x + b)^g + e from x = d on, c x + f below; types 0 to 3 leave some of these out."""
+    (function,) = struct.unpack_from(">H", tag, 8)
+    if tag[:4] != b"para" or function not in _PARAMETERS:
+        raise ValueError("the profile has a curve of unknown type")
+    given = np.frombuffer(tag, ">i4", _PARAMETERS[function], 12) / 65536
+    g, a, b, c, d, e, f = np.concatenate([given, np.zeros(7 - len(given))])
+    if function == 0:
+        a = np.float64(1)
+    elif function in (1, 2):
+        c, d, e, f = np.float64(0), -b / a, c, c
+    y: Floats = np.where(x >= d, np.maximum(a * x + b, 0) ** g + e, c * x + f)
+    return y
+
+
+def _primaries(found: dict[bytes, bytes]) -> tuple[Floats, Floats]:
+    """The three tone curves (3, _STEPS) and the matrix (3, 3) from linear RGB to D50 XYZ.
+
+    Raises ValueError where one is missing or damaged.
+    """
+    try:
+        curves = np.stack([curve(found[name]) for name in (b"rTRC", b"gTRC", b"bTRC")])
+        columns = [
+            np.frombuffer(found[name], ">i4", 3, 8) / 65536 for name in (b"rXYZ", b"gXYZ", b"bXYZ")
+        ]
+    except KeyError:
+        raise ValueError("the profile lacks a primary or a curve") from None
+    return curves, np.stack(columns, axis=-1)

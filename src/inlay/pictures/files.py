@@ -1,7 +1,11 @@
-"""Files as such: what to call them, reading them whole, replacing them in one step."""
+"""Files as such: what to call them, reading them whole, replacing them in one step.
+
+Also what training and benchmarks agree on about a folder of pictures: names, and who is held out.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import stat
@@ -11,10 +15,24 @@ from typing import IO
 
 from inlay.errors import InputError
 
-__all__ = ["FORMATS", "MAX_FILE_BYTES", "check_target", "read_file", "replace_file", "shown"]
+__all__ = [
+    "FORMATS",
+    "MASKS",
+    "MAX_FILE_BYTES",
+    "SUFFIXES",
+    "check_target",
+    "is_held_out",
+    "picture_names",
+    "read_file",
+    "replace_file",
+    "shown",
+]
 
 MAX_FILE_BYTES = 1 << 30
 FORMATS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+# A folder of this name holds masks of the pictures beside it.
+MASKS = "masks"
 _MAX_NAME = 80
 
 
@@ -119,3 +137,24 @@ def _unwritable(name: str, error: Exception) -> InputError:
         return error
     reason = getattr(error, "strerror", None) or "not a usable path"
     return InputError(f"{name} cannot be written ({reason}); give another output file.")
+
+
+def is_held_out(file_name: str, share: int = 20) -> bool:
+    """Whether a file belongs to the held-out split: one in `share`, by the hash of its name."""
+    digest = hashlib.sha256(file_name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % share == 0
+
+
+def picture_names(root: Path) -> list[str]:
+    """Names of the pictures below a folder, relative to it, sorted; masks/ holds none."""
+    names = []
+    for here, folders, files in os.walk(root):
+        if Path(here) == root and MASKS in folders:
+            folders.remove(MASKS)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [
+            (Path(here) / file).relative_to(root).as_posix()
+            for file in files
+            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+        ]
+    return sorted(names)

@@ -7,6 +7,8 @@ back into such samples; whatever is not changed is never converted.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +20,12 @@ from inlay.errors import InputError
 from inlay.pictures.box import Box
 from inlay.pictures.colour import Conversion, conversion
 
-__all__ = ["Picture", "kind_of", "to_8_bits"]
+__all__ = ["Picture", "to_8_bits"]
+
+_log = logging.getLogger("inlay")
+
+# Pixels of a band of rows.
+_BAND = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +42,8 @@ class Picture:
     mode: str
     icc: bytes | None = field(repr=False)
     name: str
-    sha256: str
-    path: str | None
+    sha256: str = ""
+    path: str | None = None
 
     @property
     def width(self) -> int:
@@ -55,6 +62,12 @@ class Picture:
     def depth(self) -> int:
         """Bits of a sample: 8 or 16."""
         return 8 * int(self.samples.dtype.itemsize)
+
+    def bands(self) -> Iterator[Box]:
+        """It in bands of whole rows, so that floats of all of it are never needed at once."""
+        step = max(1, _BAND // self.width)
+        for top in range(0, self.height, step):
+            yield Box(0, top, self.width, min(step, self.height - top))
 
     def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
         """A box (all where None) as float32 (h, w, 3), sRGB in [0, 1]; only the box is converted.
@@ -97,9 +110,28 @@ class Picture:
             image.info["icc_profile"] = self.icc
         return image
 
+    def with_usable_profile(self) -> Picture:
+        """The same where its profile can be used; else without it, and the log says so."""
+        if self.icc is None:
+            return self
+        try:
+            two_way = self._conversion.two_way
+        except ValueError as error:
+            _log.info("%s: its colour profile is passed over (%s)", self.name, error)
+            return replace(self, icc=None)
+        if two_way:
+            return self
+        # A scanner's profile has no way back, so nothing could be written in it: leave it at once.
+        _log.info("%s: its colour profile only goes one way; it is converted to sRGB", self.name)
+        samples = conversion(None, "RGB").from_srgb(self.rgb(), self.depth)
+        if self.mode not in ("LA", "RGBA"):
+            return replace(self, samples=samples, mode="RGB", icc=None)
+        samples = np.concatenate([samples, self.samples[..., -1:]], axis=-1)
+        return replace(self, samples=samples, mode="RGBA", icc=None)
+
     @property
     def _conversion(self) -> Conversion:
-        return conversion(self.icc, kind_of(self.mode))
+        return conversion(self.icc, {"LA": "L", "RGBA": "RGB"}.get(self.mode, self.mode))
 
     def _part(self, box: Box | None) -> NDArray[Any]:
         if box is None:
@@ -110,11 +142,6 @@ class Picture:
                 f"{self.width} x {self.height} pixels."
             )
         return self.samples[box.slices]
-
-
-def kind_of(mode: str) -> str:
-    """The mode without its alpha, which colour conversions are chosen by."""
-    return {"LA": "L", "RGBA": "RGB"}.get(mode, mode)
 
 
 def to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:

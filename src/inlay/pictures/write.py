@@ -3,6 +3,10 @@
 PNG and TIFF keep every sample; JPEG is written at quality 95 without chroma subsampling, WebP at
 quality 95. What a format cannot hold is reduced, and the log says so: JPEG has no alpha and 8 bits,
 WebP neither grey nor CMYK, PNG no CMYK (it becomes sRGB), BMP neither alpha nor profile nor record.
+
+Pillow writes what it can; 16-bit PNG and TIFF of any mode are written here. Sources: PNG 3rd
+edition (W3C 2025), 5.3 chunks, 9.2 filter types; TIFF 6.0, sections 2, 14 and 16; Exif 2.32, 4.6.5
+UserComment.
 """
 
 from __future__ import annotations
@@ -10,32 +14,21 @@ from __future__ import annotations
 import io
 import logging
 import os
+import struct
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.box import Box
-from inlay.pictures.containers import (
-    exif_block,
-    user_comment,
-    write_png16,
-    write_tiff,
-)
-from inlay.pictures.decode import open_header
-from inlay.pictures.files import (
-    check_target,
-    read_file,
-    replace_file,
-    shown,
-)
+from inlay.pictures.files import check_target, replace_file, shown
 from inlay.pictures.picture import Picture, to_8_bits
 
-__all__ = ["check_output", "read_record", "write_picture"]
+__all__ = ["check_output", "exif_block", "write_picture"]
 
 _log = logging.getLogger("inlay")
 
@@ -60,11 +53,12 @@ _SUFFIXES = {
     ".tif": _TIFF, ".tiff": _TIFF, ".bmp": _BMP,
 }  # fmt: skip
 _QUALITY = 95
-_PNG_LEVEL = 3
+_PNG_LEVEL, _DEEP_LEVEL = 3, 4
 # The longest EXIF block of a JPEG: one segment of 65535 bytes with its own length.
 _JPEG_EXIF = 65533
 _MAX_TIFF = 4_000_000_000
-_BAND = 1 << 18
+_EXIF_IFD, _USER_COMMENT, _ICC = 34665, 37510, 34675
+_SHORT, _LONG, _UNDEFINED = 3, 4, 7
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -105,26 +99,6 @@ def write_picture(
     replace_file(path, lambda file: _encode(file, fitted, form, record, name))
 
 
-def read_record(path: str | os.PathLike[str]) -> str | None:
-    """The JSON text that `write_picture` put into a picture, or None.
-
-    Raises InputError where the file is no picture or cannot be read.
-    """
-    name = shown(path)
-    image = open_header(read_file(path, name), name, 1 << 31)
-    text = image.info.get("inlay")
-    if not isinstance(text, str):
-        try:
-            exif = image.getexif()
-            comment = exif.get_ifd(0x8769).get(0x9286)
-            text = user_comment(comment, getattr(exif, "endian", None) or "<")
-        except Exception:
-            # A damaged EXIF block holds nothing that we wrote.
-            return None
-    # Cameras and other programs have comments of their own.
-    return str(text) if text is not None and text.lstrip().startswith("{") else None
-
-
 def _format(path: str | os.PathLike[str]) -> _Format:
     try:
         suffix = Path(os.fsdecode(path)).suffix.lower()
@@ -154,28 +128,22 @@ def _fit(picture: Picture, form: _Format, name: str) -> Picture:
     if picture.mode == "CMYK" or picture.icc is not None:
         _log.info("%s is written as %s in sRGB", name, form.name)
     samples = np.empty((*picture.samples.shape[:2], 4 if alpha else 3), picture.samples.dtype)
-    step = max(1, _BAND // picture.width)
-    for top in range(0, picture.height, step):
-        rows = Box(0, top, picture.width, min(step, picture.height - top))
-        samples[rows.slices][..., :3] = _rounded(picture.rgb(rows), samples.dtype)
+    top = np.iinfo(samples.dtype).max
+    for rows in picture.bands():
+        levels = np.floor(picture.rgb(rows).astype(np.float64) * top + 0.5)
+        samples[rows.slices][..., :3] = levels.astype(samples.dtype)
     if alpha:
         samples[..., 3] = picture.samples[..., -1]
     return replace(picture, samples=samples, mode="RGBA" if alpha else "RGB", icc=None)
-
-
-def _rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.floor(values.astype(np.float64) * np.iinfo(dtype).max + 0.5).astype(dtype)
 
 
 def _encode(
     file: IO[bytes], picture: Picture, form: _Format, record: str | None, name: str
 ) -> None:
     if form is _TIFF:
-        write_tiff(file, picture.samples, picture.mode, picture.icc, record)
-        return
+        return _write_tiff(file, picture, record)
     if picture.depth == 16:
-        write_png16(file, picture.samples, picture.mode, picture.icc, record)
-        return
+        return _write_png16(file, picture, record)
     samples = np.ascontiguousarray(picture.samples)
     image = PilImage.frombuffer(picture.mode, picture.size, samples, "raw", picture.mode, 0, 1)
     options: dict[str, Any] = {}
@@ -202,3 +170,110 @@ def _encode(
     buffer = io.BytesIO()
     image.save(buffer, format=form.name, **options)
     file.write(buffer.getbuffer())
+
+
+def _write_png16(file: IO[bytes], picture: Picture, text: str | None) -> None:
+    """A PNG of uint16 samples; `text` goes into a text chunk "inlay"."""
+
+    def chunk(name: bytes, body: bytes) -> None:
+        checksum = zlib.crc32(body, zlib.crc32(name))
+        file.write(struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum))
+
+    colour_type = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}[picture.mode]
+    file.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", *picture.size, 16, colour_type, 0, 0, 0))
+    if picture.icc is not None:
+        chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
+    if text is not None and text.isascii():
+        chunk(b"tEXt", b"inlay\0" + text.encode("ascii"))
+    elif text is not None:
+        chunk(b"iTXt", b"inlay\0\0\0\0\0" + text.encode("utf-8"))
+    packer = zlib.compressobj(_DEEP_LEVEL)
+    above = np.uint8(0)
+    for rows in picture.bands():
+        stored = np.ascontiguousarray(picture.samples[rows.slices].astype(">u2")).view(np.uint8)
+        stored = stored.reshape(rows.height, -1)
+        # Filter type 2: what differs from the row above, modulo 256.
+        filtered = np.full((rows.height, stored.shape[1] + 1), 2, np.uint8)
+        filtered[0, 1:] = stored[0] - above
+        filtered[1:, 1:] = stored[1:] - stored[:-1]
+        above = stored[-1]
+        if packed := packer.compress(filtered.tobytes()):
+            chunk(b"IDAT", packed)
+    chunk(b"IDAT", packer.flush())
+    chunk(b"IEND", b"")
+
+
+def _write_tiff(file: IO[bytes], picture: Picture, text: str | None) -> None:
+    """A deflated TIFF of any mode; `text` goes into the EXIF UserComment."""
+    file.write(b"II*\0\0\0\0\0")
+
+    def put(body: bytes) -> int:
+        # Offsets in a TIFF are even.
+        file.write(body + b"\0" * (len(body) % 2))
+        return file.tell() - len(body) - len(body) % 2
+
+    offsets, sizes = [], []
+    for rows in picture.bands():
+        band = picture.samples[rows.slices]
+        band = band.astype(band.dtype.newbyteorder("<"))
+        # Horizontal differencing (TIFF 6.0, section 14): unsigned samples wrap.
+        band[:, 1:] -= band[:, :-1].copy()
+        packed = zlib.compress(band.tobytes(), _DEEP_LEVEL)
+        sizes.append(len(packed))
+        offsets.append(put(packed))
+    channels = 1 if picture.samples.ndim == 2 else picture.samples.shape[2]
+    photometric = {"L": 1, "LA": 1, "RGB": 2, "RGBA": 2, "CMYK": 5}[picture.mode]
+    strip = next(picture.bands()).height
+    tags: list[tuple[int, int, list[int] | bytes]] = [
+        (256, _LONG, [picture.width]), (257, _LONG, [picture.height]),
+        (258, _SHORT, [picture.depth] * channels), (259, _SHORT, [8]),
+        (262, _SHORT, [photometric]), (273, _LONG, offsets), (277, _SHORT, [channels]),
+        (278, _LONG, [strip]), (279, _LONG, sizes), (284, _SHORT, [1]), (317, _SHORT, [2]),
+    ]  # fmt: skip
+    if picture.mode in ("LA", "RGBA"):
+        tags.append((338, _SHORT, [2]))
+    if text is not None:
+        # An IFD's values are laid out before it, so its own place is known only after them.
+        body, at = _directory([(_USER_COMMENT, _UNDEFINED, _comment(text))], file.tell())
+        tags.append((_EXIF_IFD, _LONG, [put(body) + at]))
+    if picture.icc is not None:
+        tags.append((_ICC, _UNDEFINED, picture.icc))
+    body, at = _directory(tags, file.tell())
+    first = put(body) + at
+    file.seek(4)
+    file.write(struct.pack("<I", first))
+    file.seek(0, 2)
+
+
+def _directory(
+    tags: Sequence[tuple[int, int, list[int] | bytes]], position: int
+) -> tuple[bytes, int]:
+    """An IFD led by its long values, to stand at `position`; and where in it the IFD begins."""
+    values, entries = b"", b""
+    for tag, kind, value in tags:
+        count = len(value)
+        if isinstance(value, bytes):
+            body = value
+        else:
+            body = struct.pack(f"<{count}{'H' if kind == _SHORT else 'I'}", *value)
+        if len(body) > 4:
+            place = position + len(values)
+            values += body + b"\0" * (len(body) % 2)
+            body = struct.pack("<I", place)
+        entries += struct.pack("<HHI4s", tag, kind, count, body)
+    return values + struct.pack("<H", len(tags)) + entries + bytes(4), len(values)
+
+
+def _comment(text: str) -> bytes:
+    if text.isascii():
+        return b"ASCII\0\0\0" + text.encode("ascii")
+    return b"UNICODE\0" + text.encode("utf-16-le")
+
+
+def exif_block(text: str) -> bytes:
+    """An EXIF block ("Exif", then a little-endian TIFF) that holds one UserComment."""
+    # Header, IFD0 with one entry (2 + 12 + 4 bytes) that points to the next byte after it.
+    inner, at = _directory([(_USER_COMMENT, _UNDEFINED, _comment(text))], 26)
+    outer, _ = _directory([(_EXIF_IFD, _LONG, [26 + at])], 8)
+    return b"Exif\0\0II*\0\x08\0\0\0" + outer + inner

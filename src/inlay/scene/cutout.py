@@ -15,13 +15,8 @@ from numpy.typing import NDArray
 from inlay.errors import InputError
 from inlay.pictures.arrays import FAINT, bounds, resize, to_uint8
 from inlay.pictures.box import Box
-from inlay.pictures.read import (
-    DEFAULT_MAX_PIXELS,
-    Picture,
-    Source,
-    read_mask,
-    read_picture,
-)
+from inlay.pictures.picture import Picture
+from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 from inlay.scene.grabcut import grabcut, without_specks
 from inlay.scene.matte import colours, matte
 from inlay.scene.scene import Cutout

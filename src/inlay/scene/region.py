@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from inlay.errors import InputError
 from inlay.pictures.arrays import to_uint8
 from inlay.pictures.box import Box
-from inlay.pictures.read import Picture, bands
+from inlay.pictures.picture import Picture
 from inlay.scene.scene import Region, Scene
 
 __all__ = ["found_region", "inverted"]
@@ -37,7 +37,7 @@ def found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
 
     # In bands of rows, so that the colours of a large picture are never all there as floats.
     grey = np.empty((picture.height, picture.width), np.uint8)
-    for rows in bands(picture):
+    for rows in picture.bands():
         levels = to_uint8(picture.rgb(rows))
         grey[rows.slices] = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)
     _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)

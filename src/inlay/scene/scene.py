@@ -21,7 +21,7 @@ from inlay.pictures.box import Box
 from inlay.scene.placement import Placement, outline, turned_size
 
 if TYPE_CHECKING:
-    from inlay.pictures.read import Picture
+    from inlay.pictures.picture import Picture
 
 __all__ = [
     "Cutout",

@@ -20,7 +20,7 @@ from inlay.pictures.box import Box
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.pictures.read import Picture
+    from inlay.pictures.picture import Picture
     from inlay.scene.scene import Scene
 
 __all__ = ["Painted", "Window", "crop_box", "model_size", "stitch"]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import bounds, resize, shrink
-from inlay.pictures.imagefolder import is_held_out, picture_names
+from inlay.pictures.files import is_held_out, picture_names
 from inlay.pictures.read import read_picture
 from inlay.scene.grabcut import grabcut
 

@@ -1,0 +1,110 @@
+"""Samples of 16 bits, which Pillow halves or gives as the file has them; and turned pictures."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from inlay.pictures.picture import Picture
+
+__all__ = ["UnsupportedError", "deep_colour", "deep_grey", "upright"]
+
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
+
+_log = logging.getLogger("inlay")
+
+
+class UnsupportedError(Exception):
+    """A whole file of a kind that inlay does not take; the text says which."""
+
+
+def deep_colour(data: bytes, image: ImageFile, orientation: int, name: str) -> Picture | None:
+    """16-bit colour, which Pillow halves, by OpenCV; None for any other picture.
+
+    Pillow's 8-bit decoding stands beside it: it notices damage, and OpenCV's samples are taken
+    only where their upper bytes are the same, so that no reader's quirk passes unseen.
+    """
+    grey_alpha = False
+    if isinstance(image, PngImageFile):
+        if data[24] != 16 or image.mode not in ("RGB", "RGBA"):
+            return None
+        grey_alpha = data[25] == 4
+    elif not isinstance(image, TiffImageFile) or np.not_equal(image.tag_v2.get(_BITS, 1), 16).any():
+        return None
+    if image.mode == "CMYK":
+        _log.info("%s has 16-bit CMYK samples; they are read as 8 bits", name)
+        return None
+    if image.mode not in ("RGB", "RGBA"):
+        return None
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PLANES) == 2:
+        # Neither Pillow nor OpenCV notices that it reads these wrongly.
+        raise UnsupportedError("16-bit samples in separate planes")
+    import cv2
+
+    try:
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        found = None
+    known = np.asarray(image)
+    if isinstance(image, PngImageFile):
+        known = upright(known, orientation)
+    samples = None if found is None else _agreeing(found, orientation, known)
+    if samples is None:
+        _log.info("%s has 16-bit samples in a rare layout; they are read as 8 bits", name)
+        return None
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and samples.shape[-1] == 3:
+        alpha = np.where((samples == np.array(clear)).all(-1), 0, 65535).astype(np.uint16)
+        samples = np.dstack([samples, alpha])
+    icc = image.info.get("icc_profile")
+    if grey_alpha:
+        return Picture(np.ascontiguousarray(samples[..., ::3]), "LA", icc, name)
+    return Picture(samples, "RGB" if samples.shape[-1] == 3 else "RGBA", icc, name)
+
+
+def _agreeing(
+    found: NDArray[Any], orientation: int, known: NDArray[np.uint8]
+) -> NDArray[np.uint16] | None:
+    """OpenCV's BGR(A), turned or not, as RGB(A) where its upper bytes are the known ones."""
+    channels = known.shape[-1]
+    if found.dtype != np.uint16 or found.ndim != 3 or found.shape[-1] < channels:
+        return None
+    order = [2, 1, 0, 3][:channels]
+    for turned in (1, orientation):
+        samples = np.ascontiguousarray(upright(found, turned)[..., order])
+        if samples.shape == known.shape and np.array_equal(samples >> 8, known):
+            return samples
+    return None
+
+
+def deep_grey(image: PilImage.Image) -> NDArray[np.uint16]:
+    """16-bit grey, with alpha where one level is declared to be clear."""
+    values = np.asarray(image).astype(np.uint16)
+    if isinstance(image, TiffImageFile):
+        if image.tag_v2.get(_BITS) == (12,):
+            values = np.round(values * (65535 / 4095)).astype(np.uint16)
+        if image.tag_v2.get(_PHOTOMETRIC) == 0:
+            values = ~values
+    clear = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return values
+    alpha = np.where(values == clear, 0, 65535).astype(np.uint16)
+    return np.stack([values, alpha], axis=-1)
+
+
+def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo an EXIF orientation of 1 to 8 (Exif 2.32, 4.6.4.A)."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return np.ascontiguousarray(samples)
