@@ -13,7 +13,7 @@ from skimage import data
 
 from inlay import Box, Composer, InputError
 from inlay.pictures.read import read_mask, read_picture
-from inlay.scene.region import found_region
+from inlay.scene.scene import found_region
 from photos import cup
 
 

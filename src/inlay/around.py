@@ -18,15 +18,9 @@ from inlay.chain import Link
 from inlay.errors import InputError
 from inlay.pictures.picture import Picture
 from inlay.request import Request
-from inlay.scene.placement import Placement, turned_size
-from inlay.scene.region import inverted
-from inlay.scene.scene import (
-    Cutout,
-    Layer,
-    Scene,
-    layer_scene,
-    merged,
-)
+from inlay.scene.cutout import Cutout
+from inlay.scene.placement import Placement, layer_scene, turned_size
+from inlay.scene.scene import Layer, Scene, inverted, merged
 from inlay.subjects import Subject, laid
 from inlay.sweep import show
 

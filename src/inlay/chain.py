@@ -17,8 +17,7 @@ from inlay.methods.base import Context, Settings
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.request import Request
-from inlay.scene.region import inverted
-from inlay.scene.scene import Scene
+from inlay.scene.scene import Scene, inverted
 from inlay.scene.window import Painted, Window, stitch
 
 if TYPE_CHECKING:

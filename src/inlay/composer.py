@@ -21,8 +21,7 @@ from inlay.pictures.read import (
     read_picture,
 )
 from inlay.request import Request, as_flag
-from inlay.scene.region import found_region
-from inlay.scene.scene import region_scene
+from inlay.scene.scene import found_region, region_scene
 from inlay.subjects import Each, check_kind, hole, is_concept, laid, listed, named_inputs, where
 
 if TYPE_CHECKING:

@@ -20,13 +20,8 @@ from inlay.chain import Link, SceneOf
 from inlay.errors import InputError
 from inlay.pictures.picture import Picture
 from inlay.request import Request
-from inlay.scene.scene import (
-    Layer,
-    Region,
-    Scene,
-    layer_scene,
-    merged,
-)
+from inlay.scene.placement import layer_scene
+from inlay.scene.scene import Layer, Region, Scene, merged
 from inlay.sweep import nearest, show
 
 __all__ = [

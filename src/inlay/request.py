@@ -14,7 +14,7 @@ from inlay import methods
 from inlay.errors import InputError
 from inlay.methods.base import Method, Settings
 from inlay.pictures.box import Box
-from inlay.scene.scene import Placement
+from inlay.scene.placement import Placement
 from inlay.sweep import show, validate_settings
 
 __all__ = ["Place", "Request", "as_box", "as_flag"]

@@ -19,14 +19,9 @@ from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import Source, read_mask
 from inlay.request import Place, Request
-from inlay.scene.placement import LARGEST_AREA, settled
-from inlay.scene.scene import (
-    Cutout,
-    Layer,
-    Region,
-    place,
-    region_scene,
-)
+from inlay.scene.cutout import Cutout
+from inlay.scene.placement import LARGEST_AREA, place, settled
+from inlay.scene.scene import Layer, Region, region_scene
 from inlay.sweep import show
 
 __all__ = [

@@ -24,12 +24,8 @@ from inlay.methods.concept.fill import filler
 from inlay.methods.dreamedit import DreamEditSettings, paste_photo
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
-from inlay.scene.scene import (
-    Cutout,
-    Placement,
-    layer_scene,
-    place,
-)
+from inlay.scene.cutout import Cutout
+from inlay.scene.placement import Placement, layer_scene, place
 from inlay.scene.window import Window
 from inlay.sweep import validate_settings
 from photos import Photo

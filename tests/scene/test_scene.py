@@ -12,15 +12,9 @@ from skimage import data
 from inlay.errors import InputError
 from inlay.pictures.box import Box
 from inlay.pictures.read import read_picture
-from inlay.scene.scene import (
-    Cutout,
-    Layer,
-    Placement,
-    layer_scene,
-    merged,
-    place,
-    region_scene,
-)
+from inlay.scene.cutout import Cutout
+from inlay.scene.placement import Placement, layer_scene, place
+from inlay.scene.scene import Layer, merged, region_scene
 
 CUP = (data.coffee()[:200:2, :300:2] / 255).astype(np.float32)
 

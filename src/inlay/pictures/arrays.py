@@ -17,6 +17,7 @@ __all__ = [
     "blur",
     "bounds",
     "distance",
+    "from_levels",
     "grow",
     "luma",
     "masked_blur",
@@ -24,7 +25,9 @@ __all__ = [
     "shrink",
     "smoothstep",
     "soft_rim",
+    "to_levels",
     "to_uint8",
+    "upright",
 ]
 
 Image = NDArray[np.float32]
@@ -33,6 +36,8 @@ T = TypeVar("T", np.uint8, np.float32)
 
 # Half of the smallest step of an 8-bit mask: what is fainter than this is not there.
 FAINT = 0.5 / 255
+# Samples that are converted at once.
+_BAND = 1 << 20
 # Weights of red, green and blue in luma (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Below this weight a masked mean says nothing.
@@ -55,6 +60,28 @@ def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
     Of any shape.
     """
     return np.asarray(np.round(np.clip(image, 0, 1) * 255), np.uint8)
+
+
+def from_levels(samples: NDArray[Any]) -> Image:
+    """Levels of uint8 or uint16, of any shape, as values in [0, 1]."""
+    values = samples.astype(np.float32)
+    values /= np.float32(np.iinfo(samples.dtype).max)
+    return values
+
+
+def to_levels(values: NDArray[Any], depth: int) -> NDArray[Any]:
+    """Values in [0, 1] as levels of 8 or 16 bits, rounded to the nearest, halves upwards.
+
+    (h, ...); what lies outside is clipped, NaN becomes 0.
+    """
+    dtype, top = (np.uint8, 255) if depth == 8 else (np.uint16, 65535)
+    levels = np.empty(values.shape, dtype)
+    # A band of rows at a time, so that the float64 values stay small.
+    step = max(1, _BAND // max(values[:1].size, 1))
+    for start in range(0, len(values), step):
+        known = np.nan_to_num(values[start : start + step].astype(np.float64))
+        levels[start : start + step] = np.floor(np.clip(known, 0, 1) * top + 0.5)
+    return levels
 
 
 def luma(rgb: Image) -> Image:
@@ -88,6 +115,17 @@ def shrink(image: NDArray[T], short_side: int) -> NDArray[T]:
     scale = min(1.0, short_side / min(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
     return np.ascontiguousarray(resize(image, size))
+
+
+def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo an EXIF orientation of 1 to 8 (Exif 2.32, 4.6.4.A)."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return np.ascontiguousarray(samples)
 
 
 def blur(image: Image, sigma: float, *, mirror: bool = False) -> Image:

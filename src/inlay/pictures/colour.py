@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
+from inlay.pictures.arrays import from_levels, to_levels
+
 __all__ = ["Conversion", "conversion", "curve", "srgb_decode", "srgb_encode", "tags"]
 
 Samples = NDArray[Any]
@@ -94,12 +96,10 @@ class Conversion(ABC):
 
         Values outside [0, 1] are clipped; NaN becomes 0.
         """
-        dtype, top = (np.uint8, 255) if depth == 8 else (np.uint16, 65535)
         parts = []
         for rows in _bands(*rgb.shape[:2]):
             known = np.clip(np.nan_to_num(rgb[rows].astype(np.float64)), 0, 1)
-            values = np.clip(self._backward(known, depth), 0, 1)
-            parts.append(np.floor(values * top + 0.5).astype(dtype))
+            parts.append(to_levels(self._backward(known, depth), depth))
         return np.concatenate(parts)
 
     @abstractmethod
@@ -113,7 +113,7 @@ class _PlainRgb(Conversion):
     """No profile, or one that is sRGB."""
 
     def _forward(self, samples: Samples) -> NDArray[np.floating[Any]]:
-        return samples.astype(np.float32) / np.float32(_top(samples))
+        return from_levels(samples)
 
     def _backward(self, rgb: Floats, depth: int) -> Floats:
         return rgb
@@ -229,13 +229,13 @@ class _Tables(Conversion):
 
     def _forward(self, samples: Samples) -> NDArray[np.floating[Any]]:
         if samples.dtype == np.uint8:
-            return self._exact(samples, back=False).astype(np.float32) / np.float32(255)
+            return from_levels(self._exact(samples, back=False))
         values = samples.astype(np.float64) / 65535
         return self._between(values[..., None] if values.ndim == 2 else values, back=False)
 
     def _backward(self, rgb: Floats, depth: int) -> Floats:
         if depth == 8:
-            exact = self._exact(np.floor(rgb * 255 + 0.5).astype(np.uint8), back=True)
+            exact = self._exact(to_levels(rgb, 8), back=True)
             return exact.astype(np.float64) / 255
         values = self._between(rgb, back=True)
         return values[..., 0] if self.kind == "L" else values

@@ -1,4 +1,4 @@
-"""Samples of 16 bits, which Pillow halves or gives as the file has them; and turned pictures."""
+"""Samples of 16 bits, which Pillow halves or gives as the file has them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from inlay.pictures.arrays import upright
 from inlay.pictures.picture import Picture
 
-__all__ = ["UnsupportedError", "deep_colour", "deep_grey", "upright"]
+__all__ = ["UnsupportedError", "deep_colour", "deep_grey"]
 
 _BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
 
@@ -97,14 +98,3 @@ def deep_grey(image: PilImage.Image) -> NDArray[np.uint16]:
         return values
     alpha = np.where(values == clear, 0, 65535).astype(np.uint16)
     return np.stack([values, alpha], axis=-1)
-
-
-def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo an EXIF orientation of 1 to 8 (Exif 2.32, 4.6.4.A)."""
-    if orientation in (5, 6, 7, 8):
-        samples = samples.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        samples = samples[::-1]
-    if orientation in (2, 3, 6, 7):
-        samples = samples[:, ::-1]
-    return np.ascontiguousarray(samples)

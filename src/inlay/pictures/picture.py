@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import from_levels, to_levels
 from inlay.pictures.box import Box
 from inlay.pictures.colour import Conversion, conversion
 
@@ -78,15 +79,13 @@ class Picture:
         part = self._part(box)
         if self.mode in ("LA", "RGBA"):
             part = part[..., 0] if self.mode == "LA" else part[..., :3]
-        return self._conversion.to_srgb(part)
+        return from_levels(part) if self._is_plain else self._conversion.to_srgb(part)
 
     def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
         """The alpha of a box as float32 (h, w) in [0, 1]; None where the picture has none."""
         if self.mode not in ("LA", "RGBA"):
             return None
-        opacity = self._part(box)[..., -1].astype(np.float32)
-        opacity /= np.float32(2**self.depth - 1)
-        return opacity
+        return from_levels(self._part(box)[..., -1])
 
     def native(self, rgb: NDArray[np.float32]) -> NDArray[Any]:
         """Samples of this picture's kind, depth and profile for float sRGB (h, w, 3).
@@ -94,6 +93,8 @@ class Picture:
         The inverse of `rgb`, rounded; alpha is left out: (h, w) for L and LA, (h, w, 3) for RGB and
         RGBA, (h, w, 4) for CMYK. Values outside [0, 1] are clipped, NaN becomes 0.
         """
+        if self._is_plain:
+            return to_levels(rgb, self.depth)
         return self._conversion.from_srgb(rgb, self.depth)
 
     def with_samples(self, samples: NDArray[Any]) -> Picture:
@@ -123,11 +124,16 @@ class Picture:
             return self
         # A scanner's profile has no way back, so nothing could be written in it: leave it at once.
         _log.info("%s: its colour profile only goes one way; it is converted to sRGB", self.name)
-        samples = conversion(None, "RGB").from_srgb(self.rgb(), self.depth)
+        samples = to_levels(self.rgb(), self.depth)
         if self.mode not in ("LA", "RGBA"):
             return replace(self, samples=samples, mode="RGB", icc=None)
         samples = np.concatenate([samples, self.samples[..., -1:]], axis=-1)
         return replace(self, samples=samples, mode="RGBA", icc=None)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the samples are sRGB as they are."""
+        return self.icc is None and self.mode in ("RGB", "RGBA")
 
     @property
     def _conversion(self) -> Conversion:

@@ -30,8 +30,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import luma
-from inlay.pictures.deep import UnsupportedError, deep_colour, deep_grey, upright
+from inlay.pictures.arrays import from_levels, luma, upright
+from inlay.pictures.deep import UnsupportedError, deep_colour, deep_grey
 from inlay.pictures.files import FORMATS, read_file, shown
 from inlay.pictures.jpeg import is_whole
 from inlay.pictures.picture import Picture
@@ -122,8 +122,7 @@ def read_mask(
     if mask is None or not (mask < 1).any():
         if picture.mode in ("L", "LA"):
             levels = picture.samples if picture.mode == "L" else picture.samples[..., 0]
-            mask = levels.astype(np.float32)
-            mask /= np.float32(2**picture.depth - 1)
+            mask = from_levels(levels)
         else:
             mask = np.empty((picture.height, picture.width), np.float32)
             for rows in picture.bands():

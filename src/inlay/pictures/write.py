@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import to_levels
 from inlay.pictures.files import check_target, replace_file, shown
 from inlay.pictures.picture import Picture, to_8_bits
 
@@ -128,10 +129,8 @@ def _fit(picture: Picture, form: _Format, name: str) -> Picture:
     if picture.mode == "CMYK" or picture.icc is not None:
         _log.info("%s is written as %s in sRGB", name, form.name)
     samples = np.empty((*picture.samples.shape[:2], 4 if alpha else 3), picture.samples.dtype)
-    top = np.iinfo(samples.dtype).max
     for rows in picture.bands():
-        levels = np.floor(picture.rgb(rows).astype(np.float64) * top + 0.5)
-        samples[rows.slices][..., :3] = levels.astype(samples.dtype)
+        samples[rows.slices][..., :3] = to_levels(picture.rgb(rows), picture.depth)
     if alpha:
         samples[..., 3] = picture.samples[..., -1]
     return replace(picture, samples=samples, mode="RGBA" if alpha else "RGB", icc=None)

@@ -7,6 +7,8 @@ estimated where the old background shines through, so that no halo of it comes a
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,12 +21,11 @@ from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 from inlay.scene.grabcut import grabcut, without_specks
 from inlay.scene.matte import colours, matte
-from inlay.scene.scene import Cutout
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["cut", "cut_rgba"]
+__all__ = ["Cutout", "cut", "cut_rgba"]
 
 Image = NDArray[np.float32]
 
@@ -39,6 +40,26 @@ _INSET = 0.04
 _SMALLEST_PIECE = 0.05
 # Gaps wholly inside the subject, below this share of it, are reflections rather than openings.
 _LARGEST_PINHOLE = 0.06
+
+
+@dataclass(frozen=True, eq=False)
+class Cutout:
+    """A subject without its background, cropped to where it is not transparent.
+
+    rgb (h, w, 3) is the subject's own colour even where the old background shone through. concept
+    is the file of a concept, whose picture is yet to be made: then all of it is grey.
+    """
+
+    rgb: Image
+    alpha: Image
+    name: str
+    sha256: str
+    concept: Path | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.alpha.shape[1], self.alpha.shape[0]
 
 
 def cut(

@@ -1,22 +1,31 @@
-"""Where a subject goes in a background, and how large it becomes; no pixel is touched here.
+"""Where a subject goes in a background, how large it becomes, and what of it is seen there.
 
-Sizes are (width, height) in pixels.
+Sizes are (width, height) in pixels. No pixel of the background is touched here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import bounds, resize
 from inlay.pictures.box import Box
+from inlay.scene.scene import Layer, Region, Scene
 
-__all__ = ["Placement", "outline", "settled", "turned_size"]
+if TYPE_CHECKING:
+    from inlay.pictures.picture import Picture
+    from inlay.scene.cutout import Cutout
+
+__all__ = ["Placement", "layer_scene", "outline", "place", "settled", "turned_size"]
 
 Size = tuple[int, int]
+Image = NDArray[np.float32]
 
 # Where no scale is asked for, the subject's longer side over the background's shorter side.
 DEFAULT_SHARE = 0.4
@@ -87,6 +96,39 @@ def outline(
     return new, Box(*_corner((wide, high), background, placement, rng), wide, high)
 
 
+def place(
+    cutout: Cutout, size: tuple[int, int], placement: Placement, seed: int | Sequence[int] = 0
+) -> Layer:
+    """Lay a cutout into a background of (width, height).
+
+    Resampling is done on colours multiplied with alpha (Porter and Duff 1984), over the area
+    when shrinking and bicubic when growing, so no colour of transparent pixels bleeds in.
+    Parts outside the background are cut off. Raises InputError where nothing of the subject
+    lies inside, or where its size would be below one pixel or beyond reason.
+    """
+    new, box = outline(cutout.size, size, placement, seed)
+    paint = np.dstack([cutout.rgb * cutout.alpha[..., None], cutout.alpha]).astype(np.float32)
+    if placement.flip:
+        paint = paint[:, ::-1]
+    paint = _rotated(resize(paint, new[::-1]), placement.rotate)
+    layer = _clipped(paint, (box.x, box.y), size)
+    if layer is None:
+        if placement.box is not None:
+            what = "box " + ",".join(str(v) for v in placement.box.as_dict().values())
+        else:
+            what = f"at {placement.at[0]:g},{placement.at[1]:g}" if placement.at else "the place"
+        raise InputError(
+            f"{what} puts the subject wholly outside the background, "
+            f"which is {size[0]} x {size[1]} pixels."
+        )
+    return replace(layer, concept=cutout.concept)
+
+
+def layer_scene(background: Picture, layer: Layer) -> Scene:
+    """The scene for putting a placed subject into a background; the region is its alpha."""
+    return Scene(background, layer, Region(layer.box, layer.alpha))
+
+
 def settled(
     subjects: Sequence[Size], background: Size, placements: Sequence[Placement], seed: int
 ) -> list[int | list[int]]:
@@ -155,3 +197,40 @@ def _corner(
         return box.x + (box.width - drawn[0]) // 2, box.y + (box.height - drawn[1]) // 2
     centre = placement.at if placement.at is not None else (size[0] / 2, size[1] / 2)
     return math.floor(centre[0] - drawn[0] / 2 + 0.5), math.floor(centre[1] - drawn[1] / 2 + 0.5)
+
+
+def _rotated(paint: Image, degrees: float) -> Image:
+    """Turned counter-clockwise round its centre, on a canvas that holds all of it."""
+    import cv2
+
+    if degrees % 90 == 0:
+        return np.rot90(paint, int(degrees // 90) % 4)
+    height, width = paint.shape[:2]
+    wide, high = (math.ceil(v - 1e-6) for v in turned_size(width, height, degrees))
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    matrix[:, 2] += (wide - width) / 2, (high - height) / 2
+    # Beyond its edge the subject is transparent, which also softens a straight cut.
+    turned = cv2.warpAffine(
+        np.ascontiguousarray(paint), matrix, (wide, high), flags=cv2.INTER_CUBIC
+    )
+    return np.asarray(turned, np.float32)
+
+
+def _clipped(paint: Image, corner: tuple[int, int], size: tuple[int, int]) -> Layer | None:
+    """The part inside the background, cropped to what can be seen; None where nothing can."""
+    inside = Box(*corner, paint.shape[1], paint.shape[0]).intersect(Box.of_size(size))
+    if inside is None:
+        return None
+    paint = paint[inside.shifted(-corner[0], -corner[1]).slices]
+    seen = bounds(paint[..., 3])
+    if seen is None:
+        return None
+    paint = paint[seen.slices]
+    alpha = paint[..., 3]
+    # Cubic resampling overshoots colour and alpha alike, so their ratio is taken first.
+    rgb = np.clip(paint[..., :3] / np.maximum(alpha, 1e-4)[..., None], 0, 1)
+    return Layer(
+        seen.shifted(inside.x, inside.y),
+        np.ascontiguousarray(rgb, np.float32),
+        np.ascontiguousarray(np.clip(alpha, 0, 1), np.float32),
+    )

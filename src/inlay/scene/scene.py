@@ -1,4 +1,4 @@
-"""What the user has: a background, a subject cut out of its picture, and a place for it.
+"""What a picture is made from: a background, a subject that lies in it, a region that may change.
 
 Colours are float32 sRGB in [0, 1], never multiplied with alpha; alpha and masks are float32 in
 [0, 1]. A scene is plain data: nothing here writes into a picture.
@@ -6,7 +6,7 @@ Colours are float32 sRGB in [0, 1], never multiplied with alpha; alpha and masks
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,46 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import bounds, resize
+from inlay.pictures.arrays import bounds, to_uint8
 from inlay.pictures.box import Box
-from inlay.scene.placement import Placement, outline, turned_size
 
 if TYPE_CHECKING:
     from inlay.pictures.picture import Picture
 
-__all__ = [
-    "Cutout",
-    "Layer",
-    "Placement",
-    "Region",
-    "Scene",
-    "layer_scene",
-    "merged",
-    "place",
-    "region_scene",
-]
+__all__ = ["Layer", "Region", "Scene", "found_region", "inverted", "merged", "region_scene"]
 
 Image = NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class Cutout:
-    """A subject without its background, cropped to where it is not transparent.
-
-    rgb (h, w, 3) is the subject's own colour even where the old background shone through. concept
-    is the file of a concept, whose picture is yet to be made: then all of it is grey.
-    """
-
-    rgb: Image
-    alpha: Image
-    name: str
-    sha256: str
-    concept: Path | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height)."""
-        return self.alpha.shape[1], self.alpha.shape[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,39 +56,6 @@ class Scene:
     layer: Layer | None
     region: Region
     clean: Picture | None = None
-
-
-def place(
-    cutout: Cutout, size: tuple[int, int], placement: Placement, seed: int | Sequence[int] = 0
-) -> Layer:
-    """Lay a cutout into a background of (width, height).
-
-    Resampling is done on colours multiplied with alpha (Porter and Duff 1984), over the area
-    when shrinking and bicubic when growing, so no colour of transparent pixels bleeds in.
-    Parts outside the background are cut off. Raises InputError where nothing of the subject
-    lies inside, or where its size would be below one pixel or beyond reason.
-    """
-    new, box = outline(cutout.size, size, placement, seed)
-    paint = np.dstack([cutout.rgb * cutout.alpha[..., None], cutout.alpha]).astype(np.float32)
-    if placement.flip:
-        paint = paint[:, ::-1]
-    paint = _rotated(resize(paint, new[::-1]), placement.rotate)
-    layer = _clipped(paint, (box.x, box.y), size)
-    if layer is None:
-        if placement.box is not None:
-            what = "box " + ",".join(str(v) for v in placement.box.as_dict().values())
-        else:
-            what = f"at {placement.at[0]:g},{placement.at[1]:g}" if placement.at else "the place"
-        raise InputError(
-            f"{what} puts the subject wholly outside the background, "
-            f"which is {size[0]} x {size[1]} pixels."
-        )
-    return replace(layer, concept=cutout.concept)
-
-
-def layer_scene(background: Picture, layer: Layer) -> Scene:
-    """The scene for putting a placed subject into a background; the region is its alpha."""
-    return Scene(background, layer, Region(layer.box, layer.alpha))
 
 
 def merged(layers: Sequence[Layer]) -> Layer:
@@ -167,38 +103,33 @@ def region_scene(picture: Picture, mask: Image, clean: Picture | None = None) ->
     return Scene(picture, None, Region(box, np.clip(mask[box.slices], 0, 1)), clean)
 
 
-def _rotated(paint: Image, degrees: float) -> Image:
-    """Turned counter-clockwise round its centre, on a canvas that holds all of it."""
+def inverted(scene: Scene) -> Scene:
+    """The scene whose region is the whole picture less the subject."""
+    picture = scene.background
+    mask = np.ones((picture.height, picture.width), np.float32)
+    mask[scene.region.box.slices] -= scene.region.mask
+    if not (mask > 0.5).any():
+        raise InputError("the subject covers the whole picture; no background is left to change.")
+    region = Region(Box.of_size(picture.size), np.clip(mask, 0, 1))
+    return replace(scene, region=region)
+
+
+def found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
+    """The object's mask where none is given: the alpha channel, else Otsu's threshold."""
+    alpha = picture.alpha()
+    if alpha is not None and alpha.min() < 1 and alpha.max() > 0:
+        notes.append("no mask was given: the picture's alpha channel is used")
+        return alpha
     import cv2
 
-    if degrees % 90 == 0:
-        return np.rot90(paint, int(degrees // 90) % 4)
-    height, width = paint.shape[:2]
-    wide, high = (math.ceil(v - 1e-6) for v in turned_size(width, height, degrees))
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    matrix[:, 2] += (wide - width) / 2, (high - height) / 2
-    # Beyond its edge the subject is transparent, which also softens a straight cut.
-    turned = cv2.warpAffine(
-        np.ascontiguousarray(paint), matrix, (wide, high), flags=cv2.INTER_CUBIC
-    )
-    return np.asarray(turned, np.float32)
-
-
-def _clipped(paint: Image, corner: tuple[int, int], size: tuple[int, int]) -> Layer | None:
-    """The part inside the background, cropped to what can be seen; None where nothing can."""
-    inside = Box(*corner, paint.shape[1], paint.shape[0]).intersect(Box.of_size(size))
-    if inside is None:
-        return None
-    paint = paint[inside.shifted(-corner[0], -corner[1]).slices]
-    seen = bounds(paint[..., 3])
-    if seen is None:
-        return None
-    paint = paint[seen.slices]
-    alpha = paint[..., 3]
-    # Cubic resampling overshoots colour and alpha alike, so their ratio is taken first.
-    rgb = np.clip(paint[..., :3] / np.maximum(alpha, 1e-4)[..., None], 0, 1)
-    return Layer(
-        seen.shifted(inside.x, inside.y),
-        np.ascontiguousarray(rgb, np.float32),
-        np.ascontiguousarray(np.clip(alpha, 0, 1), np.float32),
-    )
+    # In bands of rows, so that the colours of a large picture are never all there as floats.
+    grey = np.empty((picture.height, picture.width), np.uint8)
+    for rows in picture.bands():
+        levels = to_uint8(picture.rgb(rows))
+        grey[rows.slices] = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)
+    _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    notes.append("no mask was given: Otsu's threshold of the picture is used")
+    logging.getLogger("inlay").warning(notes[-1])
+    # The object is taken to be the smaller of the two sides.
+    mask = mask if mask.mean() <= 0.5 else 1 - mask
+    return np.asarray(mask, np.float32)

@@ -26,12 +26,8 @@ from inlay.methods.concept.fill import filler
 from inlay.methods.dreamcom import DreamComSettings
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
-from inlay.scene.scene import (
-    Cutout,
-    Placement,
-    layer_scene,
-    place,
-)
+from inlay.scene.cutout import Cutout
+from inlay.scene.placement import Placement, layer_scene, place
 from inlay.scene.window import (
     Painted,
     Window,
