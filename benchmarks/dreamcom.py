@@ -35,6 +35,7 @@ from inlay import Box, Composer
 from inlay.checkpoints.concept import attached
 from inlay.evaluation.photos import find_photos
 from inlay.learning.learn import learn
+from inlay.learning.photos import with_places
 from inlay.learning.settings import LearnConfig
 from inlay.methods import get
 from inlay.methods.base import Context
@@ -96,7 +97,7 @@ def learnt(subject: Subject, count: int, settings: dict[str, Any], folder: Path)
         folder.mkdir(parents=True, exist_ok=True)
         config = LearnConfig.model_validate(settings)
         chosen = subject.photos[:count], subject.boxes[:count]
-        learn(chosen[0], subject.class_name, path, config, boxes=chosen[1], device="cpu")
+        learn(with_places(*chosen), subject.class_name, path, config, device="cpu")
     return path
 
 

@@ -43,7 +43,7 @@ from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone
 from inlay.learning.learn import Learning
 from inlay.learning.lora import lora_layers
-from inlay.learning.photos import find_objects
+from inlay.learning.photos import find_views, with_places
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
 
@@ -60,9 +60,11 @@ def photos(folder: Path) -> list[str]:
 
 
 def ours(folder: Path, backbone: Backbone, config: LearnConfig) -> Step:
-    found = find_objects(photos(folder), boxes=list(PHOTOS.values()))
+    views = find_views(with_places(photos(folder), list(PHOTOS.values())))
     side = config.resolution or backbone.native_size
-    run = Learning([example(one, config, side) for one in found], "thing", folder, backbone, config)
+    run = Learning(
+        [example(view, config, side) for view in views], "thing", folder, backbone, config
+    )
     return run.train_step
 
 

@@ -31,7 +31,7 @@ from inlay.evaluation.photos import Photo, find_photos
 from inlay.methods import get
 from inlay.pictures.sheet import contact_sheet
 from inlay.sweep import parse_sets
-from inlay.training.objects_found import find_objects
+from inlay.training.objects import find_objects
 
 SHORT_SIDE = 384
 LUMA = np.array([0.299, 0.587, 0.114])

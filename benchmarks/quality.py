@@ -32,14 +32,10 @@ from torch import Tensor
 
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.solvers import make_solver, solve
+from inlay.learning.crops import random_crop, random_mask
 from inlay.methods.inpaint import InpaintSettings
 from inlay.pictures.sheet import contact_sheet
-from inlay.training.corpus import (
-    Corpus,
-    load_corpus,
-    random_crop,
-    random_mask,
-)
+from inlay.training.corpus import Corpus, load_corpus
 
 SIZE, TIMESTEPS = 128, (100, 300, 500, 700, 900)
 GUIDANCE_TIMESTEPS = range(100, 1000, 100)

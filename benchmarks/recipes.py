@@ -28,7 +28,7 @@ DEFAULT = [
 ]
 BASE: dict[str, Any] = {
     "steps": 10**6, "ema_decay": 0.99, "low_resolution_steps": 0, "batch": 16, "seed": 0,
-    "warmup_steps": 50, "learning_rate": 1e-3, "save_every": 10**6, "rendered": 0,
+    "warmup_steps": 50, "learning_rate": 1e-3, "save_every": 10**6,
     "object_mask_share": 0.0, "recolour_share": 0.0,
 }  # fmt: skip
 
@@ -43,7 +43,7 @@ def value(text: str) -> Any:
 def one(recipe: str, folder: Path, out: Path, minutes: float, size: int) -> dict[str, Any]:
     import torch
 
-    from inlay.training.embedded import EmbeddedConfig, Trainer
+    from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
 
     torch.set_num_threads(1)
     name, *items = recipe.split(":")
@@ -51,7 +51,7 @@ def one(recipe: str, folder: Path, out: Path, minutes: float, size: int) -> dict
     config = EmbeddedConfig(**{**BASE, "resolution": size, **own})
     out.mkdir(parents=True, exist_ok=True)
 
-    class Timed(Trainer):
+    class Timed(EmbeddedTrainer):
         """The learning rate goes by the clock."""
 
         def learning_rate(self) -> float:

@@ -28,7 +28,7 @@ from inlay.evaluation.photos import Photo, find_photos
 from inlay.methods import get
 from inlay.pictures.sheet import contact_sheet
 from inlay.sweep import parse_sets
-from inlay.training.objects_found import find_objects
+from inlay.training.objects import find_objects
 
 SHORT_SIDE = 256
 # Radius of the hole in short sides: a little more than a twentieth of a square picture.

@@ -27,7 +27,7 @@ from inlay.evaluation.photos import Photo, find_photos
 from inlay.methods import get
 from inlay.pictures.sheet import contact_sheet
 from inlay.sweep import parse_sets
-from inlay.training.objects_found import find_objects
+from inlay.training.objects import find_objects
 
 # The shipped checkpoint's own: finer lines than its pixels cannot be asked of a model.
 SHORT_SIDE = 128

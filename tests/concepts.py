@@ -16,6 +16,7 @@ from skimage import data
 from checkpoints import built
 from inlay import Box
 from inlay.learning.learn import learn
+from inlay.learning.photos import with_places
 from inlay.learning.settings import LearnConfig
 
 # Where the cup is in each crop of the photograph.
@@ -42,5 +43,5 @@ def learnt(model: str = "sd1_inpaint", **settings: Any) -> Path:
         resolution=64,
     )  # fmt: skip
     path = root / "cup.safetensors"
-    learn(photos(), "cup", path, config, boxes=BOXES, device="cpu")
+    learn(with_places(photos(), BOXES), "cup", path, config, device="cpu")
     return path

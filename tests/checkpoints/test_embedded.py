@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from skimage import data
 
 from inlay import Box, Composer
-from inlay.training.disturb import draw, pasted
+from inlay.training.disturb import disturb_object, draw
 from photos import five_scenes
 
 ROOT = Path(str(files("inlay"))) / "assets" / "embedded"
@@ -105,7 +105,7 @@ def test_the_harmonizer_that_ships_is_the_one_its_card_describes_and_mends() -> 
     composer, inside = Composer.from_pretrained("embedded", device="cpu"), outline > 0
     for kind in ("gain", "exposure"):
         changes = draw(kind, np.random.default_rng(0))
-        wrong = pasted(truth, (outline / 255).astype(np.float32), changes)
+        wrong = disturb_object(truth, (outline / 255).astype(np.float32), changes)
         result = composer.harmonize(wrong, mask=outline)
         assert result.record["method"] == "phd" and result.record["harmonizer"]["hash"]
         before, after = (

@@ -20,8 +20,8 @@ from inlay.evaluation.harmony import PASTE, Report, make_cases, run_harmony, sum
 from inlay.evaluation.metrics import measure
 from inlay.evaluation.photos import BUNDLED, Photo, find_photos
 from inlay.evaluation.tables import write_report
-from inlay.training.corpus import is_held_out
-from inlay.training.disturb import KINDS, Change, pasted
+from inlay.pictures.files import is_held_out
+from inlay.training.disturb import KINDS, Change, disturb_object
 
 SHORT_SIDE = 128
 
@@ -121,7 +121,7 @@ def test_cases_are_the_truth_but_for_their_object() -> None:
             Change(p["kind"], {k: v for k, v in p.items() if k != "kind"}) for p in case.parameters
         ]
         assert (len(changes) > 1) == (case.kind == "mixed")
-        assert np.array_equal(pasted(case.truth, case.mask, changes), case.pasted)
+        assert np.array_equal(disturb_object(case.truth, case.mask, changes), case.pasted)
 
 
 def test_later_rounds_take_other_objects_of_the_same_photo() -> None:

@@ -25,7 +25,7 @@ from inlay.checkpoints.concept import (
     write_concept,
 )
 from inlay.checkpoints.load import load_backbone
-from inlay.learning.photos import find_objects, portrait
+from inlay.learning.photos import Photo, find_views, portrait
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
 
@@ -42,7 +42,7 @@ def _encoded(image: Image.Image, kind: str) -> str:
 
 def test_a_file_has_the_object_of_each_photo_in_it() -> None:
     photo, box = data.astronaut()[:, :300], Box(20, 10, 200, 300)
-    (found,) = find_objects([photo], boxes=[box])
+    (found,) = find_views([Photo(photo, box=box)])
     image = _sight(portrait(found)).image()
     assert image is not None
     assert (image.mode, image.size) == ("RGB", (200, 300))
@@ -50,13 +50,13 @@ def test_a_file_has_the_object_of_each_photo_in_it() -> None:
     assert (difference**2).mean() ** 0.5 < 6
     y, x = np.mgrid[: photo.shape[0], : photo.shape[1]]
     shape = (((x - 120) / 60) ** 2 + ((y - 160) / 100) ** 2 < 1).astype(np.uint8) * 255
-    (masked,) = find_objects([photo], masks=[shape])
+    (masked,) = find_views([Photo(photo, mask=shape)])
     within = _sight(portrait(masked)).image()
     assert within is not None and within.mode == "RGBA"
     assert np.array_equal(np.asarray(within)[..., 3], shape[masked.box.slices])
     assert np.asarray(within.convert("RGB"))[100, 60] == pytest.approx(photo[160, 120], abs=20)
     large = np.repeat(np.repeat(photo, 4, 0), 4, 1)
-    (big,) = find_objects([large], boxes=[Box(0, 0, 900, 2000)])
+    (big,) = find_views([Photo(large, box=Box(0, 0, 900, 2000))])
     small = _sight(portrait(big)).image()
     assert small is not None and small.size == (230, 512)
     assert example(found, LearnConfig(keep_photos=False), 64).picture is None
@@ -86,7 +86,7 @@ def test_ten_large_pictures_hinder_no_reader(
     import diffusers
 
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    (found,) = find_objects([noise], boxes=[Box(0, 0, 512, 512)])
+    (found,) = find_views([Photo(noise, box=Box(0, 0, 512, 512))])
     # With a text encoder's LoRA in it, as diffusers warns of every file without.
     path, source = tmp_path / "cup.safetensors", learnt(text_encoder=True)
     sights = tuple(_sight(portrait(found)) for _ in range(10))

@@ -26,10 +26,10 @@ from inlay.cli import main
 from inlay.diffusion.attention import swapped_processors
 from inlay.diffusion.attention_masked import MaskedAttention, masked_layers, released_tokens
 from inlay.diffusion.backbone import Backbone
-from inlay.learning.attention import PlainTraining, TrainedAttention
 from inlay.learning.learn import Learning, learn, run_folder
-from inlay.learning.photos import find_objects
-from inlay.learning.processes import Processes
+from inlay.learning.loop import Processes
+from inlay.learning.lora import PlainTraining, TrainedAttention
+from inlay.learning.photos import find_views, with_places
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
 
@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 
 def _run(out: Path, model: str = "sd1_inpaint", **changes: Any) -> Learning:
     config = LearnConfig(**{**SMALL, "model": str(built(model)), **changes})
-    found = find_objects(photos(), boxes=BOXES)
+    found = find_views(with_places(photos(), BOXES))
     backbone = load_backbone(config.model, device="cpu")
     return Learning([example(one, config, 64) for one in found], "cup", out, backbone, config)
 
@@ -239,7 +239,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         Image.fromarray(photo).save(files[-1])
     settings, model = {**SMALL, "steps": 2, "learning_rate": 0.01}, str(built("sd1_inpaint"))
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    learn(files, "cup", one, LearnConfig(**settings, model=model), boxes=BOXES, device="cpu")
+    places = with_places(files, BOXES)
+    learn(places, "cup", one, LearnConfig(**settings, model=model), device="cpu")
     arguments = ["learn", *files, "--class-name", "cup", "-o", str(two), "--model", model]
     arguments += ["--json"]
     for box in BOXES:

@@ -21,16 +21,16 @@ from inlay.cli import main
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.prompts import embedded_prompt
 from inlay.learning.learn import Learning, learn, run_folder
-from inlay.learning.photos import find_objects
+from inlay.learning.photos import find_views, with_places
 from inlay.learning.samples import (
     Example,
-    cropped,
+    crop_sample,
     draw_crop,
-    encoded,
+    encode,
     example,
     loss_weights,
 )
-from inlay.learning.settings import LearnConfig, pick_token, spelled
+from inlay.learning.settings import LearnConfig, pick_token, prompt_for
 
 BOXES = [Box(60, 30, 90, 80), Box(50, 20, 100, 90), Box(40, 40, 80, 100)]
 SMALL: dict[str, Any] = {
@@ -52,7 +52,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def _read(photos: list[Any], side: int = 64, **where: Any) -> list[Example]:
-    return [example(found, LearnConfig(), side) for found in find_objects(photos, **where)]
+    return [
+        example(found, LearnConfig(), side) for found in find_views(with_places(photos, **where))
+    ]
 
 
 def _example(shape: np.ndarray[Any, Any], box: Box, frame: Box) -> Example:
@@ -129,7 +131,7 @@ def test_the_rule_counts_the_object_not_its_box() -> None:
 def test_what_lies_beyond_the_photo_is_not_valid() -> None:
     box = Box(8, 8, 16, 16)
     example = _example(_filled(32, 32, box), box, Box(0, 0, 32, 32))
-    sample = cropped(example, Box(-8, 0, 40, 40), 40)
+    sample = crop_sample(example, Box(-8, 0, 40, 40), 40)
     assert sample.valid[0].sum() == 32 * 32
     assert sample.valid[0, :32, 8:].all()
     assert torch.equal(sample.x[:, :, :8], torch.zeros(3, 40, 8))
@@ -137,7 +139,7 @@ def test_what_lies_beyond_the_photo_is_not_valid() -> None:
     torch.testing.assert_close(sample.x[:, :32, 8:], expected)
     assert sample.hole[0].sum() == 256
     assert sample.hole[0, 8:24, 16:32].all()
-    mirrored = cropped(example, Box(-8, 0, 40, 40), 40, flip=True)
+    mirrored = crop_sample(example, Box(-8, 0, 40, 40), 40, flip=True)
     for one, other in ((sample.x, mirrored.x), (sample.hole, mirrored.hole)):
         assert torch.equal(one.flip(-1), other)
 
@@ -146,8 +148,8 @@ def test_whole_patches_are_hole_or_valid() -> None:
     backbone = loaded("sd1_inpaint")
     box = Box(12, 12, 8, 8)
     example = _example(_filled(64, 64, box), box, Box(0, 0, 64, 64))
-    sample = cropped(example, Box(4, 0, 64, 64), 64)
-    pool = encoded(backbone, [sample])
+    sample = crop_sample(example, Box(4, 0, 64, 64), 64)
+    pool = encode(backbone, [sample])
     # The box is at 8 to 16 across and 12 to 20 down: one patch of 8 across, two down.
     hole = torch.zeros(8, 8)
     hole[1:3, 1] = 1
@@ -160,7 +162,7 @@ def test_whole_patches_are_hole_or_valid() -> None:
     assert pool.seen is not None
     torch.testing.assert_close(pool.seen, backbone.encode(erased))
     torch.testing.assert_close(pool.z, backbone.encode(sample.x[None]))
-    assert encoded(loaded("sd1"), [sample]).seen is None
+    assert encode(loaded("sd1"), [sample]).seen is None
 
 
 def test_boxes_come_from_where_they_are_said(photos: list[str], tmp_path: Path) -> None:
@@ -187,9 +189,9 @@ def test_boxes_come_from_where_they_are_said(photos: list[str], tmp_path: Path) 
 
 def test_prompts_are_laid_out_as_told() -> None:
     text = loaded("sd1_inpaint").text
-    prompt = spelled("a photo of {token} {class}", "q", "cup of tea")
+    prompt = prompt_for("a photo of {token} {class}", "q", "cup of tea")
     assert prompt == "a photo of q cup of tea"
-    assert spelled("a photo of {token} {class}", "", "cup") == "a photo of cup"
+    assert prompt_for("a photo of {token} {class}", "", "cup") == "a photo of cup"
     plain = embedded_prompt(text, prompt, (64, 64)).hidden
     assert torch.equal(plain, text.embed([prompt], (64, 64)).hidden)
     both = embedded_prompt(text, prompt, (64, 64), "released", "cat").hidden
@@ -262,26 +264,28 @@ def test_training_masks_cross_attention(photos: list[str], tmp_path: Path) -> No
 def test_a_resumed_run_ends_where_an_unbroken_one_does(photos: list[str], tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     config = LearnConfig(**SMALL, model=str(built("sd1_inpaint")))
-    learn(photos, "cup", whole, config, boxes=BOXES, device="cpu")
+    places = with_places(photos, BOXES)
+    learn(places, "cup", whole, config, device="cpu")
     stopped = config.model_copy(update={"max_minutes": 1e-6})
     for number in range(4):
-        learn(photos, "cup", parts, stopped, boxes=BOXES, device="cpu", resume=number > 0)
+        learn(places, "cup", parts, stopped, device="cpu", resume=number > 0)
     one, two = load_file(whole), load_file(parts)
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], atol=1e-5, rtol=1e-4)
     assert read_concept(parts).steps == read_concept(whole).steps == 4
     with pytest.raises(InputError, match="had other photos"):
-        learn(photos[::-1], "cup", parts, config, boxes=BOXES, device="cpu", resume=True)
+        other = with_places(photos[::-1], BOXES)
+        learn(other, "cup", parts, config, device="cpu", resume=True)
     with pytest.raises(InputError, match="had other class name"):
-        learn(photos, "mug", parts, config, boxes=BOXES, device="cpu", resume=True)
+        learn(places, "mug", parts, config, device="cpu", resume=True)
 
 
 @pytest.fixture(scope="module")
 def learnt(photos: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("learnt") / "cup.safetensors"
     config = LearnConfig(**SMALL, model=str(built("sd1_inpaint")), ema_decay=0)
-    learn(photos, "cup", path, config, boxes=BOXES, device="cpu")
+    learn(with_places(photos, BOXES), "cup", path, config, device="cpu")
     return path
 
 

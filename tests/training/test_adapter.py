@@ -18,6 +18,7 @@ from inlay import InputError
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.t2i_adapter import load_adapter
+from inlay.pictures.files import is_held_out
 from inlay.training.adapter import (
     AdapterConfig,
     AdapterTrainer,
@@ -25,7 +26,6 @@ from inlay.training.adapter import (
     noisy_timesteps,
     train_adapter,
 )
-from inlay.training.corpus import is_held_out
 from inlay.training.embedded import EmbeddedConfig, train_embedded
 
 # The hash of the last two files' names holds them out.
@@ -54,7 +54,7 @@ def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint wired as the embedded one: its first block has no attention."""
     tiny = EmbeddedConfig(
         block_out_channels=(16, 16, 32), text_width=32, text_layers=1, attention_heads=2,
-        steps=1, low_resolution_steps=0, resolution=32, batch=2, rendered=0,
+        steps=1, low_resolution_steps=0, resolution=32, batch=2,
     )  # fmt: skip
     return str(train_embedded(folder, tmp_path_factory.mktemp("checkpoint"), tiny))
 
@@ -73,15 +73,15 @@ def test_the_adapter_learns_and_the_checkpoint_stays_as_it_is(
     trainer = AdapterTrainer(folder, tmp_path, tiny(source, resolution=side, optimizer="muon"))
     frozen = (trainer.backbone.unet, trainer.backbone.vae, *trainer.backbone.text.encoders)
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in frozen]
-    start = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
+    start = {k: v.clone() for k, v in trainer.state.network.state_dict().items()}
     assert np.isfinite([trainer.train_step() for _ in range(3)]).all()
     for part, tensors in zip(frozen, before, strict=True):
         assert all(torch.equal(value, tensors[k]) for k, value in part.state_dict().items())
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())
-    moved = [not torch.equal(v, start[k]) for k, v in trainer.learner.network.state_dict().items()]
+    moved = [not torch.equal(v, start[k]) for k, v in trainer.state.network.state_dict().items()]
     assert all(moved)
-    average = trainer.learner.average["adapter.body.0.resnets.0.block1.weight"]
-    now = trainer.learner.network.state_dict()["adapter.body.0.resnets.0.block1.weight"]
+    average = trainer.state.average["adapter.body.0.resnets.0.block1.weight"]
+    now = trainer.state.network.state_dict()["adapter.body.0.resnets.0.block1.weight"]
     assert not torch.equal(average, now)
 
 
@@ -90,7 +90,7 @@ def test_it_learns_to_explain_one_batch(model: str, folder: Path, tmp_path: Path
     losses = []
     for _ in range(40):
         # The same pictures, holes and noise each time; the rate is past its warm-up.
-        trainer.learner.step = 200
+        trainer.state.step = 200
         losses.append(trainer.train_step())
     # The checkpoint beside it has learned next to nothing, which bounds what can be explained.
     assert np.mean(losses[-3:]) < 0.94 * np.mean(losses[:3])
@@ -151,13 +151,13 @@ def test_validation_tells_what_the_adapter_changes(
     rounding = {"abs": 2e-3}
     assert with_it.keys() == without.keys() and with_it != pytest.approx(without, **rounding)
     assert curves["v_loss_in_hole/500"] == pytest.approx(with_it["500"], abs=1e-5)
-    for tensor in trainer.learner.average.values():
+    for tensor in trainer.state.average.values():
         tensor.zero_()
     # An adapter that adds nothing is none.
     row = trainer.report()[0]
     assert row[names[0]] == pytest.approx(row[names[1]], **rounding)
     assert row[names[1]] == without
-    assert all(tensor.any() for tensor in trainer.learner.network.state_dict().values())
+    assert all(tensor.any() for tensor in trainer.state.network.state_dict().values())
 
 
 def test_timesteps_lean_to_the_noisy_ones_by_the_cube() -> None:

@@ -16,8 +16,8 @@ from inlay.training.disturb import (
     KINDS,
     Change,
     disturb,
+    disturb_object,
     draw,
-    pasted,
 )
 
 GREYS = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
@@ -146,7 +146,7 @@ def test_a_paste_blends_by_the_mask_and_touches_nothing_else(seed: int, kind: st
     mask = np.round(np.clip(rng.uniform(-0.5, 1.5, (9, 7)), 0, 1) * 255) / 255
     mask = mask.astype(np.float32)
     changes = draw(kind, rng)
-    found = pasted(truth, mask, changes)
+    found = disturb_object(truth, mask, changes)
     changed: NDArray[np.float64] = disturb(truth, changes)
     assert changed.min() >= 0 and changed.max() <= 1
     for y in range(9):

@@ -16,25 +16,26 @@ from safetensors.torch import load_file
 from skimage import data
 
 from inlay import Box, Composer, InputError
+from inlay.learning.crops import random_crop, random_mask
 from inlay.learning.loop import reports
-from inlay.learning.optim import JointOptimizer
+from inlay.learning.state import JointOptimizer
+from inlay.pictures.files import is_held_out
+from inlay.training.batches import Augmentation, DeviceLoader, HostLoader
 from inlay.training.corpus import (
     Corpus,
-    is_held_out,
     load_corpus,
     object_mask,
-    random_crop,
-    random_mask,
-    recoloured,
+    recolour,
     with_rendered,
 )
-from inlay.training.embedded import EmbeddedConfig, Trainer, train_embedded
-from inlay.training.feed import DeviceFeed, HostFeed, Policy
+from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer, train_embedded
+from render_scenes import write_scenes
+from rendered.render import render
 
 TINY = EmbeddedConfig(
     block_out_channels=(16, 32), text_width=32, text_layers=1, attention_heads=2,
     steps=4, low_resolution_steps=2, low_resolution=32, resolution=64, low_resolution_batch=2,
-    batch=2, save_every=2, rendered=2,
+    batch=2, save_every=2,
 )  # fmt: skip
 
 
@@ -95,14 +96,14 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(folder: Path, tmp_path: P
 def test_a_resumed_run_keeps_its_words(folder: Path, tmp_path: Path) -> None:
     """They were learned anew, and numbered otherwise, although the weights knew the old numbers."""
     train_embedded(folder, tmp_path / "run", TINY)
-    words = Trainer(folder, tmp_path / "run", TINY, resume=True).tokenizer.get_vocab()
+    words = EmbeddedTrainer(folder, tmp_path / "run", TINY, resume=True).tokenizer.get_vocab()
     other = tmp_path / "photos"
     shutil.copytree(folder, other)
     lines = (other / "metadata.jsonl").read_text().replace("coffee", "zebra in a xylophone shop")
     (other / "metadata.jsonl").write_text(lines)
-    again = Trainer(other, tmp_path / "run", TINY, resume=True)
+    again = EmbeddedTrainer(other, tmp_path / "run", TINY, resume=True)
     assert again.tokenizer.get_vocab() == words
-    assert Trainer(other, tmp_path / "new", TINY).tokenizer.get_vocab() != words
+    assert EmbeddedTrainer(other, tmp_path / "new", TINY).tokenizer.get_vocab() != words
 
 
 def test_what_training_writes_composes(folder: Path, tmp_path: Path) -> None:
@@ -268,7 +269,7 @@ def test_recolouring_keeps_the_order_of_levels_and_black() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     seen = []
     for seed in range(20):
-        out = recoloured(ramp, np.random.default_rng(seed))
+        out = recolour(ramp, np.random.default_rng(seed))
         assert (np.diff(out.astype(int), axis=1) >= 0).all()
         assert (out[:, 0] == 0).all()
         seen.append(out.astype(float).mean() - ramp.mean())
@@ -276,25 +277,34 @@ def test_recolouring_keeps_the_order_of_levels_and_black() -> None:
     assert abs(np.mean(seen)) < 25
 
 
-def test_rendered_pictures_take_their_share_and_are_kept(folder: Path, tmp_path: Path) -> None:
-    corpus, cache = load_corpus(folder, held_out=False), tmp_path / "rendered.safetensors"
-    mixed = with_rendered(corpus, 3, 0.2, cache, size=32)
-    assert len(mixed) == len(corpus) + 3
+def test_rendered_pictures_take_their_share(folder: Path, tmp_path: Path) -> None:
+    """What tools/render_scenes.py wrote is mixed in, with its objects; what is held out is not."""
+    write_scenes(tmp_path / "scenes", 8, size=32)
+    kept = [n for n in range(8) if not is_held_out(f"scene-{n:06d}.png")]
+    corpus = load_corpus(folder, held_out=False)
+    asked = TINY.model_copy(
+        update={"rendered": str(tmp_path / "scenes"), "rendered_share": 0.2, "steps": 2}
+    )
+    mixed = with_rendered(corpus, asked)
+    assert len(mixed) == len(corpus) + len(kept)
     assert mixed.weights.sum() == pytest.approx(1)
-    assert mixed.weights[-3:].sum() == pytest.approx(0.2)
-    assert all(image.shape == (32, 32, 4) for image in mixed.images[-3:])
-    assert all(text.startswith("a rendering of a") for text in mixed.captions[-3:])
-    written = cache.stat().st_mtime_ns
-    again = with_rendered(corpus, 3, 0.2, cache, size=32)
-    assert cache.stat().st_mtime_ns == written
-    assert again.captions == mixed.captions
-    for one, two in zip(mixed.images[-3:], again.images[-3:], strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert len(with_rendered(corpus, 2, 0.2, cache, size=32)) == len(corpus) + 2
+    assert mixed.weights[-len(kept) :].sum() == pytest.approx(0.2)
+    assert all(text.startswith("a rendering of a") for text in mixed.captions[-len(kept) :])
+    for number, picture in zip(kept, mixed.images[len(corpus) :], strict=True):
+        scene = render(number, 32)
+        np.testing.assert_array_equal(picture, np.dstack([scene.image, scene.mask]))
+    assert with_rendered(corpus, TINY) is corpus
+    assert (train_embedded(folder, tmp_path / "out", asked) / "model_index.json").is_file()
+
+
+def test_a_number_of_rendered_pictures_is_no_longer_one_of_its_settings() -> None:
+    for old in (1500, 0, "1500"):
+        with pytest.raises(ValueError, match=r"rendered.*render_scenes\.py FOLDER --count"):
+            EmbeddedConfig.model_validate({"rendered": old})
 
 
 def test_min_snr_weights(folder: Path, tmp_path: Path) -> None:
-    trainer = Trainer(folder, tmp_path, TINY.model_copy(update={"min_snr_gamma": 5.0}))
+    trainer = EmbeddedTrainer(folder, tmp_path, TINY.model_copy(update={"min_snr_gamma": 5.0}))
     t = torch.tensor([0, 100, 500, 999])
     a = trainer.alphas[t].double()
     snr = a / (1 - a)
@@ -325,7 +335,7 @@ def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> N
 def test_the_device_cuts_what_the_host_cuts(folder: Path) -> None:
     """Of the same numbers, the same piece; resizing may differ by a rounding."""
     corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
-    feed = DeviceFeed(corpus, Policy(), device, seed=0, pool=8)
+    feed = DeviceLoader(corpus, Augmentation(), device, seed=0, pool=8)
     for index in range(6):
         for size in (48, 160):
             one = random_crop(corpus.images[index], size, np.random.default_rng(index))
@@ -337,9 +347,9 @@ def test_the_device_cuts_what_the_host_cuts(folder: Path) -> None:
 
 def test_the_device_feeds_by_the_same_policy_as_the_host(folder: Path) -> None:
     corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
-    policy = Policy(object_mask_share=0.5, recolour_share=0.5)
-    host = HostFeed(corpus, policy, device)
-    feed = DeviceFeed(corpus, policy, device, seed=0, pool=64)
+    policy = Augmentation(object_mask_share=0.5, recolour_share=0.5)
+    host = HostLoader(corpus, policy, device)
+    feed = DeviceLoader(corpus, policy, device, seed=0, pool=64)
     means = []
     for source in (host, feed):
         one, two = (source.batch(96, 32, np.random.default_rng(7)) for _ in range(2))
@@ -360,7 +370,7 @@ def test_boxes_of_the_device_feed_are_the_objects_bounding_boxes(folder: Path) -
     expected = torch.zeros_like(shape)
     expected[..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = 1
     corpus = load_corpus(folder, held_out=False)
-    feed = DeviceFeed(corpus, Policy(), torch.device("cpu"), seed=0, pool=4)
+    feed = DeviceLoader(corpus, Augmentation(), torch.device("cpu"), seed=0, pool=4)
     nothing, everywhere = torch.zeros_like(shape), torch.tensor([True])
 
     class Numbers:
@@ -396,8 +406,8 @@ def test_timesteps_cover_all_levels_and_lean_to_the_noisy_ones(
 ) -> None:
     u = (np.arange(20000) + 0.5) / 20000
     for share in (0.0, 0.35):
-        trainer = Trainer(
-            folder, tmp_path, TINY.model_copy(update={"high_noise_share": share, "rendered": 0})
+        trainer = EmbeddedTrainer(
+            folder, tmp_path, TINY.model_copy(update={"high_noise_share": share})
         )
         t = trainer._timesteps(u)
         assert t.min() == 0
@@ -411,9 +421,9 @@ def test_timesteps_cover_all_levels_and_lean_to_the_noisy_ones(
 def test_telling_captions_apart_is_trained_where_it_is_asked_for(
     folder: Path, tmp_path: Path
 ) -> None:
-    def trained(weight: float) -> Trainer:
+    def trained(weight: float) -> EmbeddedTrainer:
         config = TINY.model_copy(update={"word_contrast": weight, "object_mask_share": 1.0})
-        trainer = Trainer(folder, tmp_path / str(weight), config)
+        trainer = EmbeddedTrainer(folder, tmp_path / str(weight), config)
         assert np.isfinite([trainer.train_step() for _ in range(2)]).all()
         return trainer
 

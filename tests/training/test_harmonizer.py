@@ -22,14 +22,19 @@ from skimage import data
 from checkpoints import built
 from inlay.cli import main
 from inlay.diffusion.harmonizer import Guide, correct, load_harmonizer
-from inlay.training.corpus import Corpus, is_held_out
-from inlay.training.disturb import KINDS, disturb
-from inlay.training.disturbed import DisturbedFeed, Policy, covered, disturbed, jittered
+from inlay.pictures.files import is_held_out
+from inlay.training.batches import DisturbedLoader, cover
+from inlay.training.corpus import Corpus
+from inlay.training.disturb import KINDS, Policy, disturb, draw_sample, jitter
 from inlay.training.embedded import EmbeddedConfig, train_embedded
-from inlay.training.harmonizer import HarmonizerConfig, HarmonizerTrainer, train_harmonizer
-from inlay.training.harmonizer_settings import guided_timesteps
-from inlay.training.restored import restored
-from inlay.training.wholes import Wholes
+from inlay.training.harmonizer import (
+    HarmonizerConfig,
+    HarmonizerTrainer,
+    guided_timesteps,
+    train_harmonizer,
+)
+from inlay.training.objects import ObjectCache
+from inlay.training.restoration import restoration
 
 # The hash of the last two files' names holds them out.
 NUMBERS = (*range(10), 20, 21)
@@ -59,22 +64,22 @@ def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint wired as the embedded one."""
     recipe = EmbeddedConfig(
         block_out_channels=(16, 32), text_width=32, text_layers=1, attention_heads=2,
-        steps=1, low_resolution_steps=0, resolution=32, batch=2, rendered=0,
+        steps=1, low_resolution_steps=0, resolution=32, batch=2,
     )  # fmt: skip
     return str(train_embedded(folder, tmp_path_factory.mktemp("checkpoint"), recipe))
 
 
 def tiny(model: str, **changes: Any) -> HarmonizerConfig:
-    values = {"model": model, "steps": 4, "batch": 2, "save_every": 2, "rendered": 0}
+    values = {"model": model, "steps": 4, "batch": 2, "save_every": 2}
     return HarmonizerConfig(**{**values, **changes})
 
 
 def awake(trainer: HarmonizerTrainer) -> Any:
     """The trainer's branch, made to do something: what begins at zero is drawn instead."""
-    for parameter in trainer.learner.network.parameters():
+    for parameter in trainer.state.network.parameters():
         if not parameter.detach().any():
             torch.nn.init.normal_(parameter, std=0.3)
-    return trainer.learner.network
+    return trainer.state.network
 
 
 def thing() -> tuple[np.ndarray, np.ndarray]:
@@ -88,19 +93,19 @@ def thing() -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_disturbance_stays_inside_its_mask(tmp_path: Path) -> None:
     picture, shape = thing()
-    wholes = Wholes(tmp_path / "objects.safetensors")
+    cache = ObjectCache(tmp_path / "objects.safetensors")
     policy = Policy(restyled_share=0.3, blob_share=0.3, mask_jitter=0.05)
     changed = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        sample = disturbed(np.dstack([picture, shape]), "red", wholes, 48, policy, rng)
+        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, policy, rng)
         assert sample.truth.shape == sample.pasted.shape == (48, 48, 3)
         assert sample.mask.dtype == np.float32 and 0 <= sample.mask.min() < sample.mask.max() <= 1
         outside = sample.mask == 0
         np.testing.assert_array_equal(sample.pasted[outside], sample.truth[outside])
         changed += (sample.pasted != sample.truth).any()
         # Nor does a U-Net's view of the rest show any of it.
-        latent, erased = covered(torch.from_numpy(sample.mask)[None, None], 4)
+        latent, erased = cover(torch.from_numpy(sample.mask)[None, None], 4)
         assert latent.shape == (1, 1, 12, 12) and set(latent.unique().tolist()) <= {0.0, 1.0}
         seen = (erased[0, 0] == 0).numpy()
         np.testing.assert_array_equal(sample.pasted[seen], sample.truth[seen])
@@ -112,10 +117,10 @@ def test_a_disturbance_stays_inside_its_mask(tmp_path: Path) -> None:
 def test_a_sample_is_the_disturbed_object_of_its_picture(tmp_path: Path) -> None:
     """Without jitter: the change is one of disturb's, and the mask is the thing's shape."""
     picture, shape = thing()
-    wholes, policy = Wholes(tmp_path / "none"), Policy(kinds=("exposure",), strength=(0.8, 0.8))
+    cache, policy = ObjectCache(tmp_path / "none"), Policy(kinds=("exposure",), strength=(0.8, 0.8))
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        sample = disturbed(np.dstack([picture, shape]), "red", wholes, 48, policy, rng)
+        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, policy, rng)
         assert sample.caption == "red"
         inside = sample.mask > 0.5
         assert set(np.unique(sample.mask)) == {0.0, 1.0}
@@ -129,13 +134,13 @@ def test_a_sample_is_the_disturbed_object_of_its_picture(tmp_path: Path) -> None
 
 def test_some_stay_undisturbed_and_recoloured_ones_lose_their_caption(tmp_path: Path) -> None:
     picture, shape = thing()
-    wholes = Wholes(tmp_path / "none")
+    cache = ObjectCache(tmp_path / "none")
     whole = np.dstack([picture, shape])
     policy = Policy(undisturbed_share=0.4, restyled_share=0.5)
     calm, bare, means = 0, 0, []
     for seed in range(80):
         rng = np.random.default_rng(seed)
-        sample = disturbed(whole, "red", wholes, 32, policy, rng)
+        sample = draw_sample(whole, "red", cache, 32, policy, rng)
         calm += np.array_equal(sample.pasted, sample.truth)
         bare += sample.caption == ""
         means.append(sample.truth.reshape(-1, 3).mean(0) if sample.caption == "" else None)
@@ -146,12 +151,12 @@ def test_some_stay_undisturbed_and_recoloured_ones_lose_their_caption(tmp_path: 
 
 def test_masks_are_off_by_no_more_than_the_jitter() -> None:
     shape = thing()[1][:80, 8:88] > 0
-    assert np.array_equal(jittered(shape, 0.0, np.random.default_rng(0)), shape)
+    assert np.array_equal(jitter(shape, 0.0, np.random.default_rng(0)), shape)
     near = cv2.distanceTransform((~shape).astype(np.uint8), cv2.DIST_L2, 5)
     deep = cv2.distanceTransform(shape.astype(np.uint8), cv2.DIST_L2, 5)
     areas, soft = [], 0
     for seed in range(30):
-        mask = jittered(shape, 0.05, np.random.default_rng(seed))
+        mask = jitter(shape, 0.05, np.random.default_rng(seed))
         np.testing.assert_array_equal(mask * 255, np.round(mask * 255))
         # 4 pixels, and the soft edge: three sigmas of 2 pixels.
         assert (mask[near > 11] == 0).all() and (mask[deep > 11] == 1).all()
@@ -160,25 +165,25 @@ def test_masks_are_off_by_no_more_than_the_jitter() -> None:
     assert min(areas) < 0.9 and max(areas) > 1.1 and soft > 15
     thin = np.zeros((80, 80), bool)
     thin[:, 40] = True
-    assert all(jittered(thin, 0.05, np.random.default_rng(s)).sum() > 20 for s in range(20))
+    assert all(jitter(thin, 0.05, np.random.default_rng(s)).sum() > 20 for s in range(20))
 
 
 def test_objects_are_looked_for_once_and_kept(tmp_path: Path) -> None:
-    cache = tmp_path / "objects.safetensors"
+    file = tmp_path / "objects.safetensors"
     photo = np.ascontiguousarray(data.coffee()[::3, ::3][:, :-1])
     flat = np.full((40, 40, 3), 90, np.uint8)
-    wholes = Wholes(cache)
-    found = wholes.of(photo)
-    assert found and wholes.of(flat) == []
+    cache = ObjectCache(file)
+    found = cache.of(photo)
+    assert found and cache.of(flat) == []
     assert all(m.shape == photo.shape[:2] and m.dtype == np.uint8 for m in found)
-    wholes.save()
-    written = cache.stat().st_mtime_ns
-    again = Wholes(cache)
+    cache.save()
+    written = file.stat().st_mtime_ns
+    again = ObjectCache(file)
     for one, two in zip(found, again.of(photo), strict=True):
         np.testing.assert_array_equal(one, two)
     assert again.of(flat) == []
     again.save()
-    assert cache.stat().st_mtime_ns == written
+    assert file.stat().st_mtime_ns == written
     picture, shape = thing()
     (given,) = again.of(np.dstack([picture, shape]))
     np.testing.assert_array_equal(given, shape)
@@ -188,8 +193,8 @@ def test_threads_make_the_same_batches(tmp_path: Path) -> None:
     picture, shape = thing()
     corpus = Corpus([np.dstack([picture, shape]), np.dstack([picture[:, ::-1], shape[:, ::-1]])],
                     ["one", "two"], np.array([0.3, 0.7]))  # fmt: skip
-    place = Wholes(tmp_path / "none"), Policy(restyled_share=0.5), 32, 5, torch.device("cpu")
-    plain, threaded = DisturbedFeed(corpus, *place), DisturbedFeed(corpus, *place, workers=3)
+    place = ObjectCache(tmp_path / "none"), Policy(restyled_share=0.5), 32, 5, torch.device("cpu")
+    plain, threaded = DisturbedLoader(corpus, *place), DisturbedLoader(corpus, *place, workers=3)
     for step in (0, 1, 2, 7):
         one, two = plain.batch(step, range(5)), threaded.batch(step, range(5))
         assert one.captions == two.captions
@@ -222,17 +227,15 @@ def test_the_branch_learns_and_the_checkpoint_stays_as_it_is(
     trainer = HarmonizerTrainer(folder, tmp_path, config)
     frozen = (trainer.backbone.unet, trainer.backbone.vae, *trainer.backbone.text.encoders)
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in frozen]
-    start = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
+    start = {k: v.clone() for k, v in trainer.state.network.state_dict().items()}
     assert np.isfinite([trainer.train_step() for _ in range(4)]).all()
     for part, tensors in zip(frozen, before, strict=True):
         assert all(torch.equal(value, tensors[k]) for k, value in part.state_dict().items())
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())
-    moved = {
-        k: not torch.equal(v, start[k]) for k, v in trainer.learner.network.state_dict().items()
-    }
+    moved = {k: not torch.equal(v, start[k]) for k, v in trainer.state.network.state_dict().items()}
     assert all(moved.values()), [k for k, v in moved.items() if not v]
-    average = trainer.learner.average["controlnet_mid_block.weight"]
-    assert not torch.equal(average, trainer.learner.network.controlnet_mid_block.weight)
+    average = trainer.state.average["controlnet_mid_block.weight"]
+    assert not torch.equal(average, trainer.state.network.controlnet_mid_block.weight)
 
 
 def about(error: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -264,14 +267,14 @@ def test_the_loss_is_the_error_inside_the_masks(
     shape = (1, backbone.latent_channels, side // backbone.factor, side // backbone.factor)
     expected, without, conditions = [], [], []
     for row in range(3):
-        sample = trainer.feed.batch(0, [row])
+        sample = trainer.loader.batch(0, [row])
         rng = np.random.default_rng([0, 5, 0, row])
         u = rng.random(2)[0]
         t = int(guided_timesteps(np.array([(row + u) / 3]), 0.5)[0])
         if start == "pasted":
             t = int(200 + 600 * (row + u) / 3)
         noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        hole, erased = covered(sample.mask, backbone.factor)
+        hole, erased = cover(sample.mask, backbone.factor)
         z, a = backbone.encode(sample.truth), backbone.alpha(t)
         v, target = a**0.5 * noise - (1 - a) ** 0.5 * z, noise
         masks = {}
@@ -299,7 +302,7 @@ def test_the_loss_is_the_error_inside_the_masks(
     )
     assert np.abs(np.array(expected) / without - 1).mean() > 0.015
     # bfloat16 there, float32 here.
-    assert trainer.learn() == pytest.approx(np.mean(expected), rel=0.004)
+    assert trainer.train_step() == pytest.approx(np.mean(expected), rel=0.004)
     assert torch.equal(read[0], torch.cat(conditions))
 
 
@@ -342,7 +345,7 @@ def test_what_it_writes_is_the_average_in_half_precision_and_loads(
     begun = tiny(model, start_from=str(out), learning_rate=1e-12, steps=1, resolution=32)
     trainer = HarmonizerTrainer(folder, tmp_path / "next", begun)
     load_harmonizer(str(out), trainer.backbone)
-    for key, value in trainer.learner.network.state_dict().items():
+    for key, value in trainer.state.network.state_dict().items():
         torch.testing.assert_close(value, written[key].float())
 
 
@@ -351,7 +354,7 @@ def test_the_default_is_half_of_the_checkpoints_own_size(
 ) -> None:
     trainer = HarmonizerTrainer(folder, tmp_path, tiny(model))
     assert trainer.size == trainer.backbone.native_size // 2
-    assert trainer.feed.batch(0, [0]).truth.shape == (1, 3, trainer.size, trainer.size)
+    assert trainer.loader.batch(0, [0]).truth.shape == (1, 3, trainer.size, trainer.size)
 
 
 @pytest.mark.parametrize("timestep", [None, 400])
@@ -361,11 +364,11 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
     trainer = HarmonizerTrainer(folder, tmp_path, tiny(model, resolution=32))
     network, backbone = awake(trainer).requires_grad_(False), trainer.backbone
     samples = trainer.shown.of([0, 1])
-    found = restored(backbone, network, samples, seed=4, timestep=timestep)
+    found = restoration(backbone, network, samples, seed=4, timestep=timestep)
     sums = np.zeros(6)
     for row in range(2):
         x, pasted, mask = (getattr(samples, n)[row : row + 1] for n in ("truth", "pasted", "mask"))
-        hole, erased = covered(mask, 4)
+        hole, erased = cover(mask, 4)
         z, was = backbone.encode(x), backbone.encode(pasted)
         noise = torch.Generator().manual_seed(4 + row)
         after, _ = correct(
@@ -391,7 +394,7 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
     assert found["smooth"] == pytest.approx(sums[4] / sums[3], rel=1e-4)
     assert found["improved"] == sums[5] / 2
     calm = samples.__class__(samples.truth, samples.truth, samples.mask, samples.captions)
-    assert restored(backbone, network, calm, seed=4) == {}
+    assert restoration(backbone, network, calm, seed=4) == {}
 
 
 def _run(arguments: list[str], count: int) -> None:
@@ -420,7 +423,7 @@ def _run(arguments: list[str], count: int) -> None:
 def test_two_processes_learn_what_one_learns(model: str, folder: Path, tmp_path: Path) -> None:
     """Their gradients are averaged; and when the minutes are up, the second one is told."""
     whole, shared = tmp_path / "whole", tmp_path / "shared"
-    config = {"steps": 9, "batch": 4, "rendered": 0, "max_minutes": 1e-6}
+    config = {"steps": 9, "batch": 4, "max_minutes": 1e-6}
     for number in range(2):
         train_harmonizer(folder, whole, HarmonizerConfig(model=model, **config), number > 0)
     shutil.copytree(whole, shared)
@@ -458,7 +461,7 @@ def test_bad_settings_leave_nothing_behind(
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     arguments = ["train", "harmonizer", str(folder), "-o", str(out), "--model", model]
-    arguments += ["--set", "rendered=0", *(f"--set={item}" for item in sets)]
+    arguments += [f"--set={item}" for item in sets]
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert says in said.err and said.err.count("\n") == 1 and not said.out
@@ -474,7 +477,7 @@ def test_any_folder_of_photos_will_do(model: str, folder: Path, tmp_path: Path) 
     trainer = HarmonizerTrainer(photos, tmp_path / "out", tiny(model))
     assert len(trainer.photos) + len(trainer.held_out) == pictures
     assert set(trainer.photos.captions) == {""}
-    assert trainer.learn() > 0
+    assert trainer.train_step() > 0
 
 
 def test_bad_folders_models_and_states_are_refused(
@@ -485,7 +488,7 @@ def test_bad_folders_models_and_states_are_refused(
     capsys.readouterr()
 
     def refused(says: str, *arguments: str) -> None:
-        assert main(["train", "harmonizer", *arguments, "--set=rendered=0", "-o", str(out)]) == 2
+        assert main(["train", "harmonizer", *arguments, "-o", str(out)]) == 2
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1
 

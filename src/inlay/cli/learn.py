@@ -104,16 +104,15 @@ def learn(
     given = [f"model={model}", f"seed={seed}", *(["train=full"] if full else [])]
     config = _recipe(LearnConfig, [*given, *(set or [])])
     from inlay.learning.learn import learn as run
-    from inlay.learning.processes import Processes
+    from inlay.learning.loop import Processes
+    from inlay.learning.photos import with_places
 
     with listening(quiet=quiet, bar=False):
         concept = run(
-            photos,
+            with_places(photos, where, mask or ()),
             class_name,
             output,
             config,
-            boxes=where,
-            masks=mask or (),
             cut=cut,
             class_pictures=class_pictures,
             device=device,

@@ -24,13 +24,8 @@ from inlay.errors import InputError
 from inlay.evaluation.metrics import Figures, fmse, measure, psnr
 from inlay.evaluation.photos import Photo
 from inlay.sweep import validate_settings
-from inlay.training.disturb import (
-    KINDS,
-    Change,
-    draw,
-    pasted,
-)
-from inlay.training.objects_found import find_objects
+from inlay.training.disturb import KINDS, disturb_object, draw
+from inlay.training.objects import find_objects
 
 __all__ = ["MAX_CASES", "PASTE", "Case", "Report", "make_cases", "run_harmony", "summary"]
 
@@ -150,8 +145,8 @@ def _disturbed(
 ) -> Case | None:
     """The case, or None where no draw of the kind changes this object visibly but plausibly."""
     for _ in range(_DRAWS):
-        changes: list[Change] = draw(kind, rng)
-        result = pasted(truth, mask, changes)
+        changes = draw(kind, rng)
+        result = disturb_object(truth, mask, changes)
         if _VISIBLE[0] <= psnr(fmse(result, truth, mask)) <= _VISIBLE[1]:
             parameters = [change.as_dict() for change in changes]
             return Case(number, name, truth, mask, result, kind, parameters)

@@ -18,15 +18,14 @@ from pathlib import Path
 from inlay.checkpoints.concept import Concept
 from inlay.checkpoints.load import load_backbone
 from inlay.errors import InputError
-from inlay.learning.loop import check_state, train
-from inlay.learning.photos import find_objects
-from inlay.learning.processes import Processes
+from inlay.learning.loop import Processes, train
+from inlay.learning.photos import Photo, find_views
 from inlay.learning.run import Learning
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
-from inlay.pictures.box import Box
+from inlay.learning.state import check_state
 from inlay.pictures.files import check_target
-from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source
+from inlay.pictures.read import DEFAULT_MAX_PIXELS
 
 __all__ = ["Learning", "learn", "run_folder"]
 
@@ -37,13 +36,11 @@ def run_folder(out: Path) -> Path:
 
 
 def learn(
-    photos: Sequence[Source],
+    photos: Sequence[Photo],
     class_name: str,
     output: str | Path,
     config: LearnConfig | None = None,
     *,
-    boxes: Sequence[Box] = (),
-    masks: Sequence[Source] = (),
     cut: str | None = None,
     class_pictures: str | Path | None = None,
     device: str = "auto",
@@ -54,10 +51,10 @@ def learn(
 ) -> Concept:
     """Learn an object of a class from 1 to 10 photos and write it to OUTPUT, a .safetensors file.
 
-    boxes or masks say where it is, one for each photo; else a photo's alpha does, else a cutout.
-    State, log and previews go to a folder beside the file, see run_folder(), from which `resume`
-    goes on. Raises InputError for photos, boxes, masks or settings that cannot be used, an output
-    that cannot be written and a checkpoint that cannot be loaded, before anything is written.
+    A photo's box or mask says where it is, else its alpha does, else a cutout by `cut`. State, log
+    and previews go to a folder beside the file, see run_folder(), from which `resume` goes on.
+    Raises InputError for photos, boxes, masks or settings that cannot be used, an output that
+    cannot be written and a checkpoint that cannot be loaded, before anything is written.
 
     Where `accelerate launch` has started several processes, each has a device of its own, `device`
     goes for none of them, and the first one writes and logs.
@@ -76,10 +73,8 @@ def learn(
     if resume:
         check_state(folder)
     # Photos first: what is wrong with them is said before a checkpoint is loaded.
-    objects = find_objects(
+    views = find_views(
         photos,
-        boxes=boxes,
-        masks=masks,
         cut=cut,
         shapes=config.hole == "shape",
         trust_remote_code=trust_remote_code,
@@ -87,12 +82,10 @@ def learn(
     )
     processes = Processes()
     processes.rows(config.batch)
-    place = processes.device or device
-    backbone = load_backbone(config.model, device=place, dtype="float32")
+    backbone = load_backbone(config.model, device=processes.device or device, dtype="float32")
     side = config.resolution or backbone.native_size
-    examples = [example(found, config, side) for found in objects]
     run = Learning(
-        examples,
+        [example(view, config, side) for view in views],
         name,
         folder,
         backbone,
@@ -101,12 +94,7 @@ def learn(
         resume=resume,
         processes=processes,
     )
-    if not processes.first:
-        while run.step < config.steps and run.goes_on():
-            run.learn()
-        return run.write(out)
-    log(f"{len(run.examples)} photos, prompt: {run.prompt}")
+    if processes.first:
+        log(f"{len(run.examples)} photos, prompt: {run.prompt}")
     train(run, log)
-    if run.step < config.steps:
-        run.goes_on(False)
     return run.write(out)

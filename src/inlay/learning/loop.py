@@ -1,55 +1,36 @@
-"""What training runs have in common: noise, rate, average, state, and the loop that reports."""
+"""The loop of every training run: its steps, its log, and the processes that share it."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from inlay.errors import InputError
-from inlay.learning.runlog import RunLog
+from inlay.learning.settings import TrainingConfig
+from inlay.learning.state import TrainState
 
 __all__ = [
     "VALIDATION_TIMESTEPS",
-    "Trainable",
-    "channel_weight",
-    "check_state",
-    "follow",
-    "locally_averaged",
+    "Processes",
+    "Run",
     "noised",
-    "put_in_place",
-    "rate",
-    "read_state",
     "reports",
     "train",
-    "whole_patches",
-    "write_state",
-    "x0_of",
+    "validation_curve",
 ]
 
+# Of 1000.
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
-
-
-def whole_patches(mask: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """A picture mask (N, 1, H, W) as latent mask (N, 1, H / factor, W / factor), and that as mask.
-
-    Whole patches are erased, as inference does: a patch half erased is neither seen nor hole.
-    """
-    latent = mask[:, :, ::factor, ::factor]
-    return latent, latent.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
 def noised(z: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,150 +39,156 @@ def noised(z: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
     return a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
 
 
-def x0_of(output: Tensor, noisy: Tensor, alphas: Tensor, prediction_type: str) -> Tensor:
-    """x0 (N, C, h, w) of a U-Net's output for latents at cumulative alphas (N,), none of them 0."""
-    a = alphas.view(-1, 1, 1, 1)
-    if prediction_type == "sample":
-        return output
-    if prediction_type == "v_prediction":
-        return a.sqrt() * noisy - (1 - a).sqrt() * output
-    return (noisy - (1 - a).sqrt() * output) / a.sqrt()
+class Processes:
+    """The processes that share a run, as `accelerate launch` starts them; mostly there is one.
 
-
-def channel_weight(z: Tensor, power: float) -> Tensor:
-    """What each channel of latents (N, C, h, w) weighs in a loss: (1, C, 1, 1), 1 on average.
-
-    What a channel weighs in the picture grows with the square of its deviation; a smaller power
-    keeps the finer channels in the game.
+    Each takes its rows of every batch, and their gradients are added up. Not by wrapping the
+    networks: several may learn, a loss has two backward passes, and a layer that no hole of a
+    process's rows touches has no gradient there, which wrappers wait for.
     """
-    visible = z.std((0, 2, 3)) ** power
-    return (visible / visible.mean()).view(1, -1, 1, 1)
 
+    def __init__(self) -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        self.number = 0
+        self._accelerator: Any = None
+        if self.count > 1:
+            from accelerate import Accelerator
 
-def locally_averaged(x: Tensor, mask: Tensor) -> Tensor:
-    """x (N, C, h, w) averaged inside a mask (N, 1, h, w) of 0 and 1 about every pixel, 0 outside.
+            # Precision is set by the run itself: the frozen U-Net, too, is under autocast.
+            self._accelerator = Accelerator(mixed_precision="no")
+            self.number = self._accelerator.process_index
 
-    A Gaussian of a sixteenth of the longer side, normalised by what of it is inside the mask.
-    """
-    deviation = max(x.shape[2:]) / 16
-    reach = math.ceil(3 * deviation)
-    bell = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2) / 2 / deviation**2)
-    # Mask and picture in one: both are blurred alike.
-    both = torch.cat([x * mask, mask], 1)
-    count = both.shape[1]
-    for shape, padding in (((-1, 1), (reach, 0)), ((1, -1), (0, reach))):
-        kernel = bell.view(1, 1, *shape).expand(count, 1, -1, -1)
-        both = functional.conv2d(both, kernel.to(both), padding=padding, groups=count)
-    return both[:, :-1] / both[:, -1:].clamp_min(1e-6) * mask
-
-
-def rate(step: int, steps: int, peak: float, warmup_steps: int, cooldown_share: float) -> float:
-    """The learning rate of a step from 0: linear warm-up, then `peak`, then linear decay."""
-    warm = min(1.0, (step + 1) / warmup_steps)
-    left = (steps - step) / max(1.0, cooldown_share * steps)
-    return peak * warm * min(1.0, left)
-
-
-@torch.no_grad()
-def follow(average: dict[str, Tensor], network: nn.Module, step: int, decay: float) -> None:
-    """Move an average of a network's state on after `step` steps; it begins less inert."""
-    slow = min(decay, (1 + step) / (10 + step))
-    for key, value in network.state_dict().items():
-        if value.dtype.is_floating_point:
-            average[key].lerp_(value, 1 - slow)
-
-
-def check_state(out: Path) -> None:
-    """Raises InputError where a folder holds no state to go on from."""
-    if not (out / "state.safetensors").is_file():
-        raise InputError(f"{out} holds no state.safetensors to resume from.")
-
-
-def write_state(out: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write named tensors as "GROUP.NAME" to OUT/state.safetensors, renamed into place."""
-    temporary = out / "state.safetensors.tmp"
-    tensors = {
-        f"{group}.{key}": value.detach().cpu().contiguous().clone()
-        for group, named in groups.items()
-        for key, value in named.items()
-    }
-    save_file(tensors, temporary, metadata={"step": str(step)})
-    os.replace(temporary, out / "state.safetensors")
-
-
-def read_state(out: Path) -> tuple[int, dict[str, dict[str, Tensor]]]:
-    """The step and the groups of write_state(); raises InputError where there is no such file."""
-    check_state(out)
-    path = out / "state.safetensors"
-    with safe_open(path, "pt") as file:
-        step = int((file.metadata() or {})["step"])
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, value in load_file(path).items():
-        group, _, key = name.partition(".")
-        groups.setdefault(group, {})[key] = value
-    return step, groups
-
-
-def put_in_place(temporary: Path, target: Path) -> Path:
-    """A folder of weights under its own name, instead of what may be there."""
-    for file in temporary.rglob("*.safetensors"):
-        # save_pretrained makes them private to the user; a package's files are not.
-        file.chmod(0o644)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(temporary, target)
-    return target
-
-
-class _Limits(Protocol):
     @property
-    def steps(self) -> int: ...
+    def first(self) -> bool:
+        """Whether this is the process that writes and tells."""
+        return self.number == 0
+
     @property
-    def save_every(self) -> int: ...
-    @property
-    def max_minutes(self) -> float | None: ...
+    def device(self) -> torch.device | None:
+        """This process's own device where there are several."""
+        return None if self._accelerator is None else self._accelerator.device
+
+    def rows(self, batch: int) -> list[int]:
+        """This process's rows of a batch. Raises InputError where they cannot be shared out."""
+        if batch % self.count:
+            raise InputError(
+                f"batch is {batch}; expected a multiple of the {self.count} processes."
+            )
+        return list(range(self.number, batch, self.count))
+
+    def goes_on(self, say: bool = True) -> bool:
+        """Whether another step is made: what the first process says goes for all."""
+        if self._accelerator is None:
+            return say
+        from accelerate.utils import broadcast
+
+        return bool(broadcast(torch.tensor([float(say)], device=self.device)).item())
+
+    def add_up(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+        """Add up the gradients of all processes in place, and their losses (a scalar)."""
+        if self._accelerator is None:
+            return loss
+        learning = list(parameters)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
+        flat = torch.cat([*(grad.reshape(-1).float() for grad in grads), loss.reshape(1)])
+        flat = self._accelerator.reduce(flat, reduction="sum")
+        parts = flat.split([*(grad.numel() for grad in grads), 1])
+        for parameter, part in zip(learning, parts, strict=False):
+            parameter.grad = part.view_as(parameter).to(parameter)
+        total: Tensor = parts[-1][0]
+        return total
 
 
-class Trainable(Protocol):
-    """A run that train() can drive; `step` counts the steps that are made."""
+class Run(ABC):
+    """A run that train() drives: what it learns, by which settings, and its folder `out`."""
 
+    config: TrainingConfig
     out: Path
+    state: TrainState
+    # Which other processes make the same steps; None where no others can.
+    processes: Processes | None = None
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """How many steps are made."""
+        return self.state.step
 
-    @property
-    def config(self) -> _Limits: ...
+    def learning_rate(self) -> float:
+        """That of the next step: linear warm-up, then the peak, then linear decay."""
+        c = self.config
+        warm = min(1.0, (self.step + 1) / c.warmup_steps)
+        left = (c.steps - self.step) / max(1.0, c.cooldown_share * c.steps)
+        return c.learning_rate * warm * min(1.0, left)
 
+    @abstractmethod
     def train_step(self) -> float:
-        """Make a step and return its loss."""
-        ...
-
-    def learning_rate(self) -> float: ...
+        """Make a step, on this process's rows of the batch, and return its loss."""
 
     def curves(self) -> dict[str, float]:
         """Figures of the last steps besides the loss, by the name of their curve."""
-        ...
+        return {}
 
+    @abstractmethod
     def report(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What validation says: for the row of the log, and as curves."""
-        ...
 
-    def save_state(self) -> None: ...
+    def save_state(self) -> None:
+        """Write a resumable state into the run's folder."""
+        self.state.save(self.out)
 
-    def export(self, figures: dict[str, Any]) -> Path: ...
+    @abstractmethod
+    def export(self, figures: dict[str, Any]) -> None:
+        """Write what is trained so far, with figures of it, where the run writes it at reports."""
 
 
-def train(trainer: Trainable, log: Callable[[str], None]) -> None:
-    """Train to the last step, or until its minutes are up.
+@torch.no_grad()
+def validation_curve(
+    errors: Callable[[Tensor], tuple[Tensor, Tensor]],
+    rows: int,
+    device: torch.device,
+    total: int = 1000,
+) -> dict[int, float]:
+    """The mean error inside the masks at VALIDATION_TIMESTEPS of a schedule of `total`.
 
-    Every `save_every` steps, and early on more often, a resumable state, a report (OUT/log.jsonl,
-    and OUT/events for TensorBoard) and what is trained so far are written.
+    errors(timesteps (N,)) gives an error (N, C, h, w) and the mask (N, 1, h, w) that counts.
     """
-    if importlib.util.find_spec("tensorboardX") is None:
-        log("for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures")
-    for line in _run(trainer):
-        log(line)
+    result = {}
+    for share in VALIDATION_TIMESTEPS:
+        t = share * total // 1000
+        error, where = errors(torch.full((rows,), t, device=device))
+        inside = (error.mean(1, keepdim=True) * where).sum()
+        result[t] = float(inside / where.sum().clamp_min(1e-6))
+    return result
+
+
+class _Log:
+    """What a run tells: one JSON line a report in OUT/log.jsonl, and curves for TensorBoard."""
+
+    def __init__(self, out: Path) -> None:
+        self._file = out / "log.jsonl"
+        self._writer: Any = None
+        if importlib.util.find_spec("tensorboardX") is not None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(out / "events"))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures by name, for the curves alone."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def row(self, row: Mapping[str, Any], curves: Mapping[str, float]) -> None:
+        """One report: a line of JSON with a step in it, and its curves."""
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+        self.scalars(int(row["step"]), curves)
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def reports(step: int, every: int) -> bool:
@@ -212,34 +199,53 @@ def reports(step: int, every: int) -> bool:
     return early or step % every == 0
 
 
-def _run(trainer: Trainable) -> Iterator[str]:
-    config, told = trainer.config, RunLog(trainer.out)
+def train(run: Run, log: Callable[[str], None]) -> None:
+    """Train to the last step, or until its minutes are up.
+
+    Every `save_every` steps, and early on more often, a resumable state, a report (OUT/log.jsonl,
+    and OUT/events for TensorBoard) and what is trained so far are written. Of several processes the
+    first one writes and tells, and the others follow it.
+    """
+    shared = run.processes
+    if shared is None or shared.first:
+        _lead(run, log)
+        if shared is not None and run.step < run.config.steps:
+            shared.goes_on(False)
+        return
+    while run.step < run.config.steps and shared.goes_on():
+        run.train_step()
+
+
+def _lead(run: Run, log: Callable[[str], None]) -> None:
+    config, told = run.config, _Log(run.out)
+    if importlib.util.find_spec("tensorboardX") is None:
+        log("for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures")
     started = time.monotonic()
     losses: list[float] = []
-    while trainer.step < config.steps:
-        losses.append(trainer.train_step())
+    stop = False
+    while run.step < config.steps and not stop:
+        if run.processes is not None:
+            run.processes.goes_on()
+        losses.append(run.train_step())
         minutes = (time.monotonic() - started) / 60
         stop = config.max_minutes is not None and minutes >= config.max_minutes
-        if trainer.step % 50 == 0:
-            recent, curves = float(np.mean(losses[-50:])), trainer.curves()
-            scalars = {"loss/training": recent, "rate": trainer.learning_rate(), **curves}
-            told.scalars(trainer.step, scalars)
-            yield " ".join(
-                [f"step {trainer.step} loss {recent:.4f} minutes {minutes:.1f}"]
-                + [f"{name.rpartition('/')[2]} {value:.5f}" for name, value in curves.items()]
-            )
-        if reports(trainer.step, config.save_every) or stop or trainer.step == config.steps:
-            trainer.save_state()
-            validation, curves = trainer.report()
+        if run.step % 50 == 0:
+            recent, curves = float(np.mean(losses[-50:])), run.curves()
+            scalars = {"loss/training": recent, "rate": run.learning_rate(), **curves}
+            told.scalars(run.step, scalars)
+            parts = [f"step {run.step} loss {recent:.4f} minutes {minutes:.1f}"]
+            parts += [f"{name.rpartition('/')[2]} {value:.5f}" for name, value in curves.items()]
+            log(" ".join(parts))
+        if reports(run.step, config.save_every) or stop or run.step == config.steps:
+            run.save_state()
+            validation, curves = run.report()
             row = {
-                "step": trainer.step,
+                "step": run.step,
                 "minutes": round(minutes, 2),
                 "train_loss": round(float(np.mean(losses[-config.save_every :])), 5),
                 **validation,
             }
             told.row(row, curves)
-            trainer.export({"figures": row})
-            yield json.dumps(row)
-        if stop:
-            break
+            run.export({"figures": row})
+            log(json.dumps(row))
     told.close()

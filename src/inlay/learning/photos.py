@@ -17,7 +17,7 @@ from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 
-__all__ = ["MOST_PHOTOS", "Found", "find_objects", "portrait"]
+__all__ = ["MOST_PHOTOS", "Photo", "View", "find_views", "portrait", "with_places"]
 
 Image = NDArray[np.float32]
 
@@ -33,7 +33,16 @@ _PORTRAIT_QUALITY = 90
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Photo:
+    """A photo of an object and, where that is known, the object's box or its mask."""
+
+    picture: Source
+    box: Box | None = None
+    mask: Source | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class View:
     """A photo, the object's box in it and, where it is known, its mask (h, w) of 0 and 1."""
 
     picture: Picture
@@ -41,58 +50,57 @@ class Found:
     shape: Image | None
 
 
-def find_objects(
-    photos: Sequence[Source],
+def with_places(
+    pictures: Sequence[Source], boxes: Sequence[Box] = (), masks: Sequence[Source] = ()
+) -> list[Photo]:
+    """Photos with boxes or masks in the same order, one for each, or with neither.
+
+    Raises InputError for both, and for another number of them.
+    """
+    if boxes and masks:
+        raise InputError("boxes and masks are given; leave out one of the two.")
+    for given, what in ((boxes, "boxes"), (masks, "masks")):
+        if given and len(given) != len(pictures):
+            raise InputError(
+                f"there are {len(given)} {what} for {len(pictures)} photos; expected one for each, "
+                "in their order."
+            )
+    return [
+        Photo(picture, boxes[i] if boxes else None, masks[i] if masks else None)
+        for i, picture in enumerate(pictures)
+    ]
+
+
+def find_views(
+    photos: Sequence[Photo],
     *,
-    boxes: Sequence[Box] = (),
-    masks: Sequence[Source] = (),
     cut: str | None = None,
     shapes: bool = False,
     trust_remote_code: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> list[Found]:
+) -> list[View]:
     """Read 1 to 10 photos of one object and find it in each.
 
-    Where it is comes from `boxes` or `masks`, one for each photo, else from a photo's alpha, else
-    from a cutout (`cut` as inlay.cutout.cut's `by`). `shapes` asks for its shape in a box, too.
-    Raises InputError for a number of photos, boxes or masks that is not right, a photo that cannot
-    be read, and an object that is not there.
+    Where it is comes from the photo's box or mask, else from its alpha, else from a cutout (`cut`
+    as scene.cutout's `by`). `shapes` asks for its shape in a box, too. Raises InputError for a
+    number of photos that is not right, a photo that cannot be read, and an object that is not
+    there.
     """
     if not 1 <= len(photos) <= MOST_PHOTOS:
         raise InputError(f"there are {len(photos)} photos; expected 1 to {MOST_PHOTOS}.")
-    if boxes and masks:
-        raise InputError("boxes and masks are given; leave out one of the two.")
-    for given, what in ((boxes, "boxes"), (masks, "masks")):
-        if given and len(given) != len(photos):
-            raise InputError(
-                f"there are {len(given)} {what} for {len(photos)} photos; expected one for each, "
-                "in their order."
-            )
-    objects = []
-    for number, photo in enumerate(photos):
-        picture = read_picture(photo, role="photo", max_pixels=max_pixels)
-        box = boxes[number] if boxes else None
-        mask = masks[number] if masks else None
-        search = _Search(box, mask, cut, shapes, trust_remote_code, max_pixels)
-        place, shape = search.find(picture)
-        if min(place.width, place.height) < _SMALLEST_SIDE:
-            raise InputError(
-                f"the object in {picture.name} is {place.width} x {place.height} pixels; expected "
-                f"at least {_SMALLEST_SIDE} x {_SMALLEST_SIDE}."
-            )
-        objects.append(Found(picture, place, shape))
-    return objects
+    search = _Search(cut, shapes, trust_remote_code, max_pixels)
+    return [search.find(photo) for photo in photos]
 
 
-def portrait(found: Found) -> str:
+def portrait(view: View) -> str:
     """The object's box as a small picture in base64: WebP, at most 512 pixels on the longer side.
 
     RGBA with the object's shape as alpha where that is known, else RGB.
     """
-    box = found.box
-    image = PILImage.fromarray(to_uint8(found.picture.rgb(box)))
-    if found.shape is not None:
-        image.putalpha(PILImage.fromarray(to_uint8(found.shape[box.slices])))
+    box = view.box
+    image = PILImage.fromarray(to_uint8(view.picture.rgb(box)))
+    if view.shape is not None:
+        image.putalpha(PILImage.fromarray(to_uint8(view.shape[box.slices])))
     image.thumbnail((_PORTRAIT_SIDE, _PORTRAIT_SIDE), PILImage.Resampling.LANCZOS)
     file = BytesIO()
     image.save(file, "WEBP", quality=_PORTRAIT_QUALITY)
@@ -101,39 +109,47 @@ def portrait(found: Found) -> str:
 
 @dataclass(frozen=True)
 class _Search:
-    """How the object of one photo is found."""
+    """How the object of a photo is found."""
 
-    box: Box | None
-    mask: Source | None
     cut: str | None
-    wants_shape: bool
+    shapes: bool
     trust_remote_code: bool
     max_pixels: int
 
-    def find(self, picture: Picture) -> tuple[Box, Image | None]:
-        """The object's box in a photo and, where it is known, its mask (h, w) of 0 and 1."""
-        inside = None
-        if self.box is not None:
-            inside = self.box.intersect(Box.of_size(picture.size))
+    def find(self, photo: Photo) -> View:
+        picture = read_picture(photo.picture, role="photo", max_pixels=self.max_pixels)
+        box = photo.box and photo.box.intersect(Box.of_size(picture.size))
+        if photo.box is not None and box is None:
+            x, y, width, height = photo.box.x, photo.box.y, photo.box.width, photo.box.height
+            raise InputError(
+                f"the box {x},{y},{width},{height} lies outside {picture.name}, which is "
+                f"{picture.width} x {picture.height} pixels."
+            )
+        place, shape = box, None
+        if place is None or self.shapes:
+            shape = self._shape(picture, box, photo.mask)
+            inside = bounds(shape)
             if inside is None:
                 raise InputError(
-                    f"the box {self.box.x},{self.box.y},{self.box.width},{self.box.height} lies "
-                    f"outside {picture.name}, which is {picture.width} x {picture.height} pixels."
+                    f"no object was found in {picture.name}; give its box or its mask."
                 )
-            if not self.wants_shape:
-                return inside, None
-        alpha = self._mask(picture, inside)
-        hard = (alpha > 0.5).astype(np.float32)
-        if not hard.any():
-            hard = (alpha > FAINT).astype(np.float32)
-        place = bounds(hard)
-        if place is None:
-            raise InputError(f"no object was found in {picture.name}; give its box or its mask.")
-        return inside or place, hard
+            place = box or inside
+        if min(place.width, place.height) < _SMALLEST_SIDE:
+            raise InputError(
+                f"the object in {picture.name} is {place.width} x {place.height} pixels; expected "
+                f"at least {_SMALLEST_SIDE} x {_SMALLEST_SIDE}."
+            )
+        return View(picture, place, shape)
 
-    def _mask(self, picture: Picture, box: Box | None) -> Image:
-        if self.mask is not None:
-            return read_mask(self.mask, size=picture.size, max_pixels=self.max_pixels)
+    def _shape(self, picture: Picture, box: Box | None, mask: Source | None) -> Image:
+        """The object's mask (h, w) of 0 and 1: what is more than half there, else all of it."""
+        alpha = self._alpha(picture, box, mask)
+        hard = (alpha > 0.5).astype(np.float32)
+        return hard if hard.any() else (alpha > FAINT).astype(np.float32)
+
+    def _alpha(self, picture: Picture, box: Box | None, mask: Source | None) -> Image:
+        if mask is not None:
+            return read_mask(mask, size=picture.size, max_pixels=self.max_pixels)
         opacity = picture.alpha()
         clear = opacity is not None and bool((opacity < 1).any())
         if box is None and opacity is not None and (clear or self.cut == "alpha"):
@@ -142,9 +158,9 @@ class _Search:
             raise InputError(
                 f"{picture.name} has no transparency to take the object from; give a mask or a box."
             )
-        return self._cut(picture, box)
+        return self._cutout(picture, box)
 
-    def _cut(self, picture: Picture, box: Box | None) -> Image:
+    def _cutout(self, picture: Picture, box: Box | None) -> Image:
         """The mask of a cutout, looked for in a smaller picture where the photo is large."""
         from inlay.scene.cutout import cut_rgba
 
@@ -157,7 +173,7 @@ class _Search:
             near = Box(*(max(round(edge * scale), int(i > 1)) for i, edge in enumerate(edges)))
         by = self.cut or ("box" if near is not None else "grabcut")
         try:
-            found = cut_rgba(
+            cutout = cut_rgba(
                 image.resize(small), by=by, box=near, trust_remote_code=self.trust_remote_code
             )
         except InputError:
@@ -166,5 +182,5 @@ class _Search:
             raise InputError(
                 f"no object stands out in {picture.name}; give its box or its mask."
             ) from None
-        alpha = np.asarray(found, np.float32)[..., 3] / np.float32(255)
+        alpha = np.asarray(cutout, np.float32)[..., 3] / np.float32(255)
         return resize(alpha, (picture.height, picture.width))

@@ -15,38 +15,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.checkpoints.concept import Concept, write_concept
+from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
 from inlay.diffusion.attention import swapped_processors
 from inlay.diffusion.attention_masked import MaskedAttention, masked_layers, released_tokens
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.prompts import embedded_prompt
 from inlay.diffusion.text import Conditioning
 from inlay.errors import InputError
-from inlay.learning.attention import TrainedAttention
-from inlay.learning.learner import Learner
-from inlay.learning.loop import VALIDATION_TIMESTEPS, noised, rate
-from inlay.learning.lora import LiveText, set_up
+from inlay.learning.loop import Processes, Run, noised, validation_curve
+from inlay.learning.lora import LiveText, TrainedAttention, set_up
 from inlay.learning.preview import preview
-from inlay.learning.processes import Processes
-from inlay.learning.recipe import check_resumable, description, recipe_of
 from inlay.learning.samples import (
     Example,
     Pool,
     Sample,
     class_samples,
-    cropped,
+    crop_sample,
     draw_crop,
-    encoded,
+    encode,
     loss_weights,
 )
-from inlay.learning.settings import LearnConfig, pick_token, spelled
+from inlay.learning.settings import LearnConfig, pick_token, prompt_for
+from inlay.learning.state import TrainState, check_state
 from inlay.pictures.box import Box
 
 __all__ = ["Learning"]
 
 
-class Learning:
+class Learning(Run):
     """One run: the checkpoint, what of it or beside it learns, the encoded photos."""
+
+    config: LearnConfig
+    processes: Processes
 
     def __init__(
         self,
@@ -83,74 +83,68 @@ class Learning:
             )
         self.examples, self.kept_out = list(examples[:kept]), list(examples[kept:])
         self.token = config.token or pick_token(backbone.text)
-        self.prompt = spelled(config.prompt, self.token, class_name)
-        self.class_prompt = spelled(config.prompt, "", class_name)
+        self.prompt = prompt_for(config.prompt, self.token, class_name)
+        self.class_prompt = prompt_for(config.prompt, "", class_name)
         self._text = LiveText(backbone.text) if config.text_encoder else backbone.text
         with torch.no_grad():
             for prompt in (self.prompt, self.class_prompt):
                 self.conditioning(prompt)
-        prior = (
-            None
-            if class_pictures is None
-            else class_samples(class_pictures, self.resolution, config.seed)
-        )
-        recipe = recipe_of(self, prior is not None)
+        prior = class_pictures and class_samples(class_pictures, self.resolution, config.seed)
+        recipe = self._recipe(prior is not None)
         if resume:
-            check_resumable(out, recipe)
-        self._set_up()
-        self.pool = self._encode(self.examples)
-        self.prior = None if prior is None else encoded(backbone, prior)
+            _check_same(out, recipe)
+        self.trained = set_up(backbone, config)
+        self.state = TrainState(self.trained, "adamw", config.learning_rate, config.ema_decay)
+        inside = released_tokens() if config.layout == "released" else None
+        layers = masked_layers(
+            backbone.unet, config.self_attention, cross=config.mask_cross_attention
+        )
+        self.rule = MaskedAttention(None, layers, inside=inside)
+        self.pool = self._encode_crops()
+        self.prior = encode(backbone, prior) if prior else None
         self.fixed = {
-            name: encoded(backbone, [self._sample(one, one.frame) for one in those])
+            name: encode(backbone, [self._sample(one, one.frame) for one in those])
             for name, those in (("photos", self.examples), ("held_out", self.kept_out))
             if those
         }
         # Before anything is learnt, which is what reports compare with.
         self._before = self._errors() if self.processes.first else {}
         if resume:
-            self.learner.load(out, f"an object for the model {config.model}")
+            self.state.load(out, f"an object for the model {config.model}")
         if self.processes.first:
             out.mkdir(exist_ok=True)
             (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+
+    def _recipe(self, prior: bool) -> dict[str, Any]:
+        """What must be the same for a run to go on; `prior` is whether it has class pictures."""
+        examples = (*self.examples, *self.kept_out)
+        return {
+            "photos": [one.sha256 for one in examples],
+            "boxes": [one.box.as_dict() for one in examples],
+            "class_name": self.class_name,
+            "class_pictures": prior,
+            "model": self.backbone.hash,
+            "settings": self.config.identity(),
+        }
 
     def conditioning(self, prompt: str) -> Conditioning:
         """A prompt's one row as it is now: from a cache, but where the text encoder learns."""
         c, size = self.config, (self.resolution, self.resolution)
         return embedded_prompt(self._text, prompt, size, c.layout, c.background_prompt)
 
-    def _set_up(self) -> None:
-        """What learns, and the attention that it learns with."""
-        c, unet = self.config, self.backbone.unet
-        self.trained = set_up(self.backbone, c)
-        self.learner = Learner(self.trained, "adamw", c.learning_rate, c.ema_decay)
-        inside = released_tokens() if c.layout == "released" else None
-        layers = masked_layers(unet, c.self_attention, cross=c.mask_cross_attention)
-        self.rule = MaskedAttention(None, layers, inside=inside)
-
     def _sample(self, one: Example, crop: Box, flip: bool = False) -> Sample:
-        return cropped(one, crop, self.resolution, self.config.hole, flip)
+        return crop_sample(one, crop, self.resolution, self.config.hole, flip)
 
-    def _encode(self, examples: Sequence[Example]) -> Pool:
+    def _encode_crops(self) -> Pool:
         """The pool of augmented crops, each drawn from (seed, photo, variant)."""
         samples = []
-        for photo, one in enumerate(examples):
+        for photo, one in enumerate(self.examples):
             for variant in range(self.config.variants):
                 rng = np.random.default_rng([self.config.seed, 1, photo, variant])
                 crop = draw_crop(one, self.config, rng)
                 flip = self.config.flip and rng.random() < 0.5
                 samples.append(self._sample(one, crop, flip))
-        return encoded(self.backbone, samples)
-
-    @property
-    def step(self) -> int:
-        return self.learner.step
-
-    def learning_rate(self) -> float:
-        c = self.config
-        return rate(self.step, c.steps, c.learning_rate, c.warmup_steps, c.cooldown_share)
-
-    def curves(self) -> dict[str, float]:
-        return {}
+        return encode(self.backbone, samples)
 
     @contextmanager
     def masked(self, hole: Tensor) -> Iterator[None]:
@@ -172,15 +166,7 @@ class Learning:
     def _noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
-    def goes_on(self, say: bool = True) -> bool:
-        """Whether another step is made: what the first process says goes for all."""
-        return self.processes.goes_on(say, self.device)
-
     def train_step(self) -> float:
-        self.goes_on()
-        return self.learn()
-
-    def learn(self) -> float:
         """One step, on this process's rows of the batch; returns the loss of all of them."""
         c = self.config
         parts = [(self.pool, self.prompt, 1.0)]
@@ -188,7 +174,7 @@ class Learning:
             parts.append((self.prior, self.class_prompt, c.prior_weight))
         told = torch.zeros((), device=self.device)
         for number, (pool, prompt, share) in enumerate(parts):
-            batch, t, noise, whole = self._drawn(pool, number)
+            batch, t, noise, whole = self._draw(pool, number)
             weight = loss_weights(batch.hole, batch.valid, c.hole_weight)
             with self.masked(batch.hole):
                 error = self._error(batch, t, noise, prompt)
@@ -196,12 +182,12 @@ class Learning:
                 loss.backward()
             told += loss.detach()
         told = self.processes.add_up(self.trained.parameters(), told)
-        self.learner.update(self.learning_rate())
+        self.state.update(self.learning_rate())
         if self.processes.first and c.preview_every and self.step % c.preview_every == 0:
             self._show(self.out / f"preview-{self.step:06d}.png")
         return float(told)
 
-    def _drawn(self, pool: Pool, number: int) -> tuple[Pool, Tensor, Tensor, float]:
+    def _draw(self, pool: Pool, number: int) -> tuple[Pool, Tensor, Tensor, float]:
         """This process's rows of a step's batch: samples, timesteps and noise; and what all pixels
         of the whole batch weigh.
         """
@@ -226,29 +212,26 @@ class Learning:
     def _show(self, path: Path) -> None:
         """A preview of the first photo, with the averaged weights."""
         pool = self.fixed["photos"].rows(np.arange(1), self.device)
-        with torch.no_grad(), self.learner.averaged(), self.masked(pool.hole):
+        with torch.no_grad(), self.state.averaged(), self.masked(pool.hole):
             text = self.conditioning(self.prompt)
             preview(self.backbone, pool, text, self.config.preview_steps, path)
 
-    @torch.no_grad()
     def error_in_hole(self, pool: Pool) -> dict[int, float]:
         """The mean squared error inside the holes of a pool by timestep, always with the same
         noise and with the averaged weights.
         """
         rng = np.random.default_rng([self.config.seed, 3])
         rows = pool.rows(np.arange(len(pool)), self.device)
-        where = rows.hole * rows.valid
         noise = self._noise(tuple(rows.z.shape), rng).to(self.device)
-        result = {}
+
+        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
+            return self._error(rows, t, noise, self.prompt), rows.hole * rows.valid
+
         # At first the average is what is there already.
-        averaged = self.learner.averaged() if self.step else nullcontext()
+        averaged = self.state.averaged() if self.step else nullcontext()
         with averaged, self.masked(rows.hole):
-            for share in VALIDATION_TIMESTEPS:
-                t = share * len(self.backbone.alphas_cumprod) // 1000
-                steps = torch.full((len(rows),), t, device=self.device)
-                error = self._error(rows, steps, noise, self.prompt)
-                result[t] = float((error * where).sum() / where.sum().clamp_min(1e-6))
-        return result
+            total = len(self.backbone.alphas_cumprod)
+            return validation_curve(errors, len(rows), self.device, total)
 
     def _errors(self) -> dict[str, dict[int, float]]:
         """error_in_hole() of the photos as they are, and of those held out."""
@@ -261,24 +244,60 @@ class Learning:
         row: dict[str, Any] = {}
         curves: dict[str, float] = {}
         for name, now in self._errors().items():
-            for key, found in ((name, now), (f"{name}_before", self._before[name])):
-                row[f"loss_in_box_{key}"] = round(float(np.mean(list(found.values()))), 5)
+            for key, curve in ((name, now), (f"{name}_before", self._before[name])):
+                row[f"loss_in_box_{key}"] = round(float(np.mean(list(curve.values()))), 5)
             curves |= {f"loss_in_box_{name}/{t}": value for t, value in now.items()}
         return row, curves
 
-    def save_state(self) -> None:
-        """Write a resumable state into the run's folder."""
-        self.learner.save(self.out)
-
-    def export(self, figures: dict[str, Any]) -> Path:
-        """The file is written once, by learn(), when the run is over."""
-        return self.out
+    def export(self, figures: dict[str, Any]) -> None:
+        """Nothing: the file is written once, by learn(), when the run is over."""
 
     def write(self, path: Path) -> Concept:
         """Write the averaged weights and what they were learnt from; returns the latter."""
-        concept = description(self)
+        concept = self._concept()
         if self.processes.first:
             c = self.config
-            with self.learner.averaged():
+            with self.state.averaged():
                 write_concept(path, concept, self.trained.tensors(), c.rank, c.full_dtype)
         return concept
+
+    def _concept(self) -> Concept:
+        """What the run's file says, as things stand."""
+        backbone, config = self.backbone, self.config
+        sights = [
+            Sight(photo=e.name, sha256=e.sha256, aspect=e.aspect, size=e.size, picture=e.picture)
+            for e in self.examples
+        ]
+        return Concept(
+            kind=config.train,
+            class_name=self.class_name,
+            token=self.token,
+            prompt=self.prompt,
+            class_prompt=self.class_prompt,
+            layout=config.layout,
+            background_prompt=config.background_prompt,
+            mask_cross_attention=config.mask_cross_attention,
+            context=config.context,
+            sights=tuple(sights),
+            base=Base(
+                name=backbone.name, hash=backbone.hash, kind=backbone.kind, family=backbone.family
+            ),
+            steps=self.step,
+            settings=config.model_dump(mode="json"),
+        )
+
+
+def _check_same(out: Path, recipe: dict[str, Any]) -> None:
+    """Raises InputError where a run's folder holds no state, or that of another run."""
+    check_state(out)
+    try:
+        before = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    told = json.loads(json.dumps(recipe))
+    other = [key for key in told if before.get(key) != told[key]]
+    if other:
+        raise InputError(
+            f"the run in {out} had other {' and '.join(other).replace('_', ' ')}; expected the "
+            "same as when it began, but for its steps, or leave out --resume."
+        )

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.errors import InputError
-from inlay.learning.photos import Found, portrait
+from inlay.learning.crops import random_crop, random_mask
+from inlay.learning.photos import View, portrait
 from inlay.pictures.arrays import resize
 from inlay.pictures.box import Box
 from inlay.pictures.read import read_picture
 from inlay.scene.window import crop_box
-from inlay.training.corpus import random_mask
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
@@ -30,9 +30,9 @@ __all__ = [
     "Pool",
     "Sample",
     "class_samples",
-    "cropped",
+    "crop_sample",
     "draw_crop",
-    "encoded",
+    "encode",
     "example",
     "loss_weights",
 ]
@@ -52,7 +52,7 @@ class Example:
     transparent; shape (h, w) is the object's mask, or its box filled. box is the object's, frame
     the square that the model sees of it before augmentation, both in rgb's pixels; the frame may
     leave them. aspect is the box's width over its height, size the root of its share of the photo.
-    picture is the object for the file, see learn_photos.portrait().
+    picture is the object for the file, see photos.portrait().
     """
 
     rgb: Image
@@ -99,9 +99,9 @@ class Pool:
         return Pool(*(None if part is None else part[at].to(device) for part in parts))  # type: ignore[arg-type]
 
 
-def example(found: Found, config: LearnConfig, resolution: int) -> Example:
+def example(view: View, config: LearnConfig, resolution: int) -> Example:
     """The part of a photo that crops can reach, no finer than a model of that side needs it."""
-    picture, box, shape = found.picture, found.box, found.shape
+    picture, box, shape = view.picture, view.box, view.shape
     whole = Box.of_size(picture.size)
     seen = crop_box(box, picture.size, config.context)
     side = max(seen.width, seen.height)
@@ -135,7 +135,7 @@ def example(found: Found, config: LearnConfig, resolution: int) -> Example:
         (box.area / whole.area) ** 0.5,
         picture.name,
         picture.sha256,
-        portrait(found) if config.keep_photos else None,
+        portrait(view) if config.keep_photos else None,
     )
 
 
@@ -161,7 +161,7 @@ def draw_crop(example: Example, config: LearnConfig, rng: np.random.Generator) -
     return frame
 
 
-def cropped(
+def crop_sample(
     example: Example, crop: Box, resolution: int, hole: str = "box", flip: bool = False
 ) -> Sample:
     """A crop at the model's size; what lies beyond the photo is grey, and not valid."""
@@ -199,8 +199,6 @@ def class_samples(folder: Path, resolution: int, seed: int) -> list[Sample]:
 
     Raises InputError where the folder has no picture that can be read.
     """
-    from inlay.training.corpus import random_crop
-
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError:
@@ -225,7 +223,7 @@ def class_samples(folder: Path, resolution: int, seed: int) -> list[Sample]:
 
 
 @torch.no_grad()
-def encoded(backbone: Backbone, samples: Sequence[Sample], rows: int = 8) -> Pool:
+def encode(backbone: Backbone, samples: Sequence[Sample], rows: int = 8) -> Pool:
     """Encode samples, each once.
 
     A latent pixel is hole where the hole touches its patch, and valid where all of it is.

@@ -1,28 +1,54 @@
-"""What learning an object can be told, and its prompts."""
+"""What training can be told, and what learning a concept can; and the prompts of a concept."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inlay.diffusion.attention_masked import Preset
 from inlay.diffusion.text import TextStack
 
-__all__ = ["LearnConfig", "pick_token", "spelled"]
+__all__ = ["LearnConfig", "TrainingConfig", "pick_token", "prompt_for"]
 
 # Words that hardly any caption has. The single letters are for small vocabularies.
 _RARE = ("sks", "zwx", "ohwx", "q", "x", "z")
 
 
-class LearnConfig(BaseModel):
-    """The whole recipe; it is written into the file that is learnt."""
+# What differs between kinds of training is the default alone.
+Steps = Annotated[int, Field(ge=1, description="steps in all")]
+Batch = Annotated[int, Field(ge=1, description="pictures a step, over all processes")]
+Rate = Annotated[float, Field(gt=0, description="after warm-up")]
+Warmup = Annotated[int, Field(ge=1, description="steps of linear warm-up")]
+Share = Annotated[float, Field(ge=0, le=1, description="share of steps of linear decay")]
+Decay = Annotated[
+    float, Field(ge=0, lt=1, description="moving average of the weights; 0 keeps the last ones")
+]
+Optimizer = Annotated[Literal["adamw", "muon"], Field(description="of the weight matrices")]
+
+
+class TrainingConfig(BaseModel):
+    """What every training run can be told; it is written next to, or into, the weights it made."""
 
     model_config = ConfigDict(extra="forbid")
 
+    steps: Steps = 4000
+    batch: Batch = 16
+    learning_rate: Rate = 3e-4
+    warmup_steps: Warmup = 100
+    cooldown_share: Share = 0.25
+    ema_decay: Decay = 0.999
+    max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
+    save_every: int = Field(500, ge=1, description="steps between resumable states")
+    seed: int = Field(0, ge=0, description="of weights, order of pictures, crops, masks and noise")
+
+
+class LearnConfig(TrainingConfig):
+    """The whole recipe of learning a concept."""
+
     model: str = Field("embedded", description="checkpoint that the object is learnt for")
-    steps: int = Field(150, ge=1, description="steps in all")
-    batch: int = Field(4, ge=1, description="pictures a step; the paper has 1")
+    steps: Steps = 150
+    batch: Batch = 4
     resolution: int | None = Field(
         None, ge=16, description="picture side in pixels; None is the checkpoint's own"
     )
@@ -38,11 +64,9 @@ class LearnConfig(BaseModel):
     learning_rate: float = Field(
         1e-3, gt=0, description="after warm-up; with train=full 5e-6 unless given"
     )
-    warmup_steps: int = Field(10, ge=1, description="linear warm-up")
-    cooldown_share: float = Field(0.5, ge=0, le=1, description="share of steps of linear decay")
-    ema_decay: float = Field(
-        0.98, ge=0, lt=1, description="moving average of the weights; 0 keeps the last ones"
-    )
+    warmup_steps: Warmup = 10
+    cooldown_share: Share = 0.5
+    ema_decay: Decay = 0.98
     rank: int = Field(16, ge=1, le=512, description="of the LoRA")
     layers: Literal["cross", "attention", "all"] = Field(
         "all", description="what the LoRA changes: cross-attention, all attention, or all blocks"
@@ -90,9 +114,7 @@ class LearnConfig(BaseModel):
     held_out: int = Field(0, ge=0, le=9, description="photos, the last ones, kept for reports")
     preview_every: int = Field(0, ge=0, description="steps between preview pictures; 0 is none")
     preview_steps: int = Field(20, ge=1, le=1000, description="denoising steps of a preview")
-    max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
     save_every: int = Field(200, ge=1, description="steps between resumable states")
-    seed: int = Field(0, ge=0, description="of weights, crops, order and noise")
 
     @field_validator("prompt")
     @classmethod
@@ -138,6 +160,6 @@ def pick_token(text: TextStack) -> str:
     return next((w for w in _RARE if all(len(text.word_ids(w, n)) == 1 for n in numbers)), "sks")
 
 
-def spelled(prompt: str, token: str, class_name: str) -> str:
-    """The prompt for an object, or with an empty token the one for its whole class."""
-    return " ".join(prompt.replace("{token}", token).replace("{class}", class_name).split())
+def prompt_for(pattern: str, token: str, class_name: str) -> str:
+    """The prompt for a concept, or with an empty token the one for its whole class."""
+    return " ".join(pattern.replace("{token}", token).replace("{class}", class_name).split())

@@ -7,10 +7,8 @@ be drawn more often.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,24 +16,24 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import bounds, resize, shrink
+from inlay.learning.settings import TrainingConfig
+from inlay.pictures.arrays import bounds, shrink
 from inlay.pictures.files import is_held_out, picture_names
 from inlay.pictures.read import read_picture
 from inlay.scene.grabcut import grabcut
 
 __all__ = [
     "Corpus",
-    "draw_crop",
+    "RenderedConfig",
     "draw_light",
     "find_object",
     "is_held_out",
     "load_corpus",
     "object_mask",
-    "random_crop",
-    "random_mask",
-    "recoloured",
+    "recolour",
     "with_rendered",
 ]
 
@@ -43,6 +41,30 @@ Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 
 _log = logging.getLogger("inlay")
+
+
+class RenderedConfig(TrainingConfig):
+    """What a run can be told of rendered pictures beside its photos."""
+
+    rendered: str | None = Field(
+        None,
+        description="image folder of rendered pictures, as tools/render_scenes.py writes it, that "
+        "is mixed in; their alpha is 255 on the object",
+    )
+    rendered_share: float = Field(
+        0.1, ge=0, lt=1, description="share of samples that are rendered pictures"
+    )
+
+    @field_validator("rendered", mode="before")
+    @classmethod
+    def _is_a_folder(cls, value: object) -> object:
+        # Recipes of inlay 0.1 have a number here.
+        if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+            raise ValueError(
+                "pictures are no longer rendered in the run, so it is a folder now; expected one "
+                f"that tools/render_scenes.py FOLDER --count {value} wrote, or none."
+            )
+        return value
 
 
 @dataclass
@@ -73,14 +95,20 @@ class Corpus:
 
 
 def load_corpus(
-    folder: Path, held_out: bool, short_side: int = 288, captioned: bool = True
+    folder: Path,
+    held_out: bool,
+    short_side: int = 288,
+    captioned: bool = True,
+    alpha: bool = False,
 ) -> Corpus:
     """Read one split of an image folder; larger pictures are reduced to `short_side` pixels.
 
     Pictures that cannot be read are left out, and the log says so. The held-out split may be
     empty. Where captions are not needed (`captioned` False) a folder without metadata.jsonl will
-    do: all pictures in it and below it, with empty captions. Raises InputError when metadata.jsonl
-    is missing or malformed, or when the training split has no picture that can be read.
+    do: all pictures in it and below it, with empty captions. `alpha` keeps the alpha of pictures
+    with some transparency, which is 255 on their one object and 0 elsewhere. Raises InputError when
+    metadata.jsonl is missing or malformed, or when the training split has no picture that can be
+    read.
     """
     images: list[Image] = []
     captions: list[str] = []
@@ -89,11 +117,13 @@ def load_corpus(
         if is_held_out(name) != held_out:
             continue
         try:
-            picture = read_picture(folder / name).to_pil().convert("RGB")
+            picture = read_picture(folder / name).to_pil()
         except InputError as error:
             _log.warning("left out: %s", error)
             continue
-        images.append(shrink(np.asarray(picture, np.uint8), short_side))
+        known = alpha and picture.mode in ("LA", "RGBA") and picture.getextrema()[-1] != (255, 255)
+        mode = "RGBA" if known else "RGB"
+        images.append(shrink(np.asarray(picture.convert(mode), np.uint8), short_side))
         captions.append(text)
         weights.append(weight)
     if not images and not held_out:
@@ -135,44 +165,17 @@ def _row(line: str, where: str) -> tuple[str, str, float]:
     return name, text, weight
 
 
-def with_rendered(corpus: Corpus, count: int, share: float, cache: Path, size: int = 160) -> Corpus:
-    """The corpus and `count` rendered pictures, which are drawn with probability `share`.
+def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288) -> Corpus:
+    """The corpus and the rendered pictures that a recipe asks for, drawn with their share.
 
-    They are kept in the file `cache` (safetensors), as rendering takes about a tenth of a second
-    each. Seeds that the hash of their name holds out are passed over.
+    Those that the hash of their name holds out stay away.
     """
-    if count == 0 or share == 0:
+    if config.rendered is None or config.rendered_share == 0:
         return corpus
-    names = (f"rendered/{seed}" for seed in itertools.count())
-    seeds = [int(n.split("/")[1]) for n in itertools.islice(_kept(names), count)]
-    images, captions = _rendered(seeds, size, cache)
-    weights = np.concatenate([corpus.weights * (1 - share), np.full(count, share / count)])
-    return Corpus([*corpus.images, *images], [*corpus.captions, *captions], weights)
-
-
-def _kept(names: Iterable[str]) -> Iterator[str]:
-    return (name for name in names if not is_held_out(name))
-
-
-def _rendered(seeds: list[int], size: int, cache: Path) -> tuple[list[Image], list[str]]:
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
-    from rendered.render import render  # type: ignore[import-not-found, unused-ignore]
-
-    made_of = json.dumps([seeds, size])
-    if cache.is_file():
-        with safe_open(cache, "np") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("made_of") == made_of:
-                return list(file.get_tensor("images")), json.loads(metadata["captions"])
-    pictures = [render(seed, size) for seed in seeds]
-    images = np.stack([np.dstack([p.image, p.mask]) for p in pictures])
-    captions = [p.caption for p in pictures]
-    temporary = cache.with_name(cache.name + ".tmp")
-    save_file({"images": images}, temporary, {"made_of": made_of, "captions": json.dumps(captions)})
-    temporary.replace(cache)
-    return list(images), captions
+    other = load_corpus(Path(config.rendered), held_out=False, short_side=short_side, alpha=True)
+    share = config.rendered_share
+    weights = np.concatenate([corpus.weights * (1 - share), other.weights * share])
+    return Corpus([*corpus.images, *other.images], [*corpus.captions, *other.captions], weights)
 
 
 def draw_light(rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
@@ -180,7 +183,7 @@ def draw_light(rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
     return np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.15)), float(np.exp(rng.normal(0, 0.15)))
 
 
-def recoloured(crop: Image, rng: np.random.Generator) -> Image:
+def recolour(crop: Image, rng: np.random.Generator) -> Image:
     """The picture (H, W, 3) under a light of draw_light()."""
     gain, gamma = draw_light(rng)
     light = (np.arange(256)[:, None] / 255) ** (2.2 * gamma) * gain
@@ -224,55 +227,3 @@ def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
         found = np.asarray(cv2.dilate(found, kernel), np.uint8)
     return found.astype(np.float32)
-
-
-def draw_crop(
-    height: int, width: int, size: int, rng: np.random.Generator
-) -> tuple[int, int, int, bool]:
-    """Top, left and side of a square crop, 55% to 100% of the short side, and whether to mirror.
-
-    No crop is smaller than half of `size`, unless the picture is.
-    """
-    short = min(height, width)
-    side = round(short * rng.uniform(0.55, 1.0))
-    side = min(short, max(side, min(short, size // 2)))
-    top = int(rng.integers(0, height - side + 1))
-    left = int(rng.integers(0, width - side + 1))
-    return top, left, side, bool(rng.random() < 0.5)
-
-
-def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
-    """A crop of draw_crop() of a picture (H, W, C), resized to (size, size, C)."""
-    top, left, side, mirrored = draw_crop(image.shape[0], image.shape[1], size, rng)
-    crop = image[top : top + side, left : left + side]
-    crop = resize(crop, (size, size))
-    return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
-
-
-def random_mask(size: int, rng: np.random.Generator) -> Mask:
-    """A hole (size, size), 1 = to be painted: a box, ellipses, strokes, a blob, or everything."""
-    mask = np.zeros((size, size), np.float32)
-    kind = rng.choice(5, p=[0.3, 0.2, 0.15, 0.2, 0.15])
-    if kind == 0:
-        w, h = rng.uniform(0.2, 0.85, 2) * size
-        x, y = rng.uniform(0, size - w), rng.uniform(0, size - h)
-        mask[int(y) : int(y + h), int(x) : int(x + w)] = 1
-    elif kind == 1:
-        for _ in range(int(rng.integers(1, 4))):
-            center = tuple(int(v) for v in rng.uniform(0.2, 0.8, 2) * size)
-            axes = tuple(int(v) for v in rng.uniform(0.08, 0.4, 2) * size)
-            cv2.ellipse(mask, center, axes, float(rng.uniform(0, 180)), 0, 360, 1.0, -1)
-    elif kind == 2:
-        for _ in range(int(rng.integers(1, 4))):
-            steps = rng.normal(0, 0.18, (int(rng.integers(3, 7)), 2)) * size
-            points = (np.cumsum(steps, 0) + rng.uniform(0.2, 0.8, 2) * size).astype(np.int32)
-            thickness = int(rng.uniform(0.06, 0.2) * size)
-            cv2.polylines(mask, [points], False, 1.0, thickness)
-    elif kind == 3:
-        # Thresholded smooth noise: ragged outlines, like those of segmented objects.
-        noise = rng.normal(size=(size, size)).astype(np.float32)
-        smooth = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.08, 0.2) * size))
-        mask[smooth > np.quantile(smooth, rng.uniform(0.4, 0.85))] = 1
-    else:
-        mask[:] = 1
-    return mask

@@ -1,7 +1,8 @@
 """Known changes of light and tone: what an object looks like that was lit or developed otherwise.
 
-Light is changed in linear light, as a lamp or a camera would change it. Kinds and what is drawn at
-strength 1:
+disturb_object() is what the benchmark of harmonization deals, draw_sample() what a harmonizer
+learns to undo. Light is changed in linear light, as a lamp or a camera would change it. Kinds and
+what is drawn at strength 1:
 
     gain         each channel of linear light times 2^x, x in [-1, 1], the largest at least 0.4
     exposure     all light times 2^x, x in +-[0.35, 1.1]
@@ -20,14 +21,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.learning.crops import random_crop, random_mask
+from inlay.pictures.arrays import blur
 from inlay.pictures.colour import srgb_decode, srgb_encode
+from inlay.training.objects import ObjectCache
 
-__all__ = ["KINDS", "Change", "disturb", "draw", "pasted"]
+__all__ = [
+    "KINDS",
+    "Change",
+    "Policy",
+    "Sample",
+    "disturb",
+    "disturb_object",
+    "draw",
+    "draw_sample",
+    "jitter",
+]
 
+Rng = np.random.Generator
+Image = NDArray[np.uint8]
+Mask = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 _SINGLE = ("gain", "exposure", "temperature", "saturation", "gamma")
@@ -43,6 +61,9 @@ _BRADFORD = np.array(
 _DAYLIGHT = 6504.0
 _MIXED = 0.7
 _LEVELS = srgb_decode(np.arange(256) / 255)
+# Least and largest share of a crop that an object takes, and how often another crop is tried.
+_SHARE = (0.03, 0.6)
+_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class Change:
         return {"kind": self.kind, **self.parameters}
 
 
-def draw(kind: str, rng: np.random.Generator, strength: float = 1.0) -> list[Change]:
+def draw(kind: str, rng: Rng, strength: float = 1.0) -> list[Change]:
     """Draw a change of a kind; several for "mixed".
 
     strength in (0, 1] scales the ranges of this file's table (the logarithms of the factors).
@@ -77,7 +98,7 @@ def draw(kind: str, rng: np.random.Generator, strength: float = 1.0) -> list[Cha
     return [Change(kind, _PARAMETERS[kind](rng, strength))]
 
 
-def _gain(rng: np.random.Generator, strength: float) -> dict[str, float]:
+def _gain(rng: Rng, strength: float) -> dict[str, float]:
     stops = rng.uniform(-1.0, 1.0, 3)
     # A change that cannot be seen is none.
     if np.abs(stops).max() < 0.4:
@@ -86,31 +107,31 @@ def _gain(rng: np.random.Generator, strength: float) -> dict[str, float]:
     return {name: float(strength * x) for name, x in zip(names, stops, strict=True)}
 
 
-def _either_side(rng: np.random.Generator, least: float, most: float) -> float:
+def _either_side(rng: Rng, least: float, most: float) -> float:
     return float(rng.uniform(least, most)) * (1 if rng.random() < 0.5 else -1)
 
 
-def _exposure(rng: np.random.Generator, strength: float) -> dict[str, float]:
+def _exposure(rng: Rng, strength: float) -> dict[str, float]:
     return {"stops": strength * _either_side(rng, 0.35, 1.1)}
 
 
-def _temperature(rng: np.random.Generator, strength: float) -> dict[str, float]:
+def _temperature(rng: Rng, strength: float) -> dict[str, float]:
     warmer = rng.random() < 0.5
     mired = float(rng.uniform(40, 120) if warmer else -rng.uniform(35, 85))
     kelvin = 1e6 / (1e6 / _DAYLIGHT + strength * mired)
     return {"kelvin": kelvin, "tint": strength * float(rng.uniform(-0.12, 0.12))}
 
 
-def _saturation(rng: np.random.Generator, strength: float) -> dict[str, float]:
+def _saturation(rng: Rng, strength: float) -> dict[str, float]:
     power = float(rng.uniform(0.5, 1.1) if rng.random() < 0.5 else -rng.uniform(0.7, 1.5))
     return {"factor": 2.0 ** (strength * power)}
 
 
-def _gamma(rng: np.random.Generator, strength: float) -> dict[str, float]:
+def _gamma(rng: Rng, strength: float) -> dict[str, float]:
     return {"exponent": 2.0 ** (strength * _either_side(rng, 0.15, 0.5))}
 
 
-_PARAMETERS: dict[str, Callable[[np.random.Generator, float], dict[str, float]]] = {
+_PARAMETERS: dict[str, Callable[[Rng, float], dict[str, float]]] = {
     "gain": _gain,
     "exposure": _exposure,
     "temperature": _temperature,
@@ -119,7 +140,7 @@ _PARAMETERS: dict[str, Callable[[np.random.Generator, float], dict[str, float]]]
 }
 
 
-def disturb(picture: NDArray[np.uint8], changes: Sequence[Change]) -> Floats:
+def disturb(picture: Image, changes: Sequence[Change]) -> Floats:
     """A picture, uint8 (..., 3) sRGB, after the changes in their order; float64 in [0, 1], sRGB.
 
     What leaves [0, 1] is clipped after each change, as a file between two programs would be, but
@@ -127,11 +148,11 @@ def disturb(picture: NDArray[np.uint8], changes: Sequence[Change]) -> Floats:
     """
     linear = _LEVELS[picture]
     for change in changes:
-        linear = np.clip(_applied(linear, change), 0, 1)
+        linear = np.clip(_change(linear, change), 0, 1)
     return srgb_encode(linear)
 
 
-def _applied(linear: Floats, change: Change) -> Floats:
+def _change(linear: Floats, change: Change) -> Floats:
     values = change.parameters
     if change.kind == "gain":
         return linear * np.exp2([values["red"], values["green"], values["blue"]])
@@ -175,9 +196,7 @@ def _planck(kelvin: float) -> Floats:
     return np.array([x / y, 1.0, (1 - x - y) / y])
 
 
-def pasted(
-    truth: NDArray[np.uint8], mask: NDArray[np.float32], changes: Sequence[Change]
-) -> NDArray[np.uint8]:
+def disturb_object(truth: Image, mask: Mask, changes: Sequence[Change]) -> Image:
     """The photograph with the masked part disturbed, rounded to 8 bits.
 
     truth is uint8 (h, w, 3), mask float32 (h, w) in [0, 1]. Edges are blended in sRGB values, as
@@ -190,3 +209,122 @@ def pasted(
     after = before + share * (255 * disturb(before, changes) - before)
     result[rows, columns] = np.floor(after + 0.5).astype(np.uint8)
     return result
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How samples are made.
+
+    kinds: of disturb.KINDS. strength: the range that a change's strength is drawn from.
+    undisturbed_share: share left as it was. restyled_share: share whose truth is recoloured as a
+    whole first. blob_share: share of random shapes instead of objects. mask_jitter: the most that
+    a mask is widened or narrowed by, in picture sizes.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    strength: tuple[float, float] = (0.3, 1.0)
+    undisturbed_share: float = 0.0
+    restyled_share: float = 0.0
+    blob_share: float = 0.0
+    mask_jitter: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """truth and pasted, uint8 (S, S, 3) sRGB; mask, float32 (S, S) in [0, 1]; the caption.
+
+    pasted differs from truth only where the mask is above 0. The caption is empty where the truth
+    was recoloured, as it may name a colour.
+    """
+
+    truth: Image
+    mask: Mask
+    pasted: Image
+    caption: str
+
+
+def draw_sample(
+    picture: Image,
+    caption: str,
+    cache: ObjectCache,
+    size: int,
+    policy: Policy,
+    rng: Rng,
+    kind: str | None = None,
+) -> Sample:
+    """A sample at `size` pixels, cut from a picture (H, W, 3 or 4); `kind` instead of a drawn one.
+
+    A fourth channel is the picture's object, else `cache` knows where objects are.
+    """
+    truth, shape = _cut(picture, cache, size, policy, rng)
+    if rng.random() < policy.restyled_share:
+        truth, caption = _restyle(truth, rng), ""
+    mask = jitter(shape, policy.mask_jitter, rng)
+    if rng.random() < policy.undisturbed_share:
+        return Sample(truth, mask, truth, caption)
+    dealt = kind or str(rng.choice(policy.kinds))
+    changes = draw(dealt, rng, float(rng.uniform(*policy.strength)))
+    return Sample(truth, mask, disturb_object(truth, mask, changes), caption)
+
+
+def _cut(
+    picture: Image, cache: ObjectCache, size: int, policy: Policy, rng: Rng
+) -> tuple[Image, NDArray[np.bool_]]:
+    """A crop and what of it is the object; a random shape where crops show none."""
+    objects = [] if rng.random() < policy.blob_share else cache.of(picture)
+    picture = np.ascontiguousarray(picture[..., :3])
+    for _ in range(_TRIES if objects else 0):
+        chosen = objects[int(rng.integers(len(objects)))]
+        both = random_crop(np.dstack([picture, chosen]), size, rng)
+        shape = both[..., 3] > 127
+        if _SHARE[0] <= shape.mean() <= _SHARE[1]:
+            return np.ascontiguousarray(both[..., :3]), shape
+    crop = random_crop(picture, size, rng)
+    while True:
+        shape = random_mask(size, rng) > 0.5
+        if _SHARE[0] <= shape.mean() <= _SHARE[1]:
+            return crop, shape
+
+
+def _restyle(picture: Image, rng: Rng) -> Image:
+    """A picture (H, W, 3) under another light, in other colours and with another tone, as a whole.
+
+    What is usual for an object then says nothing about its light: its surroundings have to.
+    """
+    lit = srgb_decode(disturb(picture, draw("mixed", rng)))
+    colours = np.clip(lit @ _palette(rng).T, 0, 1)
+    return np.asarray(np.floor(255 * srgb_encode(colours) + 0.5), np.uint8)
+
+
+def _palette(rng: Rng) -> NDArray[np.float64]:
+    """A matrix on linear sRGB that turns hues and mixes channels a little; greys stay as they are.
+
+    The hue is turned about the grey axis (Rodrigues), half of the time by a little, else by any
+    angle.
+    """
+    angle = rng.normal(0, 0.3) if rng.random() < 0.5 else rng.uniform(-np.pi, np.pi)
+    axis = np.full(3, 3**-0.5)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    mix = np.eye(3) + rng.normal(0, 0.08, (3, 3))
+    mix /= mix.sum(axis=1, keepdims=True)
+    return np.asarray(mix @ turn, np.float64)
+
+
+def jitter(shape: NDArray[np.bool_], most: float, rng: Rng) -> Mask:
+    """A mask (S, S) of a shape made wider or narrower by up to `most` picture sizes, its edge soft.
+
+    As masks come from people and from segmentation: not to the pixel. On the levels of 8 bits.
+    """
+    mask = shape.astype(np.float32)
+    side = max(shape.shape)
+    reach = round(float(rng.uniform(-most, most)) * side)
+    sigma = float(rng.uniform(0, most / 2)) * side
+    if reach:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(reach) + 1,) * 2)
+        changed = cv2.dilate(mask, kernel) if reach > 0 else cv2.erode(mask, kernel)
+        # A thin thing does not vanish.
+        mask = np.asarray(changed if changed.sum() > mask.sum() / 2 else mask, np.float32)
+    if sigma > 0.3:
+        mask = blur(mask, sigma, mirror=True)
+    return np.asarray(np.round(mask * 255) / 255, np.float32)

@@ -8,9 +8,7 @@ arXiv 2202.00512) under a zero-terminal-SNR schedule (Lin et al. 2024, arXiv 230
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -19,42 +17,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from inlay.learning.loop import (
-    VALIDATION_TIMESTEPS,
-    channel_weight,
-    check_state,
-    follow,
-    noised,
-    put_in_place,
-    rate,
-    read_state,
-    train,
-    whole_patches,
-    write_state,
-)
-from inlay.learning.optim import JointOptimizer
+from inlay.learning.loop import Run, noised, train, validation_curve
+from inlay.learning.state import TrainState, check_state
+from inlay.training.batches import Augmentation, DeviceLoader, HostLoader, Loader
 from inlay.training.corpus import load_corpus, with_rendered
-from inlay.training.feed import DeviceFeed, Feed, HostFeed, Policy
+from inlay.training.losses import channel_weight, contrast, erase, latent_mask, other_captions
 from inlay.training.networks import (
     EmbeddedConfig,
     Networks,
-    earlier_words,
-    earlier_words_and_latents,
+    checkpoint_folder,
     fit_autoencoder,
     noise_scheduler,
+    read_autoencoder,
+    read_tokenizer,
+    train_tokenizer,
 )
-from inlay.training.tokenizer import train_tokenizer
-from inlay.training.words import contrast, other_captions
 
-__all__ = ["EmbeddedConfig", "train_embedded"]
+__all__ = ["EmbeddedConfig", "EmbeddedTrainer", "train_embedded"]
 
 _CONTRAST_BELOW = 700
 
 
-class Trainer:
+class EmbeddedTrainer(Run):
     """One run: networks, optimiser, average, and the step they share."""
+
+    config: EmbeddedConfig
 
     def __init__(
         self, folder: Path, out: Path, config: EmbeddedConfig, resume: bool = False
@@ -67,33 +56,32 @@ class Trainer:
         torch.manual_seed(config.seed)
         # The autoencoder is fitted to photos alone.
         photos = self.corpus
-        self.corpus = with_rendered(
-            photos, config.rendered, config.rendered_share, out / "rendered.safetensors"
-        )
+        self.corpus = with_rendered(photos, config)
         if resume:
             check_state(out)
-        if resume and config.start_from is None:
+        start = None if config.start_from is None else checkpoint_folder(config.start_from)
+        vae = fit_autoencoder(photos, config.seed) if start is None else read_autoencoder(start)
+        if start is not None:
+            self.tokenizer = read_tokenizer(start / "tokenizer")
+        elif resume:
             # Words that are as frequent as each other may be numbered otherwise another time.
-            self.tokenizer = earlier_words(out / "tokenizer")
-            vae = fit_autoencoder(photos, config.seed)
-        elif config.start_from is None:
-            self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
-            vae = fit_autoencoder(photos, config.seed)
+            self.tokenizer = read_tokenizer(out / "tokenizer")
         else:
-            self.tokenizer, vae = earlier_words_and_latents(config.start_from)
+            self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
         self.vae = vae.to(self.device)
         end = int(self.tokenizer.eos_token_id)
         self.networks = Networks(config, len(self.tokenizer), end).to(self.device)
-        if config.start_from is not None:
-            self.networks.take_up(config.start_from)
-        self.average = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
-        self.optimizer = JointOptimizer(self.networks, config.optimizer, config.learning_rate)
-        policy = Policy(config.object_mask_share, config.recolour_share)
+        if start is not None:
+            self.networks.load(start)
+        self.state = TrainState(
+            self.networks, config.optimizer, config.learning_rate, config.ema_decay
+        )
+        augmentation = Augmentation(config.object_mask_share, config.recolour_share)
         on_gpu = self.device.type == "cuda"
-        self.feed: Feed = (
-            DeviceFeed(self.corpus, policy, self.device, config.seed)
+        self.loader: Loader = (
+            DeviceLoader(self.corpus, augmentation, self.device, config.seed)
             if on_gpu
-            else HostFeed(self.corpus, policy, self.device)
+            else HostLoader(self.corpus, augmentation, self.device)
         )
         compiled = on_gpu if config.compile is None else config.compile
         unet: Any = self.networks.unet
@@ -103,16 +91,16 @@ class Trainer:
         # Rendered captions are many and rare: the words to tell apart are those of the photos.
         self._words = photos.captions
         self.channel_weight = channel_weight(self._some_latents(), config.channel_weight_power)
-        self.step, self.told = 0, deque[float](maxlen=50)
+        self.told = deque[float](maxlen=50)
         if resume:
-            self.load_state()
+            self.state.load(out, "a checkpoint like this one")
         else:
             self.tokenizer.save_pretrained(out / "tokenizer")
 
     @torch.no_grad()
     def _some_latents(self) -> Tensor:
         rng = np.random.default_rng([self.config.seed, 4])
-        plain = HostFeed(self.corpus, Policy(), self.device)
+        plain = HostLoader(self.corpus, Augmentation(), self.device)
         x = plain.batch(64, self.config.resolution, rng).x
         latents: Tensor = self.vae.encode(x).latent_dist.mode()
         return latents
@@ -131,15 +119,15 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Squared v-error (N, C, h, w) and the latent mask (N, 1, h, w)."""
         scale = self.vae.config.scaling_factor
-        latent_mask, mask = whole_patches(mask, 4)
+        hole = latent_mask(mask, 4)
         with torch.no_grad():
             z = self.vae.encode(x).latent_dist.mode() * scale
-            masked = self.vae.encode(x * (1 - mask)).latent_dist.mode() * scale
+            masked = self.vae.encode(erase(x, hole)).latent_dist.mode() * scale
         noisy, target = noised(z, noise, self.alphas[t])
-        inputs = torch.cat([noisy, latent_mask, masked], 1)
+        inputs = torch.cat([noisy, hole, masked], 1)
         with torch.autocast(self.device.type, torch.bfloat16):
             v = self._unet(inputs, t, self._embed(captions)).sample
-        return (v.float() - target) ** 2, latent_mask
+        return (v.float() - target) ** 2, hole
 
     def _timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
         """Numbers in [0, 1) to timesteps: uniform, but for a share that is above 600 alone.
@@ -159,10 +147,6 @@ class Trainer:
         # min(SNR, gamma) / (SNR + 1), with SNR = a / (1 - a): no division where SNR is infinite.
         return torch.minimum(a, gamma * (1 - a)).view(-1, 1, 1, 1)
 
-    def learning_rate(self) -> float:
-        c = self.config
-        return rate(self.step, c.steps, c.learning_rate, c.warmup_steps, c.cooldown_share)
-
     def curves(self) -> dict[str, float]:
         return {"loss/words": float(np.mean(self.told))} if self.config.word_contrast else {}
 
@@ -173,7 +157,7 @@ class Trainer:
         rng = np.random.default_rng([c.seed, 2, self.step])
         size = c.low_resolution if low else c.resolution
         count = c.low_resolution_batch if low else c.batch
-        batch = self.feed.batch(count, size, rng)
+        batch = self.loader.batch(count, size, rng)
         captions = ["" if rng.random() < c.caption_dropout else text for text in batch.captions]
         # Stratified timesteps: the same loss, less variance.
         t = self._timesteps((np.arange(count) + rng.random(count)) / count)
@@ -196,15 +180,10 @@ class Trainer:
         loss = (weighted[:count] * weight).mean() / weight.mean()
         told = contrast(weighted[again], weighted[count:], hole[again]) if again else loss * 0
         (loss + c.word_contrast * told).backward()
-        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        self.optimizer.step(self.learning_rate())
-        self.networks.zero_grad(set_to_none=True)
+        self.state.update(self.learning_rate())
         self.told.append(float(told.detach()))
-        self.step += 1
-        follow(self.average, self.networks, self.step, c.ema_decay)
         return float(loss.detach())
 
-    @torch.no_grad()
     def validate(self, pictures: int = 64) -> dict[int, float]:
         """Hole v-loss of the averaged weights on the held-out split, by timestep.
 
@@ -214,55 +193,34 @@ class Trainer:
             return {}
         rng = np.random.default_rng([self.config.seed, 3])
         indices = np.arange(min(pictures, len(self.held_out)))
-        plain = HostFeed(self.held_out, Policy(), self.device)
-        batch = plain.of(indices, self.config.resolution, rng)
-        x, mask, captions = batch.x, batch.mask, batch.captions
-        noise = rng.standard_normal((len(x), 16, x.shape[2] // 4, x.shape[3] // 4))
-        noise_tensor = torch.from_numpy(noise).float().to(self.device)
-        kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
-        self.networks.load_state_dict(self.average)
-        result = {}
-        for t in VALIDATION_TIMESTEPS:
-            steps = torch.full((len(x),), t, device=self.device)
-            error, hole = self._losses(x, mask, captions, steps, noise_tensor)
-            result[t] = float((error.mean(1, keepdim=True) * hole).sum() / hole.sum())
-        self.networks.load_state_dict(kept)
-        return result
+        loader = HostLoader(self.held_out, Augmentation(), self.device)
+        batch = loader.of(indices, self.config.resolution, rng)
+        noise = rng.standard_normal((len(indices), 16, *(n // 4 for n in batch.x.shape[2:])))
+        eps = torch.from_numpy(noise).float().to(self.device)
+
+        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
+            return self._losses(batch.x, batch.mask, batch.captions, t, eps)
+
+        with self.state.averaged():
+            return validation_curve(errors, len(indices), self.device)
 
     def report(self) -> tuple[dict[str, Any], dict[str, float]]:
         validation = self.validate()
         row = {"validation_v_loss": {str(k): round(v, 5) for k, v in validation.items()}}
         return row, {f"v_loss_in_hole/{t}": v for t, v in validation.items()}
 
-    def save_state(self) -> None:
-        """Write a resumable state (safetensors, renamed into place)."""
-        groups = {
-            "net": self.networks.state_dict(),
-            "ema": self.average,
-            "opt": self.optimizer.state(),
-        }
-        write_state(self.out, self.step, groups)
-
-    def load_state(self) -> None:
-        """Continue from save_state(); raises InputError when there is nothing to continue."""
-        self.step, groups = read_state(self.out)
-        self.networks.load_state_dict(groups["net"])
-        self.average = {key: value.to(self.device) for key, value in groups["ema"].items()}
-        self.optimizer.load(groups.get("opt", {}))
-
-    def export(self, figures: dict[str, Any]) -> Path:
+    def export(self, figures: dict[str, Any]) -> None:
         """Write the averaged weights in float16 as a diffusers folder OUT/checkpoint."""
-        target, temporary = self.out / "checkpoint", self.out / "checkpoint.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        networks = copy.deepcopy(self.networks)
-        networks.load_state_dict(self.average)
-        networks.half()
-        networks.unet.save_pretrained(temporary / "unet")
-        networks.text_encoder.save_pretrained(temporary / "text_encoder")
+        recipe = {"config": self.config.model_dump(mode="json"), **figures}
+        self.state.export(self.out / "checkpoint", recipe, self._write)
+
+    def _write(self, networks: Networks, folder: Path) -> None:
+        networks.unet.save_pretrained(folder / "unet")
+        networks.text_encoder.save_pretrained(folder / "text_encoder")
         # The autoencoder stays in float32: it is 6 kB, and residual decoding leans on it.
-        self.vae.save_pretrained(temporary / "vae")
-        self.tokenizer.save_pretrained(temporary / "tokenizer")
-        self.scheduler.save_pretrained(temporary / "scheduler")
+        self.vae.save_pretrained(folder / "vae")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.scheduler.save_pretrained(folder / "scheduler")
         index = {
             "_class_name": "StableDiffusionInpaintPipeline",
             "_diffusers_version": "0.30.0",
@@ -272,10 +230,7 @@ class Trainer:
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["inlay.diffusion.autoencoder", "PatchAutoencoder"],
         }
-        (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        recipe = {"config": self.config.model_dump(mode="json"), "step": self.step, **figures}
-        (temporary / "training.json").write_text(json.dumps(recipe, indent=2) + "\n")
-        return put_in_place(temporary, target)
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def train_embedded(
@@ -292,7 +247,7 @@ def train_embedded(
     or nothing to resume.
     """
     config = config or EmbeddedConfig()
-    trainer = Trainer(folder, out, config, resume)
+    trainer = EmbeddedTrainer(folder, out, config, resume)
     log(f"{len(trainer.corpus)} pictures to train on, {len(trainer.held_out)} held out")
     train(trainer, log)
     return out / "checkpoint"

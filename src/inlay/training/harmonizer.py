@@ -13,129 +13,157 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.harmonizer import Guide, load_harmonizer, new_harmonizer
-from inlay.errors import InputError
-from inlay.learning.learner import Learner
-from inlay.learning.loop import (
-    VALIDATION_TIMESTEPS,
-    channel_weight,
-    check_state,
-    locally_averaged,
-    noised,
-    rate,
-    train,
-    x0_of,
-)
-from inlay.training import feed
-from inlay.training.corpus import load_corpus, with_rendered
-from inlay.training.disturbed import DisturbedFeed, Policy, Samples, covered
-from inlay.training.harmonizer_settings import HarmonizerConfig
-from inlay.training.restored import restored
-from inlay.training.wholes import Wholes
+from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes, noised, train
+from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
+from inlay.training.batches import DisturbedLoader, Samples, cover
+from inlay.training.branch import BranchConfig, BranchRun
+from inlay.training.corpus import RenderedConfig, with_rendered
+from inlay.training.disturb import KINDS, Policy
+from inlay.training.losses import local_mean
+from inlay.training.objects import ObjectCache
+from inlay.training.restoration import restoration
 
-__all__ = ["HarmonizerConfig", "HarmonizerTrainer", "train_harmonizer"]
+__all__ = ["HarmonizerConfig", "HarmonizerTrainer", "guided_timesteps", "train_harmonizer"]
 
-# Captions come again: as many stay embedded, a few tens of kilobytes each.
-_CAPTIONS = 1024
 _VALIDATED = 64
 
 
-class HarmonizerTrainer:
+class HarmonizerConfig(BranchConfig, RenderedConfig):
+    """The whole recipe; it is written next to the weights it made."""
+
+    steps: Steps = 6000
+    optimizer: Optimizer = "muon"
+    learning_rate: Rate = 5e-4
+    warmup_steps: Warmup = 50
+    cooldown_share: Share = 0.4
+    caption_dropout: float = Field(0.5, ge=0, le=1, description="share trained without caption")
+    start: Literal["pasted", "noise"] = Field(
+        "pasted",
+        description="what the branch is asked to correct: the pasted picture under some noise, "
+        "which the checkpoint by itself gives back, or, as in the paper, the truth under noise",
+    )
+    t_min: int = Field(200, ge=0, le=999, description="pasted: least noisy timestep")
+    t_max: int = Field(800, ge=1, le=1000, description="pasted: end of the timesteps, exclusive")
+    noisiest_share: float = Field(
+        0.5, ge=0, le=1, description="noise: share of timesteps from the noisiest tenth alone"
+    )
+    kinds: tuple[str, ...] = Field(KINDS, description="of disturbance, drawn alike")
+    least_strength: float = Field(0.3, gt=0, le=1, description="of a disturbance; the most is 1")
+    undisturbed_share: float = Field(
+        0.1, ge=0, lt=1, description="share whose object is left as it was"
+    )
+    whole_picture_augmentation: float = Field(
+        0.5, ge=0, le=1, description="share recoloured as a whole before the object is disturbed"
+    )
+    blob_share: float = Field(
+        0.1, ge=0, le=1, description="share of random shapes in place of whole objects"
+    )
+    mask_jitter: float = Field(
+        0.02, ge=0, le=0.2, description="how far masks are off, in picture sizes"
+    )
+    start_from: str | None = Field(
+        None, description="harmonizer whose weights are begun with, as for --model"
+    )
+    channel_weight_power: float = Field(
+        2.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
+    )
+    smooth_share: float = Field(
+        0.8, ge=0, le=1, description="loss share that is of the error's local mean, not of detail"
+    )
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if not kinds or any(kind not in KINDS for kind in kinds):
+            raise ValueError(f"expected some of {', '.join(KINDS)}")
+        return kinds
+
+    @model_validator(mode="after")
+    def _ranges_hold_a_timestep(self) -> HarmonizerConfig:
+        if self.t_max <= self.t_min:
+            raise ValueError(f"t_min is {self.t_min}; expected less than t_max ({self.t_max}).")
+        return self
+
+    def timesteps(self, u: NDArray[np.float64], total: int) -> NDArray[np.int64]:
+        """Numbers in [0, 1) to timesteps to learn at, of a schedule of `total`."""
+        if self.start == "noise":
+            return guided_timesteps(u, self.noisiest_share, total)
+        low, high = (t * total / 1000 for t in (self.t_min, self.t_max))
+        return np.clip((low + u * (high - low)).astype(np.int64), 0, total - 1)
+
+    def learns_at(self, t: int) -> bool:
+        """Whether a timestep of 1000 is one that it learns at."""
+        return self.start == "noise" or self.t_min <= t < self.t_max
+
+    def answers_from(self, total: int) -> int | None:
+        """The timestep that a single step answers from; None is the last one, from pure noise."""
+        if self.start == "noise":
+            return None
+        return round((self.t_min + self.t_max) / 2 * total / 1000)
+
+    def policy(self) -> Policy:
+        """How samples to train on are made."""
+        return Policy(
+            kinds=self.kinds,
+            strength=(self.least_strength, 1.0),
+            undisturbed_share=self.undisturbed_share,
+            restyled_share=self.whole_picture_augmentation,
+            blob_share=self.blob_share,
+            mask_jitter=self.mask_jitter,
+        )
+
+
+def guided_timesteps(
+    u: NDArray[np.float64], noisiest_share: float, total: int = 1000
+) -> NDArray[np.int64]:
+    """Numbers in [0, 1) to timesteps: uniform, but for a share that is in the last tenth alone.
+
+    There colour and light are settled, and the answer of a single step comes from there.
+    """
+    low = 0.9 * (1 - noisiest_share)
+    bounds = np.interp(u, [0.0, low, 1.0], [0.0, 0.9 * total, total])
+    return np.clip(bounds.astype(np.int64), 0, total - 1)
+
+
+class HarmonizerTrainer(BranchRun):
     """One run: the frozen checkpoint, the branch that learns, and its samples."""
+
+    kind = "harmonizer"
+    config: HarmonizerConfig
+    processes: Processes
 
     def __init__(
         self, folder: Path, out: Path, config: HarmonizerConfig, resume: bool = False
     ) -> None:
-        from accelerate import Accelerator
-
-        self.config, self.out = config, out
-        if resume:
-            check_state(out)
-        # Precision is set below: the frozen U-Net, too, has to run under autocast.
-        self.accelerator = Accelerator(mixed_precision="no")
-        self.device = self.accelerator.device
-        self.backbone = load_backbone(config.model, device=self.device, dtype="float32")
-        self.size = config.resolution or self._half_size()
-        self._check()
-        # Crops go down to about half of a picture.
-        short_side = max(288, self.size * 5 // 4)
-        self.photos, self.held_out = (
-            load_corpus(folder, held_out, short_side, captioned=False) for held_out in (False, True)
-        )
-        self.learner = Learner(
-            self._branch(), config.optimizer, config.learning_rate, config.ema_decay
-        )
-        if resume:
-            self.learner.load(out, f"a harmonizer for the model {config.model}")
-        out.mkdir(parents=True, exist_ok=True)
-        with self.accelerator.main_process_first():
-            self.corpus = with_rendered(
-                self.photos,
-                config.rendered,
-                config.rendered_share,
-                out / "rendered.safetensors",
-                max(160, self.size),
-            )
-        self.wholes = Wholes(out / "objects.safetensors")
+        self.processes = Processes()
+        self.mine = self.processes.rows(config.batch)
+        super().__init__(folder, out, config, resume)
+        self.corpus = with_rendered(self.photos, config, self.short_side)
+        self.objects = ObjectCache(out / "objects.safetensors")
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         place = config.seed, self.device
-        self.feed = DisturbedFeed(
-            self.corpus, self.wholes, config.policy(), self.size, *place, workers
+        self.loader = DisturbedLoader(
+            self.corpus, self.objects, config.policy(), self.size, *place, workers
         )
         given = Policy(kinds=config.kinds, strength=(config.least_strength, 1.0))
-        self.shown = DisturbedFeed(self.held_out, self.wholes, given, self.size, *place)
-        # What gradients go through; on one process the very same network.
-        self.branch = self.accelerator.prepare(self.learner.network)
+        self.shown = DisturbedLoader(self.held_out, self.objects, given, self.size, *place)
         self.alphas = self.backbone.alphas_cumprod.to(self.device)
-        plain = feed.HostFeed(self.photos, feed.Policy(), self.device)
-        some = plain.batch(64, self.size, np.random.default_rng([config.seed, 4])).x
-        with torch.no_grad():
-            latents = torch.cat([self.backbone.encode(x) for x in some.split(8)])
-        self.channel_weight = channel_weight(latents, config.channel_weight_power)
 
-    def _check(self) -> None:
-        count = self.accelerator.num_processes
-        if self.config.batch % count:
-            raise InputError(
-                f"batch is {self.config.batch}; expected a multiple of the {count} processes."
-            )
-        if self.size % self.backbone.multiple:
-            raise InputError(
-                f"resolution is {self.size}; expected a multiple of {self.backbone.multiple} for "
-                f"the model {self.config.model}."
-            )
-
-    def _half_size(self) -> int:
-        """Half of the checkpoint's own side, to the next multiple that it takes."""
-        multiple = self.backbone.multiple
-        return int(-(-self.backbone.native_size // 2 // multiple) * multiple)
-
-    def _branch(self) -> Any:
-        config, backbone = self.config, self.backbone
-        backbone.text.cache_size = _CAPTIONS
-        torch.manual_seed(config.seed)
-        network = new_harmonizer(backbone).to(self.device).train()
-        if config.start_from is not None:
-            begun = load_harmonizer(config.start_from, backbone)
+    def new_network(self) -> Any:
+        network = new_harmonizer(self.backbone)
+        if self.config.start_from is not None:
+            begun = load_harmonizer(self.config.start_from, self.backbone)
             network.load_state_dict(begun.network.state_dict())
-        if self.device.type == "cpu":
-            from diffusers.models.attention_processor import AttnProcessor
-
-            # Explicit attention: the fused kernel's backward is slow on CPUs.
-            backbone.unet.set_attn_processor(AttnProcessor())
-            network.set_attn_processor(AttnProcessor())
         return network
-
-    @property
-    def step(self) -> int:
-        return self.learner.step
 
     def _errors(self, samples: Samples, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Error (N, C, h, w) of what the U-Net predicts, with its sign, and the latent mask.
@@ -145,7 +173,7 @@ class HarmonizerTrainer:
         """
         backbone, kind = self.backbone, self.backbone.prediction_type
         inpaints, alphas = backbone.kind == "inpaint", self.alphas[t]
-        hole, erased = covered(samples.mask, backbone.factor)
+        hole, erased = cover(samples.mask, backbone.factor)
         from_noise = self.config.start == "noise"
         with torch.no_grad():
             z = backbone.encode(samples.truth)
@@ -153,48 +181,30 @@ class HarmonizerTrainer:
             seen = backbone.encode(samples.truth * (1 - erased)) if inpaints else None
         noisy, v = noised(begun, noise, alphas)
         text = backbone.embed(samples.captions, (self.size, self.size))
-        guide = Guide(self.branch, torch.cat([samples.pasted, samples.mask], 1))
+        guide = Guide(self.network, torch.cat([samples.pasted, samples.mask], 1))
         with torch.autocast(self.device.type, torch.bfloat16):
             output = backbone.predict(
                 noisy, t, text, hole if inpaints else None, seen, harmonizer=guide
             )
         if from_noise:
             return output - {"v_prediction": v, "epsilon": noise, "sample": z}[kind], hole
-        return x0_of(output, noisy, alphas, kind) - z, hole
-
-    def learning_rate(self) -> float:
-        c = self.config
-        return rate(self.step, c.steps, c.learning_rate, c.warmup_steps, c.cooldown_share)
-
-    def curves(self) -> dict[str, float]:
-        return {}
+        return _x0(output, noisy, alphas, kind) - z, hole
 
     def train_step(self) -> float:
-        self.goes_on()
-        return self.learn()
-
-    def goes_on(self, say: bool = True) -> bool:
-        """Whether another step is made: what the first process says goes for all."""
-        from accelerate.utils import broadcast
-
-        return bool(broadcast(torch.tensor([float(say)], device=self.device)).item())
-
-    def learn(self) -> float:
         """One step on this process's rows of the batch; their loss.
 
         v-error inside the masks, each sample alike: small objects count as much as large ones.
         A share of it is of the error's local mean, which is all that a smooth change shows.
         """
-        c, count = self.config, self.accelerator.num_processes
-        rows = range(self.accelerator.process_index, c.batch, count)
-        samples = self.feed.batch(self.step, rows)
+        c, rows = self.config, self.mine
+        samples = self.loader.batch(self.step, rows)
         # Everything random in a step comes from (seed, step, row): a resumed run repeats nothing,
         # and it does not matter how many processes there are.
         u, noise = np.empty((len(rows), 2)), []
         for i, row in enumerate(rows):
             rng = np.random.default_rng([c.seed, 5, self.step, row])
             u[i] = rng.random(2)
-            noise.append(self._noise(rng))
+            noise.append(self.noise(rng))
             if u[i, 1] < c.caption_dropout:
                 samples.captions[i] = ""
         # Stratified timesteps: the same loss, less variance.
@@ -203,25 +213,22 @@ class HarmonizerTrainer:
         error, hole = self._errors(samples, t.to(self.device), torch.stack(noise))
         loss = (1 - c.smooth_share) * self._inside(error, hole)
         if c.smooth_share > 0:
-            loss = loss + c.smooth_share * self._inside(locally_averaged(error, hole), hole)
-        self.accelerator.backward(loss)
-        self.learner.update(self.learning_rate())
-        return float(loss.detach())
+            loss = loss + c.smooth_share * self._inside(local_mean(error, hole), hole)
+        loss = loss / self.processes.count
+        loss.backward()
+        total = self.processes.add_up(self.network.parameters(), loss.detach())
+        self.state.update(self.learning_rate())
+        return float(total)
 
     def _inside(self, error: Tensor, hole: Tensor) -> Tensor:
         """Mean square of an error (N, C, h, w) inside the holes, weighted by channel."""
         weighted = (error**2 * self.channel_weight).mean(1, keepdim=True) * hole
         return (weighted.sum((1, 2, 3)) / hole.sum((1, 2, 3))).mean()
 
-    def _noise(self, rng: np.random.Generator) -> Tensor:
-        side = self.size // self.backbone.factor
-        shape = (self.backbone.latent_channels, side, side)
-        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(self.device)
-
     @torch.no_grad()
     def validate(self) -> tuple[dict[int, float], dict[str, float]]:
         """With the averaged weights on the held-out split: mean squared _errors() in the masks by
-        timestep, and restored().
+        timestep, and restoration().
 
         Empty where nothing is held out, as may be with a handful of photos.
         """
@@ -230,21 +237,20 @@ class HarmonizerTrainer:
         everything = range(min(_VALIDATED, len(self.held_out)))
         seen = [t for t in VALIDATION_TIMESTEPS if self.config.learns_at(t)]
         losses: dict[int, list[float]] = {t: [] for t in seen}
-        with self.learner.averaged():
+        with self.state.averaged():
             for start in range(0, len(everything), self.config.batch):
                 indices = everything[start : start + self.config.batch]
                 samples = self.shown.of(indices)
                 rngs = [np.random.default_rng([self.config.seed, 6, i]) for i in indices]
-                noise = torch.stack([self._noise(rng) for rng in rngs])
+                noise = torch.stack([self.noise(rng) for rng in rngs])
                 for t, told in losses.items():
                     steps = torch.full((len(indices),), t, device=self.device)
                     error, hole = self._errors(samples, steps, noise)
                     inside = ((error**2).mean(1, keepdim=True) * hole).sum((1, 2, 3))
                     told += (inside / hole.sum((1, 2, 3))).tolist()
-            network = self.learner.network
-            given = restored(
+            given = restoration(
                 self.backbone,
-                network,
+                self.network,
                 self.shown.of(everything),
                 self.config.seed,
                 self.config.answers_from(len(self.alphas)),
@@ -262,13 +268,18 @@ class HarmonizerTrainer:
 
     def save_state(self) -> None:
         """Write a resumable state, and the objects found so far."""
-        self.learner.save(self.out)
-        self.wholes.save()
+        super().save_state()
+        self.objects.save()
 
-    def export(self, figures: dict[str, Any]) -> Path:
-        """Write the averaged weights in float16 as a ControlNetModel folder OUT/harmonizer."""
-        recipe = {"config": self.config.model_dump(mode="json"), **figures}
-        return self.learner.export(self.out / "harmonizer", recipe)
+
+def _x0(output: Tensor, noisy: Tensor, alphas: Tensor, prediction_type: str) -> Tensor:
+    """x0 (N, C, h, w) of a U-Net's output for latents at cumulative alphas (N,), none of them 0."""
+    a = alphas.view(-1, 1, 1, 1)
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "v_prediction":
+        return a.sqrt() * noisy - (1 - a).sqrt() * output
+    return (noisy - (1 - a).sqrt() * output) / a.sqrt()
 
 
 def train_harmonizer(
@@ -283,12 +294,7 @@ def train_harmonizer(
     Raises InputError for an unusable folder or checkpoint, or nothing to resume.
     """
     trainer = HarmonizerTrainer(folder, out, config or HarmonizerConfig(), resume)
-    if trainer.accelerator.is_main_process:
+    if trainer.processes.first:
         log(f"{len(trainer.photos)} photos to train on, {len(trainer.held_out)} held out")
-        train(trainer, log)
-        if trainer.step < trainer.config.steps:
-            trainer.goes_on(False)
-    else:
-        while trainer.step < trainer.config.steps and trainer.goes_on():
-            trainer.learn()
+    train(trainer, log)
     return out / "harmonizer"

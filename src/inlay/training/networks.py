@@ -1,30 +1,81 @@
-"""What the embedded checkpoint is made of: its recipe, networks, schedule and autoencoder."""
+"""What the embedded checkpoint is made of: recipe, networks, schedule, latents and words."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from safetensors.torch import load_file
 from torch import nn
 
 from inlay.diffusion.autoencoder import PatchAutoencoder
 from inlay.errors import InputError
-from inlay.training.corpus import Corpus, random_crop
+from inlay.learning.crops import random_crop
+from inlay.learning.settings import Decay, Optimizer, Steps, Warmup
+from inlay.training.corpus import Corpus, RenderedConfig
 
-__all__ = ["EmbeddedConfig", "Networks", "fit_autoencoder", "noise_scheduler"]
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+__all__ = [
+    "EmbeddedConfig",
+    "Networks",
+    "checkpoint_folder",
+    "fit_autoencoder",
+    "noise_scheduler",
+    "read_autoencoder",
+    "read_tokenizer",
+    "train_tokenizer",
+]
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-class EmbeddedConfig(BaseModel):
+class EmbeddedConfig(RenderedConfig):
     """The whole recipe; it is written next to the weights it made."""
 
-    model_config = ConfigDict(extra="forbid")
-
+    steps: Steps = 8000
+    optimizer: Optimizer = "muon"
+    warmup_steps: Warmup = 200
+    ema_decay: Decay = 0.9995
     block_out_channels: tuple[int, ...] = Field((64, 128, 256), description="U-Net widths")
+    layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
+    finest_attention: bool = Field(False, description="attention on the finest level, too")
+    attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
+    text_width: int = Field(192, ge=32, description="width of the text model")
+    text_layers: int = Field(3, ge=1, description="layers of the text model")
+    resolution: int = Field(128, ge=32, description="picture side in pixels")
+    low_resolution: int = Field(64, ge=32, description="picture side of the first phase")
+    low_resolution_steps: int = Field(4000, ge=0, description="steps of the first phase")
+    low_resolution_batch: int = Field(32, ge=1, description="batch size of the first phase")
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="weigh timesteps by min-SNR; None weighs all alike"
+    )
+    high_noise_share: float = Field(
+        0.0, ge=0, lt=1, description="share of timesteps drawn from 600 to 999 alone"
+    )
+    caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
+    object_mask_share: float = Field(
+        0.35, ge=0, le=1, description="share of holes that hide the thing in the picture"
+    )
+    recolour_share: float = Field(0.15, ge=0, le=1, description="share put under another light")
+    start_from: str | None = Field(
+        None, description="checkpoint folder, or embedded, whose weights are begun with"
+    )
+    word_contrast: float = Field(
+        0.0, ge=0, le=10, description="weight of the loss that tells captions apart; 0 is without"
+    )
+    hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
+    channel_weight_power: float = Field(
+        1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
+    )
+    compile: bool | None = Field(None, description="compile the U-Net first; None does so on a GPU")
 
     @field_validator("block_out_channels")
     @classmethod
@@ -39,52 +90,6 @@ class EmbeddedConfig(BaseModel):
         if width % 4:
             raise ValueError("expected a multiple of 4")
         return width
-
-    layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
-    finest_attention: bool = Field(False, description="attention on the finest level, too")
-    attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
-    text_width: int = Field(192, ge=32, description="width of the text model")
-    text_layers: int = Field(3, ge=1, description="layers of the text model")
-    resolution: int = Field(128, ge=32, description="picture side in pixels")
-    low_resolution: int = Field(64, ge=32, description="picture side of the first phase")
-    low_resolution_steps: int = Field(4000, ge=0, description="steps of the first phase")
-    low_resolution_batch: int = Field(32, ge=1, description="batch size of the first phase")
-    steps: int = Field(8000, ge=1, description="steps in all")
-    batch: int = Field(16, ge=1, description="batch size at full resolution")
-    optimizer: Literal["adamw", "muon"] = Field("muon", description="of the weight matrices")
-    min_snr_gamma: float | None = Field(
-        None, gt=0, description="weigh timesteps by min-SNR; None weighs all alike"
-    )
-    high_noise_share: float = Field(
-        0.0, ge=0, lt=1, description="share of timesteps drawn from 600 to 999 alone"
-    )
-    learning_rate: float = Field(3e-4, gt=0, description="after warm-up")
-    warmup_steps: int = Field(200, ge=1, description="linear warm-up")
-    cooldown_share: float = Field(0.25, ge=0, le=1, description="share of steps of linear decay")
-    caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
-    object_mask_share: float = Field(
-        0.35, ge=0, le=1, description="share of holes that hide the thing in the picture"
-    )
-    recolour_share: float = Field(0.15, ge=0, le=1, description="share put under another light")
-    rendered: int = Field(1500, ge=0, le=20000, description="how many pictures are rendered")
-    rendered_share: float = Field(
-        0.1, ge=0, lt=1, description="share of samples that are rendered pictures"
-    )
-    start_from: str | None = Field(
-        None, description="checkpoint folder, or embedded, whose weights are begun with"
-    )
-    word_contrast: float = Field(
-        0.0, ge=0, le=10, description="weight of the loss that tells captions apart; 0 is without"
-    )
-    hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
-    channel_weight_power: float = Field(
-        1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
-    )
-    compile: bool | None = Field(None, description="compile the U-Net first; None does so on a GPU")
-    ema_decay: float = Field(0.9995, ge=0, lt=1, description="exponential moving average")
-    max_minutes: float | None = Field(None, gt=0, description="stop (resumable) after this time")
-    save_every: int = Field(500, ge=1, description="steps between resumable states")
-    seed: int = Field(0, description="of weights, data order, masks and noise")
 
 
 class Networks(nn.Module):
@@ -133,63 +138,60 @@ class Networks(nn.Module):
             )
         )
 
-    def take_up(self, checkpoint: str) -> None:
-        """Begin with the weights of a checkpoint folder, or of "embedded", the shipped one.
+    def load(self, folder: Path) -> None:
+        """Begin with the weights of a checkpoint folder.
 
         Raises InputError when its networks are not of this shape.
         """
-        folder = _folder(checkpoint)
         for part, network in (("unet", self.unet), ("text_encoder", self.text_encoder)):
             name = "diffusion_pytorch_model" if part == "unet" else "model"
             try:
                 network.load_state_dict(load_file(folder / part / f"{name}.safetensors"))
             except (OSError, RuntimeError):
                 raise InputError(
-                    f"the {part} of {checkpoint!r} cannot be begun with; expected a checkpoint "
+                    f"the {part} of {str(folder)!r} cannot be begun with; expected a checkpoint "
                     "that this command wrote, with the same widths, layers and vocabulary."
                 ) from None
 
 
-def _folder(checkpoint: str) -> Path:
+def checkpoint_folder(checkpoint: str) -> Path:
+    """The folder of a checkpoint by its path, or by "embedded", the shipped one."""
     if checkpoint == "embedded":
         return Path(str(package_files("inlay"))) / "assets" / "embedded"
     return Path(checkpoint)
 
 
-def earlier_words(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer that an earlier run wrote to a folder; raises InputError if it is not there."""
     from transformers import CLIPTokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError):
         raise InputError(
             f"the tokenizer in {folder} cannot be read; expected one that this command wrote."
         ) from None
+    return tokenizer
 
 
-def earlier_words_and_latents(checkpoint: str) -> tuple[Any, PatchAutoencoder]:
-    """Tokenizer and autoencoder of a checkpoint folder, or of "embedded", the shipped one.
-
-    Raises InputError when they cannot be read.
-    """
-    folder = _folder(checkpoint)
+def read_autoencoder(folder: Path) -> PatchAutoencoder:
+    """That of a checkpoint folder; raises InputError when it cannot be read."""
     if not (folder / "vae" / "config.json").is_file():
         raise InputError(
-            f"start_from is {checkpoint!r}; expected 'embedded' or a folder with a vae."
+            f"start_from is {str(folder)!r}; expected 'embedded' or a folder with a vae."
         )
     try:
         read = PatchAutoencoder.from_pretrained(folder / "vae", local_files_only=True)
     except (OSError, ValueError, TypeError):
         raise InputError(
-            f"the vae of {checkpoint!r} cannot be read; expected a checkpoint that this command "
+            f"the vae of {str(folder)!r} cannot be read; expected a checkpoint that this command "
             "wrote."
         ) from None
     c = read.config
     # A new one: diffusers notes in the config where a model was read from.
-    vae = PatchAutoencoder(c.patch_size, c.latent_channels, c.scaling_factor)
+    vae: PatchAutoencoder = PatchAutoencoder(c.patch_size, c.latent_channels, c.scaling_factor)
     vae.load_state_dict(read.state_dict())
-    return earlier_words(folder / "tokenizer"), vae
+    return vae
 
 
 def noise_scheduler() -> Any:
@@ -221,3 +223,46 @@ def fit_autoencoder(corpus: Corpus, seed: int, patch: int = 4) -> PatchAutoencod
     patches = torch.from_numpy(np.stack(rows)).float() / 127.5 - 1
     fitted: PatchAutoencoder = PatchAutoencoder.fit(patches, patch)
     return fitted
+
+
+def train_tokenizer(captions: Sequence[str], vocab_size: int = 1200) -> CLIPTokenizer:
+    """Learn a vocabulary from captions; bytes are its base, so any text can be encoded."""
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    raw = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                tokenizers.Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"),
+                behavior="removed",
+                invert=True,
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(alphabet),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    raw.train_from_iterator(captions, trainer)
+    learned = json.loads(raw.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    # CLIP's order: the bytes, the bytes that end a word, the merges, the two special tokens.
+    base = sorted(alphabet)
+    words = [*base, *[b + "</w>" for b in base], *["".join(m) for m in merges], _START, _END]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        unk_token=_END,
+        bos_token=_START,
+        eos_token=_END,
+        pad_token=_END,
+        model_max_length=77,
+    )

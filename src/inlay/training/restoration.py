@@ -12,27 +12,27 @@ from torch import Tensor
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.harmonizer import Guide, correct, few_timesteps
 from inlay.pictures.arrays import masked_blur
-from inlay.training.disturbed import Samples, covered
+from inlay.training.batches import Samples, cover
 
-__all__ = ["restored"]
+__all__ = ["restoration"]
 
 # In squares of 8-bit levels: a change that cannot be seen can neither be undone nor made worse.
 _SEEN = 0.5 * (2 / 255) ** 2
 
 
 @torch.no_grad()
-def restored(
+def restoration(
     backbone: Backbone, network: Any, samples: Samples, seed: int, timestep: int | None = None
 ) -> dict[str, float]:
     """Errors of the one-step answer over those of the pasted picture, inside the masks.
 
     The answer is correct() of a single step without a prompt, from the pasted picture noised to
-    `timestep`, or where that is None from pure noise. latent and picture
-    are sums of squared errors over all samples, divided by those of the pasted ones; the picture is
-    written as methods write it, the pasted one plus the decoded change; in smooth the change is
-    blurred inside the mask, which leaves light and takes away invented detail. improved is the
-    share of samples whose smooth picture came nearer to the truth; untouched the squared change
-    where nothing was disturbed, in the unit of `picture`. Empty where no sample shows a change.
+    `timestep`, or where that is None from pure noise. latent and picture are sums of squared errors
+    over all samples, divided by those of the pasted ones; the picture is written as methods write
+    it, the pasted one plus the decoded change; in smooth the change is blurred inside the mask,
+    which leaves light and takes away invented detail. improved is the share of samples whose smooth
+    picture came nearer to the truth; untouched the squared change where nothing was disturbed, in
+    the unit of `picture`. Empty where no sample shows a change.
     """
     rows: list[tuple[float, ...]] = []
     size = samples.truth.shape[2], samples.truth.shape[3]
@@ -44,7 +44,7 @@ def restored(
         )
         if float(_inside((pasted - truth) ** 2, mask)) < _SEEN:
             continue
-        hole, erased = covered(mask, backbone.factor)
+        hole, erased = cover(mask, backbone.factor)
         seen = backbone.encode(truth * (1 - erased)) if backbone.kind == "inpaint" else None
         z = backbone.encode(truth)
         figures: list[float] = []
@@ -58,7 +58,7 @@ def restored(
             )  # fmt: skip
             change = backbone.decode(after) - backbone.decode(before)
             picture = (start + change).clamp(-1, 1)
-            blurred = (start + _smoothed(change, mask)).clamp(-1, 1)
+            blurred = (start + _smooth(change, mask)).clamp(-1, 1)
             figures += [
                 float(_inside((x - y) ** 2, m))
                 for x, y, m in (
@@ -80,7 +80,7 @@ def restored(
     }
 
 
-def _smoothed(change: Tensor, mask: Tensor) -> Tensor:
+def _smooth(change: Tensor, mask: Tensor) -> Tensor:
     """A change (1, 3, H, W) blurred inside a mask (1, 1, H, W), by a sixteenth of the picture."""
     picture = np.ascontiguousarray(change[0].permute(1, 2, 0).cpu().numpy())
     weight = mask[0, 0].cpu().numpy()

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage import data
 
-from inlay.training.objects_found import find_objects
+from inlay.training.objects import find_objects
 
 Flags = NDArray[np.bool_]
 
