@@ -34,7 +34,7 @@ __all__ = [
     "set_up",
 ]
 
-ADAPTER = "learned"
+ADAPTER = "concept"
 
 # Attention of CLIP's text encoders.
 _TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
