@@ -5,6 +5,7 @@ Unless said otherwise images are float32 (h, w) or (h, w, c) and masks bool or f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "luma",
     "masked_blur",
     "resize",
+    "row_bands",
     "shrink",
     "smoothstep",
     "soft_rim",
@@ -36,8 +38,8 @@ T = TypeVar("T", np.uint8, np.float32)
 
 # Half of the smallest step of an 8-bit mask: what is fainter than this is not there.
 FAINT = 0.5 / 255
-# Samples that are converted at once.
-_BAND = 1 << 20
+# Pixels of a band of rows.
+_BAND = 1 << 18
 # Weights of red, green and blue in luma (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Below this weight a masked mean says nothing.
@@ -62,6 +64,12 @@ def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(np.round(np.clip(image, 0, 1) * 255), np.uint8)
 
 
+def row_bands(height: int, width: int) -> Iterator[slice]:
+    """The rows of a picture in bands, so that floats of all of it are never needed at once."""
+    step = max(1, _BAND // max(width, 1))
+    return (slice(start, min(start + step, height)) for start in range(0, height, step))
+
+
 def from_levels(samples: NDArray[Any]) -> Image:
     """Levels of uint8 or uint16, of any shape, as values in [0, 1]."""
     values = samples.astype(np.float32)
@@ -76,11 +84,9 @@ def to_levels(values: NDArray[Any], depth: int) -> NDArray[Any]:
     """
     dtype, top = (np.uint8, 255) if depth == 8 else (np.uint16, 65535)
     levels = np.empty(values.shape, dtype)
-    # A band of rows at a time, so that the float64 values stay small.
-    step = max(1, _BAND // max(values[:1].size, 1))
-    for start in range(0, len(values), step):
-        known = np.nan_to_num(values[start : start + step].astype(np.float64))
-        levels[start : start + step] = np.floor(np.clip(known, 0, 1) * top + 0.5)
+    for rows in row_bands(len(values), values[:1].size):
+        known = np.nan_to_num(values[rows].astype(np.float64))
+        levels[rows] = np.floor(np.clip(known, 0, 1) * top + 0.5)
     return levels
 
 

@@ -4,7 +4,7 @@ Profiles made of a 3 x 3 matrix and three curves, and grey ones made of one curv
 here in float64. Profiles made of tables (printers' CMYK, some scanners) go through LittleCMS in
 8 bits; 16-bit pictures with such a profile are interpolated between exact 8-bit nodes.
 
-Measured (tests/test_color.py): `from_srgb(to_srgb(x))` is x itself in 16 bits for matrix and grey
+Measured (tests/pictures/test_colour.py): `from_srgb(to_srgb(x))` is x itself in 16 bits for matrix and grey
 profiles where sRGB holds the colour, and within 1 of 255 of LittleCMS. The interpolated tables are
 within 1 of 255 of the 8-bit transform towards sRGB and 5 (0.1 on average) on the way back.
 
@@ -19,7 +19,6 @@ import io
 import itertools
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -27,15 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
-from inlay.pictures.arrays import from_levels, to_levels
+from inlay.pictures.arrays import from_levels, row_bands, to_levels
 
 __all__ = ["Conversion", "conversion", "curve", "srgb_decode", "srgb_encode", "tags"]
 
 Samples = NDArray[Any]
 Floats = NDArray[np.float64]
 
-# Pixels that are converted at once, so that the float64 intermediates stay small.
-_BAND = 1 << 18
 # Linear sRGB to XYZ under D50, the profile connection space (Bradford-adapted IEC 61966-2-1).
 _SRGB_TO_XYZ = np.array(
     [
@@ -71,11 +68,6 @@ def _top(samples: Samples) -> int:
     return int(np.iinfo(samples.dtype).max)
 
 
-def _bands(height: int, width: int) -> Iterator[slice]:
-    step = max(1, _BAND // max(width, 1))
-    return (slice(start, start + step) for start in range(0, height, step))
-
-
 class Conversion(ABC):
     """Between samples of one kind and sRGB.
 
@@ -87,7 +79,7 @@ class Conversion(ABC):
     def to_srgb(self, samples: Samples) -> NDArray[np.float32]:
         """uint8 or uint16 (h, w) or (h, w, C) to float32 (h, w, 3) in [0, 1]."""
         rgb = np.empty((*samples.shape[:2], 3), np.float32)
-        for rows in _bands(*samples.shape[:2]):
+        for rows in row_bands(*samples.shape[:2]):
             rgb[rows] = np.clip(self._forward(samples[rows]), 0, 1)
         return rgb
 
@@ -97,7 +89,7 @@ class Conversion(ABC):
         Values outside [0, 1] are clipped; NaN becomes 0.
         """
         parts = []
-        for rows in _bands(*rgb.shape[:2]):
+        for rows in row_bands(*rgb.shape[:2]):
             known = np.clip(np.nan_to_num(rgb[rows].astype(np.float64)), 0, 1)
             parts.append(to_levels(self._backward(known, depth), depth))
         return np.concatenate(parts)

@@ -27,18 +27,11 @@ class UnsupportedError(Exception):
 
 
 def deep_colour(data: bytes, image: ImageFile, orientation: int, name: str) -> Picture | None:
-    """16-bit colour, which Pillow halves, by OpenCV; None for any other picture.
+    """16-bit colour of a PNG or TIFF, which Pillow halves, by OpenCV; None where that fails.
 
     Pillow's 8-bit decoding stands beside it: it notices damage, and OpenCV's samples are taken
     only where their upper bytes are the same, so that no reader's quirk passes unseen.
     """
-    grey_alpha = False
-    if isinstance(image, PngImageFile):
-        if data[24] != 16 or image.mode not in ("RGB", "RGBA"):
-            return None
-        grey_alpha = data[25] == 4
-    elif not isinstance(image, TiffImageFile) or np.not_equal(image.tag_v2.get(_BITS, 1), 16).any():
-        return None
     if image.mode == "CMYK":
         _log.info("%s has 16-bit CMYK samples; they are read as 8 bits", name)
         return None
@@ -65,7 +58,8 @@ def deep_colour(data: bytes, image: ImageFile, orientation: int, name: str) -> P
         alpha = np.where((samples == np.array(clear)).all(-1), 0, 65535).astype(np.uint16)
         samples = np.dstack([samples, alpha])
     icc = image.info.get("icc_profile")
-    if grey_alpha:
+    if isinstance(image, PngImageFile) and data[25] == 4:
+        # Grey with alpha, which both of them spread over three channels.
         return Picture(np.ascontiguousarray(samples[..., ::3]), "LA", icc, name)
     return Picture(samples, "RGB" if samples.shape[-1] == 3 else "RGBA", icc, name)
 

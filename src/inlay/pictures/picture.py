@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import from_levels, to_levels
+from inlay.pictures.arrays import from_levels, row_bands, to_levels
 from inlay.pictures.box import Box
 from inlay.pictures.colour import Conversion, conversion
 
 __all__ = ["Picture", "to_8_bits"]
 
 _log = logging.getLogger("inlay")
-
-# Pixels of a band of rows.
-_BAND = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +63,8 @@ class Picture:
 
     def bands(self) -> Iterator[Box]:
         """It in bands of whole rows, so that floats of all of it are never needed at once."""
-        step = max(1, _BAND // self.width)
-        for top in range(0, self.height, step):
-            yield Box(0, top, self.width, min(step, self.height - top))
+        for rows in row_bands(self.height, self.width):
+            yield Box(0, rows.start, self.width, rows.stop - rows.start)
 
     def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
         """A box (all where None) as float32 (h, w, 3), sRGB in [0, 1]; only the box is converted.
@@ -154,7 +150,7 @@ def to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
     """uint16 samples rounded to uint8; uint8 ones as they are."""
     if samples.dtype == np.uint8:
         return samples
-    out = np.empty(samples.shape, np.uint8)
-    for top in range(0, len(samples), 256):
-        out[top : top + 256] = (samples[top : top + 256].astype(np.uint32) + 128) // 257
-    return out
+    levels = np.empty(samples.shape, np.uint8)
+    for rows in row_bands(*samples.shape[:2]):
+        levels[rows] = (samples[rows].astype(np.uint32) + 128) // 257
+    return levels

@@ -178,10 +178,10 @@ def decode(data: bytes, name: str, max_pixels: int) -> Picture:
         orientation = _orientation(image) if tiff is None else tiff
         if isinstance(image, JpegImageFile) and not is_whole(data, np.asarray(image)):
             raise EOFError
-        picture = deep_colour(data, image, orientation, name) or _from_pil(image, name)
         if not isinstance(image, JpegImageFile) and _animated(image):
             _log.info("%s holds several pictures; the first one is used", name)
-    return picture
+        deep = deep_colour(data, image, orientation, name) if _is_deep(data, image) else None
+        return deep or _from_pil(image, name)
 
 
 def _open_header(data: bytes, name: str, max_pixels: int) -> ImageFile:
@@ -276,6 +276,13 @@ def _from_pil(image: PilImage.Image, name: str) -> Picture:
         icc = None
     samples = np.asarray(image if image.mode == mode else image.convert(mode))
     return Picture(upright(samples, orientation), mode, icc, name)
+
+
+def _is_deep(data: bytes, image: ImageFile) -> bool:
+    """Whether a file is a PNG of 16-bit colour or a TIFF of 16 bits."""
+    if isinstance(image, PngImageFile):
+        return data[24] == 16 and image.mode in ("RGB", "RGBA")
+    return isinstance(image, TiffImageFile) and bool(np.equal(image.tag_v2.get(258, 1), 16).all())
 
 
 def _orientation(image: PilImage.Image) -> int:

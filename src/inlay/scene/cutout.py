@@ -100,9 +100,9 @@ def cut_rgba(
 
     rgb, alpha, place, picture = _cut(source, by, mask, box, max_pixels, trust_remote_code)
     whole = np.zeros((picture.height, picture.width, 4), np.uint8)
-    cutout = np.dstack([np.clip(rgb, 0, 1), alpha])
-    cutout[alpha <= FAINT] = 0
-    whole[place.slices] = np.round(cutout * 255)
+    levels = to_uint8(np.dstack([rgb, alpha]))
+    levels[alpha <= FAINT] = 0
+    whole[place.slices] = levels
     return PILImage.fromarray(whole, "RGBA")
 
 
