@@ -13,7 +13,7 @@ from skimage import data
 
 from inlay import Box, Composer, InputError
 from inlay.pictures.read import read_mask, read_picture
-from inlay.scene.scene import found_region
+from inlay.scene.scene import guess_mask
 from photos import cup
 
 
@@ -64,7 +64,7 @@ def test_bands_give_the_mask_that_the_whole_picture_gives() -> None:
         cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU
     )
     wanted = wanted if wanted.mean() <= 0.5 else 1 - wanted
-    assert np.array_equal(found_region(read_picture(photo), []), wanted)
+    assert np.array_equal(guess_mask(read_picture(photo), []), wanted)
 
 
 def test_masks_do_not_need_floats_of_the_whole_picture() -> None:
@@ -73,7 +73,7 @@ def test_masks_do_not_need_floats_of_the_whole_picture() -> None:
     photo = np.tile(data.astronaut(), (4, 4, 1))
     pixels = photo.shape[0] * photo.shape[1]
     picture = read_picture(photo)
-    for work in (lambda: found_region(picture, []), lambda: read_mask(photo, size=None)):
+    for work in (lambda: guess_mask(picture, []), lambda: read_mask(photo, size=None)):
         tracemalloc.start()
         work()
         peak = tracemalloc.get_traced_memory()[1]

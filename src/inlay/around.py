@@ -19,8 +19,8 @@ from inlay.errors import InputError
 from inlay.pictures.picture import Picture
 from inlay.request import Request
 from inlay.scene.cutout import Cutout
-from inlay.scene.placement import Placement, layer_scene, turned_size
-from inlay.scene.scene import Layer, Scene, inverted, merged
+from inlay.scene.placement import Placement, bounding_size, layer_scene
+from inlay.scene.scene import Layer, Scene, invert, merge
 from inlay.subjects import Subject, laid
 from inlay.sweep import show
 
@@ -80,19 +80,19 @@ def scene_links(
         )
         for each, cutout in zip(subjects, cutouts, strict=True)
     ]
-    layer = merged(laid(placed, cutouts, size, seed))
+    layer = merge(laid(placed, cutouts, size, seed))
     return [Link("", request, [partial(_around, layer)])]
 
 
 def _around(layer: Layer, picture: Picture, pictures: Any) -> Scene:
-    return inverted(layer_scene(picture, layer))
+    return invert(layer_scene(picture, layer))
 
 
 def _settled(placement: Placement, subject: tuple[int, int], size: tuple[int, int]) -> Placement:
     """The placement, in the lower middle where it names no place."""
     if placement.box is not None or placement.at is not None or placement.random:
         return placement
-    width, height = turned_size(*subject, placement.rotate)
+    width, height = bounding_size(*subject, placement.rotate)
     scale = placement.scale or min(
         _SHARE * min(size) / max(width, height), size[0] / width, size[1] / height
     )

@@ -17,7 +17,7 @@ from inlay.methods.base import Context, Settings
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.request import Request
-from inlay.scene.scene import Scene, inverted
+from inlay.scene.scene import Scene, invert
 from inlay.scene.window import Painted, Window, stitch
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Chain:
         pictures = {"": start, **{name: done.picture for name, done in stages.items()}}
         scene = scene_of(start if stage is None else stage.picture, pictures)
         if settings.works_on_background():
-            scene = inverted(scene)
+            scene = invert(scene)
         native = _LEAST
         if link.request.method.needs_model and self.backbone is not None:
             native = self.backbone.native_size

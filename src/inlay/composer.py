@@ -21,7 +21,7 @@ from inlay.pictures.read import (
     read_picture,
 )
 from inlay.request import Request, as_flag
-from inlay.scene.scene import found_region, region_scene
+from inlay.scene.scene import guess_mask, region_scene
 from inlay.subjects import Each, check_kind, hole, is_concept, laid, listed, named_inputs, where
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Composer(Opened):
         request.check_size(whole.size)
         notes: list[str] = []
         region = (
-            found_region(whole, notes)
+            guess_mask(whole, notes)
             if mask is None
             else read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
         )

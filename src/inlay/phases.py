@@ -21,7 +21,7 @@ from inlay.errors import InputError
 from inlay.pictures.picture import Picture
 from inlay.request import Request
 from inlay.scene.placement import layer_scene
-from inlay.scene.scene import Layer, Region, Scene, merged
+from inlay.scene.scene import Layer, Region, Scene, merge
 from inlay.sweep import nearest, show
 
 __all__ = [
@@ -165,7 +165,7 @@ def linked(
 
     A request under the empty name composes. hole is what remove takes out.
     """
-    laid = [merged(layers)] if together else layers
+    laid = [merge(layers)] if together else layers
     if len(laid) > 1 and any(each.settings.works_on_background() for each in requests.values()):
         raise InputError(
             "the background is to change, which several subjects share; set them in together."

@@ -20,7 +20,7 @@ from inlay.pictures.picture import Picture
 from inlay.pictures.read import Source, read_mask
 from inlay.request import Place, Request
 from inlay.scene.cutout import Cutout
-from inlay.scene.placement import LARGEST_AREA, place, settled
+from inlay.scene.placement import LARGEST_AREA, choose_seeds, place
 from inlay.scene.scene import Layer, Region, region_scene
 from inlay.sweep import show
 
@@ -213,7 +213,7 @@ def laid(
 ) -> list[Layer]:
     """The subjects as they lie in a background of (width, height); random places keep apart."""
     placements = [subject.place.placement for subject in subjects]
-    seeds = settled([cutout.size for cutout in cutouts], size, placements, seed)
+    seeds = choose_seeds([cutout.size for cutout in cutouts], size, placements, seed)
     return [
         place(cutout, size, placement, own)
         for cutout, placement, own in zip(cutouts, placements, seeds, strict=True)

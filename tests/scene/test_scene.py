@@ -14,7 +14,7 @@ from inlay.pictures.box import Box
 from inlay.pictures.read import read_picture
 from inlay.scene.cutout import Cutout
 from inlay.scene.placement import Placement, layer_scene, place
-from inlay.scene.scene import Layer, merged, region_scene
+from inlay.scene.scene import Layer, merge, region_scene
 
 CUP = (data.coffee()[:200:2, :300:2] / 255).astype(np.float32)
 
@@ -289,7 +289,7 @@ def test_merged_layers_are_over_each_other(
         )
         for box in boxes
     ]
-    result = merged(layers)
+    result = merge(layers)
     whole = Box(0, 0, 20, 20)
     background = rng.random((20, 20, 3), np.float32)
     wanted = background.copy()
@@ -306,7 +306,7 @@ def test_merged_layers_are_over_each_other(
 
 def test_one_layer_stays_what_it_is() -> None:
     layer = place(cutout(alpha=disc(150, 40)[25:125]), (400, 300), Placement())
-    result = merged([layer])
+    result = merge([layer])
     assert result.box == layer.box
     np.testing.assert_array_equal(result.rgb[result.alpha > 0], layer.rgb[layer.alpha > 0])
     np.testing.assert_array_equal(result.alpha, layer.alpha)

@@ -109,7 +109,7 @@ def test_rim_and_growth_are_distances() -> None:
     assert (rim[away > radius + 1] == 0).all()
     assert (rim[(away > 0) & (away < radius - 1)] > 0).all()
     assert (np.diff(rim[inner.any(1).argmax() + 5]) <= 1e-6)[xs.max() + 1 :].all()
-    grown = window.grown(0.1)
+    grown = window.region(0.1)
     assert (grown[away < 0.98 * radius - 1] == 1).all()
     assert (grown[away > 1.02 * radius + 1] == 0).all()
 

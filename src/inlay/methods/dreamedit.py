@@ -155,7 +155,7 @@ def _hole(fill: Filler, latent: Tensor, grow: float) -> Tensor:
         fill.note("the object does not stand out from the background, so its whole box is painted")
         return fill.box
     near = distance(outline) <= grow * max(window.shape)
-    wide = np.asarray(near & (window.grown(0) > 0), np.float32)
+    wide = np.asarray(near & (window.region() > 0), np.float32)
     mask = (resize(wide, work.size) > 0.5).astype(np.float32)
     hole = work.latent_mask(torch.from_numpy(mask)[None, None], cover=True) * fill.box
     return hole if hole.any() else fill.box

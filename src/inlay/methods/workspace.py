@@ -245,11 +245,11 @@ def residual(
     window, settings = work.window, work.settings
     change = to_image(work.backbone.decode(after)) - to_image(work.backbone.decode(before))
     if smoothing > 0:
-        mask = resize(window.grown(0), work.size)
+        mask = resize(window.region(), work.size)
         change = _smoothed(change, mask, smoothing * max(work.size))
     weight = window.rim(settings.feather if feather is None else feather)
     rgb = window.pasted + resize(change, window.shape) * weight[..., None]
-    return Painted(rgb, (weight > 0) | window.laid())
+    return Painted(rgb, (weight > 0) | window.paste_mask())
 
 
 def replaced(work: Workspace, after: Tensor, grow: float = 0.0) -> Painted:
@@ -263,4 +263,4 @@ def painted_in(work: Workspace, image: Image, grow: float = 0.0) -> Painted:
     weight = window.rim(settings.feather, grow)
     new = resize(image, window.shape)
     rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
-    return Painted(rgb.astype(np.float32), (weight > 0) | window.laid())
+    return Painted(rgb.astype(np.float32), (weight > 0) | window.paste_mask())

@@ -4,9 +4,10 @@ Profiles made of a 3 x 3 matrix and three curves, and grey ones made of one curv
 here in float64. Profiles made of tables (printers' CMYK, some scanners) go through LittleCMS in
 8 bits; 16-bit pictures with such a profile are interpolated between exact 8-bit nodes.
 
-Measured (tests/pictures/test_colour.py): `from_srgb(to_srgb(x))` is x itself in 16 bits for matrix and grey
-profiles where sRGB holds the colour, and within 1 of 255 of LittleCMS. The interpolated tables are
-within 1 of 255 of the 8-bit transform towards sRGB and 5 (0.1 on average) on the way back.
+Measured (tests/pictures/test_colour.py): `from_srgb(to_srgb(x))` is x itself in 16 bits for matrix
+and grey profiles where sRGB holds the colour, and within 1 of 255 of LittleCMS. The interpolated
+tables are within 1 of 255 of the 8-bit transform towards sRGB and 5 (0.1 on average) on the way
+back.
 
 The intent is relative colorimetric with black point compensation. Sources: ICC.1:2022 (7.2 header,
 7.3 tag table, 10.6 curveType, 10.18 parametricCurveType, 10.31 XYZType, F.2 and F.3 models), IEC

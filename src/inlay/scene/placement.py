@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from inlay.pictures.picture import Picture
     from inlay.scene.cutout import Cutout
 
-__all__ = ["Placement", "layer_scene", "outline", "place", "settled", "turned_size"]
+__all__ = ["Placement", "bounding_size", "choose_seeds", "layer_scene", "outline", "place"]
 
 Size = tuple[int, int]
 Image = NDArray[np.float32]
@@ -82,7 +82,7 @@ def outline(
     """
     rng = np.random.default_rng(seed)
     width, height = subject
-    turned = turned_size(width, height, placement.rotate)
+    turned = bounding_size(width, height, placement.rotate)
     scale, option = _scale(turned, background, placement, rng)
     new = max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
     if max(width, height) * scale < 0.5:
@@ -92,7 +92,7 @@ def outline(
         raise InputError(
             f"{option} makes the subject {new[0]} x {new[1]} pixels; give a smaller one."
         )
-    wide, high = (math.ceil(v - 1e-6) for v in turned_size(*new, placement.rotate))
+    wide, high = (math.ceil(v - 1e-6) for v in bounding_size(*new, placement.rotate))
     return new, Box(*_corner((wide, high), background, placement, rng), wide, high)
 
 
@@ -129,7 +129,7 @@ def layer_scene(background: Picture, layer: Layer) -> Scene:
     return Scene(background, layer, Region(layer.box, layer.alpha))
 
 
-def settled(
+def choose_seeds(
     subjects: Sequence[Size], background: Size, placements: Sequence[Placement], seed: int
 ) -> list[int | list[int]]:
     """The seed that each of several subjects is to be placed with.
@@ -156,7 +156,7 @@ def settled(
     return chosen
 
 
-def turned_size(width: float, height: float, degrees: float) -> tuple[float, float]:
+def bounding_size(width: float, height: float, degrees: float) -> tuple[float, float]:
     """The bounding box of a rectangle after a turn."""
     angle = math.radians(degrees)
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
@@ -206,7 +206,7 @@ def _rotated(paint: Image, degrees: float) -> Image:
     if degrees % 90 == 0:
         return np.rot90(paint, int(degrees // 90) % 4)
     height, width = paint.shape[:2]
-    wide, high = (math.ceil(v - 1e-6) for v in turned_size(width, height, degrees))
+    wide, high = (math.ceil(v - 1e-6) for v in bounding_size(width, height, degrees))
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     matrix[:, 2] += (wide - width) / 2, (high - height) / 2
     # Beyond its edge the subject is transparent, which also softens a straight cut.

@@ -22,7 +22,7 @@ from inlay.pictures.box import Box
 if TYPE_CHECKING:
     from inlay.pictures.picture import Picture
 
-__all__ = ["Layer", "Region", "Scene", "found_region", "inverted", "merged", "region_scene"]
+__all__ = ["Layer", "Region", "Scene", "guess_mask", "invert", "merge", "region_scene"]
 
 Image = NDArray[np.float32]
 
@@ -58,7 +58,7 @@ class Scene:
     clean: Picture | None = None
 
 
-def merged(layers: Sequence[Layer]) -> Layer:
+def merge(layers: Sequence[Layer]) -> Layer:
     """Several layers as one, later ones over earlier ones (Porter and Duff 1984, "over")."""
     whole = layers[0].box
     for layer in layers[1:]:
@@ -103,7 +103,7 @@ def region_scene(picture: Picture, mask: Image, clean: Picture | None = None) ->
     return Scene(picture, None, Region(box, np.clip(mask[box.slices], 0, 1)), clean)
 
 
-def inverted(scene: Scene) -> Scene:
+def invert(scene: Scene) -> Scene:
     """The scene whose region is the whole picture less the subject."""
     picture = scene.background
     mask = np.ones((picture.height, picture.width), np.float32)
@@ -114,7 +114,7 @@ def inverted(scene: Scene) -> Scene:
     return replace(scene, region=region)
 
 
-def found_region(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
+def guess_mask(picture: Picture, notes: list[str]) -> NDArray[np.float32]:
     """The object's mask where none is given: the alpha channel, else Otsu's threshold."""
     alpha = picture.alpha()
     if alpha is not None and alpha.min() < 1 and alpha.max() > 0:

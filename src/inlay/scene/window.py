@@ -118,7 +118,7 @@ class Window:
         """(height, width) in background pixels."""
         return self.box.height, self.box.width
 
-    def laid(self) -> NDArray[np.bool_]:
+    def paste_mask(self) -> NDArray[np.bool_]:
         """Where the subject was laid over the background: bool (h, w)."""
         changed: NDArray[np.bool_] = (self.pasted != self.was).any(-1)
         return changed if self.under is None else changed | (self.alpha > 0)
@@ -138,25 +138,25 @@ class Window:
         """The binary region mask (1, 1, height, width); `grow` dilates it, in window sizes."""
         import torch
 
-        hard = (resize(self.grown(grow), size) > 0.5).astype(np.float32)
+        hard = (resize(self.region(grow), size) > 0.5).astype(np.float32)
         if not hard.any():
             # A region thinner than half a model pixel is still to be worked on.
             hard = (resize(self.alpha, size) > 0).astype(np.float32)
         return torch.from_numpy(hard)[None, None]
 
-    def grown(self, share: float) -> Image:
-        """alpha > 0.5, dilated by `share` of the window's longer side: float32 (h, w), 0 or 1."""
+    def region(self, grow: float = 0.0) -> Image:
+        """alpha > 0.5, dilated by `grow` of the window's longer side: float32 (h, w), 0 or 1."""
         hard = (self.alpha > 0.5).astype(np.float32)
         if not hard.any():
             hard = (self.alpha > 0).astype(np.float32)
-        radius = round(share * max(self.shape))
+        radius = round(grow * max(self.shape))
         if radius < 1:
             return hard
         return (distance(hard > 0) <= radius).astype(np.float32)
 
     def rim(self, share: float, start: float = 0.0) -> Image:
         """A weight (h, w): 1 on the region grown by `start`, falling to 0 over `share` beyond."""
-        return soft_rim(self.grown(start) > 0, share * max(self.shape))
+        return soft_rim(self.region(start) > 0, share * max(self.shape))
 
 
 def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture, Box, Image]:

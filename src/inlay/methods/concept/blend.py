@@ -42,7 +42,7 @@ _SPECK = 0.1
 
 def box_of(window: Window) -> Box:
     """The window's box that is to be filled, in its pixels."""
-    box = bounds(window.grown(0))
+    box = bounds(window.region())
     assert box is not None
     return box
 
@@ -104,7 +104,7 @@ def blend(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> Pai
     longer = max(window.shape)
     new = resize(to_image(work.backbone.decode(latent)), window.shape)
     weight = window.rim(settings.feather)
-    inside = window.grown(0)
+    inside = window.region()
     if settings.region == "object" or settings.details > 0:
         outline = find_object(new, window.clean, box_of(window))
         if outline is not None:

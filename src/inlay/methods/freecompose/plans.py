@@ -138,8 +138,8 @@ def _background(work: Workspace, region: Tensor) -> tuple[Tensor, Tensor]:
 def reposed(window: Window, settings: FreeComposeSettings) -> Window:
     """The window with the region that a re-posed subject may need: its box, or its mask, grown."""
     if settings.region == "mask":
-        return replace(window, alpha=window.grown(settings.grow))
-    hard = window.grown(0)
+        return replace(window, alpha=window.region(settings.grow))
+    hard = window.region()
     tight = bounds(hard)
     assert tight is not None
     wide = tight.grown(round(settings.grow * max(window.shape)))

@@ -112,7 +112,7 @@ def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -
         progress=work.progress(0, total),
     )
     rim = min(settings.feather, settings.grow)
-    weight = region.rim(rim, settings.grow - rim) * (region.grown(settings.grow) > 0)
+    weight = region.rim(rim, settings.grow - rim) * (region.region(settings.grow) > 0)
     weight = (weight * (1 - canvas.cover))[..., None]
     new = to_image(backbone.decode(after))
     if settings.decoding == "residual":
@@ -127,7 +127,7 @@ def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -
 
 def _box(window: Window) -> Image:
     """The subject's bounding box as a mask (h, w)."""
-    hard = window.grown(0)
+    hard = window.region()
     tight = bounds(hard)
     assert tight is not None
     box = np.zeros_like(hard)
