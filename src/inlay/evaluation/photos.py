@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from inlay.pictures.files import (
     picture_names,
 )
 from inlay.pictures.read import read_mask, read_picture
+from inlay.training.corpus import metadata_rows
 
 __all__ = ["BUNDLED", "SPLITS", "Photo", "find_photos"]
 
@@ -134,41 +134,22 @@ def _listed(folder: str) -> tuple[list[Photo], bool]:
             raise InputError(
                 f"{folder[:80]!r} is not a folder; give a folder of pictures or {BUNDLED}."
             )
-        metadata = root / "metadata.jsonl"
-        if not metadata.is_file():
+        rows = metadata_rows(root)
+        if rows is None:
             return [Photo(n, root / n, _mask_of(root, n)) for n in picture_names(root)], False
-        lines = metadata.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{folder[:80]!r} cannot be read ({type(error).__name__}).") from None
     photos = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"{metadata} line {number}"
-            name, mask = _row(line, where)
-            given = _mask_of(root, name) if mask is None else root / mask
-            photos.append(Photo(name, root / name, given))
+    for _, row in rows:
+        name, mask = row["file_name"], row.get("mask")
+        given = _mask_of(root, name) if mask is None else root / str(mask)
+        photos.append(Photo(name, root / name, given))
     return photos, True
 
 
 def _mask_of(root: Path, name: str) -> Path | None:
     path = root / MASKS / f"{PurePosixPath(name).stem}.png"
     return path if path.is_file() else None
-
-
-def _row(line: str, where: str) -> tuple[str, str | None]:
-    """File name and mask of one line of metadata.jsonl."""
-    try:
-        row = json.loads(line)
-        name, mask = row["file_name"], row.get("mask")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        name, mask = None, None
-    if not isinstance(name, str) or not (mask is None or isinstance(mask, str)):
-        raise InputError(f"{where} is not a JSON object with file_name, and mask as text if any.")
-    for path in (name, mask):
-        pure = PurePosixPath(path or "")
-        if pure.is_absolute() or ".." in pure.parts or "\0" in str(pure):
-            raise InputError(f"{where} names {path!r}; expected a file inside the folder.")
-    return name, mask
 
 
 def _bundled() -> list[Photo]:

@@ -45,17 +45,15 @@ _EXPLICIT = 1 << 21
 _LENGTHS = 8
 
 
-class Trained(nn.Module):
+class Trained(nn.ParameterDict):
     """The trained weights alone, for an optimiser and a state of their own.
 
     They are the networks' own tensors, by the names that they have in the file.
     """
 
     def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
-        super().__init__()
-        for name, parameter in named.items():
-            # A parameter's name cannot have dots in it.
-            self.register_parameter(name.replace(".", "/"), parameter)
+        # A parameter's name cannot have dots in it.
+        super().__init__({name.replace(".", "/"): value for name, value in named.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights as they are now, by their names in the file."""

@@ -32,6 +32,7 @@ __all__ = [
     "find_object",
     "is_held_out",
     "load_corpus",
+    "metadata_rows",
     "object_mask",
     "recolour",
     "with_rendered",
@@ -132,37 +133,61 @@ def load_corpus(
     return Corpus(images, captions, probabilities / max(probabilities.sum(), 1e-300))
 
 
-def _rows(folder: Path, captioned: bool) -> list[tuple[str, str, float]]:
-    """File name, caption and weight of each picture of a folder."""
+def metadata_rows(folder: Path) -> list[tuple[str, dict[str, Any]]] | None:
+    """The rows of an image folder's metadata.jsonl, each with where it stands; None without one.
+
+    Raises InputError for what cannot be read, rows without a file_name, and one or a mask that lies
+    outside of the folder.
+    """
     metadata = folder / "metadata.jsonl"
     if not metadata.is_file():
+        return None
+    try:
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        where = f"{metadata} line {number}"
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            names: list[Any] = (
+                [row.get("file_name"), row.get("mask") or ""] if isinstance(row, dict) else []
+            )
+            if not names or not all(isinstance(name, str) for name in names):
+                raise InputError(
+                    f"{where} is not a JSON object with file_name, and mask if any, as text."
+                )
+            for name in names:
+                path = PurePosixPath(name)
+                if path.is_absolute() or ".." in path.parts or "\0" in name:
+                    raise InputError(f"{where} names {name!r}; expected a file inside the folder.")
+            rows.append((where, row))
+    return rows
+
+
+def _rows(folder: Path, captioned: bool) -> list[tuple[str, str, float]]:
+    """File name, caption and weight of each picture of a folder."""
+    rows = metadata_rows(folder)
+    if rows is None:
         if not captioned:
             return [(name, "", 1.0) for name in picture_names(folder)]
         raise InputError(
             f"{folder} has no metadata.jsonl; expected lines with file_name and text in it."
         )
-    try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    return [_row(line, f"{metadata} line {number}") for number, line in numbered]
-
-
-def _row(line: str, where: str) -> tuple[str, str, float]:
-    """File name, caption and weight of one line of metadata.jsonl."""
-    try:
-        row = json.loads(line)
-        name, text = str(row["file_name"]), str(row["text"])
-        weight = float(row.get("weight", 1.0))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{where} is not a JSON object with file_name and text.") from None
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{where} names {name!r}; expected a file inside the folder.")
-    if not 0 < weight < 1e6:
-        raise InputError(f"{where} has weight {weight}; expected a number above 0.")
-    return name, text, weight
+    found = []
+    for where, row in rows:
+        try:
+            text, weight = str(row["text"]), float(row.get("weight", 1.0))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{where} is not a JSON object with file_name and text.") from None
+        if not 0 < weight < 1e6:
+            raise InputError(f"{where} has weight {weight}; expected a number above 0.")
+        found.append((row["file_name"], text, weight))
+    return found
 
 
 def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288) -> Corpus:
