@@ -31,7 +31,8 @@ from skimage import data
 from torch import Tensor
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.solvers import make_solver, solve
+from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.sample import Level
 from inlay.learning.crops import random_crop, random_mask
 from inlay.methods.inpaint import InpaintSettings
 from inlay.pictures.sheet import contact_sheet
@@ -66,11 +67,13 @@ class Model:
         """Mean squared v-error inside the hole, one number a picture."""
         backbone = self.backbone
         small, seen = self.erased(x, mask)
-        z, a = backbone.encode(x), backbone.alpha(t)
-        noisy = a**0.5 * z + (1 - a) ** 0.5 * noise
-        target = a**0.5 * noise - (1 - a) ** 0.5 * z
+        z, level = backbone.encode(x), backbone.levels[t]
+        text = backbone.embed(captions, (SIZE, SIZE))
         with self.fast():
-            v = backbone.predict(noisy, t, backbone.embed(captions, (SIZE, SIZE)), small, seen)
+            v = backbone.predict(
+                level.add_noise(z, noise), t, Conditions(text, mask=small, masked_latent=seen)
+            )
+        target = level.output(z, noise, "v_prediction")
         error = ((v - target) ** 2).mean(1, keepdim=True)
         return (error * small).sum((1, 2, 3)) / small.sum((1, 2, 3)).clamp_min(1)
 
@@ -81,20 +84,21 @@ class Model:
         backbone = self.backbone
         small, seen = self.erased(x, mask)
         steps = self.settings.num_inference_steps
-        solver = make_solver(self.settings.scheduler, backbone.scheduler_config, steps)
+        solver = backbone.solver(self.settings.scheduler, steps)
         words = backbone.embed(captions, (SIZE, SIZE))
         none = backbone.embed([""] * len(x), (SIZE, SIZE)) if guidance != 1 else None
         generator = torch.Generator().manual_seed(seed)
 
-        def denoiser(z: Tensor, t: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-            with self.fast():
-                return backbone.predict_both(z, t, words, none, guidance, small, seen)
+        conditions = Conditions(words, none, guidance, mask=small, masked_latent=seen)
+        denoiser = backbone.denoiser(conditions)
 
-        z = solve(
-            solver,
-            denoiser,
+        def fast(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+            with self.fast():
+                return denoiser(z, level)
+
+        z = solver(
+            fast,
             torch.zeros_like(seen),
-            steps=steps,
             strength=1.0,
             noise=lambda like: torch.randn(like.shape, generator=generator),
             generator=generator,
@@ -243,7 +247,7 @@ def guidance(model: Model, corpus: Corpus, count: int, draws: int = 3) -> dict[s
     side, channels = SIZE // model.backbone.factor, model.backbone.latent_channels
     gain = {"noise": torch.zeros(len(x)), "v": torch.zeros(len(x))}
     for t in GUIDANCE_TIMESTEPS:
-        a = model.backbone.alpha(t)
+        a = float(model.backbone.levels[t].signal) ** 2
         for _ in range(draws):
             shape = (len(x), channels, side, side)
             noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))

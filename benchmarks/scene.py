@@ -38,7 +38,7 @@ from skimage import data
 
 from inlay import Box, Composer, InputError, cut
 from inlay.around import as_size
-from inlay.diffusion.tiles import Tiling, levels
+from inlay.diffusion.tiles import Tiling, resolutions
 from inlay.methods.phd.settings import PhdSettings
 from inlay.pictures.arrays import bounds
 from inlay.pictures.read import read_picture
@@ -111,7 +111,7 @@ def energy(picture: np.ndarray, inside: np.ndarray) -> float:
 def seams(picture: np.ndarray, inside: np.ndarray, overlap: float, backbone: Any) -> float:
     """Differences across window edges over those across all edges of latent patches, which the
     autoencoder may show everywhere; 1 where there is but one window."""
-    level = levels(picture.shape[:2], backbone.native_size, backbone.multiple)[-1]
+    level = resolutions(picture.shape[:2], backbone.native_size, backbone.multiple)[-1]
     if level.size != picture.shape[:2]:
         return float("nan")
     factor = backbone.factor

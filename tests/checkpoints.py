@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.backbone import Backbone, Conditioning, Conditions
 from inlay.training.networks import train_tokenizer
 
 WIDTH = 32  # of a text encoder
@@ -206,6 +206,38 @@ def built(name: str) -> Path:
 def loaded(name: str, dtype: str = "float32") -> Backbone:
     """built(name) through load_backbone(), once a test run: leave it as it is."""
     return load_backbone(built(name), device="cpu", dtype=dtype)
+
+
+def predictions(
+    backbone: Backbone,
+    z: torch.Tensor,
+    t: int,
+    text: Conditioning,
+    negative: Conditioning | None = None,
+    guidance_scale: float = 1.0,
+    mask: torch.Tensor | None = None,
+    masked_latent: torch.Tensor | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(eps, x0) of a backbone's denoiser at a training timestep; `more` are further conditions."""
+    conditions = Conditions(
+        text, negative, guidance_scale, mask=mask, masked_latent=masked_latent, **more
+    )
+    return backbone.denoiser(conditions)(z, backbone.levels[t])
+
+
+def raw(
+    backbone: Backbone,
+    z: torch.Tensor,
+    t: int | torch.Tensor,
+    text: Conditioning,
+    mask: torch.Tensor | None = None,
+    masked_latent: torch.Tensor | None = None,
+    **more: Any,
+) -> torch.Tensor:
+    """The raw output of a backbone's network, without guidance; `more` are further conditions."""
+    conditions = Conditions(text, mask=mask, masked_latent=masked_latent, **more)
+    return backbone.predict(z, t, conditions)
 
 
 def build_single_file(folder: Path, settings: bool = True) -> Path:

@@ -17,8 +17,8 @@ from checkpoints import built
 from inlay import Box, Composer, InputError
 from inlay.around import as_size
 from inlay.cli import main
-from inlay.diffusion.guidance import rescaled
-from inlay.diffusion.tiles import levels
+from inlay.diffusion.backbone import guide
+from inlay.diffusion.tiles import resolutions
 from inlay.pictures.read import read_record
 from photos import Photo, cup, cutout
 
@@ -45,9 +45,9 @@ def block(colour: tuple[int, int, int], side: int = 40) -> Photo:
     return solid(np.full((side, side, 3), colour, np.uint8))
 
 
-def test_levels_grow_by_two_at_most_and_end_at_the_size() -> None:
+def test_resolutions_grow_by_two_at_most_and_end_at_the_size() -> None:
     for size in ((256, 256), (150, 97), (64, 64), (512, 768), (1024, 128), (130, 120), (900, 64)):
-        plan = levels(size, 128, 16)
+        plan = resolutions(size, 128, 16)
         for level in plan:
             rest = [outer - inner for outer, inner in zip(level.padded, level.size, strict=True)]
             assert all(0 <= r < 16 for r in rest) and all(side % 16 == 0 for side in level.padded)
@@ -55,22 +55,22 @@ def test_levels_grow_by_two_at_most_and_end_at_the_size() -> None:
         assert all(g < 2.05 for g in growth)
         if max(size) > 141:
             assert plan[-1].size == size
-    assert levels((256, 256), 128, 16)[0].size == (128, 128)
+    assert resolutions((256, 256), 128, 16)[0].size == (128, 128)
     # A panorama begins narrow, not flat; a giant is enlarged at the end.
-    assert levels((128, 1024), 128, 16)[0].size == (64, 512)
-    assert levels((4096, 8192), 128, 16)[-1].size == (512, 1024)
-    assert max(levels((64, 8192), 128, 16)[0].size) == 1024
+    assert resolutions((128, 1024), 128, 16)[0].size == (64, 512)
+    assert resolutions((4096, 8192), 128, 16)[-1].size == (512, 1024)
+    assert max(resolutions((64, 8192), 128, 16)[0].size) == 1024
 
 
 def test_guidance_keeps_most_of_the_conditional_spread() -> None:
     torch.manual_seed(0)
     none, words = torch.randn(2, 3, 4, 5, 5).unbind()
-    result = rescaled(none, words, 6.0)
+    result = guide(none, words, 6.0, 0.7)
     for row in range(3):
         guided = none[row] + 6 * (words[row] - none[row])
         same = guided * words[row].std() / guided.std()
         assert torch.allclose(result[row], 0.7 * same + 0.3 * guided, atol=1e-5)
-    assert torch.allclose(rescaled(none, words, 1.0), words, atol=1e-5)
+    assert torch.allclose(guide(none, words, 1.0, 0.7), words, atol=1e-5)
 
 
 def test_opaque_pixels_are_the_subjects_own_and_the_rest_is_made(composer: Composer) -> None:

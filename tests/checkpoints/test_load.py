@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded
+from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded, predictions
 from inlay.checkpoints.folder import is_complete, wanted_files
 from inlay.checkpoints.load import load_backbone, pick_device, pick_dtype
 from inlay.checkpoints.weights import fingerprint, pick_weights
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 def noise(b: Backbone, prompt: str = "a cat") -> torch.Tensor:
     z = torch.randn(1, b.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     masks = () if b.kind == "plain" else (torch.ones(1, 1, 8, 8), torch.zeros_like(z))
-    return b.predict_noise(z, 400, b.embed([prompt], SIZE), None, 1.0, *masks)
+    return predictions(b, z, 400, b.embed([prompt], SIZE), None, 1.0, *masks)[0]
 
 
 def sentence(error: pytest.ExceptionInfo[InputError]) -> str:
@@ -82,7 +82,8 @@ def test_the_embedded_checkpoint_loads_by_its_name() -> None:
         "v_prediction",
     )
     assert (b.latent_channels, b.factor, b.native_size, b.multiple) == (16, 4, 128, 16)
-    assert b.alpha(999) == 0 and b.timestep_spacing == "trailing" and b.set_alpha_to_one
+    assert b.levels[999].signal == 0 and b.levels.run(4)[-1].noise == 0
+    assert [level.timestep for level in b.levels.run(4)[:-1]] == [999, 749, 499, 249]
     assert noise(b).shape == (1, 16, 8, 8)
     x = torch.linspace(-0.9, 0.9, 64).expand(1, 3, 64, 64)
     assert (b.decode(b.encode(x)) - x).abs().max() < 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from diffusers.models.attention_processor import Attention
 
 from checkpoints import loaded
 from inlay.diffusion.attention import (
+    AttentionRule,
+    Layer,
     LocalizedPrompt,
     attention_mask_at,
+    changed_attention,
     localized_bonus,
-    swapped_processors,
     token_positions,
+    unet_layers,
 )
 
 
@@ -58,10 +62,10 @@ def test_localized_attention_layer_is_literal_attention_with_the_bonus() -> None
     mask[..., 2:6, 4:8] = 1
     inside = torch.tensor([0, 0, 1, 0, 0], dtype=torch.bool)
     prompt = LocalizedPrompt(mask, inside, torch.zeros(5, dtype=torch.bool), 0.9, 3.0)
-    processor = prompt.processor("mid.attn2.processor", None)
-    assert prompt.processor("mid.attn1.processor", None) is None
+    cross, own = Layer("a", "cross", False, layer), Layer("b", "self", False, layer)
+    assert list(prompt.layers([own, cross])) == [cross]
     with torch.no_grad():
-        got = processor(layer, hidden, text)
+        got = prompt.run(cross, hidden, text)
         plain = layer(hidden, text)
         # Literal: row 0 is unconditional and must be untouched, row 1 has the bonus.
         q, k, v = layer.to_q(hidden)[1], layer.to_k(text)[1], layer.to_v(text)[1]
@@ -84,17 +88,21 @@ def test_weight_zero_changes_nothing_in_a_whole_unet() -> None:
     prompt = LocalizedPrompt(torch.ones(1, 1, 8, 8), none, none, 1.0, 1.0)
     with torch.no_grad():
         before = unet(x, 10, text).sample
-        with swapped_processors(unet, prompt.processor):
+        with changed_attention(unet, prompt, unet_layers(unet)):
             inside = unet(x, 10, text).sample
     torch.testing.assert_close(inside, before, atol=1e-5, rtol=1e-5)
 
 
 def test_processors_come_back_even_when_the_body_raises() -> None:
+    class Cross(AttentionRule):
+        def layers(self, layers: Sequence[Layer]) -> list[Layer]:
+            return [layer for layer in layers if layer.kind == "cross"]
+
     unet = tiny_unet()
     before = dict(unet.attn_processors)
     with (
         pytest.raises(RuntimeError, match="stop"),
-        swapped_processors(unet, lambda name, original: object() if "attn2" in name else None),
+        changed_attention(unet, Cross(), unet_layers(unet)),
     ):
         changed = unet.attn_processors
         assert all((changed[n] is before[n]) == ("attn1" in n) for n in before)

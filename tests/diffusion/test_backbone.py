@@ -10,10 +10,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints import BUILDERS, built, loaded
+from checkpoints import BUILDERS, built, loaded, predictions, raw
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditioning
+from inlay.diffusion.backbone import Backbone, Conditioning, Conditions
+from inlay.diffusion.sample import Level
 from inlay.diffusion.text import TextStack, join
+from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
 SIZE = (64, 128)
@@ -51,26 +53,30 @@ def test_a_checkpoint_says_what_it_is(
     b = loaded(name)
     assert (b.kind, b.family, b.prediction_type, b.multiple) == (kind, family, prediction, multiple)
     assert (b.latent_channels, b.factor, b.native_size) == (4, 8, 128)
-    assert b.alphas_cumprod.dtype == torch.float32
-    expected = DDIMScheduler.from_config(b.scheduler_config).alphas_cumprod
-    assert torch.equal(b.alphas_cumprod, expected)
-    assert b.timestep_spacing == "leading" and b.steps_offset == 1
-    assert b.set_alpha_to_one == (family == "sdxl")
+    assert isinstance(b, UNetBackbone)
+    expected = DDIMScheduler.from_config(b.scheduler_config)
+    rows = b.levels.rows(torch.arange(len(b.levels)))
+    assert torch.equal(rows.signal.flatten(), expected.alphas_cumprod.sqrt())
+    assert torch.equal(rows.noise.flatten(), (1 - expected.alphas_cumprod).sqrt())
+    assert b.levels[500].signal == pytest.approx(float(rows.signal[500]))
+    levels = b.levels.run(50)
+    assert levels[-2].timestep == 1 and levels[0].timestep == 981
+    assert (levels[-1].noise == 0) == (family == "sdxl")
 
 
 def test_one_guided_batch_equals_two_separate_calls(backbone: Backbone) -> None:
     z, t, scale = draw(1, 4, 8, 16), 321, 5.0
     cond, uncond = backbone.embed(["a cat"], SIZE), backbone.embed(["coffee"], SIZE)
     masks = mask_inputs(backbone)
-    eps, x0 = backbone.predict_both(z, t, cond, uncond, scale, *masks)
-    one = backbone.predict(z, t, cond, *masks)
-    two = backbone.predict(z, t, uncond, *masks)
+    eps, x0 = predictions(backbone, z, t, cond, uncond, scale, *masks)
+    one = raw(backbone, z, t, cond, *masks)
+    two = raw(backbone, z, t, uncond, *masks)
     assert not torch.allclose(one, two, atol=1e-4)
     guided = two + scale * (one - two)
-    assert torch.allclose(eps, backbone.to_noise(guided, z, t), atol=1e-5)
-    a = backbone.alpha(t)
-    assert torch.allclose(a**0.5 * x0 + (1 - a) ** 0.5 * eps, z, atol=1e-5)
-    assert torch.equal(backbone.predict_noise(z, t, cond, uncond, scale, *masks), eps)
+    level = backbone.levels[t]
+    expected = level.output_to_eps(guided, z, backbone.prediction_type)
+    assert torch.allclose(eps, expected, atol=1e-5)
+    assert torch.allclose(level.add_noise(x0, eps), z, atol=1e-5)
 
 
 def test_guidance_of_one_or_no_second_prompt_runs_one_row(backbone: Backbone) -> None:
@@ -79,9 +85,9 @@ def test_guidance_of_one_or_no_second_prompt_runs_one_row(backbone: Backbone) ->
     rows: list[int] = []
     hook = backbone.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     try:
-        alone = backbone.predict_noise(z, 10, cond, None, 7.5, *masks)
-        same = backbone.predict_noise(z, 10, cond, backbone.embed(["x"], SIZE), 1.0, *masks)
-        backbone.predict_noise(z, 10, cond, backbone.embed(["x"], SIZE), 2.0, *masks)
+        alone, _ = predictions(backbone, z, 10, cond, None, 7.5, *masks)
+        same, _ = predictions(backbone, z, 10, cond, backbone.embed(["x"], SIZE), 1.0, *masks)
+        predictions(backbone, z, 10, cond, backbone.embed(["x"], SIZE), 2.0, *masks)
     finally:
         hook.remove()
     assert rows == [1, 1, 2]
@@ -93,10 +99,11 @@ def test_rows_of_a_batch_do_not_mix(backbone: Backbone) -> None:
     cond = backbone.embed(["a cat", "two cups"], SIZE)
     uncond = backbone.embed([""], SIZE)
     mask, latent = mask_inputs(backbone, rows=2)
-    both = backbone.predict_noise(z, 500, cond, uncond, 3.0, mask, latent)
+    both, _ = predictions(backbone, z, 500, cond, uncond, 3.0, mask, latent)
     for row, prompt in enumerate(["a cat", "two cups"]):
         part = slice(row, row + 1)
-        single = backbone.predict_noise(
+        single, _ = predictions(
+            backbone,
             z[part],
             500,
             backbone.embed([prompt], SIZE),
@@ -115,47 +122,62 @@ def test_an_inpainting_unet_is_fed_latent_then_mask_then_masked_latent() -> None
     cond = b.embed(["a cat", "coffee"], SIZE)
     inputs = torch.cat([z, mask.expand(2, -1, -1, -1), latent.expand(2, -1, -1, -1)], 1)
     expected = b.unet(inputs, t, encoder_hidden_states=cond.hidden).sample
-    assert torch.equal(b.predict(z, t, cond, mask, latent), expected)
+    assert torch.equal(raw(b, z, t, cond, mask, latent), expected)
+
+
+def test_a_plain_unet_passes_over_masks_that_a_sampler_must_then_keep() -> None:
+    plain, inpaint = loaded("sd1"), loaded("sd1_inpaint")
+    z, (mask, latent) = draw(1, 4, 8, 16), mask_inputs(inpaint)
+    text = plain.embed(["a"], SIZE)
+    assert torch.equal(raw(plain, z, 1, text, mask, latent), raw(plain, z, 1, text))
+    conditions = Conditions(text, mask=mask, masked_latent=latent)
+    assert plain.denoiser(conditions).keep_outside is mask
+    assert inpaint.denoiser(conditions).keep_outside is None
+    x = draw(1, 3, *SIZE)
+    assert plain.encode_masked(x, mask) is None
+    erased = mask.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    seen = inpaint.encode_masked(x, mask)
+    assert seen is not None and torch.equal(seen, inpaint.encode(x * (1 - erased)))
 
 
 def test_wrong_mask_inputs_and_row_counts_are_refused() -> None:
     plain, inpaint = loaded("sd1"), loaded("sd1_inpaint")
     z, (mask, latent) = draw(1, 4, 8, 16), mask_inputs(inpaint)
-    for b, wrong in [
-        (plain, (mask, latent)),
-        (plain, (mask, None)),
-        (plain, (None, latent)),
-        (inpaint, (None, None)),
-        (inpaint, (mask, None)),
-        (inpaint, (None, latent)),
-    ]:
-        with pytest.raises(ValueError, match="mask inputs"):
-            b.predict(z, 1, b.embed(["a"], SIZE), *wrong)
+    for wrong in [(None, None), (mask, None), (None, latent)]:
+        with pytest.raises(ValueError, match="needs a mask"):
+            raw(inpaint, z, 1, inpaint.embed(["a"], SIZE), *wrong)
     with pytest.raises(ValueError, match="2 rows"):
-        plain.predict_noise(draw(3, 4, 8, 16), 1, plain.embed(["a", "b"], SIZE))
+        predictions(plain, draw(3, 4, 8, 16), 1, plain.embed(["a", "b"], SIZE))
     with pytest.raises(ValueError, match="at least one"):
         plain.embed([], SIZE)
 
 
-def with_schedule(**changes: Any) -> Backbone:
+def with_schedule(**changes: Any) -> UNetBackbone:
     b = loaded("sd1")
-    return Backbone(b.unet, b.vae, b.text, b.scheduler_config | changes, name="x")
+    assert isinstance(b, UNetBackbone)
+    return UNetBackbone(b.unet, b.vae, b.text, b.scheduler_config | changes, name="x")
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
 @settings(max_examples=20, deadline=None)
 @given(t=st.integers(1, 999), seed=st.integers(0, 1000))
 def test_what_a_model_predicts_becomes_noise_and_picture(kind: str, t: int, seed: int) -> None:
-    b = with_schedule(prediction_type=kind)
+    level = loaded("sd1").levels[t]
+    signal, noise = float(level.signal), float(level.noise)
     x0, eps = draw(1, 4, 3, 5, seed=seed), draw(1, 4, 3, 5, seed=seed + 1)
-    a = float(b.alphas_cumprod[t])
-    z = a**0.5 * x0 + (1 - a) ** 0.5 * eps
-    v = a**0.5 * eps - (1 - a) ** 0.5 * x0
-    output = {"epsilon": eps, "v_prediction": v, "sample": x0}[kind]
-    # The step from z back divides by sqrt(a) or sqrt(1 - a), and magnifies rounding as much.
-    assert torch.allclose(b.to_noise(output, z, t), eps, atol=1e-5 / (1 - a) ** 0.5)
-    assert torch.allclose(b.output_to_x0(output, z, t), x0, atol=1e-5 / a**0.5)
-    assert torch.allclose(b.to_x0(eps, z, t), x0, atol=1e-5 / a**0.5)
+    z = signal * x0 + noise * eps
+    v = signal * eps - noise * x0
+    output = {"epsilon": eps, "v_prediction": v, "sample": x0, "flow_prediction": eps - x0}[kind]
+    if kind == "flow_prediction":
+        level = Level(1 - t / 1000, t / 1000, t)
+        signal, noise = 1 - t / 1000, t / 1000
+        z = signal * x0 + noise * eps
+    assert torch.equal(level.output(x0, eps, kind), output)
+    # The step from z back divides by the signal or the noise, and magnifies rounding as much.
+    assert torch.allclose(level.output_to_eps(output, z, kind), eps, atol=1e-5 / noise)
+    assert torch.allclose(level.output_to_x0(output, z, kind), x0, atol=1e-5 / signal)
+    assert torch.allclose(level.x0(z, eps), x0, atol=1e-5 / signal)
+    assert torch.allclose(level.eps(z, x0), eps, atol=1e-5 / noise)
 
 
 def test_at_zero_terminal_snr_the_picture_comes_from_v() -> None:
@@ -165,13 +187,14 @@ def test_at_zero_terminal_snr_the_picture_comes_from_v() -> None:
         timestep_spacing="trailing",
         set_alpha_to_one=True,
     )
-    assert b.alpha(999) == 0 and b.timestep_spacing == "trailing" and b.set_alpha_to_one
+    assert b.levels[999].signal == 0 and b.levels.run(4)[-1].noise == 0
+    assert [level.timestep for level in b.levels.run(4)[:-1]] == [999, 749, 499, 249]
     z, cond = draw(1, 4, 8, 16), b.embed(["a cat"], SIZE)
-    eps, x0 = b.predict_both(z, 999, cond)
+    eps, x0 = predictions(b, z, 999, cond)
     assert torch.equal(eps, z)
-    assert torch.equal(x0, -b.predict(z, 999, cond))
+    assert torch.equal(x0, -raw(b, z, 999, cond))
     with pytest.raises(ValueError, match="signal is 0"):
-        b.to_x0(eps, z, 999)
+        b.levels[999].x0(z, eps)
 
 
 def test_unknown_predictions_and_mismatched_parts_are_refused() -> None:
@@ -180,7 +203,7 @@ def test_unknown_predictions_and_mismatched_parts_are_refused() -> None:
         with_schedule(prediction_type="flow")
     other = loaded("sdxl")
     with pytest.raises(InputError, match="width 32"):
-        Backbone(b.unet, b.vae, other.text, b.scheduler_config, name="x")
+        UNetBackbone(b.unet, b.vae, other.text, b.scheduler_config, name="x")
 
 
 def test_encode_and_decode_apply_the_scaling_factor(backbone: Backbone) -> None:
@@ -232,6 +255,7 @@ def test_sdxl_text_is_what_diffusers_makes_of_it() -> None:
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_guided_run_equals_the_pipeline_of_diffusers(name: str) -> None:
     b, scale, steps = loaded(name), 4.0, 3
+    assert isinstance(b, UNetBackbone)
     scheduler = DDIMScheduler.from_config(b.scheduler_config, clip_sample=False)
     xl = b.family == "sdxl"
     cls: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
@@ -250,11 +274,12 @@ def test_a_guided_run_equals_the_pipeline_of_diffusers(name: str) -> None:
     ).images
     scheduler.set_timesteps(steps)
     cond, uncond = b.embed(["a cat"], (128, 128)), b.embed([""], (128, 128))
+    alphas = scheduler.alphas_cumprod
     z = start
     for t in scheduler.timesteps.tolist():
         following = t - 1000 // steps
-        a = b.alpha(following) if following >= 0 else float(scheduler.final_alpha_cumprod)
-        eps, x0 = b.predict_both(z, t, cond, uncond, scale)
+        a = float(alphas[following] if following >= 0 else scheduler.final_alpha_cumprod)
+        eps, x0 = predictions(b, z, t, cond, uncond, scale)
         z = a**0.5 * x0 + (1 - a) ** 0.5 * eps
     assert torch.allclose(z, expected, atol=2e-4, rtol=1e-4)
 
@@ -298,7 +323,7 @@ def test_weights_are_frozen_and_gradients_reach_the_inputs() -> None:
     b.decode(b.encode(x)).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
     z = draw(1, 4, 8, 8)
-    assert not b.predict_noise(z, 5, b.embed(["a"], SIZE)).requires_grad
+    assert not predictions(b, z, 5, b.embed(["a"], SIZE))[0].requires_grad
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -310,7 +335,7 @@ def test_half_precision_stays_near_and_hands_out_float32(name: str, dtype: str) 
 
     def noise(b: Backbone) -> torch.Tensor:
         cond, uncond = b.embed(["a cat"], SIZE), b.embed([""], SIZE)
-        return b.predict_noise(z, 400, cond, uncond, 2.0, *masks)
+        return predictions(b, z, 400, cond, uncond, 2.0, *masks)[0]
 
     exact, rough = noise(full), noise(half)
     assert rough.dtype == torch.float32

@@ -15,7 +15,7 @@ import torch
 from diffusers import T2IAdapter, UNet2DConditionModel
 from skimage import data
 
-from checkpoints import built, loaded
+from checkpoints import built, loaded, predictions, raw
 from inlay import InputError
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone
@@ -157,21 +157,22 @@ def test_a_prediction_with_features_is_diffusers_own(name: str) -> None:
     features = adapter_of(backbone).features(drawing(backbone), 0.9)
     kept = list(features)
     expected = literal(backbone, z, 401, cond, features, mask, seen)
-    got = backbone.predict(z, 401, cond, mask, seen, features)
+    got = raw(backbone, z, 401, cond, mask, seen, control=features)
     torch.testing.assert_close(got, expected, **CLOSE)
     assert all(one is other for one, other in zip(features, kept, strict=True))
-    assert not torch.allclose(got, backbone.predict(z, 401, cond, mask, seen), atol=1e-3)
+    assert not torch.allclose(got, raw(backbone, z, 401, cond, mask, seen), atol=1e-3)
     # Every level counts, the middle's too, which is passed over where its shape is not right.
     for number in range(len(features)):
         less = [level * (place != number) for place, level in enumerate(features)]
-        other = backbone.predict(z, 401, cond, mask, seen, less)
+        other = raw(backbone, z, 401, cond, mask, seen, control=less)
         assert not torch.allclose(got, other, atol=1e-5)
     # Both rows of a guided batch see them, and the timestep may be a tensor.
     other = literal(backbone, z, 401, uncond, features, mask, seen)
-    guided = backbone.predict_noise(z, 401, cond, uncond, 1.5, mask, seen, features)
-    wanted = backbone.to_noise(other + 1.5 * (expected - other), z, 401)
+    guided, _ = predictions(backbone, z, 401, cond, uncond, 1.5, mask, seen, control=features)
+    output, kind = other + 1.5 * (expected - other), backbone.prediction_type
+    wanted = backbone.levels[401].output_to_eps(output, z, kind)
     torch.testing.assert_close(guided, wanted, **CLOSE)
-    many = backbone.predict(z, torch.tensor([401]), cond, mask, seen, features)
+    many = raw(backbone, z, torch.tensor([401]), cond, mask, seen, control=features)
     torch.testing.assert_close(many, got, **CLOSE)
 
 
@@ -183,13 +184,13 @@ def test_two_rows_of_features_stay_with_their_latents(name: str) -> None:
     cond = backbone.embed(["a cat", "two cups"], (side, side))
     uncond = backbone.embed([""], (side, side))
     features = adapter_of(backbone).features(drawing(backbone, rows=2))
-    both, x0 = backbone.predict_both(z, 300, cond, uncond, 1.5, mask, seen, features)
+    both, x0 = predictions(backbone, z, 300, cond, uncond, 1.5, mask, seen, control=features)
     for row, prompt in enumerate(["a cat", "two cups"]):
         part = slice(row, row + 1)
-        alone, alone_x0 = backbone.predict_both(
-            z[part], 300, backbone.embed([prompt], (side, side)), uncond, 1.5,
+        alone, alone_x0 = predictions(
+            backbone, z[part], 300, backbone.embed([prompt], (side, side)), uncond, 1.5,
             *(None if x is None else x[part] for x in (mask, seen)),
-            [level[part] for level in features],
+            control=[level[part] for level in features],
         )  # fmt: skip
         torch.testing.assert_close(both[part], alone, **CLOSE)
         torch.testing.assert_close(x0[part], alone_x0, **CLOSE)

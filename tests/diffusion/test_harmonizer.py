@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,18 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load, load_file, save_file
 
-from checkpoints import BUILDERS, NOISE, WIDTH, loaded
+from checkpoints import BUILDERS, NOISE, WIDTH, loaded, predictions, raw
 from inlay.diffusion.autoencoder import PatchAutoencoder
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.backbone import Backbone, Conditions, Guide
 from inlay.diffusion.harmonizer import (
-    Guide,
     Harmonizer,
     correct,
-    few_timesteps,
+    few_levels,
     load_harmonizer,
     new_harmonizer,
 )
 from inlay.diffusion.text import Conditioning
+from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
 NAMES = [*BUILDERS, "embedded-like"]
@@ -53,7 +52,7 @@ def embedded_like() -> Backbone:
         **NOISE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing", "num_train_timesteps": 1000, "clip_sample": False,
     }  # fmt: skip
-    return Backbone(unet, vae, loaded("sd1").text, schedule, name="embedded-like")
+    return UNetBackbone(unet, vae, loaded("sd1").text, schedule, name="embedded-like")
 
 
 def backbone_of(name: str) -> Backbone:
@@ -109,10 +108,10 @@ def test_a_guided_prediction_is_that_of_diffusers(name: str) -> None:
     network, i = awake(backbone), inputs(backbone)
     for scale in (1.0, 0.4):
         guide = Guide(network, i["condition"], scale)
-        found = backbone.predict(i["z"], T, i["cond"], *i["masks"], harmonizer=guide)
+        found = raw(backbone, i["z"], T, i["cond"], *i["masks"], guide=guide)
         expected = literal(backbone, network, i, i["cond"], scale)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    without = backbone.predict(i["z"], T, i["cond"], *i["masks"])
+    without = raw(backbone, i["z"], T, i["cond"], *i["masks"])
     assert not torch.allclose(found, without, atol=1e-2)
 
 
@@ -125,8 +124,8 @@ def test_a_new_one_fits_and_changes_nothing_yet(name: str) -> None:
     copied = {k: v for k, v in network.state_dict().items() if not k.startswith("controlnet_")}
     assert len(copied) > 50 and all(torch.equal(v, unet[k]) for k, v in copied.items())
     guide = Guide(network, i["condition"])
-    found = backbone.predict(i["z"], T, i["cond"], *i["masks"], harmonizer=guide)
-    assert torch.equal(found, backbone.predict(i["z"], T, i["cond"], *i["masks"]))
+    found = raw(backbone, i["z"], T, i["cond"], *i["masks"], guide=guide)
+    assert torch.equal(found, raw(backbone, i["z"], T, i["cond"], *i["masks"]))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl_inpaint", "embedded-like"])
@@ -136,8 +135,8 @@ def test_scale_0_is_the_path_without_it(name: str) -> None:
     guide = Guide(awake(backbone), i["condition"], 0.0)
     both = (i["cond"], i["uncond"], 3.0, *i["masks"])
     for found, expected in zip(
-        backbone.predict_both(i["z"], T, *both, harmonizer=guide),
-        backbone.predict_both(i["z"], T, *both),
+        predictions(backbone, i["z"], T, *both, guide=guide),
+        predictions(backbone, i["z"], T, *both),
         strict=True,
     ):
         assert torch.equal(found, expected)
@@ -151,10 +150,13 @@ def test_both_rows_of_a_guided_batch_are_guided(name: str) -> None:
     one, two = (literal(backbone, network, i, i[row], 0.7) for row in ("cond", "uncond"))
     expected = two + 5 * (one - two)
     both = (i["cond"], i["uncond"], 5.0, *i["masks"])
-    eps, x0 = backbone.predict_both(i["z"], T, *both, harmonizer=guide)
-    torch.testing.assert_close(eps, backbone.to_noise(expected, i["z"], T), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(x0, backbone.output_to_x0(expected, i["z"], T), atol=1e-3, rtol=1e-4)
-    alone = backbone.predict_noise(i["z"], T, *both, harmonizer=guide)
+    eps, x0 = predictions(backbone, i["z"], T, *both, guide=guide)
+    level, kind = backbone.levels[T], backbone.prediction_type
+    wanted = level.output_to_eps(expected, i["z"], kind)
+    torch.testing.assert_close(eps, wanted, atol=1e-4, rtol=1e-4)
+    wanted = level.output_to_x0(expected, i["z"], kind)
+    torch.testing.assert_close(x0, wanted, atol=1e-3, rtol=1e-4)
+    alone, _ = predictions(backbone, i["z"], T, *both, guide=guide)
     torch.testing.assert_close(alone, eps, atol=0, rtol=0)
 
 
@@ -163,12 +165,12 @@ def test_each_row_may_have_a_condition_of_its_own() -> None:
     network, i = awake(backbone), inputs(backbone, rows=2)
     conditions = torch.cat([i["condition"], draw(1, 4, SIDE, SIDE, seed=9)])
     guide, cond = Guide(network, conditions), i["cond"].rows(2)
-    found = backbone.predict_both(i["z"], T, cond, i["uncond"], 2.0, *i["masks"], harmonizer=guide)
+    found = predictions(backbone, i["z"], T, cond, i["uncond"], 2.0, *i["masks"], guide=guide)
     for row in range(2):
         z, part = i["z"][row : row + 1], slice(row, row + 1)
         alone = Guide(network, conditions[part])
-        expected = backbone.predict_both(
-            z, T, i["cond"], i["uncond"], 2.0, *i["masks"], harmonizer=alone
+        expected = predictions(
+            backbone, z, T, i["cond"], i["uncond"], 2.0, *i["masks"], guide=alone
         )
         for x, y in zip(found, expected, strict=True):
             torch.testing.assert_close(x[part], y, atol=1e-5, rtol=1e-4)
@@ -193,24 +195,25 @@ def test_correcting_is_ddim_whose_outside_stays(name: str, from_pasted: bool) ->
     region = (draw(1, 1, *pasted.shape[2:], seed=4) > 0).float()
     hole = region if backbone.kind == "inpaint" else None
     timesteps = [999, 500, 200]
+    levels = [backbone.levels[t] for t in timesteps]
+    conditions = Conditions(
+        i["cond"], i["uncond"], 2.0, mask=region, masked_latent=i["masks"][1], guide=guide
+    )
     mean, spread = correct(
-        backbone, guide, pasted, region, i["masks"][1], i["cond"], timesteps, samples=3,
+        backbone, conditions, pasted, levels, samples=3,
         generator=torch.Generator().manual_seed(8), from_pasted=from_pasted,
-        uncond=i["uncond"], guidance_scale=2.0,
     )  # fmt: skip
     noise, ends = draw(3, *pasted.shape[1:], seed=8), []
     for n in noise[:, None]:
         z = n
         if from_pasted:
-            a = backbone.alpha(999)
-            z = math.sqrt(a) * pasted + math.sqrt(1 - a) * n
+            z = levels[0].add_noise(pasted, n)
         for t, after in zip(timesteps, [*timesteps[1:], None], strict=True):
-            eps, x0 = backbone.predict_both(
-                z, t, i["cond"], i["uncond"], 2.0, hole, i["masks"][1], harmonizer=guide
+            eps, x0 = predictions(
+                backbone, z, t, i["cond"], i["uncond"], 2.0, hole, i["masks"][1], guide=guide
             )
             x0 = region * x0 + (1 - region) * pasted
-            a = 1.0 if after is None else backbone.alpha(after)
-            z = math.sqrt(a) * x0 + math.sqrt(1 - a) * eps
+            z = x0 if after is None else backbone.levels[after].add_noise(x0, eps)
         ends.append(z)
     every = torch.cat(ends)
     torch.testing.assert_close(mean, every.mean(0, keepdim=True), atol=1e-3, rtol=1e-3)
@@ -226,23 +229,27 @@ def test_a_single_step_gives_the_x0_of_the_first_prediction() -> None:
     backbone = embedded_like()
     i = inputs(backbone)
     guide, ones = Guide(awake(backbone), i["condition"]), torch.ones(1, 1, *i["z"].shape[2:])
-    assert backbone.alpha(999) == 0
+    assert backbone.levels[999].signal == 0
     mean, spread = correct(
-        backbone, guide, i["z"], ones, i["masks"][1], i["cond"], few_timesteps(backbone, 1),
-        generator=torch.Generator().manual_seed(8),
+        backbone, Conditions(i["cond"], mask=ones, masked_latent=i["masks"][1], guide=guide),
+        i["z"], few_levels(backbone, 1), generator=torch.Generator().manual_seed(8),
     )  # fmt: skip
     noise = draw(*i["z"].shape, seed=8)
-    v = backbone.predict(noise, 999, i["cond"], ones, i["masks"][1], harmonizer=guide)
+    v = raw(backbone, noise, 999, i["cond"], ones, i["masks"][1], guide=guide)
     torch.testing.assert_close(mean, -v, atol=1e-6, rtol=1e-5)
     assert not spread.any()
 
 
-def test_few_timesteps_begin_with_the_last_and_fall() -> None:
+def test_few_levels_begin_with_the_last_and_fall() -> None:
     backbone = embedded_like()
-    assert few_timesteps(backbone, 1) == [999]
-    assert few_timesteps(backbone, 4) == [999, 749, 499, 249]
-    assert few_timesteps(backbone, 2, strength=0.5) == [499, 249]
-    assert few_timesteps(backbone, 5, strength=0.002) == [1, 0]
+
+    def timesteps(steps: int, strength: float = 1.0) -> list[Any]:
+        return [level.timestep for level in few_levels(backbone, steps, strength)]
+
+    assert timesteps(1) == [999]
+    assert timesteps(4) == [999, 749, 499, 249]
+    assert timesteps(2, strength=0.5) == [499, 249]
+    assert timesteps(5, strength=0.002) == [1, 0]
 
 
 @pytest.mark.parametrize("timesteps", [[], [10, 500], [500, 500]])
@@ -252,8 +259,8 @@ def test_timesteps_that_do_not_fall_are_refused(timesteps: list[int]) -> None:
     guide, ones = Guide(awake(backbone), i["condition"]), torch.ones(1, 1, *i["z"].shape[2:])
     with pytest.raises(ValueError, match="falling"):
         correct(
-            backbone, guide, i["z"], ones, i["masks"][1], i["cond"], timesteps,
-            generator=torch.Generator(),
+            backbone, Conditions(i["cond"], mask=ones, masked_latent=i["masks"][1], guide=guide),
+            i["z"], [backbone.levels[t] for t in timesteps], generator=torch.Generator(),
         )  # fmt: skip
 
 
@@ -274,7 +281,7 @@ def test_what_was_saved_loads_frozen_and_predicts_the_same(saved: Path) -> None:
     assert harmonizer.hash == load_harmonizer(str(saved), backbone).hash
     condition = i["condition"]
     one, two = (
-        backbone.predict(i["z"], T, i["cond"], *i["masks"], harmonizer=guide)
+        raw(backbone, i["z"], T, i["cond"], *i["masks"], guide=guide)
         for guide in (
             harmonizer.guide(condition[:, :3], condition[:, 3:]),
             Guide(awake(backbone), condition),
@@ -351,6 +358,7 @@ def test_a_u_net_of_another_build_is_refused() -> None:
         attention_head_dim=2, norm_num_groups=8, mid_block_type=None,
     )  # fmt: skip
     sd1 = loaded("sd1")
-    odd = Backbone(unet, sd1.vae, sd1.text, sd1.scheduler_config, name="odd")
+    assert isinstance(sd1, UNetBackbone)
+    odd = UNetBackbone(unet, sd1.vae, sd1.text, sd1.scheduler_config, name="odd")
     with pytest.raises(InputError, match="U-Net of the model odd"):
         new_harmonizer(odd)

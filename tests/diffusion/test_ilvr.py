@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.diffusion.ilvr import LocalizedPull, low_pass, ramp
-from inlay.diffusion.sample import Step
+from inlay.diffusion.sample import Level, Step
 
 
 def _cubic(x: float) -> float:
@@ -116,7 +116,8 @@ def test_cdc_step(
     pull = LocalizedPull(
         t(reference), t(mask[None]), T_in, T_out, N_in, N_out, blend, lambda like: t(noise)
     )
-    step = Step(number, total, 0, 0, 0.2, alpha, x0=t(z), eps=t(z), z=t(z))
+    to = Level(math.sqrt(alpha), math.sqrt(1 - alpha), 0)
+    step = Step(number, total, Level(0.4, 0.9, 0), to, x0=t(z), eps=t(z), z=t(z))
     np.testing.assert_allclose(pull.on_step(step)[0].numpy(), expected, atol=1e-5)
     # The x0 variant is the same pull with the clean reference.
     for c in range(3):
@@ -137,5 +138,5 @@ def test_noise_is_drawn_even_when_no_pull_is_left() -> None:
 
     z = torch.zeros(1, 2, 4, 4)
     pull = LocalizedPull(z, torch.ones(1, 1, 4, 4), 0.1, 0.1, 1, 1, 0, noise)
-    pull.on_step(Step(9, 10, 0, 0, 0.2, 0.3, z, z, z))
+    pull.on_step(Step(9, 10, Level(0.4, 0.9, 0), Level(0.5, 0.8, 0), z, z, z))
     assert len(draws) == 1

@@ -3,58 +3,59 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
 
-from inlay.diffusion.sample import Step, denoise
-from inlay.diffusion.schedule import Schedule, add_noise, repaint_indices
+from inlay.diffusion.sample import CLEAN, Level, Step, descents, repaint, sample
 
-SCHEDULE = Schedule((1, 201, 401, 601, 801), (0.99, 0.8, 0.5, 0.2, 0.01), 1.0)
+ALPHAS = {801: 0.01, 601: 0.2, 401: 0.5, 201: 0.8, 1: 0.99}
+LEVELS = [*(Level(math.sqrt(a), math.sqrt(1 - a), t) for t, a in ALPHAS.items()), CLEAN]
 
 
 class Oracle:
     """Knows the clean picture: eps follows from it."""
 
     def __init__(self, clean: Tensor) -> None:
-        self.clean, self.calls = clean, list[tuple[int, int, int]]()
+        self.clean, self.calls = clean, list[Level]()
 
-    def __call__(self, z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        self.calls.append((timestep, number, total))
-        alpha = SCHEDULE.alphas[SCHEDULE.timesteps.index(timestep)]
-        return (z - alpha**0.5 * self.clean) / (1 - alpha) ** 0.5, self.clean
+    def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        self.calls.append(level)
+        return level.eps(z, self.clean), self.clean
 
 
 def test_an_oracle_is_followed_to_the_clean_picture() -> None:
     clean = torch.linspace(-1, 1, 24).reshape(1, 2, 3, 4)
     oracle = Oracle(clean)
-    start = add_noise(clean, torch.randn_like(clean), SCHEDULE.alphas[-1])
-    seen: list[int] = []
-    result = denoise(
-        oracle, start, SCHEDULE, indices=[4, 3, 2, 1, 0, -1], noise=torch.randn_like,
-        progress=lambda step: seen.append(step.number),
+    start = LEVELS[0].add_noise(clean, torch.randn_like(clean))
+    seen: list[tuple[int, int]] = []
+    result = sample(
+        oracle, start, LEVELS, noise=torch.randn_like,
+        progress=lambda step: seen.append((step.number, step.total)),
     )  # fmt: skip
     torch.testing.assert_close(result, clean)
-    assert oracle.calls == [(801, 0, 5), (601, 1, 5), (401, 2, 5), (201, 3, 5), (1, 4, 5)]
-    assert seen == [0, 1, 2, 3, 4]
+    assert oracle.calls == LEVELS[:-1]
+    assert seen == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 5)]
 
 
 def test_upward_moves_renoise_the_estimate_at_the_top_level() -> None:
     clean = torch.zeros(1, 1, 2, 2)
-    levels: list[tuple[int, float]] = []
+    calls: list[tuple[Level, float]] = []
     marks = iter(range(1, 100))
 
-    def denoiser(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        levels.append((timestep, float(z.mean())))
+    def denoiser(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        calls.append((level, float(z.mean())))
         return torch.zeros_like(z), clean + 7.0
 
     def noise(like: Tensor) -> Tensor:
         return torch.full_like(like, float(next(marks)))
 
-    indices = repaint_indices(5, 1.0, 2, 2)
-    denoise(denoiser, torch.zeros_like(clean), SCHEDULE, indices=indices, noise=noise)
+    indices = repaint([4, 3, 2, 1, 0, -1], 1.0, 2, 2)
+    walk = repaint(LEVELS, 1.0, 2, 2)
+    sample(denoiser, torch.zeros_like(clean), walk, noise=noise)
     down = sum(b < a for a, b in itertools.pairwise(indices))
-    assert len(levels) == down
+    assert len(calls) == down == descents(walk)
     # Every climb ends in sqrt(a) * x0 + sqrt(1 - a) * n at its top, one draw a climb.
     after_climb = [
         (indices[i], k)
@@ -69,26 +70,24 @@ def test_upward_moves_renoise_the_estimate_at_the_top_level() -> None:
     ]
     assert after_climb
     for top, mark in after_climb:
-        alpha = SCHEDULE.alphas[top]
-        expected = alpha**0.5 * 7.0 + (1 - alpha) ** 0.5 * mark
-        assert any(
-            t == SCHEDULE.timesteps[top] and abs(mean - expected) < 1e-5 for t, mean in levels
-        )
+        level = LEVELS[4 - top]
+        expected = level.signal * 7.0 + level.noise * mark
+        assert any(one == level and abs(mean - expected) < 1e-5 for one, mean in calls)
 
 
-def test_hooks_run_in_order_and_their_result_is_kept() -> None:
-    def zero(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
+def test_callbacks_run_in_order_and_their_result_is_kept() -> None:
+    def zero(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(z), torch.zeros_like(z)
 
-    def add_one(step: Step) -> Tensor:
-        return step.x0 + 1
+    def change(step: Step) -> Tensor:
+        return (step.x0 + 1) * 3
 
     def double(step: Step) -> Tensor:
-        assert torch.equal(step.z, step.alpha_next**0.5 * step.x0)
+        assert torch.equal(step.z, step.to.signal * step.x0)
         return step.z * 2
 
-    result = denoise(
-        zero, torch.zeros(1, 1, 1, 1), SCHEDULE, indices=[0, -1], noise=torch.randn_like,
-        on_x0=[add_one, lambda step: step.x0 * 3], on_step=[double],
+    result = sample(
+        zero, torch.zeros(1, 1, 1, 1), LEVELS[-2:], noise=torch.randn_like,
+        on_x0=change, on_step=double,
     )  # fmt: skip
     assert result.item() == 6.0

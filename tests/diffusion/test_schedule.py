@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from inlay.diffusion.schedule import add_noise, ddim_schedule, ddim_step, repaint_indices, sigma
+from inlay.diffusion.sample import Level, Step, ddim_step, repaint
+from inlay.diffusion.unet import DdpmLevels
 
 SD1 = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -30,46 +31,41 @@ def test_ddim_follows_diffusers_step_by_step(
 ) -> None:
     scheduler = DDIMScheduler.from_config({**config, "clip_sample": False})
     scheduler.set_timesteps(steps)
-    schedule = ddim_schedule(config, steps)
+    levels = DdpmLevels(config).run(steps)
     generator = torch.Generator().manual_seed(steps)
     theirs = ours = torch.randn(1, 4, 5, 6, generator=generator)
-    assert list(schedule.timesteps)[::-1] == scheduler.timesteps.tolist()
-    for index in reversed(range(steps)):
+    assert [level.timestep for level in levels[:-1]] == scheduler.timesteps.tolist()
+    kind = scheduler.config.prediction_type
+    for here, to in itertools.pairwise(levels):
         output = torch.randn(1, 4, 5, 6, generator=generator)
         noise = torch.randn(1, 4, 5, 6, generator=generator)
         theirs = scheduler.step(
-            output, schedule.timesteps[index], theirs, eta=eta, variance_noise=noise
+            output, here.timestep, theirs, eta=eta, variance_noise=noise
         ).prev_sample
-        alpha = schedule.alpha(index)
-        if config is ZERO:
-            x0 = alpha**0.5 * ours - (1 - alpha) ** 0.5 * output
-            eps = alpha**0.5 * output + (1 - alpha) ** 0.5 * ours
-        else:
-            x0 = (ours - (1 - alpha) ** 0.5 * output) / alpha**0.5
-            eps = output
-        ours = ddim_step(x0, eps, alpha, schedule.alpha(index - 1), eta, noise)
+        x0 = here.output_to_x0(output, ours, kind)
+        eps = here.output_to_eps(output, ours, kind)
+        ours = ddim_step(Step(0, 1, here, to, x0, eps, ours), eta, noise)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_strength_keeps_the_least_noisy_levels() -> None:
-    whole = ddim_schedule(SD1, 50)
-    part = ddim_schedule(SD1, 50, 0.3)
-    assert part.timesteps == whole.timesteps[:15]
-    assert len(ddim_schedule(SD1, 50, 0.0)) == 0
-    assert len(ddim_schedule(SD1, 50, 0.01)) == 0
+    levels = DdpmLevels(SD1)
+    assert levels.run(50, 0.3) == levels.run(50)[-16:]
+    assert levels.run(50, 0.0) == levels.run(50, 0.01) == []
 
 
 def test_forward_process_keeps_unit_variance() -> None:
     generator = torch.Generator().manual_seed(0)
     x, n = torch.randn(2, 200_000, generator=generator)
     for alpha in (0.0, 0.3, 0.99, 1.0):
-        assert add_noise(x, n, alpha).var().item() == pytest.approx(1, abs=0.02)
+        level = Level(alpha**0.5, (1 - alpha) ** 0.5, 0)
+        assert level.add_noise(x, n).var().item() == pytest.approx(1, abs=0.02)
 
 
 def test_sigma() -> None:
-    assert sigma(0.5) == pytest.approx(1.0)
-    assert sigma(0.2) == pytest.approx(2.0)
-    assert sigma(0.0) == float("inf")
+    assert Level(0.5**0.5, 0.5**0.5, 0).sigma == pytest.approx(1.0)
+    assert Level(0.2**0.5, 0.8**0.5, 0).sigma == pytest.approx(2.0)
+    assert Level(0.0, 1.0, 0).sigma == float("inf")
 
 
 def _literal_repaint(steps: int, start: float, length: int, repeats: int) -> list[int]:
@@ -99,12 +95,12 @@ def _literal_repaint(steps: int, start: float, length: int, repeats: int) -> lis
     [(50, 0.2, 10, 10), (50, 1.0, 10, 10), (50, 0.5, 5, 3), (20, 1.0, 4, 2), (7, 1.0, 10, 4)],
 )
 def test_repaint_order(steps: int, start: float, length: int, repeats: int) -> None:
-    got = repaint_indices(steps, start, length, repeats)
+    got = repaint(range(steps - 1, -2, -1), start, length, repeats)
     assert got == _literal_repaint(steps, start, length, repeats)
     assert all(abs(a - b) == 1 for a, b in itertools.pairwise(got))
 
 
 def test_repaint_lengths_of_the_release() -> None:
-    assert len(repaint_indices(50, 0.2, 10, 10)) == 231
-    assert len(repaint_indices(50, 1.0, 10, 10)) == 771
-    assert repaint_indices(4, 0.0) == [3, 2, 1, 0, -1]
+    assert len(repaint(range(49, -2, -1), 0.2, 10, 10)) == 231
+    assert len(repaint(range(49, -2, -1), 1.0, 10, 10)) == 771
+    assert repaint(range(3, -2, -1), 0.0) == [3, 2, 1, 0, -1]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from inlay.diffusion.sample import denoise
-from inlay.diffusion.schedule import add_noise, ddim_schedule
-from inlay.diffusion.solvers import make_solver, solve
+from inlay.diffusion.sample import Level, sample
+from inlay.diffusion.solvers import make_solver
+from inlay.diffusion.unet import DdpmLevels
+from inlay.errors import InputError
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -20,39 +21,28 @@ CONFIG = {
 }
 
 
-class Pull:
+def pull(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     """A made-up network: eps is a fixed function of the sample and the level."""
-
-    def __init__(self, scheduler: object) -> None:
-        self.alphas = scheduler.alphas_cumprod  # type: ignore[attr-defined]
-
-    def __call__(self, z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        alpha = float(self.alphas[timestep])
-        eps = torch.tanh(z * 0.7 + timestep / 1000)
-        return eps, (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+    eps = torch.tanh(z * 0.7 + level.timestep / 1000)
+    return eps, level.x0(z, eps)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 def test_ddim_by_either_loop(strength: float) -> None:
-    solver = make_solver("DDIMScheduler", {**CONFIG, "set_alpha_to_one": False})
-    network = Pull(solver)
+    solver = make_solver("DDIMScheduler", {**CONFIG, "set_alpha_to_one": False}, 20)
     generator = torch.Generator().manual_seed(0)
     source = torch.randn(1, 4, 6, 6, generator=generator)
     draw = torch.randn(1, 4, 6, 6, generator=generator)
-    theirs = solve(
-        solver,
-        network,
+    theirs = solver(
+        pull,
         source,
-        steps=20,
         strength=strength,
         noise=lambda like: draw,
         generator=generator,
     )
-    schedule = ddim_schedule({**CONFIG, "set_alpha_to_one": False}, 20, strength)
-    top = len(schedule) - 1
-    start = add_noise(source, draw, schedule.alpha(top))
-    indices = range(top, -2, -1)
-    ours = denoise(network, start, schedule, indices=indices, noise=torch.randn_like)
+    levels = DdpmLevels({**CONFIG, "set_alpha_to_one": False}).run(20, strength)
+    start = levels[0].add_noise(source, draw)
+    ours = sample(pull, start, levels, noise=torch.randn_like)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -75,17 +65,13 @@ def test_ddim_by_either_loop(strength: float) -> None:
 def test_every_solver_finds_what_the_network_knows(name: str, strength: float) -> None:
     solver = make_solver(name, CONFIG, 12)
     clean = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
-    alphas = solver.alphas_cumprod
 
-    def oracle(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        alpha = float(alphas[timestep])
-        return (z - alpha**0.5 * clean) / (1 - alpha) ** 0.5, clean
+    def oracle(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        return level.eps(z, clean), clean
 
-    result = solve(
-        solver,
+    result = solver(
         oracle,
         torch.zeros_like(clean),
-        steps=12,
         strength=strength,
         noise=torch.randn_like,
         generator=torch.Generator().manual_seed(1),
@@ -94,16 +80,14 @@ def test_every_solver_finds_what_the_network_knows(name: str, strength: float) -
 
 
 def test_outside_the_mask_the_source_comes_back_exactly() -> None:
-    solver = make_solver("EulerDiscreteScheduler", CONFIG)
+    solver = make_solver("EulerDiscreteScheduler", CONFIG, 5)
     generator = torch.Generator().manual_seed(2)
     source = torch.randn(1, 4, 8, 8, generator=generator)
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:5, 3:7] = 1
-    result = solve(
-        solver,
-        Pull(solver),
+    result = solver(
+        pull,
         source,
-        steps=5,
         strength=1.0,
         noise=torch.randn_like,
         generator=generator,
@@ -115,13 +99,11 @@ def test_outside_the_mask_the_source_comes_back_exactly() -> None:
 
 
 def test_no_strength_returns_the_source() -> None:
-    solver = make_solver("DDIMScheduler", CONFIG)
+    solver = make_solver("DDIMScheduler", CONFIG, 10)
     source = torch.ones(1, 4, 4, 4)
-    result = solve(
-        solver,
-        Pull(solver),
+    result = solver(
+        pull,
         source,
-        steps=10,
         strength=0.0,
         noise=torch.randn_like,
         generator=torch.Generator(),
@@ -141,7 +123,7 @@ def test_no_strength_returns_the_source() -> None:
     ],
 )
 def test_what_is_not_a_usable_scheduler_is_refused(name: str) -> None:
-    with pytest.raises(LookupError):
+    with pytest.raises(InputError, match="does not sample this model"):
         make_solver(name, CONFIG)
 
 
@@ -154,4 +136,4 @@ def test_zero_terminal_snr_is_followed(name: str) -> None:
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_as_many_steps_as_there_are_levels(name: str) -> None:
     assert make_solver(name, CONFIG, 1000) is not None
-    assert max(ddim_schedule(CONFIG, 1000).timesteps) == 999
+    assert DdpmLevels(CONFIG).run(1000)[0].timestep == 999

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from checkpoints import loaded
+from inlay.diffusion.backbone import Conditioning, Conditions
+from inlay.diffusion.sample import Denoise, Level
 from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles, starts
 
 
@@ -46,13 +49,19 @@ def test_an_autoencoder_in_windows_reads_and_makes_other_sizes() -> None:
     assert torch.allclose(in_tiles(pool, large, tiling, 3, 1), pool(large), atol=1e-5)
 
 
-def odd(
-    z: Tensor, timestep: int, mask: Tensor | None, seen: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """A prediction that hangs on the whole of its window and on all that is shown to it."""
+LEVEL = Level(0.5, math.sqrt(0.75), 40)
+
+
+def odd(conditions: Conditions) -> Denoise:
+    """Predictions that hang on the whole of a window and on all that is shown to it."""
+    mask, seen = conditions.mask, conditions.masked_latent
     assert mask is not None and seen is not None
-    eps = z - z.mean((-2, -1), keepdim=True) + mask * seen.amax((-2, -1), keepdim=True)
-    return eps, eps * timestep / 100
+
+    def denoiser(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        eps = z - z.mean((-2, -1), keepdim=True) + mask * seen.amax((-2, -1), keepdim=True)
+        return eps, eps * level.timestep / 100
+
+    return denoiser
 
 
 def test_predictions_are_the_weighted_mean_over_windows() -> None:
@@ -63,7 +72,8 @@ def test_predictions_are_the_weighted_mean_over_windows() -> None:
     mask[..., :7, :6] = 1
     mask[..., 8, 13] = 1
     tiling = Tiling.of(size, tile, 0.5)
-    eps, x0 = TiledDenoiser(odd, tiling, mask, kept, lambda t: 0.25, seen)(z, 40, 0, 1)
+    whole = Conditions(Conditioning(torch.zeros(1, 1, 1)), mask=mask, masked_latent=seen)
+    eps, x0 = TiledDenoiser(odd, whole, tiling, kept)(z, LEVEL)
 
     total, weights = torch.zeros_like(z), torch.zeros(size)
     skipped = 0
@@ -73,7 +83,8 @@ def test_predictions_are_the_weighted_mean_over_windows() -> None:
             if mask[here].sum() == 0:
                 skipped += 1
                 continue
-            said = odd(z[here], 40, mask[here], seen[here])[0]
+            part = replace(whole, mask=mask[here], masked_latent=seen[here])
+            said = odd(part)(z[here], LEVEL)[0]
             for y in range(tile):
                 for x in range(tile):
                     weight = (
@@ -99,16 +110,9 @@ def test_one_window_over_all_predicts_as_without_windows(name: str) -> None:
     z, seen = torch.randn(2, 1, 4, side, side).unbind()
     mask = torch.ones(1, 1, side, side)
     words, none = (backbone.embed([text], (64, 64)) for text in ("a cup", ""))
-    inpaints = backbone.kind == "inpaint"
-
-    def predict(
-        z: Tensor, timestep: int, mask: Tensor | None, seen: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return backbone.predict_both(z, timestep, words, none, 4.0, mask, seen)
-
+    conditions = Conditions(words, none, 4.0, mask=mask, masked_latent=seen)
     tiling = Tiling.of((side, side), side, 0.5)
-    masked = seen if inpaints else None
-    tiled = TiledDenoiser(predict, tiling, mask, z, backbone.alpha, masked)(z, 300, 0, 1)
-    plain = predict(z, 300, mask if inpaints else None, masked)
+    tiled = TiledDenoiser(backbone.denoiser, conditions, tiling, z)(z, backbone.levels[300])
+    plain = backbone.denoiser(conditions)(z, backbone.levels[300])
     for a, b in zip(tiled, plain, strict=True):
         assert torch.allclose(a, b, atol=1e-5)

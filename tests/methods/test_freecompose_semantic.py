@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,9 @@ from checkpoints import built
 from inlay import Box, Composer, InputError
 from inlay.cli import main
 from inlay.composer import Composite
+from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.distill import Branch
 from inlay.diffusion.redraw import redraw
-from inlay.diffusion.solvers import make_solver
 from inlay.diffusion.t2i_adapter import new_adapter
 from inlay.diffusion.text import join
 from inlay.methods import get
@@ -288,23 +289,21 @@ def test_redrawing_is_ddim_with_the_source_beside_it(adapters: Path) -> None:
     ]
     draws = [torch.randn(z_source.shape, generator=generator) for _ in range(2)]
     left, told = list(draws), []
-    solver = make_solver("DDIMScheduler", backbone.scheduler_config, 10)
+    solver = backbone.solver("DDIMScheduler", 10)
     with torch.no_grad():
         found = redraw(
-            backbone.predict_both, backbone.alphas_cumprod, solver, *branches,
-            steps=10, strength=0.5, noise=lambda like: left.pop(0), generator=generator,
+            backbone.predict_both, solver, *branches, strength=0.5,
+            noise=lambda like: left.pop(0), generator=generator,
             before=lambda number, total, rows: told.append((number, total, rows)),
         )  # fmt: skip
-        levels = [int(t) for t in solver.timesteps][5:]
-        ends = [backbone.alpha(t) for t in levels[1:]] + [float(solver.final_alpha_cumprod)]
-        start = backbone.alpha(levels[0])
-        z = start**0.5 * z_target + (1 - start) ** 0.5 * draws[1]
-        for t, after in zip(levels, ends, strict=True):
-            alpha = backbone.alpha(t)
-            beside = alpha**0.5 * z_source + (1 - alpha) ** 0.5 * draws[0]
-            text = join(*texts)
-            eps, x0 = backbone.predict_both(torch.cat([beside, z]), t, text, None, 1.0, hole, seen)
-            z = after**0.5 * x0[1:] + (1 - after) ** 0.5 * eps[1:]
+        levels = backbone.levels.run(10, 0.5)
+        z = levels[0].add_noise(z_target, draws[1])
+        text = join(*texts)
+        denoiser = backbone.denoiser(Conditions(text, mask=hole, masked_latent=seen))
+        for level, after in itertools.pairwise(levels):
+            beside = level.add_noise(z_source, draws[0])
+            eps, x0 = denoiser(torch.cat([beside, z]), level)
+            z = after.add_noise(x0[1:], eps[1:])
     assert (found - z).abs().max() < 1e-4
     assert told == [(number, 5, ("source", "target")) for number in range(5)]
 

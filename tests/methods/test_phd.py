@@ -209,8 +209,8 @@ def test_a_scale_of_0_is_training_free_to_the_byte(folder: Path) -> None:
 
 def test_a_new_harmonizer_changes_nothing_beside_the_bare_model(folder: Path) -> None:
     """Its layers end in zeros, so the one-step answers are the bare model's from noise alone."""
-    from inlay.diffusion.branch import Guide
-    from inlay.diffusion.harmonizer import correct, few_timesteps
+    from inlay.diffusion.backbone import Conditions, Guide
+    from inlay.diffusion.harmonizer import correct, few_levels
 
     backbone = composer().backbone
     network = composer().harmonizer(harmonizer(folder, 0.0))
@@ -223,8 +223,15 @@ def test_a_new_harmonizer_changes_nothing_beside_the_bare_model(folder: Path) ->
     condition = torch.rand(1, 3, 4 * side, 4 * side, generator=draw), torch.ones(1, 1, 128, 128)
     answers = [
         correct(
-            backbone, guide, z, mask, z * (1 - mask), backbone.embed([""], (128, 128)),
-            few_timesteps(backbone, 1), generator=torch.Generator().manual_seed(2), samples=2,
+            backbone,
+            Conditions(
+                backbone.embed([""], (128, 128)),
+                mask=mask,
+                masked_latent=z * (1 - mask),
+                guide=guide,
+            ),
+            z,
+            few_levels(backbone, 1), generator=torch.Generator().manual_seed(2), samples=2,
         )
         for guide in (network.guide(*condition), Guide(None, torch.cat(condition, 1), 0.0))
     ]  # fmt: skip

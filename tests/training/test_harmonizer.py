@@ -21,7 +21,8 @@ from skimage import data
 
 from checkpoints import built
 from inlay.cli import main
-from inlay.diffusion.harmonizer import Guide, correct, load_harmonizer
+from inlay.diffusion.backbone import Conditions, Guide
+from inlay.diffusion.harmonizer import correct, load_harmonizer
 from inlay.pictures.files import is_held_out
 from inlay.training.batches import DisturbedLoader, cover
 from inlay.training.corpus import Corpus
@@ -290,7 +291,8 @@ def test_the_loss_is_the_error_inside_the_masks(
                 output = backbone.predict(noisy, t, text, **masks, harmonizer=chosen)
             error = output - target
             if start == "pasted":
-                error = backbone.output_to_x0(output, noisy, t) - z
+                x0 = backbone.levels[t].output_to_x0(output, noisy, backbone.prediction_type)
+                error = x0 - z
             parts = []
             for some in (error, about(error, hole)):
                 weighted = (some**2 * trainer.channel_weight).mean(1, keepdim=True)
@@ -372,9 +374,15 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
         z, was = backbone.encode(x), backbone.encode(pasted)
         noise = torch.Generator().manual_seed(4 + row)
         after, _ = correct(
-            backbone, Guide(network, torch.cat([pasted, mask], 1)), was, hole,
-            backbone.encode(x * (1 - erased)), backbone.embed([""], (32, 32)),
-            [timestep or 999], generator=noise, from_pasted=timestep is not None,
+            backbone,
+            Conditions(
+                backbone.embed([""], (32, 32)),
+                mask=hole,
+                masked_latent=backbone.encode(x * (1 - erased)),
+                guide=Guide(network, torch.cat([pasted, mask], 1)),
+            ),
+            was, [backbone.levels[timestep or 999]], generator=noise,
+            from_pasted=timestep is not None,
         )  # fmt: skip
         change = backbone.decode(after) - backbone.decode(was)
         y = (pasted + change).clamp(-1, 1)

@@ -23,6 +23,7 @@ from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.checkpoints.single_file import load_single_file
 from inlay.checkpoints.weights import check_safetensors, fingerprint
 from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
 __all__ = ["load_backbone", "own_weights", "pick_device", "pick_dtype", "reading"]
@@ -88,7 +89,7 @@ def load_backbone(
     for module in (loaded.vae, loaded.unet, *loaded.text.encoders):
         own_weights(module.to(place))
     with reading(f"The model {name}"):
-        return Backbone(
+        return UNetBackbone(
             loaded.unet,
             loaded.vae,
             loaded.text,

@@ -1,81 +1,152 @@
-"""Changes to a U-Net's attention, scoped by `with` and undone even when the body raises."""
+"""Changes to a network's attention: a rule says in which layers, and what these do instead.
+
+`with backbone.attention(rule):` is the one way to put a rule in force.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from inlay.diffusion.sample import Level
+
 __all__ = [
-    "LocalizedPrompt",
-    "attention_mask_at",
-    "finished",
-    "localized_bonus",
-    "projected",
-    "swapped_processors",
-    "token_positions",
-]
+    "AttentionRule", "Layer", "LocalizedPrompt", "attention_mask_at", "changed_attention",
+    "finished", "localized_bonus", "projected", "swapped_processors", "token_positions",
+    "unet_layers",
+]  # fmt: skip
+
+_ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An attention layer of a network.
+
+    name is that of its processor; kind is "self" where the picture attends to itself, "cross" where
+    it attends to the text; decoder says whether it lies on the network's way back up; attn is
+    diffusers' module.
+    """
+
+    name: str
+    kind: Literal["self", "cross"]
+    decoder: bool
+    attn: Any
+
+    @property
+    def scale(self) -> float:
+        """What the products of queries and keys are multiplied with."""
+        scale: float = self.attn.scale
+        return scale
+
+    def project(self, hidden: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value (rows, heads, tokens, width) of what goes into the layer.
+
+        hidden is (rows, tokens, channels); context is the text of a cross-attention layer, None in
+        self-attention.
+        """
+        attn = self.attn
+        if attn.group_norm is not None:
+            hidden = attn.group_norm(hidden.transpose(1, 2)).transpose(1, 2)
+        if context is None:
+            context = hidden
+        elif attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+
+        def split(x: Tensor) -> Tensor:
+            return x.reshape(len(x), x.shape[1], attn.heads, -1).transpose(1, 2)
+
+        return split(attn.to_q(hidden)), split(attn.to_k(context)), split(attn.to_v(context))
+
+    def finish(self, heads: Tensor, residual: Tensor) -> Tensor:
+        """What the layer makes of its heads' output (rows, heads, tokens, width).
+
+        `residual` is what went into the layer.
+        """
+        attn, (rows, _, tokens, _) = self.attn, heads.shape
+        hidden = heads.transpose(1, 2).reshape(rows, tokens, -1)
+        hidden = attn.to_out[1](attn.to_out[0](hidden))
+        if attn.residual_connection:
+            hidden = hidden + residual
+        output: Tensor = hidden / attn.rescale_output_factor
+        return output
+
+
+class AttentionRule:
+    """A change to attention. A rule is for one run at a time, and may keep what it needs of it."""
+
+    def layers(self, layers: Sequence[Layer]) -> Iterable[Layer]:
+        """Of a network's layers, in the order in which they run, those that the rule is for."""
+        raise NotImplementedError
+
+    def begin(self, level: Level, samples: int, guided: bool) -> None:
+        """A denoiser is about to run the network: at a level, for some samples. Where it is guided
+        the rows are [unconditional, conditional], all samples in either half.
+        """
+
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The heads' output (rows, heads, tokens, width) of a layer's query, key and value."""
+        raise NotImplementedError
+
+    def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
+        """What a whole layer makes of what goes into it, (rows, tokens, channels); to be replaced
+        by rules that need not project everything.
+        """
+        return layer.finish(self.attend(layer, *layer.project(hidden, context)), hidden)
+
+
+class _Processor:
+    """A rule in one layer, with the call of diffusers' attention processors."""
+
+    def __init__(self, rule: AttentionRule, layer: Layer) -> None:
+        self.rule, self.layer = rule, layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        return self.rule.run(self.layer, hidden_states, encoder_hidden_states)
+
+
+def unet_layers(unet: Any) -> list[Layer]:
+    """The attention layers of diffusers' U-Net in the order in which they run."""
+    # The U-Net registers its middle after its decoder, but runs it before.
+    names = sorted(unet.attn_processors, key=lambda name: _ORDER[name.split(".")[0]])
+    return [
+        Layer(
+            name,
+            "cross" if name.endswith("attn2.processor") else "self",
+            name.startswith("up_blocks"),
+            unet.get_submodule(name.removesuffix(".processor")),
+        )
+        for name in names
+    ]
 
 
 @contextmanager
-def swapped_processors(unet: Any, make: Callable[[str, Any], Any | None]) -> Iterator[None]:
-    """Replace attention processors inside a `with` block.
-
-    `make(name, original)` returns a processor for the layer `name` (ending in attn1.processor for
-    self-attention and attn2.processor for cross-attention), or None to keep it. The original
-    objects go back in on leaving.
+def changed_attention(network: Any, rule: AttentionRule, layers: Sequence[Layer]) -> Iterator[None]:
+    """Inside, the layers that a rule is for go by it; the original processors go back in on
+    leaving.
     """
-    originals = dict(unet.attn_processors)
-    replaced = {}
-    for name, processor in originals.items():
-        new = make(name, processor)
-        replaced[name] = processor if new is None else new
+    originals = dict(network.attn_processors)
+    changed = {layer.name: _Processor(rule, layer) for layer in rule.layers(layers)}
     try:
-        unet.set_attn_processor(dict(replaced))
+        network.set_attn_processor({**originals, **changed})
         yield
     finally:
-        unet.set_attn_processor(originals)
-
-
-def projected(
-    attn: Any, hidden: Tensor, context: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value (rows, heads, tokens, width) of one of diffusers' attention layers.
-
-    hidden is (rows, tokens, channels) as a processor gets it; context is the text of a
-    cross-attention layer, None in self-attention.
-    """
-    if attn.group_norm is not None:
-        hidden = attn.group_norm(hidden.transpose(1, 2)).transpose(1, 2)
-    if context is None:
-        context = hidden
-    elif attn.norm_cross:
-        context = attn.norm_encoder_hidden_states(context)
-
-    def split(x: Tensor) -> Tensor:
-        return x.reshape(len(x), x.shape[1], attn.heads, -1).transpose(1, 2)
-
-    return split(attn.to_q(hidden)), split(attn.to_k(context)), split(attn.to_v(context))
-
-
-def finished(attn: Any, heads: Tensor, residual: Tensor) -> Tensor:
-    """What a layer makes of its heads' output (rows, heads, tokens, width).
-
-    `residual` is what went into the layer.
-    """
-    rows, _, tokens, _ = heads.shape
-    hidden = heads.transpose(1, 2).reshape(rows, tokens, -1)
-    hidden = attn.to_out[1](attn.to_out[0](hidden))
-    if attn.residual_connection:
-        hidden = hidden + residual
-    output: Tensor = hidden / attn.rescale_output_factor
-    return output
+        network.set_attn_processor(originals)
 
 
 def attention_mask_at(mask: Tensor, tokens: int, mode: str = "area") -> Tensor:
@@ -103,11 +174,11 @@ def localized_bonus(scores: Tensor, mask: Tensor, tokens: Tensor, weight: float)
 
 
 @dataclass
-class LocalizedPrompt:
+class LocalizedPrompt(AttentionRule):
     """Steers words to the inside or the outside of a mask, on conditional rows only.
 
     mask is (1, 1, h, w) at latent resolution; inside and outside are bool (keys,), the tokens
-    named for either; `sigma` is the current noise level, set by the sampler before each call.
+    named for either; sigma is the noise over the signal of the sample that is denoised.
     """
 
     mask: Tensor
@@ -116,9 +187,11 @@ class LocalizedPrompt:
     weight: float
     sigma: float = 0.0
 
-    def processor(self, name: str, original: Any) -> Any | None:
-        """For swapped_processors(): cross-attention layers only."""
-        return _LocalizedProcessor(self) if "attn2" in name else None
+    def layers(self, layers: Sequence[Layer]) -> Iterable[Layer]:
+        return [layer for layer in layers if layer.kind == "cross"]
+
+    def begin(self, level: Level, samples: int, guided: bool) -> None:
+        self.sigma = level.sigma
 
     def bonus(self, scores: Tensor) -> Tensor:
         """The bonus for the scores (heads, queries, keys) of one conditional row."""
@@ -128,31 +201,16 @@ class LocalizedPrompt:
         result = localized_bonus(scores, mask, self.inside.to(scores.device), strength)
         return result + localized_bonus(scores, 1 - mask, self.outside.to(scores.device), strength)
 
-
-class _LocalizedProcessor:
-    """diffusers' attention with explicit scores, plus the bonus on the last half of the rows."""
-
-    def __init__(self, prompt: LocalizedPrompt) -> None:
-        self.prompt = prompt
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """With explicit scores, and the bonus on the last half of the rows."""
         rows = len(query)
         # Scaled before the product and in float32: half precision overflows otherwise.
-        scores = (query * attn.scale).float() @ key.transpose(-1, -2).float()
+        scores = (query * layer.scale).float() @ key.transpose(-1, -2).float()
         # The rows are [unconditional, conditional], or conditional alone without guidance.
         first = rows // 2 if rows > 1 else 0
-        bonus = torch.stack([self.prompt.bonus(row) for row in scores[first:]])
+        bonus = torch.stack([self.bonus(row) for row in scores[first:]])
         scores = torch.cat([scores[:first], scores[first:] + bonus])
-        hidden = scores.softmax(-1).to(value.dtype) @ value
-        return finished(attn, hidden, hidden_states)
+        return scores.softmax(-1).to(value.dtype) @ value
 
 
 def token_positions(text: Any, prompt: str, words: Sequence[str]) -> Tensor:
@@ -171,3 +229,33 @@ def token_positions(text: Any, prompt: str, words: Sequence[str]) -> Tensor:
         for start in starts:
             found[start : start + len(piece)] = True
     return found
+
+
+# The older way in, until every rule is an AttentionRule.
+
+
+@contextmanager
+def swapped_processors(unet: Any, make: Any) -> Iterator[None]:
+    """Replace attention processors inside a `with` block, by make(name, original)."""
+    originals = dict(unet.attn_processors)
+    replaced = {}
+    for name, processor in originals.items():
+        new = make(name, processor)
+        replaced[name] = processor if new is None else new
+    try:
+        unet.set_attn_processor(dict(replaced))
+        yield
+    finally:
+        unet.set_attn_processor(originals)
+
+
+def projected(
+    attn: Any, hidden: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value (rows, heads, tokens, width) of one of diffusers' attention layers."""
+    return Layer("", "self" if context is None else "cross", False, attn).project(hidden, context)
+
+
+def finished(attn: Any, heads: Tensor, residual: Tensor) -> Tensor:
+    """What a layer makes of its heads' output (rows, heads, tokens, width)."""
+    return Layer("", "self", False, attn).finish(heads, residual)

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor
 
 from inlay.checkpoints.branch import Beside, Sort, open_beside
-from inlay.diffusion.backbone import Backbone, Conditioning
-from inlay.diffusion.branch import Guide
-from inlay.diffusion.sample import Step, denoise
-from inlay.diffusion.schedule import Schedule, add_noise
+from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.sample import CLEAN, Level, Step, sample
 from inlay.errors import InputError
 
 __all__ = [
     "Guide",
     "Harmonizer",
     "correct",
-    "few_timesteps",
+    "few_levels",
     "load_harmonizer",
     "new_harmonizer",
 ]
@@ -128,75 +126,56 @@ def load_harmonizer(name: str, backbone: Backbone) -> Harmonizer:
     return Harmonizer(network, backbone, name=name, hasher=hasher)
 
 
-def few_timesteps(backbone: Backbone, steps: int, strength: float = 1.0) -> list[int]:
-    """`steps` timesteps, noisiest first, evenly from `strength` of the schedule down.
+def few_levels(backbone: Backbone, steps: int, strength: float = 1.0) -> list[Level]:
+    """`steps` levels, noisiest first, evenly from `strength` of the schedule down.
 
     At strength 1 they begin with the very last one, where a schedule of zero terminal SNR (Lin et
     al. 2024, arXiv 2305.08891) has no signal left. Fewer come where the schedule has no more.
     """
-    levels = strength * len(backbone.alphas_cumprod)
-    spaced = [round(levels * (steps - i) / steps) - 1 for i in range(steps)]
-    return list(dict.fromkeys(max(0, t) for t in spaced))
+    top = strength * len(backbone.levels)
+    spaced = [round(top * (steps - i) / steps) - 1 for i in range(steps)]
+    return [backbone.levels[t] for t in dict.fromkeys(max(0, t) for t in spaced)]
 
 
 @torch.no_grad()
 def correct(
     backbone: Backbone,
-    guide: Guide,
+    conditions: Conditions,
     z_pasted: Tensor,
-    mask: Tensor,
-    masked_latent: Tensor | None,
-    cond: Conditioning,
-    timesteps: Sequence[int],
+    levels: Sequence[Level],
     *,
     generator: torch.Generator,
     samples: int = 1,
     from_pasted: bool = False,
-    uncond: Conditioning | None = None,
-    guidance_scale: float = 1.0,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Tensor, Tensor]:
     """The latent of the pasted picture as the harmonizer would have it: mean and spread.
 
-    DDIM over `timesteps`, noisiest first, to x0, from `samples` noises in ONE batch; with a single
-    timestep x0 is that of the one prediction, an estimate of the conditional mean. z_pasted is
-    (1, C, h, w), mask (1, 1, h, w) is 1 where the latent may change, masked_latent (1, C, h, w) the
-    encoded picture without what the mask covers (not used by plain checkpoints), cond and uncond
-    one row each. The run begins with pure noise, or with `from_pasted` with z_pasted noised to the
-    first timestep. Noise is drawn from `generator`, on the CPU. After each step all outside the
-    mask is z_pasted's again.
+    DDIM over `levels`, noisiest first, to x0, from `samples` noises in ONE batch; with a single
+    level x0 is that of the one prediction, an estimate of the conditional mean. z_pasted is
+    (1, C, h, w); conditions are of one row, their guide the harmonizer at work and their mask 1
+    where the latent may change. The run begins with pure noise, or with `from_pasted` with z_pasted
+    noised to the first level. Noise is drawn from `generator`, on the CPU. After each step all
+    outside the mask is z_pasted's again.
 
     Returns the mean over the samples and their standard deviation, float32 (1, C, h, w) each; the
     latter says how far the answers differ and is 0 outside the mask and for one sample.
     """
-    ordered = list(timesteps)
-    if not ordered or ordered != sorted(set(ordered), reverse=True):
-        raise ValueError(f"timesteps are {ordered}; expected falling ones, one or more")
-    levels = tuple(reversed(ordered))
-    schedule = Schedule(levels, tuple(backbone.alpha(t) for t in levels), 1.0)
+    noises = [level.noise for level in levels]
+    if not noises or noises != sorted(set(noises), reverse=True):
+        raise ValueError(f"levels of noise {noises}; expected falling ones, one or more")
+    if conditions.mask is None:
+        raise ValueError("what may change is for the conditions' mask to say")
     source = z_pasted.float().to(backbone.device)
-    region = mask.float().to(backbone.device)
+    region = conditions.mask.float().to(backbone.device)
     shape = (samples, *source.shape[1:])
     noise = torch.randn(shape, generator=generator).to(backbone.device)
-    z = add_noise(source, noise, schedule.alphas[-1]) if from_pasted else noise
-    inpaints = backbone.kind == "inpaint"
-    hole, seen = (region, masked_latent) if inpaints else (None, None)
-
-    def denoiser(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        return backbone.predict_both(
-            z, timestep, cond, uncond, guidance_scale, hole, seen, harmonizer=guide
-        )
-
-    def kept_outside(step: Step) -> Tensor:
-        return region * step.x0 + (1 - region) * source
-
-    found = denoise(
-        denoiser,
-        z,
-        schedule,
-        indices=range(len(levels) - 1, -2, -1),
+    made = sample(
+        backbone.denoiser(conditions),
+        levels[0].add_noise(source, noise) if from_pasted else noise,
+        [*levels, CLEAN],
         noise=torch.zeros_like,
-        on_x0=[kept_outside],
+        on_x0=lambda step: region * step.x0 + (1 - region) * source,
         progress=progress,
     )
-    return found.mean(0, keepdim=True), found.std(0, keepdim=True, correction=0)
+    return made.mean(0, keepdim=True), made.std(0, keepdim=True, correction=0)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.diffusion.sample import Step
-from inlay.diffusion.schedule import add_noise
 
 __all__ = ["LocalizedPull", "low_pass", "ramp"]
 
@@ -103,7 +102,7 @@ class LocalizedPull:
         noise = self.noise(step.z)
         if step.number >= step.total * max(self.T_in, self.T_out):
             return step.z
-        target = add_noise(self.reference, noise, step.alpha_next)
+        target = step.to.add_noise(self.reference, noise)
         return step.z + self.correction(target - step.z, step.number, step.total)
 
     def on_x0(self, step: Step) -> Tensor:

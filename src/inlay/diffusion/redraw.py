@@ -7,6 +7,7 @@ the source is noised to each level instead of being inverted.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,9 +16,7 @@ from torch import Tensor
 
 from inlay.diffusion.attention_shared import Role
 from inlay.diffusion.distill import Branch, roles
-from inlay.diffusion.sample import Step
-from inlay.diffusion.schedule import add_noise
-from inlay.diffusion.solvers import solve
+from inlay.diffusion.sample import Level, Step, step_count
 from inlay.diffusion.text import Conditioning, join
 
 __all__ = ["Predictor", "redraw"]
@@ -45,12 +44,10 @@ def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 def redraw(
     predict: Predictor,
-    alphas: Tensor,
     solver: Any,
     source: Branch,
     target: Branch,
     *,
-    steps: int,
     strength: float,
     noise: Callable[[Tensor], Tensor],
     generator: torch.Generator,
@@ -77,20 +74,22 @@ def redraw(
         control = [torch.cat(pair) for pair in zip(source.control, target.control, strict=True)]
     fixed = noise(source.z)
 
-    def denoiser(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        before(number, total, roles(True, uncond is not None))
-        rows = torch.cat([add_noise(source.z, fixed, float(alphas[timestep])), z])
-        eps, x0 = predict(rows, timestep, cond, uncond, guidance_scale, mask, seen, control)
+    calls = itertools.count()
+
+    def denoiser(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        assert isinstance(level.timestep, int)
+        before(next(calls), step_count(solver.steps, strength), roles(True, uncond is not None))
+        rows = torch.cat([level.add_noise(source.z, fixed), z])
+        eps, x0 = predict(rows, level.timestep, cond, uncond, guidance_scale, mask, seen, control)
         return eps[1:], x0[1:]
 
-    return solve(
-        solver,
+    result: Tensor = solver(
         denoiser,
         target.z,
-        steps=steps,
         strength=strength,
         noise=noise,
         generator=generator,
         keep_outside=keep_outside,
         progress=progress,
     )
+    return result

@@ -1,89 +1,247 @@
-"""The sampling loop: a pure function of a denoiser, a start and an order of noise levels."""
+"""Noise levels, and the sampler: a pure function of a denoiser, a start and an order of levels.
+
+A sampler does not know what it samples with. A variance-preserving checkpoint and a flow-matching
+one differ in their levels alone: sqrt(a) and sqrt(1 - a) for the cumulative alpha a, or 1 - t and
+t.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from inlay.diffusion.schedule import Schedule, add_noise, ddim_step
+__all__ = [
+    "CLEAN", "Denoise", "Level", "Levels", "Sampler", "Step", "ddim_step", "descents", "repaint",
+    "sample", "step_count",
+]  # fmt: skip
 
-__all__ = ["Denoiser", "Hook", "Step", "denoise"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: z = signal * x0 + noise * eps, for a picture x0 and standard normal eps.
+
+    timestep is what the network is told of it. signal, noise and timestep are numbers, or tensors
+    (N, 1, 1, 1), (N, 1, 1, 1) and (N,) of a batch in which each row has its own; see Levels.rows().
+    """
+
+    signal: float | Tensor
+    noise: float | Tensor
+    timestep: int | Tensor
+
+    @property
+    def sigma(self) -> float:
+        """Noise over signal; infinite where there is no signal (zero terminal SNR)."""
+        return float(self.noise / self.signal) if self.signal else math.inf
+
+    def add_noise(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """z of a picture and a noise, the forward process."""
+        return self.signal * x0 + self.noise * eps
+
+    def x0(self, z: Tensor, eps: Tensor) -> Tensor:
+        """The picture in a sample, by its noise; ValueError where the signal is the number 0."""
+        if not isinstance(self.signal, Tensor) and self.signal == 0:
+            raise ValueError(f"at timestep {self.timestep} the signal is 0: eps says nothing of x0")
+        return (z - self.noise * eps) / self.signal
+
+    def eps(self, z: Tensor, x0: Tensor) -> Tensor:
+        """The noise in a sample, by its picture."""
+        return (z - self.signal * x0) / self.noise
+
+    def output(self, x0: Tensor, eps: Tensor, prediction_type: str) -> Tensor:
+        """What a network says of a sample of this picture and this noise, when it is right.
+
+        prediction_type is diffusers': epsilon; sample; v_prediction, signal * eps - noise * x0
+        (Salimans and Ho 2022, arXiv 2202.00512, app. D); or flow_prediction, eps - x0.
+        """
+        if prediction_type == "v_prediction":
+            return self.signal * eps - self.noise * x0
+        if prediction_type == "flow_prediction":
+            return eps - x0
+        return x0 if prediction_type == "sample" else eps
+
+    def output_to_eps(self, output: Tensor, z: Tensor, prediction_type: str) -> Tensor:
+        """The noise that a network's output for a sample stands for."""
+        if prediction_type == "v_prediction":
+            return self.signal * output + self.noise * z
+        if prediction_type == "flow_prediction":
+            return z + self.signal * output
+        return self.eps(z, output) if prediction_type == "sample" else output
+
+    def output_to_x0(self, output: Tensor, z: Tensor, prediction_type: str) -> Tensor:
+        """The picture that a network's output stands for; for v and flow right without signal."""
+        if prediction_type == "v_prediction":
+            return self.signal * z - self.noise * output
+        if prediction_type == "flow_prediction":
+            return z - self.noise * output
+        return output if prediction_type == "sample" else self.x0(z, output)
+
+
+CLEAN = Level(1.0, 0.0, 0)
+
+
+class Levels(Protocol):
+    """The noise levels that a checkpoint was trained at; timesteps count from the least noisy."""
+
+    def __len__(self) -> int:
+        """How many training timesteps there are."""
+        ...
+
+    def __getitem__(self, timestep: int, /) -> Level: ...
+
+    def rows(self, timesteps: Tensor) -> Level:
+        """The levels of timesteps (N,) as one Level of tensors, float32 on the same device."""
+        ...
+
+    def run(self, steps: int, strength: float = 1.0) -> list[Level]:
+        """The levels of a sampling in their order, noisiest first, with the one it ends at.
+
+        With `strength` below 1 the last int(strength * steps) steps alone, as in diffusers'
+        image-to-image pipelines; an empty list where it leaves none.
+        """
+        ...
+
+
+# (eps, x0), both (N, C, h, w) in float32, of a sample (N, C, h, w) at a level.
+Denoise = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class Step:
-    """One denoising step, as hooks see it.
+    """One denoising step, as callbacks see it.
 
-    number counts the denoising steps made so far (repeats included) out of `total`; index is the
-    level the step started from; alpha and alpha_next are the cumulative alphas it goes between.
-    x0 and eps are (1, C, h, w); z is the sample at alpha_next.
+    number counts the denoising steps made so far (repeats included) out of `total`; the step goes
+    from `level` to `to`. x0 and eps are (N, C, h, w); z is the sample at `to`.
     """
 
     number: int
     total: int
-    index: int
-    timestep: int
-    alpha: float
-    alpha_next: float
+    level: Level
+    to: Level
     x0: Tensor
     eps: Tensor
     z: Tensor
 
 
-class Denoiser(Protocol):
-    def __call__(self, z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        """(eps, x0) for a sample at a timestep."""
-        ...
+class Sampler(Protocol):
+    """Noises `source` (1, C, h, w) to the level of `strength` and samples from there to the end.
+
+    `noise` draws in the shape of a tensor; `generator` is for samplers that draw themselves. With
+    `keep_outside`, a mask (1, 1, h, w), the sample outside of it is replaced after each step by the
+    source noised to that step's level (blended latents, Avrahami et al. 2023, arXiv 2206.02779).
+    strength 0 returns the source.
+    """
+
+    def __call__(
+        self,
+        denoiser: Denoise,
+        source: Tensor,
+        *,
+        strength: float,
+        noise: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+        keep_outside: Tensor | None = None,
+        progress: Callable[[Step], None] = lambda step: None,
+    ) -> Tensor: ...
 
 
-Hook = Callable[[Step], Tensor]
+def step_count(steps: int, strength: float) -> int:
+    """How many of a run's steps a strength leaves."""
+    return int(steps * strength + 1e-9)
 
 
-def denoise(
-    denoiser: Denoiser,
+def sample(
+    denoiser: Denoise,
     z: Tensor,
-    schedule: Schedule,
+    levels: Sequence[Level],
     *,
-    indices: Sequence[int],
     noise: Callable[[Tensor], Tensor],
     eta: float = 0.0,
-    on_x0: Sequence[Hook] = (),
-    on_step: Sequence[Hook] = (),
+    on_x0: Callable[[Step], Tensor] = lambda step: step.x0,
+    on_step: Callable[[Step], Tensor] = lambda step: step.z,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Tensor:
-    """Walk `indices` with DDIM steps down and re-noisings up; return the last sample.
+    """Walk the levels with DDIM steps down and re-noisings up; return the last sample.
 
-    `on_x0` hooks return a new x0 estimate before the step is taken, `on_step` hooks a new sample
-    after it, in order. `noise(like)` draws the noise of an upward move, which starts again from
-    the latest x0 estimate; of several moves up in a row only the last is carried out, as
-    each would overwrite the one before. `eta` is DDIM's share of fresh noise, 0 to 1.
+    `on_x0` gives a new x0 estimate before the step is taken, `on_step` a new sample after it.
+    `noise(like)` draws the noise of an upward move, which starts again from the latest x0 estimate;
+    of several moves up in a row only the last is carried out, as each would overwrite the one
+    before. `eta` is the share of fresh noise a step, 0 to 1.
     """
-    moves = list(itertools.pairwise(indices))
-    total = sum(after < before for before, after in moves)
+    moves, total = list(itertools.pairwise(levels)), descents(levels)
     number, x0 = 0, z
     for position, (before, after) in enumerate(moves):
-        if after > before:
-            climbing = position + 1 < len(moves) and moves[position + 1][1] > after
-            if not climbing:
-                z = add_noise(x0, noise(z), schedule.alpha(after))
+        if _up(before, after):
+            climbs_on = position + 1 < len(moves) and _up(*moves[position + 1])
+            if not climbs_on:
+                z = after.add_noise(x0, noise(z))
             continue
-        timestep = schedule.timesteps[before]
-        eps, x0 = denoiser(z, timestep, number, total)
-        step = Step(
-            number, total, before, timestep, schedule.alpha(before), schedule.alpha(after),
-            x0, eps, z,
-        )  # fmt: skip
-        for hook in on_x0:
-            step.x0 = hook(step)
-        fresh = noise(z) if eta > 0 else None
-        step.z = ddim_step(step.x0, step.eps, step.alpha, step.alpha_next, eta, fresh)
-        for hook in on_step:
-            step.z = hook(step)
-        z, x0 = step.z, step.x0
+        eps, x0 = denoiser(z, before)
+        step = Step(number, total, before, after, x0, eps, z)
+        step.x0 = x0 = on_x0(step)
+        step.z = ddim_step(step, eta, noise(z) if eta > 0 else None)
+        z = step.z = on_step(step)
         number += 1
         progress(step)
     return z
+
+
+def descents(levels: Sequence[Level]) -> int:
+    """How many denoising steps a walk of levels has."""
+    return sum(not _up(before, after) for before, after in itertools.pairwise(levels))
+
+
+def _up(before: Level, after: Level) -> bool:
+    return bool(after.noise > before.noise)
+
+
+def ddim_step(step: Step, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
+    """The sample at step.to, by DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
+
+    eta = 0 is deterministic; eta = 1 puts as much fresh `noise` (standard normal, as x0) in as
+    ancestral sampling does, so that a weak network's errors do not add up over the steps.
+    """
+    here, to = step.level, step.to
+    if eta == 0 or noise is None or to.noise == 0:
+        return to.add_noise(step.x0, step.eps)
+    # What noise is left of the old one is what the signal's growth alone would leave.
+    left = (here.signal * to.noise) / (here.noise * to.signal)
+    variance = eta**2 * to.noise**2 * (1 - left**2)
+    direction = math.sqrt(max(to.noise**2 - variance, 0.0))
+    return to.signal * step.x0 + direction * step.eps + math.sqrt(variance) * noise
+
+
+def repaint(
+    levels: Sequence[T], start: float = 0.0, jump_length: int = 10, repeats: int = 10
+) -> list[T]:
+    """RePaint's resampling (Lugmayr et al. 2022, arXiv 2201.09865, appendix B) of a run's levels.
+
+    levels are noisiest first, with the one that the run ends at; a move down the result is a
+    denoising step, a move up a re-noising. Counted from the least noisy level, on reaching number j
+    of {0, L, 2L, ...} with j < S - L and j <= int(start * S) - L, S steps in all, the run climbs
+    L levels, `repeats` - 1 times. start = 0 turns it off.
+    """
+    steps = len(levels) - 1
+    last = int(start * steps + 1e-9) - jump_length
+    left = {
+        j: repeats - 1
+        for j in range(0, steps - jump_length, jump_length)
+        if start > 0 and j <= last
+    }
+    index, indices = steps, []
+    while index >= 1:
+        index -= 1
+        indices.append(index)
+        if left.get(index, 0) > 0:
+            left[index] -= 1
+            for _ in range(jump_length):
+                index += 1
+                indices.append(index)
+    return [levels[steps - 1 - index] for index in [*indices, -1]]

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["Level", "Predict", "TiledDenoiser", "Tiling", "in_tiles", "levels", "starts"]
+from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.sample import Denoise, Level
 
-# (eps, x0) of windows (n, C, h, w) at a timestep, with their masks (n, 1, h, w) and masked latents
-# (n, C, h, w) where the checkpoint reads such.
-Predict = Callable[[Tensor, int, "Tensor | None", "Tensor | None"], "tuple[Tensor, Tensor]"]
+__all__ = ["Resolution", "TiledDenoiser", "Tiling", "in_tiles", "resolutions", "starts"]
 
 # Beyond this many times the model's size a scene grows by plain resampling.
 _LARGEST = 8
@@ -44,18 +43,18 @@ def starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Level:
+class Resolution:
     """A size (height, width) in pixels on the way up, and that size in whole latent patches."""
 
     size: tuple[int, int]
     padded: tuple[int, int]
 
 
-def levels(size: tuple[int, int], native: int, multiple: int) -> list[Level]:
+def resolutions(size: tuple[int, int], native: int, multiple: int) -> list[Resolution]:
     """The sizes that a scene of (height, width) is made at, the coarse one first.
 
-    The coarse level's longer side is `native`, but where the shorter one would be less than half
-    of it, that is half of it. Each further level is larger by one factor of at most 2; the last
+    The coarse one's longer side is `native`, but where the shorter one would be less than half
+    of it, that is half of it. Each further one is larger by one factor of at most 2; the last
     is the scene's own size, or has a longer side of 8 times `native`.
     """
     longer, shorter = max(size), min(size)
@@ -64,12 +63,12 @@ def levels(size: tuple[int, int], native: int, multiple: int) -> list[Level]:
     growth = last / first
     steps = math.ceil(math.log2(growth) - 1e-9) if growth >= _LEAST_GROWTH else 0
 
-    def level(factor: float) -> Level:
+    def resolution(factor: float) -> Resolution:
         inner = [max(1, round(side * factor)) for side in size]
         outer = [math.ceil(side / multiple) * multiple for side in inner]
-        return Level((inner[0], inner[1]), (outer[0], outer[1]))
+        return Resolution((inner[0], inner[1]), (outer[0], outer[1]))
 
-    return [level(first * growth ** (number / max(steps, 1))) for number in range(steps + 1)]
+    return [resolution(first * growth ** (number / max(steps, 1))) for number in range(steps + 1)]
 
 
 @dataclass(frozen=True)
@@ -171,39 +170,38 @@ def in_tiles(
 class TiledDenoiser:
     """A denoiser over a latent of any size, made of one for windows.
 
-    mask (1, 1, H, W), 1 where content is made, and masked_latent (1, C, H, W) are cut into windows
-    for `predict` where it reads them. Where a window holds nothing to be made it is not run; what
-    no window tells of is `kept` (1, C, H, W), whose noise follows from alpha(timestep), the
-    cumulative alpha.
+    The conditions' mask (1, 1, H, W), 1 where content is made, and masked_latent (1, C, H, W) are
+    those of the whole; `denoiser` makes a denoiser of the conditions of some windows, such as
+    Backbone.denoiser. Where a window holds nothing to be made it is not run; what no window tells
+    of is `kept` (1, C, H, W), whose noise follows from the level.
     """
 
-    predict: Predict
+    denoiser: Callable[[Conditions], Denoise]
+    conditions: Conditions
     tiling: Tiling
-    mask: Tensor
     kept: Tensor
-    alpha: Callable[[int], float]
-    masked_latent: Tensor | None = None
 
     def __post_init__(self) -> None:
+        mask = self.conditions.mask
         everything = range(len(self.tiling.corners))
-        self.used = [n for n in everything if bool(self.tiling.crop(self.mask, n).any())]
+        self.used = [n for n in everything if mask is None or bool(self.tiling.crop(mask, n).any())]
 
-    def __call__(self, z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        """(eps, x0), both (1, C, H, W) in float32; see denoise.Denoiser."""
-        tiling = self.tiling
+    def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """(eps, x0), both (1, C, H, W) in float32."""
+        tiling, whole = self.tiling, self.conditions
         means = [_Mean.of(tiling, z.shape[1], z.device) for _ in range(2)]
         for numbers in tiling.batches(self.used):
-            hole, seen = None, None
-            if self.masked_latent is not None:
-                hole = tiling.stack(self.mask, numbers)
-                seen = tiling.stack(self.masked_latent, numbers)
-            both = self.predict(tiling.stack(z, numbers), timestep, hole, seen)
+            shown = [
+                None if x is None else tiling.stack(x, numbers)
+                for x in (whole.mask, whole.masked_latent)
+            ]
+            part = replace(whole, mask=shown[0], masked_latent=shown[1])
+            both = self.denoiser(part)(tiling.stack(z, numbers), level)
             for mean, rows in zip(means, both, strict=True):
                 mean.add(numbers, rows)
         eps, x0 = (mean.result() for mean in means)
         told = means[0].weights > 0
         if not bool(told.all()):
-            signal = self.alpha(timestep)
-            noise = (z - math.sqrt(signal) * self.kept) / math.sqrt(max(1 - signal, 1e-8))
+            noise = (z - level.signal * self.kept) / max(float(level.noise), 1e-4)
             eps, x0 = torch.where(told, eps, noise), torch.where(told, x0, self.kept)
         return eps, x0

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.sample import Step, denoise
-from inlay.diffusion.schedule import add_noise, ddim_schedule
+from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.sample import Step, sample
 from inlay.pictures.read import read_picture
 from inlay.pictures.write import write_picture
 
@@ -37,32 +37,23 @@ def filled(backbone: Backbone, pool: Pool, text: Conditioning, steps: int, seed:
     Without guidance. On a plain checkpoint the rest is replaced by the photo's noised latent after
     every step (blended latents, arXiv 2206.02779).
     """
-    schedule = ddim_schedule(backbone.scheduler_config, steps)
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
 
     start = noise(pool.z)
-    inpaints = backbone.kind == "inpaint"
-
-    def denoiser(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-        masks = (pool.hole, pool.seen) if inpaints else (None, None)
-        return backbone.predict_both(z, timestep, text, None, 1.0, *masks)
+    denoiser = backbone.denoiser(Conditions(text, mask=pool.hole, masked_latent=pool.seen))
 
     def outside(step: Step) -> Tensor:
-        known = add_noise(pool.z, start, step.alpha_next)
-        return step.z * pool.hole + known * (1 - pool.hole)
+        mask = denoiser.keep_outside
+        if mask is None:
+            return step.z
+        return step.z * mask + step.to.add_noise(pool.z, start) * (1 - mask)
 
     with _quiet():
-        z = denoise(
-            denoiser,
-            start,
-            schedule,
-            indices=range(len(schedule) - 1, -2, -1),
-            noise=noise,
-            on_step=() if inpaints else (outside,),
-        )
+        levels = backbone.levels.run(steps)
+        z = sample(denoiser, start, levels, noise=noise, on_step=outside)
         return backbone.decode(z * pool.hole + pool.z * (1 - pool.hole))
 
 

@@ -6,7 +6,6 @@ the object pasted, at low frequencies only, and differently inside and outside t
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.attention import LocalizedPrompt
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.sample import Step
     from inlay.scene.window import Window
 
 __all__ = ["METHOD", "CdcSettings"]
@@ -152,24 +152,14 @@ def _one_round(
     done: int,
 ) -> Tensor:  # fmt: skip
     """One pass over a picture (1, 3, H, W) in [-1, 1]: the latent that comes out."""
-    from contextlib import nullcontext
-
-    from inlay.diffusion.attention import swapped_processors
     from inlay.diffusion.ilvr import LocalizedPull
-    from inlay.diffusion.sample import denoise
-    from inlay.diffusion.schedule import add_noise, ddim_schedule, repaint_indices, sigma
+    from inlay.diffusion.sample import descents, repaint, sample
 
     backbone, context = work.backbone, work.context
-    schedule = ddim_schedule(
-        backbone.scheduler_config, settings.num_inference_steps, settings.strength
-    )
-    if len(schedule) == 0:
+    levels = backbone.levels.run(settings.num_inference_steps, settings.strength)
+    if not levels:
         return z_source
     latent_mask = work.latent_mask(mask)
-    masked = None
-    if backbone.kind == "inpaint":
-        masked = work.encode(image * (1 - work.whole(latent_mask)))
-
     temperature = settings.temperature
     if temperature is None:
         # A small network leaves some of the noise in: give it a little less than it expects.
@@ -182,30 +172,30 @@ def _one_round(
         z_source, latent_mask, settings.T_in, settings.T_out, settings.N_in, settings.N_out,
         settings.blend_pixels, noise,
     )  # fmt: skip
-    words = _localized(work, latent_mask, settings)
-
-    def before(timestep: int, number: int, total: int) -> None:
-        if words is not None:
-            words.sigma = sigma(float(backbone.alphas_cumprod[timestep]))
-
-    denoiser = work.denoiser(latent_mask, masked, before, max(settings.T_in, settings.T_out))
-    indices = repaint_indices(
-        len(schedule), settings.repaint_start, settings.repaint_jump, settings.repaint_repeats
-    )
-    moves = sum(b < a for a, b in itertools.pairwise(indices))
+    denoiser = backbone.denoiser(work.conditions(latent_mask, image))
+    free_after = max(settings.T_in, settings.T_out)
     on_x0 = settings.condition_on == "x0"
-    scope = swapped_processors(backbone.unet, words.processor) if words else nullcontext()
-    with scope:
-        return denoise(
+
+    def on_step(step: Step) -> Tensor:
+        if step.number + 1 >= free_after * step.total - 1e-6:
+            denoiser.conditions = work.blank(latent_mask)
+        return step.z if on_x0 else pull.on_step(step)
+
+    if free_after == 0:
+        denoiser.conditions = work.blank(latent_mask)
+    walk = repaint(levels, settings.repaint_start, settings.repaint_jump, settings.repaint_repeats)
+    steps = descents(walk)
+    start = levels[0].add_noise(z_source, noise(z_source))
+    with backbone.attention(_localized(work, latent_mask, settings)):
+        return sample(
             denoiser,
-            add_noise(z_source, noise(z_source), schedule.alpha(len(schedule) - 1)),
-            schedule,
-            indices=indices,
+            start,
+            walk,
             noise=noise,
             eta=settings.eta,
-            on_x0=[pull.on_x0] if on_x0 else [],
-            on_step=[] if on_x0 else [pull.on_step],
-            progress=work.progress(done * moves, settings.rounds * moves),
+            on_x0=pull.on_x0 if on_x0 else lambda step: step.x0,
+            on_step=on_step,
+            progress=work.progress(done * steps, settings.rounds * steps),
         )
 
 

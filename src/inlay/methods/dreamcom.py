@@ -94,19 +94,18 @@ def prediction_error(
     import torch
 
     from inlay.diffusion.attention import swapped_processors
-    from inlay.diffusion.schedule import add_noise
+    from inlay.diffusion.backbone import Conditions
 
     backbone, hole = fill.work.backbone, fill.box
-    masked = fill._masked_latent(hole)
-    masks = (None if masked is None else hole, masked)
+    seen = backbone.encode_masked(fill.picture, hole)
+    denoiser = backbone.denoiser(Conditions(text, mask=hole, masked_latent=seen))
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     with swapped_processors(backbone.unet, fill.attention(hole).processor):
-        for level in levels:
-            t = int(level * len(backbone.alphas_cumprod))
+        for share in levels:
+            level = backbone.levels[int(share * len(backbone.levels))]
             noise = torch.randn(latent.shape, generator=generator).to(latent)
-            noisy = add_noise(latent, noise, float(backbone.alphas_cumprod[t]))
-            eps, _ = backbone.predict_both(noisy, t, text, None, 1.0, *masks)
+            eps, _ = denoiser(level.add_noise(latent, noise), level)
             total += float((((eps - noise) ** 2) * hole).mean() / hole.mean())
     return total / len(levels)
 

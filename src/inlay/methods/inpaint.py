@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.workspace import Workspace, replaced, sampler
+from inlay.methods.workspace import Workspace, replaced
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
@@ -41,29 +41,23 @@ def run(
     """Paint the window's region anew; strength below 1 starts from what is there."""
     import torch
 
-    from inlay.diffusion.solvers import solve
-
     if backbone is None:
         raise ValueError("inpaint needs a backbone")
-    solver = sampler(settings.scheduler, backbone, settings.num_inference_steps)
+    solver = backbone.solver(settings.scheduler, settings.num_inference_steps)
     if settings.strength == 0:
         return Painted(window.pasted, window.alpha > 1)
     with torch.inference_mode():
         work = Workspace.of(window, backbone, settings, context)
         image, mask = window.tensor("pasted", work.size), window.mask(work.size, settings.grow)
         latent_mask = work.latent_mask(mask, cover=True)
-        masked = None
-        if backbone.kind == "inpaint":
-            masked = work.encode(image * (1 - work.whole(latent_mask)))
-        result = solve(
-            solver,
-            work.denoiser(latent_mask, masked),
+        denoiser = backbone.denoiser(work.conditions(latent_mask, image))
+        result = solver(
+            denoiser,
             work.source(),
-            steps=settings.num_inference_steps,
             strength=settings.strength,
             noise=context.noise,
             generator=context.generator,
-            keep_outside=latent_mask if masked is None else None,
+            keep_outside=denoiser.keep_outside,
             progress=work.progress(),
         )
         return replaced(work, result, settings.grow)

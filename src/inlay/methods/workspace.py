@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.errors import InputError
 from inlay.methods.base import Context, ModelSettings, Painted
 from inlay.pictures.arrays import blur, luma, masked_blur, resize
 from inlay.scene.fill import membrane
@@ -18,15 +17,14 @@ from inlay.scene.window import Window, model_size
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.diffusion.backbone import Backbone, Conditioning
-    from inlay.diffusion.sample import Denoiser, Step
+    from inlay.diffusion.backbone import Backbone, Conditioning, Conditions
+    from inlay.diffusion.sample import Step
 
 __all__ = [
     "Workspace",
     "painted_in",
     "replaced",
     "residual",
-    "sampler",
     "smoothly_filled",
     "textured",
 ]
@@ -97,54 +95,44 @@ class Workspace:
         return small.to(self.backbone.device)
 
     def whole(self, latent_mask: Tensor) -> Tensor:
-        """A latent mask as a mask of the model's picture, on the CPU.
-
-        What is erased from the picture that an inpainting checkpoint sees must be just what the
-        latent mask says: a patch half erased would be neither seen nor hole.
-        """
+        """A latent mask as a mask of the model's picture, on the CPU."""
         from torch.nn import functional
 
         return functional.interpolate(latent_mask, self.size, mode="nearest").cpu()
 
-    def denoiser(
+    def conditions(
         self,
         mask: Tensor | None = None,
-        masked_latent: Tensor | None = None,
-        before: Callable[[int, int, int], None] | None = None,
-        free_after: float = float("inf"),
-    ) -> Denoiser:
-        """The backbone as eps and x0, with guidance.
+        picture: Tensor | None = None,
+        text: Conditioning | None = None,
+    ) -> Conditions:
+        """The prompts (the first may be another `text`) with guidance; and a mask (1, 1, h, w) to
+        be painted with the picture (1, 3, H, W) round it, of which the network is shown what the
+        mask leaves.
+        """
+        from inlay.diffusion.backbone import Conditions
 
-        On an inpainting checkpoint mask (1, 1, h, w) and masked_latent (1, C, h, w) go in, and from
-        step `free_after` * total on a mask of ones and the latent of a picture erased as a whole
-        instead; on a plain one they are not used. `before(timestep, number, total)` comes first.
+        seen = None
+        if mask is not None and picture is not None:
+            seen = self.backbone.encode_masked(picture, mask)
+        return Conditions(
+            self.conditional if text is None else text,
+            self.unconditional,
+            self.settings.guidance_scale,
+            mask=mask,
+            masked_latent=seen,
+        )
+
+    def blank(self, mask: Tensor) -> Conditions:
+        """The conditions of a picture that is to be painted as a whole: what training shows then is
+        grey, whose latent need not be 0. `mask` is any of the latent's size.
         """
         import torch
 
-        inpaints = self.backbone.kind == "inpaint"
-
-        def call(z: Tensor, timestep: int, number: int, total: int) -> tuple[Tensor, Tensor]:
-            if before is not None:
-                before(timestep, number, total)
-            hole, seen = (mask, masked_latent) if inpaints else (None, None)
-            if hole is not None and seen is not None and number >= free_after * total - 1e-6:
-                # What training shows for a hole everywhere: grey, whose latent need not be 0.
-                nothing = self.encode(torch.zeros(1, 3, *self.size), "nothing")
-                hole, seen = torch.ones_like(hole), nothing
-            return self.backbone.predict_both(
-                z,
-                timestep,
-                self.conditional,
-                self.unconditional,
-                self.settings.guidance_scale,
-                hole,
-                seen,
-            )
-
-        return call
+        return self.conditions(torch.ones_like(mask), torch.zeros(1, 3, *self.size))
 
     def progress(self, done_before: int = 0, total: int | None = None) -> Callable[[Step], None]:
-        """A callback for denoise() that tells the context, with a preview where asked for."""
+        """A callback for samplers that tells the context, with a preview where asked for."""
 
         def tell(step: Step) -> None:
             preview = self.preview(step.x0) if self.context.previews else None
@@ -159,21 +147,6 @@ class Workspace:
 
         image = to_image(self.backbone.decode(x0))
         return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def sampler(name: str, backbone: Backbone, steps: int) -> Any:
-    """One of diffusers' schedulers for a checkpoint, by class name; raises InputError for one that
-    does not sample it in so many steps.
-    """
-    from inlay.diffusion.solvers import make_solver
-
-    try:
-        return make_solver(name, backbone.scheduler_config, steps)
-    except LookupError:
-        raise InputError(
-            f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
-            "DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
-        ) from None
 
 
 def to_image(tensor: Tensor) -> Image:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.harmonizer import Guide, correct, few_timesteps
+from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.harmonizer import correct, few_levels
 from inlay.pictures.arrays import masked_blur
 from inlay.training.batches import Samples, cover
 
@@ -37,15 +37,15 @@ def restoration(
     rows: list[tuple[float, ...]] = []
     size = samples.truth.shape[2], samples.truth.shape[3]
     cond = backbone.embed([""], size)
-    steps = few_timesteps(backbone, 1) if timestep is None else [timestep]
+    levels = few_levels(backbone, 1) if timestep is None else [backbone.levels[timestep]]
     for row in range(len(samples.truth)):
         truth, pasted, mask = (
             x[row : row + 1] for x in (samples.truth, samples.pasted, samples.mask)
         )
         if float(_inside((pasted - truth) ** 2, mask)) < _SEEN:
             continue
-        hole, erased = cover(mask, backbone.factor)
-        seen = backbone.encode(truth * (1 - erased)) if backbone.kind == "inpaint" else None
+        hole, _ = cover(mask, backbone.factor)
+        seen = backbone.encode_masked(truth, hole)
         z = backbone.encode(truth)
         figures: list[float] = []
         for start in (pasted, truth):
@@ -53,7 +53,8 @@ def restoration(
             guide = Guide(network, torch.cat([start, mask], 1))
             generator = torch.Generator().manual_seed(seed + row)
             after, _ = correct(
-                backbone, guide, before, hole, seen, cond, steps,
+                backbone, Conditions(cond, mask=hole, masked_latent=seen, guide=guide), before,
+                levels,
                 generator=generator, from_pasted=timestep is not None,
             )  # fmt: skip
             change = backbone.decode(after) - backbone.decode(before)

@@ -17,7 +17,7 @@ from pydantic import Field
 from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings
 from inlay.methods.concept.details import Reference
-from inlay.methods.workspace import Workspace, sampler
+from inlay.methods.workspace import Workspace
 from inlay.scene.window import Window, model_size
 
 if TYPE_CHECKING:
@@ -147,22 +147,20 @@ class Filler:
         source, a latent of the picture, is noised to the level of `strength` first.
         """
         from inlay.diffusion.attention import swapped_processors
-        from inlay.diffusion.solvers import solve
 
         work, settings = self.work, self.settings
         if self._steps(strength) == 0:
             return source
-        masked = self._masked_latent(hole)
+        denoiser = work.backbone.denoiser(work.conditions(hole, self.picture))
+        solver = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
         with swapped_processors(work.backbone.unet, self.attention(hole).processor):
-            latent = solve(
-                sampler(settings.scheduler, work.backbone, settings.num_inference_steps),
-                work.denoiser(hole, masked),
+            latent = solver(
+                denoiser,
                 source,
-                steps=settings.num_inference_steps,
                 strength=strength,
                 noise=work.context.noise,
                 generator=work.context.generator,
-                keep_outside=hole if masked is None else None,
+                keep_outside=denoiser.keep_outside,
                 progress=work.progress(self.done, self.total),
             )
         self.done += self._steps(strength)
@@ -214,10 +212,3 @@ class Filler:
 
     def _steps(self, strength: float) -> int:
         return int(self.settings.num_inference_steps * strength + 1e-9)
-
-    def _masked_latent(self, hole: Tensor) -> Tensor | None:
-        """What an inpainting checkpoint sees of the background; None for a plain one."""
-        work = self.work
-        if work.backbone.kind == "plain":
-            return None
-        return work.encode(self.picture * (1 - work.whole(hole)))

@@ -147,18 +147,16 @@ def _moved(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor
 
 def _sampled(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
     """The latent noised, then sampled: it has the texture that a mean of many gradients lacks."""
-    from inlay.diffusion.solvers import make_solver, solve
-
-    context, seen = work.context, plan.target.masked_latent
-    return solve(
-        make_solver(_SCHEDULER, work.backbone.scheduler_config, _TEXTURE_STEPS),
-        work.denoiser(plan.region, seen),
+    context, backbone = work.context, work.backbone
+    seen = plan.target.masked_latent
+    denoiser = backbone.denoiser(replace(work.conditions(plan.region), masked_latent=seen))
+    return backbone.solver(_SCHEDULER, _TEXTURE_STEPS)(
+        denoiser,
         z,
-        steps=_TEXTURE_STEPS,
         strength=settings.texture,
         noise=context.noise,
         generator=context.generator,
-        keep_outside=plan.region if seen is None else None,
+        keep_outside=denoiser.keep_outside,
     )
 
 
@@ -167,7 +165,6 @@ def _redrawn(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tens
     from inlay.diffusion.attention import swapped_processors
     from inlay.diffusion.attention_shared import SharedSource
     from inlay.diffusion.redraw import redraw
-    from inlay.diffusion.solvers import make_solver
 
     backbone, context, attention = work.backbone, work.context, plan.attention
     if plan.source is None:
@@ -182,11 +179,9 @@ def _redrawn(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tens
     with scope:
         return redraw(
             _predictor(work, settings),
-            backbone.alphas_cumprod,
-            make_solver("DDIMScheduler", backbone.scheduler_config, settings.redraw_steps),
+            backbone.solver("DDIMScheduler", settings.redraw_steps),
             plan.source,
             replace(plan.target, z=z),
-            steps=settings.redraw_steps,
             strength=settings.redraw,
             noise=context.noise,
             generator=context.generator,

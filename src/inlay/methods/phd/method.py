@@ -26,6 +26,7 @@ from inlay.methods.workspace import Workspace
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.harmonizer import Harmonizer
+    from inlay.diffusion.sample import Level
     from inlay.scene.window import Window
 
 __all__ = ["METHOD", "PhdSettings"]
@@ -61,43 +62,43 @@ def run(
     canvas = pasted(window, settings.paste_blur if composes else 0.0)
     stages: list[tuple[str, Canvas]] = [("paste", canvas)] if composes else []
     harmonizer = _opened(settings, context) if settings.harmonize else None
-    timesteps = _timesteps(settings, backbone, harmonizer)
+    levels = _levels(settings, backbone, harmonizer)
     if context.verb == "scene":
         from inlay.methods.phd.scene import run_scene
 
-        return run_scene(window, backbone, settings, context, timesteps, harmonizer)
+        return run_scene(window, backbone, settings, context, levels, harmonizer)
     paints = composes and known and settings.inpaint and settings.grow > 0
     before = inpaint_steps(settings) if paints else 0
     with torch.inference_mode():
         work = Workspace.of(canvas.window, backbone, settings, context)
         if before:
-            canvas = ringed(work, canvas, settings, before + len(timesteps))
+            canvas = ringed(work, canvas, settings, before + len(levels))
         if composes and settings.inpaint:
             stages.append(("inpaint", canvas))
-        if timesteps:
-            canvas = harmonized(work, canvas, settings, timesteps, harmonizer, before)
+        if levels:
+            canvas = harmonized(work, canvas, settings, levels, harmonizer, before)
         if settings.harmonize:
             stages.append(("harmonize", canvas))
-    if not before and not timesteps:
+    if not before and not levels:
         context.progress(1, 1)
     kept = {name: Painted(each.window.pasted, each.effect) for name, each in stages}
     return Painted(canvas.window.pasted, canvas.effect, kept)
 
 
-def _timesteps(
+def _levels(
     settings: PhdSettings, backbone: Backbone, harmonizer: Harmonizer | None
-) -> list[int]:
-    """The timesteps of the harmonize stage, noisiest first; none where it changes nothing."""
-    from inlay.diffusion.harmonizer import few_timesteps
+) -> list[Level]:
+    """The levels of the harmonize stage, noisiest first; none where it changes nothing."""
+    from inlay.diffusion.harmonizer import few_levels
 
     if not settings.harmonize or settings.correction == 0:
         return []
     if harmonizer is not None:
-        return few_timesteps(backbone, settings.harmonizer_steps, settings.harmonizer_strength)
+        return few_levels(backbone, settings.harmonizer_steps, settings.harmonizer_strength)
     steps = int(settings.harmonize_steps * settings.harmonize_strength + 1e-9)
     if steps == 0:
         return []
-    return few_timesteps(backbone, steps, settings.harmonize_strength)
+    return few_levels(backbone, steps, settings.harmonize_strength)
 
 
 METHOD = Method(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from inlay.methods.base import Context, Painted
 from inlay.methods.phd.stages import Canvas, harmonized
-from inlay.methods.workspace import Workspace, sampler, to_image
+from inlay.methods.workspace import Workspace, to_image
 from inlay.pictures.arrays import bounds, resize
 from inlay.pictures.box import Box
 from inlay.scene.window import Window, crop_box
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.backbone import Backbone, Conditioning
     from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.sample import Step
-    from inlay.diffusion.tiles import Level, Tiling
+    from inlay.diffusion.sample import Level, Step
+    from inlay.diffusion.tiles import Resolution, Tiling
     from inlay.methods.phd.settings import PhdSettings
 
 __all__ = ["run_scene"]
@@ -38,6 +38,8 @@ Image = NDArray[np.float32]
 
 # A patch of the latent is shown to the network where this share of all its pixels is the subject's.
 _SHOWN = 0.98
+# The share in which guided predictions get the spread of unguided ones.
+_RESCALE = 0.7
 
 
 @dataclass
@@ -57,7 +59,7 @@ class _Scene:
     done: int = 0
     total: int = 0
 
-    def pasted(self, level: Level, made: Image | None) -> tuple[Tensor, Tensor]:
+    def pasted(self, level: Resolution, made: Image | None) -> tuple[Tensor, Tensor]:
         """The subject over what was made, (1, 3, H, W) in [-1, 1], and its cover (1, 1, H, W).
 
         Both fill the level's whole patches: what is added to the right and below goes on as the
@@ -75,76 +77,55 @@ class _Scene:
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
         return tensor * 2 - 1, torch.from_numpy(cover)[None, None]
 
-    def sample(self, level: Level, made: Image | None, steps: int, strength: float) -> Image:
+    def sample(self, level: Resolution, made: Image | None, steps: int, strength: float) -> Image:
         """What was made, (h, w, 3) of the level's size or None, noised and denoised."""
         from torch.nn import functional
 
-        from inlay.diffusion.solvers import solve
+        from inlay.diffusion.backbone import Conditions
+        from inlay.diffusion.sample import step_count
         from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles
 
-        backbone, factor = self.backbone, self.backbone.factor
+        backbone, factor, settings = self.backbone, self.backbone.factor, self.settings
         image, cover = self.pasted(level, made)
         hidden = (functional.avg_pool2d(cover, factor) < _SHOWN).float()
         tiling = Tiling.of(
             (hidden.shape[-2], hidden.shape[-1]),
             backbone.native_size // factor,
-            self.settings.outpaint_tile_overlap,
+            settings.outpaint_tile_overlap,
         )
-        mask = hidden.to(backbone.device)
-
-        def encoded(picture: Tensor) -> Tensor:
-            return in_tiles(
-                lambda x: backbone.encode(x.to(backbone.device)), picture, tiling, factor, 1
-            )
-
-        source, masked = encoded(image), None
+        source, masked = in_tiles(backbone.encode, image, tiling, factor, 1), None
         if backbone.kind == "inpaint":
             whole = functional.interpolate(hidden, level.padded, mode="nearest")
-            masked = encoded(image * (1 - whole))
-        run = _run(steps, strength)
-        denoiser = TiledDenoiser(self._predict, tiling, mask, source, backbone.alpha, masked)
-        result = solve(
-            sampler(self.settings.sampler(scene=True), backbone, steps),
-            denoiser,
+            masked = in_tiles(backbone.encode, image * (1 - whole), tiling, factor, 1)
+        conditions = Conditions(
+            self.conditional,
+            self.unconditional,
+            settings.guidance_scale,
+            _RESCALE,
+            hidden.to(backbone.device),
+            masked,
+        )
+        run = step_count(steps, strength)
+        result = backbone.solver(settings.sampler(scene=True), steps)(
+            TiledDenoiser(backbone.denoiser, conditions, tiling, source),
             source,
-            steps=steps,
             strength=strength,
             noise=self.context.noise,
             generator=self.context.generator,
-            keep_outside=mask if masked is None else None,
+            keep_outside=backbone.denoiser(conditions).keep_outside,
             progress=lambda step: self._tell(step, run, tiling, level),
         )
         self.done += run
         return self._decoded(result, tiling, level)
 
-    def _decoded(self, latent: Tensor, tiling: Tiling, level: Level) -> Image:
+    def _decoded(self, latent: Tensor, tiling: Tiling, level: Resolution) -> Image:
         from inlay.diffusion.tiles import in_tiles
 
         image = in_tiles(self.backbone.decode, latent, tiling, 1, self.backbone.factor)
         height, width = level.size
         return np.clip(to_image(image[..., :height, :width]), 0, 1)
 
-    def _predict(
-        self, z: Tensor, timestep: int, mask: Tensor | None, masked: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """(eps, x0) of windows under guidance."""
-        import torch
-
-        from inlay.diffusion.guidance import rescaled
-        from inlay.diffusion.text import join
-
-        backbone, count = self.backbone, len(z)
-        words = self.conditional.rows(count)
-        if self.unconditional is None:
-            output = backbone.predict(z, timestep, words, mask, masked)
-        else:
-            both = join(self.unconditional.rows(count), words)
-            hole, seen = (None if x is None else torch.cat([x, x]) for x in (mask, masked))
-            rows = backbone.predict(torch.cat([z, z]), timestep, both, hole, seen)
-            output = rescaled(rows[:count], rows[count:], self.settings.guidance_scale)
-        return backbone.to_noise(output, z, timestep), backbone.output_to_x0(output, z, timestep)
-
-    def _tell(self, step: Step, steps: int, tiling: Tiling, level: Level) -> None:
+    def _tell(self, step: Step, steps: int, tiling: Tiling, level: Resolution) -> None:
         preview: Any = None
         if self.context.previews:
             from PIL import Image as PilImage
@@ -156,33 +137,29 @@ class _Scene:
         self.context.progress(self.done + run, self.total, preview)
 
 
-def _run(steps: int, strength: float) -> int:
-    """How many steps solve() takes."""
-    return int(steps * strength + 1e-9)
-
-
 def run_scene(
     window: Window,
     backbone: Backbone,
     settings: PhdSettings,
     context: Context,
-    timesteps: list[int],
+    levels: list[Level],
     harmonizer: Harmonizer | None,
 ) -> Painted:
     """The window as a scene round the subject, whose region is all but the subject.
 
-    window.alpha is 1 less the subject's alpha, window.pasted the subject over any canvas. timesteps
-    and harmonizer are those of the harmonize stage, which is left out where there are no timesteps.
+    window.alpha is 1 less the subject's alpha, window.pasted the subject over any canvas. levels
+    and harmonizer are those of the harmonize stage, which is left out where there are no levels.
     The result's effect is the whole window. Raises InputError for a scheduler that does not sample
     the checkpoint.
     """
     import torch
 
-    from inlay.diffusion.tiles import levels
+    from inlay.diffusion.sample import step_count
+    from inlay.diffusion.tiles import resolutions
 
     _check_scheduler(settings, backbone)
-    plan = levels(window.shape, backbone.native_size, backbone.multiple)
-    steps = _run(settings.refine_steps, settings.refine_strength)
+    plan = resolutions(window.shape, backbone.native_size, backbone.multiple)
+    steps = step_count(settings.refine_steps, settings.refine_strength)
     sampling = settings.num_inference_steps + (len(plan) - 1) * steps
     with torch.inference_mode():
         scene = _Scene(
@@ -192,7 +169,7 @@ def run_scene(
             settings,
             context,
             *_embedded(backbone, settings),
-            total=sampling + len(timesteps),
+            total=sampling + len(levels),
         )
         coarse = made = scene.sample(plan[0], None, settings.num_inference_steps, 1.0)
         for level in plan[1:] if steps else ():
@@ -203,11 +180,11 @@ def run_scene(
             context.note(f"the surroundings were made at {width} x {height} pixels and enlarged")
         rgb = _laid(window, made)
         box, before = window.box, rgb
-        if timesteps:
+        if levels:
             box = _close(window, settings, backbone)
             before = rgb[box.slices].copy()
             rgb[box.slices] = _harmonized(
-                window, before, box, backbone, settings, context, timesteps, harmonizer, sampling
+                window, before, box, backbone, settings, context, levels, harmonizer, sampling
             )
     effect = np.ones(window.shape, bool)
 
@@ -266,7 +243,7 @@ def _harmonized(
     backbone: Backbone,
     settings: PhdSettings,
     context: Context,
-    timesteps: list[int],
+    levels: list[Level],
     harmonizer: Harmonizer | None,
     done: int,
 ) -> Image:
@@ -275,12 +252,12 @@ def _harmonized(
     close = Window(box, part, part, alpha, part)
     work = Workspace.of(close, backbone, settings, context)
     canvas = Canvas(close, alpha, alpha > 0)
-    return harmonized(work, canvas, settings, timesteps, harmonizer, done).window.pasted
+    return harmonized(work, canvas, settings, levels, harmonizer, done).window.pasted
 
 
 def _check_scheduler(settings: PhdSettings, backbone: Backbone) -> None:
     for steps in (settings.num_inference_steps, settings.refine_steps):
-        sampler(settings.sampler(scene=True), backbone, steps)
+        backbone.solver(settings.sampler(scene=True), steps)
 
 
 def _embedded(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.methods.phd.settings import PhdSettings
-from inlay.methods.workspace import Workspace, sampler, to_image
+from inlay.methods.workspace import Workspace, to_image
 from inlay.pictures.arrays import blur, bounds, luma, masked_blur, resize
 from inlay.scene.fill import foreground
 from inlay.scene.window import Window
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.sample import Step
+    from inlay.diffusion.sample import Level, Step
 
 __all__ = ["Canvas", "harmonized", "inpaint_steps", "pasted", "ringed", "shrinkage"]
 
@@ -84,31 +84,25 @@ def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -
     """
     import torch
 
-    from inlay.diffusion.solvers import solve
-
     backbone, context, window = work.backbone, work.context, canvas.window
     steps = settings.num_inference_steps
-    solver = sampler(settings.sampler(scene=False), backbone, steps)
+    solver = backbone.solver(settings.sampler(scene=False), steps)
     region = window if settings.region == "dilated" else replace(window, alpha=_box(window))
     solid = torch.from_numpy(resize(window.alpha, work.size) > 0.99)[None, None]
     ring = region.mask(work.size, settings.grow) * ~solid
     if not ring.any():
         return canvas
     latent_ring = work.latent_mask(ring, cover=True)
-    masked = None
-    if backbone.kind == "inpaint":
-        picture = window.tensor("pasted", work.size)
-        masked = work.encode(picture * (1 - work.whole(latent_ring)))
-    source = work.encode(window.tensor("pasted", work.size))
-    after = solve(
-        solver,
-        work.denoiser(latent_ring, masked),
+    picture = window.tensor("pasted", work.size)
+    source = work.encode(picture)
+    denoiser = backbone.denoiser(work.conditions(latent_ring, picture))
+    after = solver(
+        denoiser,
         source,
-        steps=steps,
         strength=settings.strength,
         noise=context.noise,
         generator=context.generator,
-        keep_outside=latent_ring if masked is None else None,
+        keep_outside=denoiser.keep_outside,
         progress=work.progress(0, total),
     )
     rim = min(settings.feather, settings.grow)
@@ -139,7 +133,7 @@ def harmonized(
     work: Workspace,
     canvas: Canvas,
     settings: PhdSettings,
-    timesteps: list[int],
+    levels: list[Level],
     harmonizer: Harmonizer | None,
     done: int,
 ) -> Canvas:
@@ -148,11 +142,11 @@ def harmonized(
     Residual decoding: P + a' U(D(z + k (m - z)) - D(z)) for the pasted latent z, the mean m of the
     answers and the restraint k; the change is blurred by `smoothing` inside the subject. Without a
     harmonizer the answers are those of the bare model, begun with the picture noised to the first
-    timestep; with one they begin with noise alone. done is the number of steps before these.
+    level; with one they begin with noise alone. done is the number of steps before these.
     """
     import torch
 
-    from inlay.diffusion.branch import Guide
+    from inlay.diffusion.backbone import Guide
     from inlay.diffusion.harmonizer import correct
 
     backbone, window = work.backbone, canvas.window
@@ -161,9 +155,6 @@ def harmonized(
     region = torch.maximum(window.mask(work.size, reach), mask)
     # As in training: every latent pixel that the mask touches.
     latent_mask = work.latent_mask((region > 1 / 512).float(), cover=True)
-    seen = None
-    if backbone.kind == "inpaint":
-        seen = work.encode(picture * (1 - work.whole(latent_mask)))
     # A guide of scale 0 is not run.
     guide = Guide(None, torch.cat([picture, mask], 1), 0.0)
     if harmonizer is not None:
@@ -172,7 +163,13 @@ def harmonized(
     if settings.harmonize_guidance_scale != 1 and settings.prompt != settings.negative_prompt:
         uncond = backbone.embed([settings.negative_prompt], work.size)
     source = work.encode(picture)
-    total = done + len(timesteps)
+    total = done + len(levels)
+    conditions = replace(
+        work.conditions(latent_mask, picture),
+        negative=uncond,
+        guidance_scale=settings.harmonize_guidance_scale,
+        guide=guide,
+    )
 
     def tell(step: Step) -> None:
         preview = work.preview(step.x0[:1]) if work.context.previews else None
@@ -180,17 +177,12 @@ def harmonized(
 
     mean, spread = correct(
         backbone,
-        guide,
+        conditions,
         source,
-        latent_mask,
-        seen,
-        work.conditional,
-        timesteps,
+        levels,
         generator=work.context.generator,
         samples=settings.harmonizer_samples,
         from_pasted=harmonizer is None or settings.harmonizer_strength < 1,
-        uncond=uncond,
-        guidance_scale=settings.harmonize_guidance_scale,
         progress=tell,
     )
     change = mean - source

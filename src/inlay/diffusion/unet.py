@@ -1,0 +1,200 @@
+"""Checkpoints whose network is a U-Net: Stable Diffusion 1.x, 2.x and XL, and the embedded one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.diffusion.attention import Layer, unet_layers
+from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.sample import Level, Sampler, step_count
+from inlay.diffusion.text import Conditioning, TextStack
+from inlay.errors import InputError
+
+__all__ = ["DdpmLevels", "UNetBackbone"]
+
+
+class DdpmLevels:
+    """The levels of a scheduler config: signal sqrt(a), noise sqrt(1 - a) for the cumulative alpha
+    a of a timestep. Spacing, offset and the level that a run ends at are those of diffusers'
+    DDIMScheduler.
+    """
+
+    def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
+        from diffusers import DDIMScheduler
+
+        # DDIM stands in for any scheduler of the config: it shares their noise levels.
+        ddim: Any = DDIMScheduler
+        self.scheduler = ddim.from_config(dict(scheduler_config), clip_sample=False)
+        self.alphas_cumprod: Tensor = self.scheduler.alphas_cumprod.float().cpu()
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def __getitem__(self, timestep: int) -> Level:
+        return level_of(float(self.alphas_cumprod[timestep]), timestep)
+
+    def rows(self, timesteps: Tensor) -> Level:
+        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
+        return Level(alphas.sqrt(), (1 - alphas).sqrt(), timesteps)
+
+    def run(self, steps: int, strength: float = 1.0) -> list[Level]:
+        steps = min(steps, len(self))
+        left = min(step_count(steps, strength), steps)
+        if left == 0:
+            return []
+        self.scheduler.set_timesteps(steps)
+        # Leading spacing plus an offset can name a timestep beyond the last one.
+        timesteps = [min(int(t), len(self) - 1) for t in self.scheduler.timesteps]
+        # Always the final level last: diffusers steps to t - T // S, which for step counts that do
+        # not divide T ends a little short of it.
+        end = level_of(float(self.scheduler.final_alpha_cumprod), 0)
+        return [*(self[t] for t in timesteps[-left:]), end]
+
+
+def level_of(alpha: float, timestep: int) -> Level:
+    """The level of a cumulative alpha."""
+    return Level(math.sqrt(alpha), math.sqrt(1 - alpha), timestep)
+
+
+class UNetBackbone(Backbone):
+    """diffusers' UNet2DConditionModel with its autoencoder, text encoders and schedule.
+
+    family is "sd1", "sd2", "sdxl" or "embedded"; scheduler_config is as loaded. Raises InputError
+    for a U-Net that this package cannot drive (a number of input channels that is neither plain nor
+    inpainting, added conditions other than SDXL's, an unknown schedule).
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        text: TextStack,
+        scheduler_config: Mapping[str, Any],
+        *,
+        name: str,
+        hasher: Callable[[], str] = lambda: "",
+    ) -> None:
+        super().__init__(unet, vae, text, name=name, hasher=hasher)
+        self.unet = unet
+        self.latent_channels = int(unet.config.out_channels)
+        self.multiple = self.factor * 2 ** (len(unet.config.down_block_types) - 1)
+        self.native_size = _sample_size(unet) * self.factor
+        _check(unet, vae, text, name)
+        self.kind = "plain" if unet.config.in_channels == self.latent_channels else "inpaint"
+        self.family = _family(unet, vae)
+        self.scheduler_config = dict(scheduler_config)
+        self.levels: DdpmLevels = DdpmLevels(scheduler_config)
+        self.prediction_type = str(self.levels.scheduler.config.prediction_type)
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise InputError(
+                f"The model {name} predicts {self.prediction_type!r}, but inlay runs models "
+                "that predict epsilon, v_prediction or sample."
+            )
+
+    def layers(self) -> list[Layer]:
+        return unet_layers(self.unet)
+
+    def predict(
+        self,
+        z: Tensor,
+        timestep: int | Tensor,
+        conditions: Conditions | Conditioning,
+        mask: Tensor | None = None,
+        masked_latent: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+        harmonizer: Guide | None = None,
+    ) -> Tensor:
+        """See Backbone; an inpainting U-Net is fed [z, mask, masked_latent]."""
+        if isinstance(conditions, Conditioning):
+            # The older call, until everybody has Conditions.
+            rows = (mask, masked_latent, control, harmonizer)
+            conditions = Conditions(conditions, None, 1.0, 0.0, *rows)
+        count, text = len(z), conditions.text
+        if len(text) != count:
+            raise ValueError(f"{len(text)} rows of conditioning for {count} latents")
+        parts = [z]
+        if self.kind == "inpaint":
+            if conditions.mask is None or conditions.masked_latent is None:
+                raise ValueError("an inpainting checkpoint needs a mask and a masked latent")
+            shown = (conditions.mask, conditions.masked_latent)
+            parts += [x.expand(count, -1, -1, -1) for x in shown]
+        inputs = torch.cat([x.to(self.device, self.dtype) for x in parts], 1)
+        step = torch.as_tensor(timestep, device=self.device)
+        hidden = text.hidden.to(self.device, self.dtype)
+        added = text.added and {key: value.to(self.device) for key, value in text.added.items()}
+        guide = conditions.guide
+        residuals = {} if guide is None else guide.residuals(inputs, step, hidden, added)
+        features = None
+        if conditions.control is not None:
+            # A new list, as the U-Net empties the one that it is given, and of all rows, as it
+            # passes over features for its middle whose shape is not that of its own.
+            features = [
+                x.to(self.device, self.dtype).expand(count, -1, -1, -1) for x in conditions.control
+            ]
+        output: Tensor = self.unet(
+            inputs,
+            step,
+            encoder_hidden_states=hidden,
+            added_cond_kwargs=added,
+            down_intrablock_additional_residuals=features,
+            **residuals,
+            return_dict=False,
+        )[0]
+        return output.float()
+
+    def solver(self, name: str, steps: int) -> Sampler:
+        from inlay.diffusion.solvers import make_solver
+
+        return make_solver(name, self.scheduler_config, steps, self.levels)
+
+
+def _sample_size(unet: Any) -> int:
+    size = unet.config.sample_size
+    return int(max(size) if isinstance(size, list | tuple) else size or 64)
+
+
+def _check(unet: Any, vae: Any, text: TextStack, name: str) -> None:
+    """Refuse what this package cannot drive, before a tensor of the wrong shape does."""
+    config, latent = unet.config, int(unet.config.out_channels)
+    labels = config.class_embed_type or config.num_class_embeds
+    if labels or config.addition_embed_type not in (None, "text_time"):
+        raise InputError(
+            f"The U-Net of the model {name} wants conditions other than text, but inlay runs "
+            "Stable Diffusion 1.x, 2.x and XL checkpoints."
+        )
+    if int(vae.config.latent_channels) != latent:
+        raise InputError(
+            f"The model {name} pairs a U-Net of {latent} latent channels with an autoencoder of "
+            f"{vae.config.latent_channels}, but both must have the same number."
+        )
+    if config.in_channels not in (latent, 2 * latent + 1):
+        raise InputError(
+            f"The U-Net of the model {name} reads {config.in_channels} channels, but inlay runs "
+            f"plain ({latent}) and inpainting ({2 * latent + 1}) checkpoints."
+        )
+    width = sum(int(encoder.config.hidden_size) for encoder in text.encoders)
+    if config.cross_attention_dim != width:
+        raise InputError(
+            f"The U-Net of the model {name} attends to text of width {config.cross_attention_dim}, "
+            f"but its text encoders give {width}."
+        )
+    if config.addition_embed_type == "text_time":
+        expected = int(text.encoders[-1].config.projection_dim) + 6 * config.addition_time_embed_dim
+        if len(text.encoders) != 2 or config.projection_class_embeddings_input_dim != expected:
+            raise InputError(
+                f"The U-Net of the model {name} does not take SDXL's two text encoders and six "
+                "sizes, but inlay runs SDXL base and inpainting checkpoints, not refiners."
+            )
+
+
+def _family(unet: Any, vae: Any) -> str:
+    if unet.config.addition_embed_type == "text_time":
+        return "sdxl"
+    if type(vae).__name__ == "PatchAutoencoder":
+        return "embedded"
+    return "sd2" if unet.config.use_linear_projection else "sd1"
