@@ -44,7 +44,7 @@ from inlay.methods.dreamcom import prediction_error
 from inlay.pictures.read import read_picture
 from inlay.scene.scene import region_scene
 from inlay.scene.window import Window
-from inlay.sweep import parse_sets
+from inlay.settings import parse_sets
 
 OWN_BOXES = Path(__file__).parent / "dreambooth_boxes.json"
 SHORT_SIDE = 384

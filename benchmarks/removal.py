@@ -27,7 +27,7 @@ from inlay import Composer
 from inlay.evaluation.photos import Photo, find_photos
 from inlay.methods import get
 from inlay.pictures.sheet import contact_sheet
-from inlay.sweep import parse_sets
+from inlay.settings import parse_sets
 from inlay.training.objects import find_objects
 
 SHORT_SIDE = 256

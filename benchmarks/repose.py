@@ -26,7 +26,7 @@ from inlay import Box, Composer
 from inlay.evaluation.photos import Photo, find_photos
 from inlay.methods import get
 from inlay.pictures.sheet import contact_sheet
-from inlay.sweep import parse_sets
+from inlay.settings import parse_sets
 from inlay.training.objects import find_objects
 
 # The shipped checkpoint's own: finer lines than its pixels cannot be asked of a model.

@@ -37,7 +37,6 @@ from PIL import Image
 from skimage import data
 
 from inlay import Box, Composer, InputError, cut
-from inlay.around import as_size
 from inlay.diffusion.tiles import Tiling, resolutions
 from inlay.methods.phd.settings import PhdSettings
 from inlay.pictures.arrays import bounds
@@ -157,7 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
     sizes = []
     for text in arguments.sizes.split(","):
         width, height = text.split("x")
-        sizes.append(as_size((int(width), int(height)), 10**8))
+        sizes.append((int(width), int(height)))
     rows: list[dict[str, Any]] = []
     pictures, labels = [], []
     print(f"{'subject':20s} {'size':>9s}   iou outside inside blank energy seams")

@@ -28,7 +28,7 @@ def test_four_numbers_are_a_box(box: Any) -> None:
                               cut_box=Box(0, 0, 200, 200), method="paste")  # fmt: skip
     assert np.array_equal(result.picture.samples, wanted.picture.samples)
     assert result.record["request"] == wanted.record["request"]
-    assert result.record["request"]["trust_remote_code"] is False
+    assert result.record["request"]["subjects"][0]["box"] == [100, 120, 90, 80]
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from inlay._version import __version__
 from inlay.errors import Cancelled, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from inlay.composer import Composer as Composer
-    from inlay.composer import Composite as Composite
     from inlay.pictures.box import Box as Box
     from inlay.pictures.read import Source
+    from inlay.request import Request as Request
+    from inlay.result import Result as Result
+    from inlay.scene.subject import Subject as Subject
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Box",
     "Cancelled",
     "Composer",
-    "Composite",
     "InputError",
+    "Request",
+    "Result",
+    "Subject",
     "__version__",
     "cut",
     "methods",
@@ -32,7 +37,9 @@ __all__ = [
 _LAZY = {
     "Box": "inlay.pictures.box",
     "Composer": "inlay.composer",
-    "Composite": "inlay.composer",
+    "Request": "inlay.request",
+    "Result": "inlay.result",
+    "Subject": "inlay.scene.subject",
 }
 
 
@@ -42,8 +49,8 @@ def cut(picture: Source, **options: Any) -> Image:
     Options are those of inlay.scene.cutout.cut_rgba: by ("alpha", "mask", "box", "grabcut" or
     the name of a segmentation model), mask, box, max_pixels. Raises InputError.
     """
-    from inlay.request import as_box
     from inlay.scene.cutout import cut_rgba
+    from inlay.scene.subject import as_box
 
     if "box" in options:
         options["box"] = as_box(options["box"], "box")

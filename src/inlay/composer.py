@@ -1,171 +1,153 @@
-"""The one front door: pictures and a request go in, a composite and its record come out."""
+"""The front door in Python: a checkpoint that is kept open, and the verbs as calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from inlay import methods
-from inlay.around import as_size, canvas, scene_links
-from inlay.chain import Callback, Link
-from inlay.composite import Composite
 from inlay.errors import InputError
-from inlay.job import Job
-from inlay.opened import Opened
-from inlay.phases import asked, linked
+from inlay.methods.base import Callback
 from inlay.pictures.box import Box
-from inlay.pictures.read import (
-    DEFAULT_MAX_PIXELS,
-    Source,
-    read_mask,
-    read_picture,
+from inlay.pictures.read import Source
+from inlay.request import (
+    ComposeRequest,
+    HarmonizeRequest,
+    RemoveRequest,
+    Request,
+    SceneRequest,
 )
-from inlay.request import Request, as_flag
-from inlay.scene.scene import guess_mask, region_scene
-from inlay.subjects import Each, check_kind, hole, is_concept, laid, listed, named_inputs, where
+from inlay.result import Result
+from inlay.run import Options, run
+from inlay.scene.subject import Subject
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.harmonizer import Harmonizer
+    from inlay.diffusion.t2i_adapter import ControlAdapter
 
-__all__ = ["Composer", "Composite"]
+__all__ = ["Composer"]
+
+_OWN_HARMONIZER = Path(__file__).parent / "assets" / "harmonizer" / "config.json"
 
 
-class Composer(Opened):
-    """Sets objects into pictures with one checkpoint.
+class Composer:
+    """Sets objects into pictures with one checkpoint, loaded when a method first needs it.
 
-    The checkpoint is loaded when a method first needs it; classical methods never load it.
+    Several threads may use one composer: while a method runs on the checkpoint the others wait.
     """
+
+    def __init__(
+        self,
+        model: str = "embedded",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        loras: Sequence[tuple[str, float]] = (),
+        textual_inversions: Sequence[str] = (),
+    ) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
+        self.lock = RLock()
+        self._backbone: Backbone | None = None
+        self._adapters: dict[str, ControlAdapter] = {}
+        self._harmonizers: dict[str, Harmonizer | None] = {}
+
+    @classmethod
+    def from_pretrained(cls, model: str = "embedded", **options: Any) -> Composer:
+        """A composer on "embedded", a diffusers folder, a single file or a hub id.
+
+        Options are those of the class: device is auto, cpu, cuda or mps; dtype auto, float32,
+        bfloat16 or float16; loras are files with their scales. Raises InputError when the
+        checkpoint is first needed and cannot be loaded.
+        """
+        return cls(model, **options)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The loaded checkpoint."""
+        with self.lock:
+            if self._backbone is None:
+                from inlay.checkpoints.load import load_backbone
+
+                self._backbone = load_backbone(
+                    self.model,
+                    device=self.device,
+                    dtype=self.dtype,
+                    loras=self.loras,
+                    textual_inversions=self.textual_inversions,
+                )
+            return self._backbone
+
+    def adapter(self, name: str) -> ControlAdapter:
+        """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
+        if name not in self._adapters:
+            from inlay.diffusion.t2i_adapter import load_adapter
+
+            self._adapters[name] = load_adapter(name, self.backbone)
+        return self._adapters[name]
+
+    def harmonizer(self, name: str = "auto") -> Harmonizer | None:
+        """A trained harmonizer for the checkpoint, by folder, hub id or "embedded"; loaded once.
+
+        "auto" is that of the embedded checkpoint; None where there is none.
+        """
+        if name not in self._harmonizers:
+            from inlay.diffusion.harmonizer import load_harmonizer
+
+            found: Harmonizer | None = None
+            if name != "auto":
+                found = load_harmonizer(name, self.backbone)
+            elif self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file():
+                found = self.harmonizer("embedded")
+            self._harmonizers[name] = found
+        return self._harmonizers[name]
+
+    def run(self, request: Request, options: Options | None = None, **given: Any) -> Result:
+        """Make what a request asks for.
+
+        Options may be given by name instead: callback(step, total, preview), which may raise
+        Cancelled, on_phase, previews, max_pixels, trust_remote_code. Raises InputError, also for a
+        request whose checkpoint is not the one that is open here.
+        """
+        asked = request.model
+        if asked is not None and asked.name != self.model:
+            raise InputError(
+                f"the request is for the model {asked.name}, and {self.model} is open; open "
+                "another Composer, or leave model out of the request."
+            )
+        return run(request, self, options or Options(**given))
 
     def compose(
         self,
         background: Source,
-        subject: Source | Sequence[Source],
+        subject: Source | Subject | Sequence[Source | Subject],
         *,
-        box: Each[Box | Sequence[float]] = None,
-        at: Each[Sequence[float]] = None,
-        scale: Each[float] = None,
-        random: bool | Sequence[bool] = False,
-        rotate: float | Sequence[float] = 0.0,
-        flip: bool | Sequence[bool] = False,
-        mask: Each[Source] = None,
-        cut: Each[str] = None,
-        cut_box: Each[Box | Sequence[float]] = None,
-        trust_remote_code: bool = False,
-        together: bool = False,
-        phases: str | Sequence[str] | None = None,
-        remove_method: str | None = None,
-        remove_mask: Source | None = None,
-        phase_settings: Mapping[str, Mapping[str, Any]] | None = None,
-        keep_phases: bool = False,
-        on_phase: Callable[[str], None] | None = None,
-        control: Source | None = None,
+        box: Box | Sequence[float] | None = None,
+        at: Sequence[float] | None = None,
+        scale: float | None = None,
+        mask: Source | None = None,
+        cut: str | None = None,
         method: str | None = None,
         preset: str | None = None,
         seed: int = 0,
         num_images: int = 1,
         callback: Callback | None = None,
-        previews: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        **settings: Any,
-    ) -> Composite:
-        """Put a subject into a background.
+        **more: Any,
+    ) -> Result:
+        """Put subjects into a background.
 
-        box (background pixels; the subject keeps its aspect, centred in it), at + scale (centre and
-        factor) or random say where; mask, cut ("alpha", "mask", "box", "grabcut" or a model)
-        and cut_box say what the subject is in its own picture. Boxes are a Box or four numbers x,
-        y, width, height. trust_remote_code lets a segmentation model run code of its own. Other
-        keywords are the method's settings. callback(step, total, preview) may raise Cancelled.
-
-        Of several subjects, in a list, box, at, mask and cut_box are lists with one value for each;
-        scale, random, rotate, flip and cut may be. Each is composed into what came before, with the
-        same method, settings and seed, so later ones lie over earlier ones; `together` pastes all
-        first and runs the method once, on one window round them all.
-
-        phases chains "remove", "paste", "harmonize" and "repose", or some of them: remove takes
-        out what is in the boxes, or under remove_mask, by remove_method; method, preset and
-        settings are harmonize's; phase_settings holds other phases' settings by phase. With
-        keep_phases the composite's `phases` has each one's picture; on_phase hears their names.
-        Without phases, keep_phases keeps the stages of a method that has some (phd).
-
-        A subject may also be the path of a file that `inlay learn` wrote: its box is filled with
-        the object, by "dreamcom" unless another method for such files is named.
-
-        control is a drawing of the background's size, white lines on black, which freecompose's
-        variant "semantic" (the phase "repose") re-draws the subjects by. Raises InputError.
+        For one subject that is a picture, box, at, scale, mask and cut, and random, rotate, flip
+        and cut_box likewise, are those of Subject; several are a list of Subject objects. Further
+        keywords are those of ComposeRequest (together, phases, remove, remove_mask, repose,
+        control, keep_phases) and of Options (previews, on_phase, max_pixels, trust_remote_code);
+        all others are the method's settings. Raises InputError.
         """
-        if method is None and phases is None:
-            given = subject if isinstance(subject, (list, tuple)) else [subject]
-            method = methods.default_for("compose", any(map(is_concept, given)))
-        requests = asked(
-            phases,
-            method=method,
-            preset=preset,
-            seed=seed,
-            num_images=num_images,
-            settings=settings,
-            remove_method=remove_method,
-            phase_settings=phase_settings,
-            remove_mask=remove_mask,
-            keep_phases=as_flag(keep_phases, "keep_phases"),
-        )
-        subjects = listed(
-            subject,
-            {
-                "box": box,
-                "at": at,
-                "scale": scale,
-                "random": random,
-                "rotate": rotate,
-                "flip": flip,
-                "mask": mask,
-                "cut": cut,
-                "cut_box": cut_box,
-                "trust_remote_code": trust_remote_code,
-            },
-        )
-        joint = as_flag(together, "together") and len(subjects) > 1
-        if keep_phases and phases is None and len(subjects) > 1 and not joint:
-            raise InputError("the stages of one subject can be kept; set several in together.")
-        check_kind(subjects, requests, joint)
-        picture = read_picture(background, role="background", max_pixels=max_pixels)
-        for request in requests.values():
-            stages = len(request.settings.stages("compose"))
-            request.check_size(picture.size, max(len(requests), stages) if keep_phases else 1)
-        cutouts = [each.cut(max_pixels) for each in subjects]
-        drawing, notes = None, list[str]()
-        if control is not None:
-            drawing = read_mask(
-                control,
-                size=picture.size,
-                role="control",
-                white="lines on black",
-                max_pixels=max_pixels,
-            )
-            if not any(each.settings.follows_control() for each in requests.values()):
-                names = ", ".join(each.method.name for each in requests.values())
-                notes.append(f"{names}: the control picture is not used")
-        gone = hole(subjects, remove_mask, picture, max_pixels) if "remove" in requests else None
-
-        def links_of(seed: int) -> list[Link]:
-            return linked(requests, laid(subjects, cutouts, picture.size, seed), joint, gone)
-
-        job = Job(
-            requests,
-            picture,
-            links_of,
-            {
-                "background": picture,
-                **named_inputs(subjects, cutouts),
-                "remove_mask": remove_mask,
-                "control": control,
-            },
-            where(subjects, joint),
-            notes,
-            varied=any(each.place.placement.random for each in subjects),
-            keep=keep_phases,
-        )
-        return self._made(job, callback, previews, on_phase, drawing)
+        place = {"box": box, "at": at, "scale": scale, "mask": mask, "cut": cut}
+        more |= {key: value for key, value in place.items() if value is not None}
+        more |= {"background": background, "seed": seed, "num_images": num_images}
+        return self._made(ComposeRequest, subject, method, preset, callback, more)
 
     def harmonize(
         self,
@@ -178,38 +160,12 @@ class Composer(Opened):
         seed: int = 0,
         num_images: int = 1,
         callback: Callback | None = None,
-        previews: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        **settings: Any,
-    ) -> Composite:
-        """Make an object that is already pasted belong.
-
-        mask is white where the object is; without one the picture's alpha serves, else Otsu's
-        threshold (said in the record). background is the picture before pasting, where there is
-        one.
-        """
-        request = Request("harmonize", method, preset, seed, num_images, settings)
-        whole = read_picture(picture, role="picture", max_pixels=max_pixels)
-        request.check_size(whole.size)
-        notes: list[str] = []
-        region = (
-            guess_mask(whole, notes)
-            if mask is None
-            else read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
-        )
-        clean = None
-        if background is not None:
-            clean = read_picture(background, role="background", max_pixels=max_pixels)
-            if clean.size != whole.size:
-                raise InputError(
-                    f"the background is {clean.width}x{clean.height} pixels and the picture "
-                    f"{whole.width}x{whole.height}; they must be of one size."
-                )
-        inputs = {"picture": whole, "mask": mask, "background": clean}
-        scene = region_scene(whole, region, clean)
-        links = [Link("", request, [lambda *_: scene])]
-        job = Job({"": request}, whole, lambda seed: links, inputs, {}, notes)
-        return self._made(job, callback, previews)
+        **more: Any,
+    ) -> Result:
+        """Make an object that is already pasted belong; see HarmonizeRequest and compose()."""
+        more |= {"picture": picture, "mask": mask, "background": background}
+        more |= {"seed": seed, "num_images": num_images}
+        return self._made(HarmonizeRequest, None, method, preset, callback, more)
 
     def remove(
         self,
@@ -221,109 +177,63 @@ class Composer(Opened):
         seed: int = 0,
         num_images: int = 1,
         callback: Callback | None = None,
-        previews: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        **settings: Any,
-    ) -> Composite:
-        """Take out what the mask (white) covers."""
-        request = Request("remove", method, preset, seed, num_images, settings)
-        whole = read_picture(picture, role="picture", max_pixels=max_pixels)
-        request.check_size(whole.size)
-        region = read_mask(mask, size=whole.size, role="mask", max_pixels=max_pixels)
-        inputs = {"picture": whole, "mask": mask}
-        scene = region_scene(whole, region, None)
-        links = [Link("", request, [lambda *_: scene])]
-        return self._made(
-            Job({"": request}, whole, lambda seed: links, inputs, {}), callback, previews
-        )
+        **more: Any,
+    ) -> Result:
+        """Take out what the mask (white) covers; see RemoveRequest and compose()."""
+        more |= {"picture": picture, "mask": mask, "seed": seed, "num_images": num_images}
+        return self._made(RemoveRequest, None, method, preset, callback, more)
 
     def scene(
         self,
-        subject: Source | Sequence[Source],
+        subject: Source | Subject | Sequence[Source | Subject],
         *,
         prompt: str = "",
         size: Sequence[int],
-        box: Each[Box | Sequence[float]] = None,
-        at: Each[Sequence[float]] = None,
-        scale: Each[float] = None,
-        random: bool | Sequence[bool] = False,
-        rotate: float | Sequence[float] = 0.0,
-        flip: bool | Sequence[bool] = False,
-        mask: Each[Source] = None,
-        cut: Each[str] = None,
-        cut_box: Each[Box | Sequence[float]] = None,
-        trust_remote_code: bool = False,
-        keep_phases: bool = False,
         method: str | None = None,
         preset: str | None = None,
         seed: int = 0,
         num_images: int = 1,
         callback: Callback | None = None,
-        previews: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        **settings: Any,
-    ) -> Composite:
-        """Make a scene of size (width, height) round a subject, or several, from the prompt.
-
-        Sides are 64 to 8192 pixels. Where the subject goes and how it is cut out is said as for
-        compose, in pixels of the scene; without a place it stands in the lower middle, its longer
-        side half of the scene's shorter one. Several subjects are laid over each other in their
-        order and the scene is made once, round them all. keep_phases keeps the method's stages.
-        Raises InputError.
-        """
-        across = as_size(size, max_pixels)
-        request = Request("scene", method, preset, seed, num_images, {"prompt": prompt, **settings})
-        if not prompt.strip():
-            raise InputError("a scene needs a prompt; say what the picture should show.")
-        keep = as_flag(keep_phases, "keep_phases")
-        request.check_size(across, len(request.settings.stages("scene")) if keep else 1)
-        subjects = listed(
-            subject,
-            {
-                "box": box,
-                "at": at,
-                "scale": scale,
-                "random": random,
-                "rotate": rotate,
-                "flip": flip,
-                "mask": mask,
-                "cut": cut,
-                "cut_box": cut_box,
-                "trust_remote_code": trust_remote_code,
-            },
-        )
-        check_kind(subjects, {"": request}, joint=False)
-        cutouts = [each.cut(max_pixels) for each in subjects]
-        job = Job(
-            {"": request},
-            canvas(across),
-            lambda seed: scene_links(request, subjects, cutouts, across, seed),
-            named_inputs(subjects, cutouts),
-            {**where(subjects, True), "size": list(across)},
-            varied=any(each.place.placement.random for each in subjects),
-            keep=keep,
-        )
-        return self._made(job, callback, previews)
+        **more: Any,
+    ) -> Result:
+        """Make a scene of size (width, height) round subjects; see SceneRequest and compose()."""
+        more |= {"prompt": prompt, "size": size, "seed": seed, "num_images": num_images}
+        return self._made(SceneRequest, subject, method, preset, callback, more)
 
     def _made(
         self,
-        job: Job,
+        kind: type[Request],
+        subject: Any,
+        method: str | None,
+        preset: str | None,
         callback: Callback | None,
-        previews: bool,
-        on_phase: Callable[[str], None] | None = None,
-        control: NDArray[np.float32] | None = None,
-    ) -> Composite:
-        return job.run(
-            lambda: self.backbone,
-            {
-                "callback": callback,
-                "previews": previews,
-                "on_phase": on_phase,
-                "given": {
-                    "control": control,
-                    "adapters": self.adapter,
-                    "harmonizers": self.harmonizer,
-                },
-            },
-            {"loras": self.loras, "textual_inversions": self.textual_inversions},
+        keywords: Mapping[str, Any],
+    ) -> Result:
+        """Sort the keywords of a call into subject, request, options and settings, and run it."""
+        place, asked, options = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+        settings: dict[str, Any] = {"name": method, "preset": preset}
+        for key, value in keywords.items():
+            if key in kind.model_fields and key != "method":
+                asked[key] = value
+            elif key in Options.__dataclass_fields__:
+                options[key] = value
+            elif "subjects" in kind.model_fields and key in Subject.model_fields:
+                place[key] = value
+            else:
+                settings[key] = value
+        if "subjects" in kind.model_fields:
+            asked["subjects"] = _subjects(subject, place)
+        request = kind(**asked, method=settings)
+        return self.run(request, Options(callback=callback, **options))
+
+
+def _subjects(subject: Any, place: Mapping[str, Any]) -> Any:
+    """One subject with its place, or a list that says all by itself; raises InputError."""
+    listed = list(subject) if isinstance(subject, (list, tuple)) else [subject]
+    if place and (len(listed) != 1 or isinstance(listed[0], Subject)):
+        words = ", ".join(place)
+        raise InputError(
+            f"{words} is for one subject that is a picture; give each of several as "
+            "Subject(picture, box=...)."
         )
+    return [Subject(listed[0], **place)] if place else listed

@@ -1,8 +1,13 @@
-"""The two exceptions that callers of inlay meet."""
+"""The two exceptions that callers of inlay meet, and the words that their sentences share."""
 
 from __future__ import annotations
 
-__all__ = ["Cancelled", "InputError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["Cancelled", "InputError", "nearest", "show"]
+
+_SHOWN = 60
 
 
 class InputError(ValueError):
@@ -15,3 +20,21 @@ class InputError(ValueError):
 
 class Cancelled(Exception):  # noqa: N818 - the public name is a contract
     """Raised by a progress callback to stop a run; the run leaves no output behind."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, else all of them."""
+    names = list(known)
+    if not names:
+        return "there are none."
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    if not close:
+        folded = {other.lower(): other for other in names}
+        close = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, 1, 0.5)]
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}."
+
+
+def show(value: object) -> str:
+    """A value as it stands in a message: quoted where it is text, never long."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

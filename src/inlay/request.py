@@ -1,172 +1,375 @@
-"""A request as it is checked before any picture is read."""
+"""What may be asked of inlay: one model a verb. Whoever asks builds one of these, or reads one.
+
+Python's keywords, the command line, a JSON file and the record inside a picture all become a
+request, and whatever can be wrong with it without reading a picture is found here.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import model_serializer, model_validator
 
 from inlay import methods
-from inlay.errors import InputError
-from inlay.methods.base import Method, Settings
-from inlay.pictures.box import Box
-from inlay.scene.placement import Placement
-from inlay.sweep import show, validate_settings
+from inlay.errors import InputError, nearest, show
+from inlay.methods.choice import (
+    RUN_AS,
+    SHARED,
+    MethodChoice,
+    Step,
+    as_mapping,
+    as_phases,
+    choice_schema,
+    main_phase,
+)
+from inlay.scene.subject import Flag, Source, Subject, as_subjects
+from inlay.settings import Form, checked, whole
 
-__all__ = ["Place", "Request", "as_box", "as_flag"]
-
-_MAX_IMAGES = 64
-# All pictures of a call are held in memory until it returns.
-_MAX_TOGETHER = 2_000_000_000
-
-
-class Request:
-    """A checked request; everything that can be wrong without reading a picture is found here."""
-
-    def __init__(
-        self,
-        verb: str,
-        method: str | None,
-        preset: str | None,
-        seed: int,
-        num_images: int,
-        settings: Mapping[str, Any],
-    ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise InputError(f"seed is {show(seed)}; expected a whole number from 0 to 2^63 - 1.")
-        if (
-            isinstance(num_images, bool)
-            or not isinstance(num_images, int)
-            or not 1 <= num_images <= _MAX_IMAGES
-        ):
-            raise InputError(
-                f"num_images is {show(num_images)}; expected a whole number from 1 to "
-                f"{_MAX_IMAGES}."
-            )
-        method, preset = _text(method, "method"), _text(preset, "preset")
-        self.verb, self.seed, self.num_images, self.preset = verb, seed, num_images, preset
-        self.method: Method = methods.get(method or methods.default_for(verb), verb)
-        values: dict[str, Any] = {}
-        if preset is not None:
-            if preset not in self.method.presets:
-                known = ", ".join(self.method.presets) or "none"
-                raise InputError(
-                    f"preset {preset!r} is not one of {self.method.name}; it has {known}."
-                )
-            values.update(self.method.presets[preset])
-        values.update(settings)
-        self.settings: Settings = validate_settings(self.method.settings, values)
-
-    def check_size(self, size: tuple[int, int], each: int = 1) -> None:
-        """Raises InputError where so many pictures of (width, height) are too much to hold.
-
-        each: how many are held for one that was asked for.
-        """
-        if self.num_images > 1 and self.num_images * each * size[0] * size[1] > _MAX_TOGETHER:
-            most = max(1, _MAX_TOGETHER // (each * size[0] * size[1]))
-            raise InputError(
-                f"num_images is {self.num_images}, too many at once for a picture of "
-                f"{size[0]} x {size[1]} pixels; expected at most {most}."
-            )
+_LEAST_SIDE, _LARGEST_SIDE = 64, 8192
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a subject goes and how it is cut out of its own picture, checked."""
+def _sides(value: Any, name: str) -> tuple[int, int]:
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    sides = list(listed) if isinstance(listed, (list, tuple)) else []
+    whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in sides]
+    if len(sides) != 2 or not all(whole):
+        raise InputError(f"{name} is {show(value)}; expected two whole numbers, width and height.")
+    width, height = int(sides[0]), int(sides[1])
+    if not all(_LEAST_SIDE <= side <= _LARGEST_SIDE for side in (width, height)):
+        raise InputError(
+            f"{name} is {show(f'{width}x{height}')}; expected sides of {_LEAST_SIDE} to "
+            f"{_LARGEST_SIDE} pixels."
+        )
+    return width, height
 
-    placement: Placement
-    cut: str | None
-    cut_box: Box | None
-    trust_remote_code: bool
+
+class Model(Form):
+    """A checkpoint, as for --model, with its LoRA and textual-inversion files."""
+
+    name: str = "embedded"
+    device: str = "auto"
+    dtype: str = "auto"
+    loras: tuple[tuple[str, float], ...] = ()
+    textual_inversions: tuple[str, ...] = ()
+
+
+class Request(Form):
+    """What every verb asks: a method, a seed, how many pictures, and the checkpoint to make them.
+
+    The k-th picture is made with seed + k. model None is whatever checkpoint is open. Raises
+    InputError, one sentence for the first thing that is wrong.
+    """
+
+    verb: ClassVar[str]
+    # The fields that name files.
+    sources: ClassVar[tuple[str, ...]] = ()
+
+    method: MethodChoice
+    seed: Annotated[int, whole(0, 2**63 - 1, "2^63 - 1")] = 0
+    num_images: Annotated[int, whole(1, 64, "64")] = 1
+    model: Model | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        verb = values.get("verb", cls.verb)
+        if verb != cls.verb:
+            raise InputError(f"verb is {show(verb)}; expected {cls.verb}.")
+        return cls._chosen({key: value for key, value in values.items() if key != "verb"})
 
     @classmethod
-    def of(
-        cls,
-        *,
-        box: Any = None,
-        at: Any = None,
-        scale: Any = None,
-        random: Any = False,
-        rotate: Any = 0.0,
-        flip: Any = False,
-        cut: Any = None,
-        cut_box: Any = None,
-        trust_remote_code: Any = False,
-    ) -> Place:
-        """From what a caller hands in; raises InputError for values of the wrong kind.
+    def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The values with every method looked up and its settings checked."""
+        default = {"name": methods.default_for(cls.verb)}
+        return {**values, "method": MethodChoice.of(values.get("method"), cls.verb, default)}
 
-        A box is a Box or four numbers, `at` two numbers; numpy's numbers and arrays will do.
-        """
-        point = None if at is None else _numbers(at, 2, "at", "two numbers x, y")
-        placement = Placement(
-            box=as_box(box, "box"),
-            at=None if point is None else (point[0], point[1]),
-            scale=None if scale is None else _number(scale, "scale", "a number above 0"),
-            random=as_flag(random, "random"),
-            rotate=_number(rotate, "rotate", "a finite number of degrees"),
-            flip=as_flag(flip, "flip"),
-        )
-        trusted = as_flag(trust_remote_code, "trust_remote_code")
-        return cls(placement, _text(cut, "cut"), as_box(cut_box, "cut_box"), trusted)
+    @model_serializer(mode="wrap")
+    def _with_verb(self, handler: Any) -> dict[str, Any]:
+        return {"verb": self.verb, **handler(self)}
 
-    def as_dict(self) -> dict[str, Any]:
-        """For the record."""
-        place = self.placement
-        return {
-            "box": None if place.box is None else place.box.as_dict(),
-            "at": None if place.at is None else list(place.at),
-            "scale": place.scale,
-            "random": place.random,
-            "rotate": place.rotate,
-            "flip": place.flip,
-            "cut": self.cut,
-            "cut_box": None if self.cut_box is None else self.cut_box.as_dict(),
-            "trust_remote_code": self.trust_remote_code,
-        }
+    def steps(self) -> list[Step]:
+        """The methods that are run, in their order."""
+        return [Step(None, self.verb, self.method)]
+
+    def after(self, step: int) -> Request:
+        """The request for the picture after that many steps."""
+        return self
+
+    def subjects_of(self) -> Sequence[Subject]:
+        return ()
+
+    def kept_names(self) -> list[str]:
+        """The phases or stages whose pictures are handed back, in their order."""
+        if not getattr(self, "keep_phases", False):
+            return []
+        phases = [step.phase for step in self.steps() if step.phase]
+        return phases or list(self.method.settings.stages(self.verb))
+
+    def inputs(self) -> dict[str, Any]:
+        """Every picture that is handed in, by its dotted place: "subjects.0.picture"."""
+        found = {name: getattr(self, name) for name in self.sources}
+        for number, subject in enumerate(self.subjects_of()):
+            found[f"subjects.{number}.picture"] = subject.picture
+            found[f"subjects.{number}.mask"] = subject.mask
+        return {place: source for place, source in found.items() if source is not None}
+
+    def with_inputs(self, paths: Mapping[str, str]) -> Request:
+        """The request with other files at dotted places; raises InputError for a strange place."""
+        data = self.model_dump(mode="json")
+        for place, path in paths.items():
+            word, _, rest = place.partition(".")
+            number, _, inner = rest.partition(".")
+            if place in self.sources:
+                data[place] = path
+            elif word == "subjects" and number.isdigit() and int(number) < len(self.subjects_of()):
+                data["subjects"][int(number)][inner] = path
+            else:
+                raise InputError(f"the request has no picture {show(place)}.")
+        return Request.of(data)
+
+    def role(self, place: str) -> str:
+        """What a sentence calls the picture at a dotted place: "subject 2"."""
+        parts = place.split(".")
+        if len(parts) != 3 or not parts[1].isdigit():
+            return place.replace("_", " ")
+        _, number, word = parts
+        what = "subject" if word == "picture" else word
+        return f"{what} {int(number) + 1}" if len(self.subjects_of()) > 1 else what
+
+    @classmethod
+    def of(cls, data: Any) -> Request:
+        """A request of any verb from plain data, as JSON holds it; raises InputError."""
+        if not isinstance(data, Mapping):
+            raise InputError("the request is no JSON object; expected one with verb and method.")
+        kind = _KINDS.get(str(data.get("verb")))
+        if kind is None:
+            known = ", ".join(_KINDS)
+            raise InputError(f"verb is {show(data.get('verb'))}; expected one of {known}.")
+        return kind(**{str(key): value for key, value in data.items()})
+
+    @classmethod
+    def schema_of(cls, verb: str) -> dict[str, Any]:
+        """The JSON schema of a verb's request; raises InputError for an unknown verb."""
+        kind = _KINDS.get(verb)
+        if kind is None:
+            raise InputError(f"verb is {show(verb)}; {nearest(verb, _KINDS)}")
+        schema = kind.model_json_schema()
+        properties = schema["properties"]
+        properties["verb"] = {"const": verb}
+        for name, of in (("method", verb), ("remove", "remove"), ("repose", "compose")):
+            if name in properties:
+                properties[name] = choice_schema(of)
+        schema["required"] = ["verb", *(n for n in schema["required"] if n != "method")]
+        schema["$defs"].pop("MethodChoice", None)
+        return schema
+
+    @classmethod
+    def read(cls, path: str | Path) -> Request:
+        """A request from a JSON file; raises InputError."""
+        name = Path(path).name
+        try:
+            data = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f"{name} cannot be read ({error.strerror}); give a file.") from None
+        except (ValueError, RecursionError):
+            raise InputError(f"{name} is no JSON; expected a request, see inlay schema.") from None
+        return cls.of(data)
 
 
-def _text(value: Any, name: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise InputError(f"{name} is {show(value)}; expected text or None.")
+class ComposeRequest(Request):
+    """Put subjects into a background.
+
+    Each is composed into what came before; `together` pastes all first and runs the method once
+    on one crop round them all. phases chains remove, paste, harmonize and repose, or some of
+    them: remove takes out what is in the boxes, or under remove_mask; `method` is harmonize's,
+    remove and repose are those phases' own. keep_phases hands back each phase's picture, or
+    without phases each stage's of a method that has some. control is a drawing, white lines on
+    black, that freecompose's variant "semantic" (the phase repose) redraws the subjects by.
+    """
+
+    verb: ClassVar[str] = "compose"
+    sources: ClassVar[tuple[str, ...]] = ("background", "remove_mask", "control")
+
+    background: Source
+    subjects: tuple[Subject, ...]
+    together: Flag = False
+    phases: Annotated[tuple[str, ...], checked(as_phases)] = ()
+    remove: MethodChoice | None = None
+    remove_mask: Source = None
+    repose: MethodChoice | None = None
+    control: Source = None
+    keep_phases: Flag = False
+
+    @classmethod
+    def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
+        subjects = as_subjects(values.get("subjects"))
+        phases = as_phases(values.get("phases"), "phases")
+        told = {word: values.get(word) for word in ("remove", "repose", "remove_mask")}
+        for word, value in told.items():
+            phase = "remove" if word == "remove_mask" else word
+            if value is not None and not phases:
+                raise InputError(f"{word} goes with phases; say which.")
+            if value is not None and phase not in phases:
+                raise InputError(f"{word} goes with the phase {phase}; add that phase.")
+        method = as_mapping(values.get("method"), "method")
+        made = {**values, "subjects": subjects, "phases": phases}
+        if not phases:
+            concept = any(subject.concept for subject in subjects)
+            default = {"name": methods.default_for("compose", concept)}
+            return {**made, "method": MethodChoice.of(method, "compose", default)}
+        main = main_phase(phases)
+        own = {word: as_mapping(told[word], word) for word in ("remove", "repose") if told[word]}
+        if main in ("paste", "repose"):
+            fixed = RUN_AS[main][1]
+            if any(method.get(word) not in (None, fixed.get(word)) for word in ("name", "preset")):
+                word = "preset" if method.get("name") in (None, fixed["name"]) else "method"
+                raise InputError(f"{word} goes with the phase harmonize; add that phase.")
+        if "repose" in phases and main != "repose":
+            shared = {key: method[key] for key in SHARED if key in method}
+            own["repose"] = {**shared, **own.get("repose", {})}
+        own[main] = {**method, **own.get(main, {})}
+        for phase in phases:
+            verb, default = RUN_AS[phase]
+            default = default or {"name": methods.default_for(verb)}
+            choice = MethodChoice.of(own.get(phase), verb, default)
+            made["method" if phase == main else phase] = choice
+        made.pop("paste", None)
+        if main in ("remove", "repose"):
+            made.pop(main, None)
+        return made
+
+    @model_validator(mode="after")
+    def _fits(self) -> ComposeRequest:
+        joint = self.together and len(self.subjects) > 1
+        if self.keep_phases and not self.phases:
+            if not self.method.settings.stages("compose"):
+                raise InputError("keep_phases goes with phases; say which.")
+            if len(self.subjects) > 1 and not joint:
+                raise InputError("the stages of one subject can be kept; set several in together.")
+        _check_kinds(self, joint)
+        settings = [step.choice.settings for step in self.steps()]
+        if len(self.subjects) > 1 and not joint and any(s.works_on_background() for s in settings):
+            raise InputError(
+                "the background is to change, which several subjects share; set them in together."
+            )
+        for step in self.steps():
+            step.choice.settings.check_use(step.verb, self.control is not None)
+        return self
+
+    def subjects_of(self) -> Sequence[Subject]:
+        return self.subjects
+
+    def steps(self) -> list[Step]:
+        if not self.phases:
+            return super().steps()
+        own = {"remove": self.remove, "repose": self.repose, main_phase(self.phases): self.method}
+        return [
+            Step(phase, verb, own.get(phase) or MethodChoice.of(default, verb, {}))
+            for phase in self.phases
+            for verb, default in [RUN_AS[phase]]
+        ]
+
+    def after(self, step: int) -> Request:
+        steps = self.steps()[:step]
+        if not self.phases or len(steps) == len(self.phases):
+            return self
+        phases = self.phases[:step]
+        by_phase = {each.phase: each.choice for each in steps}
+        method = by_phase.pop(main_phase(phases))
+        changed = {"phases": phases, "method": method, "remove": by_phase.get("remove")}
+        changed |= {"repose": None}
+        if not any(each.choice.settings.follows_control() for each in steps):
+            # The drawing is for a phase that is yet to come.
+            changed |= {"control": None}
+        return self.model_copy(update=changed)
 
 
-def as_flag(value: Any, name: str) -> bool:
-    """True or False, numpy's too; raises InputError for anything else."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    raise InputError(f"{name} is {show(value)}; expected True or False.")
+class HarmonizeRequest(Request):
+    """Make an object that is already pasted belong.
+
+    mask is white where the object is; without one the picture's alpha serves, else Otsu's
+    threshold. background is the picture before pasting, where there is one.
+    """
+
+    verb: ClassVar[str] = "harmonize"
+    sources: ClassVar[tuple[str, ...]] = ("picture", "mask", "background")
+
+    picture: Source
+    mask: Source = None
+    background: Source = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> HarmonizeRequest:
+        self.method.settings.check_use(self.verb, False)
+        return self
 
 
-def _number(value: Any, name: str, expected: str) -> float:
-    try:
-        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
-    raise InputError(f"{name} is {show(value)}; expected {expected}.")
+class RemoveRequest(Request):
+    """Take out what the mask (white) covers."""
+
+    verb: ClassVar[str] = "remove"
+    sources: ClassVar[tuple[str, ...]] = ("picture", "mask")
+
+    picture: Source
+    mask: Source
 
 
-def _numbers(value: Any, count: int, name: str, expected: str) -> list[float]:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    listed = list(value) if isinstance(value, (list, tuple)) else []
-    if len(listed) != count:
-        raise InputError(f"{name} is {show(value)}; expected {expected}.")
-    try:
-        return [_number(item, name, expected) for item in listed]
-    except InputError:
-        raise InputError(f"{name} is {show(value)}; expected {expected}.") from None
+class SceneRequest(Request):
+    """Make a scene of size (width, height), sides of 64 to 8192 pixels, round subjects.
+
+    Places are in pixels of the scene; without one a subject stands in the lower middle, its longer
+    side half of the scene's shorter one. keep_phases hands back the method's stages.
+    """
+
+    verb: ClassVar[str] = "scene"
+
+    subjects: tuple[Subject, ...]
+    size: Annotated[tuple[int, int], checked(_sides)]
+    keep_phases: Flag = False
+
+    @classmethod
+    def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return super()._chosen({**values, "subjects": as_subjects(values.get("subjects"))})
+
+    @model_validator(mode="after")
+    def _fits(self) -> SceneRequest:
+        if not str(getattr(self.method.settings, "prompt", "")).strip():
+            raise InputError("a scene needs a prompt; say what the picture should show.")
+        _check_kinds(self, joint=False)
+        return self
+
+    def subjects_of(self) -> Sequence[Subject]:
+        return self.subjects
 
 
-def as_box(value: Any, name: str) -> Box | None:
-    """A Box, or four numbers as one; raises InputError for anything else."""
-    if value is None or isinstance(value, Box):
-        return value
-    expected = "a Box or four numbers x, y, width, height"
-    x, y, width, height = _numbers(value, 4, name, expected)
-    return Box(x, y, width, height)  # type: ignore[arg-type]
+_KINDS: dict[str, type[Request]] = {
+    kind.verb: kind for kind in (ComposeRequest, HarmonizeRequest, RemoveRequest, SceneRequest)
+}
+VERBS = tuple(_KINDS)
+
+
+def _check_kinds(request: ComposeRequest | SceneRequest, joint: bool) -> None:
+    """Raises InputError where the subjects are not of the kind that a method takes."""
+    concepts = [subject.concept for subject in request.subjects if subject.concept]
+    for step in request.steps():
+        method = step.choice.method
+        if method.concept and len(concepts) < len(request.subjects):
+            raise InputError(
+                f"{method.name} puts in concepts that `inlay learn` has made, and one of the "
+                "subjects is a picture; learn it first, or use another method."
+            )
+        if concepts and not method.concept:
+            where = f"the phase {step.phase}" if step.phase else f"the method {method.name}"
+            raise InputError(
+                f"{concepts[0].name} is a concept, and {where} needs a picture of the subject; use "
+                "dreamcom without phases, or a picture."
+            )
+    if concepts and joint:
+        raise InputError("concepts are put in one after the other; leave out together.")

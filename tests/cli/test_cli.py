@@ -17,7 +17,7 @@ from PIL import Image
 from skimage import data
 
 import inlay
-from inlay.cli import interrupts, main
+from inlay.cli import main, progress
 
 
 @pytest.fixture(autouse=True)
@@ -234,15 +234,15 @@ def test_an_interrupt_inside_of_a_finaliser_is_not_lost() -> None:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with interrupts.heard():
-        interrupts.check()
+    with progress.interruptible():
+        progress.raise_interrupt()
         # Python drops what is raised here.
         Freed()
         with pytest.raises(KeyboardInterrupt):
-            interrupts.check()
+            progress.raise_interrupt()
     assert signal.getsignal(signal.SIGINT) is before
-    with interrupts.heard():
-        interrupts.check()
+    with progress.interruptible():
+        progress.raise_interrupt()
 
 
 @pytest.mark.usefixtures("_interruptible")

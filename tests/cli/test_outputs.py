@@ -14,7 +14,7 @@ from PIL import Image
 from skimage import data
 
 from inlay.cli import main
-from inlay.cli.outputs import Outputs, sibling_names
+from inlay.cli.outputs import Outputs, Targets, sibling_names
 from inlay.cli.progress import Listener
 from inlay.errors import InputError
 from inlay.pictures.read import read_picture, read_record
@@ -81,9 +81,9 @@ def test_all_siblings_are_written_or_none() -> None:
     picture, record = read_picture(data.coffee()), {"inlay": "0", "verb": "compose", "method": "m"}
     siblings = sibling_names(Path("x.png"), ["a", "b", "c"])
     siblings[1].write_bytes(b"old")
-    with Outputs(Path("x.png"), siblings) as outputs:
-        for label in "abc":
-            outputs.add(picture, record, label)
+    with Outputs(Targets(Path("x.png"), ["a", "b", "c"], siblings)) as outputs:
+        for _ in "abc":
+            outputs.add(picture, record)
         siblings[2].mkdir()
         with pytest.raises(InputError, match=r"x-c\.png cannot be written"):
             outputs.finish()
@@ -120,8 +120,11 @@ def test_no_scale_fails_on_our_side(scale: str, capsys: Capture) -> None:
     assert "scale" in capsys.readouterr().err
 
 
-def _put(*path: str) -> Callable[[dict[str, Any], Any], None]:
-    def change(record: dict[str, Any], value: Any) -> None:
+METHOD, SUBJECT = ("request", "method"), ("request", "subjects", 0)
+
+
+def _put(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
+    def change(record: Any, value: Any) -> None:
         for key in path[:-1]:
             record = record[key]
         record[path[-1]] = value
@@ -132,17 +135,22 @@ def _put(*path: str) -> Callable[[dict[str, Any], Any], None]:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("settings", "max_pixels"), 10**12), (("settings", "seed"), 5),
-        (("settings", "method"), "telea"), (("settings", "mask"), "/etc/passwd"),
-        (("settings", "callback"), 1), (("settings", "box"), 1), (("settings", "x"), None),
-        (("request", "scale"), "x"), (("request", "scale"), 1e308), (("request", "at"), "ab"),
-        (("request", "rotate"), "9"), (("request", "random"), "yes"), (("request", "box"), [1]),
-        (("request", "cut"), 3), (("request", "cut_box"), {"x": "1"}), (("request",), [1]),
-        (("request", "flip"), 1), (("preset",), "x"), (("method",), "x"), (("sheet",), 1),
-        (("seed",), float("nan")), (("request", "trust_remote_code"), "yes"),
+        ((*METHOD, "max_pixels"), 10**12), ((*METHOD, "seed"), 5),
+        ((*METHOD, "method"), "telea"), ((*METHOD, "mask"), "/etc/passwd"),
+        ((*METHOD, "callback"), 1), ((*METHOD, "box"), 1), ((*METHOD, "x"), None),
+        ((*SUBJECT, "scale"), "x"), ((*SUBJECT, "scale"), 1e308), ((*SUBJECT, "at"), "ab"),
+        ((*SUBJECT, "rotate"), "9"), ((*SUBJECT, "random"), "yes"), ((*SUBJECT, "box"), [1]),
+        ((*SUBJECT, "cut"), 3), ((*SUBJECT, "cut_box"), {"x": "1"}), (("request",), [1]),
+        ((*SUBJECT, "flip"), 1), ((*METHOD, "preset"), "x"), ((*METHOD, "name"), "x"),
+        (("sheet",), 1), (("request", "seed"), float("nan")),
+        (("request", "trust_remote_code"), True), (("request", "background"), 5),
+        (("request", "verb"), "explode"), (("request", "subjects"), []),
+        (("request", "num_images"), 10**6), (("request", "model"), "x"), (("inputs",), {}),
     ],
 )  # fmt: skip
-def test_a_strangers_record_is_refused(path: tuple[str, ...], value: Any, capsys: Capture) -> None:
+def test_a_strangers_record_is_refused(
+    path: tuple[str | int, ...], value: Any, capsys: Capture
+) -> None:
     assert main([*COMPOSE, "--at", "200,200", "--scale", "0.3", "-o", "out.png", "-q"]) == 0
     record = json.loads(read_record("out.png") or "")
     _put(*path)(record, value)

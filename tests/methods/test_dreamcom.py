@@ -14,9 +14,8 @@ from skimage import data
 
 from checkpoints import built, loaded
 from concepts import learnt
-from inlay import Box, Composer, InputError
+from inlay import Box, Composer, InputError, Result
 from inlay.checkpoints.concept import attached, read_concept
-from inlay.composer import Composite
 from inlay.pictures.arrays import resize
 from inlay.scene.window import model_size
 from photos import Photo
@@ -36,11 +35,11 @@ def composer(model: str) -> Composer:
     return Composer.from_pretrained(str(built(model)), device="cpu", dtype="float32")
 
 
-def composed(model: str = "sd1_inpaint", **settings: Any) -> Composite:
+def composed(model: str = "sd1_inpaint", **settings: Any) -> Result:
     return composer(model).compose(data.chelsea(), learnt(model), **{**KNOWN, **settings})
 
 
-def pixels(result: Composite) -> Photo:
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 
@@ -116,7 +115,7 @@ class ByHand:
         return whole
 
 
-def apart(result: Composite, by_hand: np.ndarray) -> float:
+def apart(result: Result, by_hand: np.ndarray) -> float:
     """The greatest difference inside the box, in levels."""
     return float(np.abs(pixels(result).astype(float) - by_hand)[BOX.slices].max())
 

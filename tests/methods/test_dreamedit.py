@@ -15,9 +15,8 @@ from skimage import data
 
 from checkpoints import built
 from concepts import learnt
-from inlay import Box, Composer, InputError
+from inlay import Box, Composer, InputError, Result
 from inlay.cli import main
-from inlay.composer import Composite
 from inlay.methods.base import Context
 from inlay.methods.concept.details import Reference
 from inlay.methods.concept.fill import filler
@@ -27,7 +26,7 @@ from inlay.pictures.read import read_picture
 from inlay.scene.cutout import Cutout
 from inlay.scene.placement import Placement, layer_scene, place
 from inlay.scene.window import Window
-from inlay.sweep import validate_settings
+from inlay.settings import validate_settings
 from photos import Photo
 
 Capture = pytest.CaptureFixture[str]
@@ -40,12 +39,12 @@ def composer(model: str) -> Composer:
     return Composer.from_pretrained(str(built(model)), device="cpu", dtype="float32")
 
 
-def composed(model: str = "sd1", method: str = "dreamedit", **settings: Any) -> Composite:
+def composed(model: str = "sd1", method: str = "dreamedit", **settings: Any) -> Result:
     settings = {"seed": 3, "box": BOX, **settings}
     return composer(model).compose(data.chelsea(), learnt(model), method=method, **settings)
 
 
-def pixels(result: Composite) -> Photo:
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 

@@ -13,7 +13,7 @@ from checkpoints import built
 from inlay import Box, Cancelled, Composer, InputError
 from inlay.composer import Composite
 from inlay.methods import get
-from inlay.sweep import validate_settings
+from inlay.settings import validate_settings
 from photos import Photo, cutout
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]

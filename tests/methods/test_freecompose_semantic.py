@@ -16,16 +16,15 @@ from PIL import Image
 from skimage import data
 
 from checkpoints import built
-from inlay import Box, Composer, InputError
+from inlay import Box, Composer, InputError, Result
 from inlay.cli import main
-from inlay.composer import Composite
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.distill import Branch
 from inlay.diffusion.redraw import redraw
 from inlay.diffusion.t2i_adapter import new_adapter
 from inlay.diffusion.text import join
 from inlay.methods import get
-from inlay.sweep import validate_settings
+from inlay.settings import validate_settings
 from photos import Photo, cutout
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]
@@ -76,14 +75,14 @@ def drawing() -> Photo:
     return lines
 
 
-def repose(root: Path, name: str = "embedded", drawn: bool = True, **settings: Any) -> Composite:
+def repose(root: Path, name: str = "embedded", drawn: bool = True, **settings: Any) -> Result:
     values = {"box": BOX, "adapter": str(root / name), **FEW, **settings}
     if drawn:
         values.setdefault("control", drawing())
     return composer(name).compose(background(), cup(), **values)
 
 
-def pixels(result: Composite) -> Photo:
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 
@@ -105,7 +104,7 @@ def test_every_format_is_reposed_inside_the_region_and_stays_as_it_was(
     plain = composer(name).compose(background(), cup(), box=BOX, method="paste")
     assert not np.array_equal(pixels(result), pixels(plain))
     assert result.record["notes"] == []
-    assert set(result.record["inputs"]) == {"background", "subject", "control"}
+    assert set(result.record["inputs"]) == {"background", "subjects.0.picture", "control"}
     assert result.record["adapter"]["name"] == str(adapters / name)
     assert len(result.record["adapter"]["hash"]) == 64
     assert "adapter" not in plain.record
@@ -243,7 +242,7 @@ def test_what_is_odd_about_a_drawing_is_said(adapters: Path) -> None:
         background(), cup(), box=BOX, method="paste", control=drawing()
     )
     assert passed.record["notes"] == ["paste: the control picture is not used"]
-    assert set(passed.record["inputs"]) == {"background", "subject", "control"}
+    assert set(passed.record["inputs"]) == {"background", "subjects.0.picture", "control"}
 
 
 def test_adapters_and_layers_that_a_model_does_not_have_are_refused(adapters: Path) -> None:
@@ -335,8 +334,8 @@ def test_a_preset_is_what_was_released(adapters: Path) -> None:
         background(), cup(), box=BOX, control=drawing(), method="freecompose",
         preset="semantic-released", adapter=str(adapters / "embedded"), num_iterations=2,
     )  # fmt: skip
-    assert made.record["preset"] == "semantic-released"
-    assert made.record["settings"]["variant"] == "semantic"
+    assert made.record["request"]["method"]["preset"] == "semantic-released"
+    assert made.record["request"]["method"]["variant"] == "semantic"
 
 
 def test_the_command_records_the_drawing_and_makes_it_again(

@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 from skimage import data
 
-from inlay import Box, Composer, InputError
+from inlay import Box, Composer, InputError, Result
 from inlay.cli import main
-from inlay.composer import Composite
 from inlay.diffusion.harmonizer import new_harmonizer
 from inlay.methods.phd.settings import PhdSettings
 from inlay.methods.phd.stages import shrinkage
 from inlay.pictures.read import read_record
-from inlay.sweep import validate_settings
+from inlay.settings import validate_settings
 from photos import Photo, cup
 
 Capture = pytest.CaptureFixture[str]
@@ -38,12 +37,12 @@ def composer() -> Composer:
     return Composer.from_pretrained("embedded", device="cpu", dtype="float32")
 
 
-def composed(**settings: Any) -> Composite:
+def composed(**settings: Any) -> Result:
     settings = {"method": "phd", "seed": 3, **QUICK, **settings}
     return composer().compose(data.chelsea(), cup(), box=BOX, **settings)
 
 
-def pixels(result: Composite) -> Photo:
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inlay._version import __version__
+from inlay import __version__
 from inlay.errors import InputError
 from inlay.pictures.files import shown
 

@@ -14,21 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 from inlay.cli import bench as benchmarks
-from inlay.cli import (
-    cut as other,
-)
-from inlay.cli import (
-    interrupts,
-    listing,
-    make,
-    rerun,
-    scening,
-)
-from inlay.cli import (
-    learn as learning,
-)
-from inlay.cli.options import nearest, short
-from inlay.errors import Cancelled, InputError
+from inlay.cli import cut, learn, listing, make, progress
+from inlay.cli import train as training
+from inlay.cli.options import Quiet
+from inlay.errors import Cancelled, InputError, nearest, show
 
 # typer exports BadParameter only; its parents are click's, in whichever copy typer uses.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -44,7 +33,7 @@ class _Group(TyperGroup):
         if args and args[0] not in self.commands:
             known = self.list_commands(ctx)
             raise InputError(
-                f"{ctx.command_path} has no command {short(args[0])}; {nearest(args[0], known)}"
+                f"{ctx.command_path} has no command {show(args[0])}; {nearest(args[0], known)}"
             )
         return super().resolve_command(ctx, args)
 
@@ -62,7 +51,7 @@ bench = typer.Typer(cls=_Group, rich_markup_mode=None, help="Measure methods on 
 
 def _version(value: bool) -> None:
     if value:
-        from inlay._version import __version__
+        from inlay import __version__
 
         typer.echo(f"inlay {__version__}")
         raise typer.Exit()
@@ -84,19 +73,36 @@ def _root(
         typer.echo(ctx.get_help())
 
 
+@app.command()
+def demo(
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")
+    ] = "demo",
+    quiet: Quiet = False,
+) -> None:
+    """Offline tour on real photos; ends with a contact sheet."""
+    from inlay.cli.demo import run
+    from inlay.cli.outputs import made_folder
+    from inlay.cli.progress import listening
+
+    with made_folder(output) as folder, listening(quiet=quiet, bar=False):
+        run(folder, (lambda line: None) if quiet else typer.echo)
+
+
 app.command()(make.compose)
 app.command()(make.harmonize)
 app.command()(make.remove)
-app.command()(scening.scene)
-app.command()(other.cut)
-app.command()(learning.learn)
-app.command()(other.demo)
+app.command()(make.scene)
+app.command()(cut.cut)
+app.command()(learn.learn)
 app.command()(listing.methods)
 app.command()(listing.models)
-app.command()(rerun.rerun)
-train.command("embedded")(other.train_embedded)
-train.command("adapter")(other.train_adapter)
-train.command("harmonizer")(other.train_harmonizer)
+app.command()(make.run)
+app.command()(make.rerun)
+app.command()(listing.schema)
+train.command("embedded")(training.train_embedded)
+train.command("adapter")(training.train_adapter)
+train.command("harmonizer")(training.train_harmonizer)
 app.add_typer(train, name="train")
 bench.command("harmony")(benchmarks.harmony)
 # A second command keeps typer from folding the group into its only one.
@@ -106,13 +112,11 @@ app.add_typer(bench, name="bench")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; never raises for what a user can do."""
-    from inlay.cli.progress import hush
-
     arguments = list(sys.argv[1:] if argv is None else argv)
-    hush()
+    progress.hush()
     command = typer.main.get_command(app)
     try:
-        with interrupts.heard():
+        with progress.interruptible():
             status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
         _flush()
         if status == _INTERRUPTED:
@@ -170,7 +174,7 @@ def usage_sentence(error: Exception) -> str:
         end = nearest(str(option), known)
         if end.startswith("known"):
             end = f"see {path} --help."
-        return f"{path} has no option {short(str(option))}; {end}"
+        return f"{path} has no option {show(str(option))}; {end}"
     parameter: Any = getattr(error, "param", None)
     message = str(getattr(error, "message", error)).strip().rstrip(".")
     if type(error).__name__ == "MissingParameter" and parameter is not None:

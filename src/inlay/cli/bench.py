@@ -9,7 +9,7 @@ import typer
 
 from inlay.cli import options
 from inlay.cli.options import DEVICES, DTYPES, Json, Quiet, _completes, _model_names
-from inlay.errors import InputError
+from inlay.errors import InputError, nearest, show
 
 if TYPE_CHECKING:
     from inlay.evaluation.harmony import Report
@@ -100,7 +100,7 @@ def harmony(
             raise InputError(f"{name} is {value}; expected a whole number of at least 1.")
     variants = _variants(methods, sets or [])
 
-    from inlay.cli.cut import made_folder
+    from inlay.cli.outputs import made_folder
     from inlay.cli.progress import listening
     from inlay.composer import Composer
     from inlay.evaluation.harmony import run_harmony
@@ -142,12 +142,12 @@ def harmony(
 def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Read --methods and --set; the text of each variant is its label."""
     from inlay import methods
-    from inlay.sweep import parse_sets
+    from inlay.settings import parse_sets
 
     known = [name for name, method in methods.all_methods().items() if "harmonize" in method.verbs]
     labels = [label.strip() for label in text.split(",") if label.strip()]
     if not labels:
-        raise InputError(f"--methods is {options.short(text)}; expected names like reinhard,cdc.")
+        raise InputError(f"--methods is {show(text)}; expected names like reinhard,cdc.")
     names = {label: label.split(":")[0] for label in labels}
     for name in names.values():
         options.one_of(name, known, "--methods")
@@ -155,11 +155,11 @@ def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, 
     for item in sets:
         name, dot, setting = item.partition(".")
         if not dot or "=" in name:
-            raise InputError(f"--set {options.short(item)} is wrong; expected METHOD.KEY=VALUE.")
+            raise InputError(f"--set {show(item)} is wrong; expected METHOD.KEY=VALUE.")
         if name not in names.values():
             raise InputError(
-                f"--set {options.short(item)} is for a method that is not run; "
-                f"{options.nearest(name, names.values())}"
+                f"--set {show(item)} is for a method that is not run; "
+                f"{nearest(name, names.values())}"
             )
         own.setdefault(name, []).append(setting)
     variants = {}

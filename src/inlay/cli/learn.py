@@ -9,7 +9,7 @@ import typer
 
 from inlay.cli import options
 from inlay.cli.options import DEFAULT_MAX_PIXELS, Json, MaxPixels, Quiet, TrustRemoteCode
-from inlay.errors import InputError
+from inlay.errors import InputError, show
 from inlay.pictures.box import Box
 
 
@@ -87,7 +87,7 @@ def learn(
     if not class_name.strip():
         raise InputError("--class-name is empty; give a word for what the object is.")
     if Path(output).suffix.lower() != ".safetensors":
-        raise InputError(f"--output is {options.short(output)}; expected NAME.safetensors.")
+        raise InputError(f"--output is {show(output)}; expected NAME.safetensors.")
     if len(photos) > 10:
         raise InputError(f"there are {len(photos)} photos; expected 1 to 10.")
     if box and mask:
@@ -96,13 +96,13 @@ def learn(
         raise InputError("--cut goes without --box and --mask; leave out one of them.")
     where = [Box.parse(text, "--box") for text in box or ()]
 
-    from inlay.cli.cut import _recipe, _silent
     from inlay.cli.outputs import tell
     from inlay.cli.progress import listening
+    from inlay.cli.train import recipe, silent
     from inlay.learning.settings import LearnConfig
 
     given = [f"model={model}", f"seed={seed}", *(["train=full"] if full else [])]
-    config = _recipe(LearnConfig, [*given, *(set or [])])
+    config = recipe(LearnConfig, [*given, *(set or [])])
     from inlay.learning.learn import learn as run
     from inlay.learning.loop import Processes
     from inlay.learning.photos import with_places
@@ -119,7 +119,7 @@ def learn(
             resume=resume,
             trust_remote_code=trust_remote_code,
             max_pixels=max_pixels,
-            log=_silent if quiet or json else typer.echo,
+            log=silent if quiet or json else typer.echo,
         )
     if Processes().first:
         record = concept.model_dump(mode="json", exclude={"sights": {"__all__": {"picture"}}})

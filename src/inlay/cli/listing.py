@@ -1,4 +1,4 @@
-"""methods and models: what there is, as tables or JSON; neither loads torch."""
+"""methods, models, schema: what there is, as tables or JSON; none of them loads torch."""
 
 from __future__ import annotations
 
@@ -62,9 +62,20 @@ def models(json: Json = False) -> None:
     print("--model also takes a diffusers folder, a .safetensors file and any other hub id.")
 
 
+def schema(
+    verb: Annotated[
+        str, typer.Argument(metavar="VERB", help="compose, harmonize, remove or scene.")
+    ],
+) -> None:
+    """Print the JSON schema of a request, as inlay run takes it."""
+    from inlay.request import Request
+
+    print(json_module.dumps(Request.schema_of(verb), indent=2))
+
+
 def _facts(method: Method) -> dict[str, Any]:
     from inlay.methods import default_for
-    from inlay.schema import knobs
+    from inlay.settings import knobs
 
     return {
         "summary": method.summary,
@@ -87,7 +98,7 @@ def _overview(found: dict[str, Method]) -> None:
 
 
 def _details(method: Method) -> None:
-    from inlay.schema import knobs
+    from inlay.settings import knobs
 
     print(f"{method.name}: {method.summary}")
     print(f"source: {method.source}")

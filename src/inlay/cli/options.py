@@ -8,20 +8,20 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from inlay.errors import InputError
+from inlay.errors import InputError, nearest, show
 from inlay.pictures.box import Box
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CUTS = ("alpha", "mask", "box", "grabcut")
 DEFAULT_MAX_PIXELS = 100_000_000
-_LARGEST_SEED = 2**63 - 1
 
 
 def _completes(*words: str) -> Callable[[str], list[str]]:
@@ -164,16 +164,26 @@ class Common:
     json: Json = False
     quiet: Quiet = False
 
-    def check(self) -> None:
-        """What can be wrong before any file is read; raises InputError."""
+    def __post_init__(self) -> None:
         one_of(self.device, DEVICES, "--device")
         one_of(self.dtype, DTYPES, "--dtype")
-        if not 0 <= self.seed <= _LARGEST_SEED:
-            raise InputError(f"--seed is {self.seed}; expected a whole number from 0 to 2^63 - 1.")
-        if not 1 <= self.num_images <= 64:
-            raise InputError(
-                f"--num-images is {self.num_images}; expected a whole number from 1 to 64."
-            )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The request's model; raises InputError for a file that is not there."""
+        loras = [lora(text) for text in self.lora or []]
+        inversions = list(self.textual_inversion or [])
+        for option, path in [("--lora", path) for path, _ in loras] + [
+            ("--textual-inversion", path) for path in inversions
+        ]:
+            if not _is_file(path):
+                raise InputError(f"{option} {show(path)} is not a file; give its path.")
+        return {
+            "name": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "loras": loras,
+            "textual_inversions": inversions,
+        }
 
     def direct_settings(self) -> dict[str, Any]:
         """The settings that have an option of their own and were given."""
@@ -181,58 +191,52 @@ class Common:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def takes_common(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command with a `common: Common` parameter take all of Common's options."""
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a command's parameters that are groups of options (dataclasses) be those options."""
     signature = inspect.signature(function, eval_str=True)
-    hints = get_type_hints(Common, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(Common)
-    ]
-    own = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    groups: dict[str, Callable[..., Any]] = {
+        name: parameter.annotation
         for name, parameter in signature.parameters.items()
-        if name != "common"
-    ]
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in _fields(groups[name])
+        ]
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        common = Common(**{field.name: values.pop(field.name) for field in fields(Common)})
-        common.check()
-        function(**values, common=common)
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in _fields(group)})
+            for name, group in groups.items()
+        }
+        function(**values, **made)
 
-    parameters = [*own, *shared]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _fields(group: Any) -> tuple[Field[Any], ...]:
+    return fields(group)
 
 
 def one_of(value: str, known: Iterable[str], name: str) -> str:
     """The value, if it is a known one; InputError with the nearest one else."""
     if value in known:
         return value
-    raise InputError(f"{name} is {short(value)}; {nearest(value, known)}")
-
-
-def nearest(value: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, else all of them."""
-    import difflib
-
-    words = list(known)
-    if not words:
-        return "there are none."
-    close = difflib.get_close_matches(value.lower(), words, 1, 0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(words)}."
-
-
-def short(value: str) -> str:
-    """A value quoted for a message, never long."""
-    return repr(value if len(value) <= 60 else value[:57] + "...")
+    raise InputError(f"{name} is {show(value)}; {nearest(value, known)}")
 
 
 def number(text: str, name: str) -> float:
@@ -242,7 +246,15 @@ def number(text: str, name: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{name} is {short(text)}; expected a finite number.")
+        raise InputError(f"{name} is {show(text)}; expected a finite number.")
+    return value
+
+
+def factor(text: str, name: str) -> float:
+    """A number above 0."""
+    value = number(text, name)
+    if value <= 0:
+        raise InputError(f"{name} is {show(text)}; expected a number above 0.")
     return value
 
 
@@ -252,7 +264,7 @@ def point(text: str | None, name: str) -> tuple[float, float] | None:
         return None
     parts = text.split(",")
     if len(parts) != 2:
-        raise InputError(f"{name} is {short(text)}; expected two numbers X,Y.")
+        raise InputError(f"{name} is {show(text)}; expected two numbers X,Y.")
     return number(parts[0], name), number(parts[1], name)
 
 
@@ -271,5 +283,12 @@ def lora(text: str) -> tuple[str, float]:
     if not colon or not path:
         return text, 1.0
     if not math.isfinite(weight) or abs(weight) > 10:
-        raise InputError(f"the scale of --lora {short(text)} is {scale}; expected -10 to 10.")
+        raise InputError(f"the scale of --lora {show(text)} is {scale}; expected -10 to 10.")
     return path, weight
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:
+        return False

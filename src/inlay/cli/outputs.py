@@ -7,24 +7,27 @@ last one is there: an error or an interruption leaves nothing behind.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from inlay.cli import interrupts
-from inlay.errors import InputError
-from inlay.record import record_text
+from inlay.cli.progress import raise_interrupt
+from inlay.errors import InputError, show
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from inlay.pictures.picture import Picture
+    from inlay.request import Request
+    from inlay.result import Result
 
 _CELL = 320
 
@@ -80,24 +83,52 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Targets:
+    """The files that labelled requests write, all of them free to be written.
+
+    With several pictures each has a sibling of OUT, and OUT is their contact sheet; kept are the
+    files of each picture's phases or stages.
+    """
+
+    out: Path
+    labels: Sequence[str]
+    siblings: Sequence[Path] = ()
+    kept: Sequence[Sequence[Path]] = ()
+    preview: Path | None = None
+
+    @classmethod
+    def of(cls, output: str, requests: Sequence[tuple[str, Request]], previews: bool) -> Targets:
+        """Raises InputError for a file that cannot be written or is an input."""
+        first = requests[0][1]
+        # JSON knows no pictures in memory: every input is a file.
+        inputs = {first.role(place): str(path) for place, path in first.inputs().items()}
+        out = check_out(output, inputs)
+        labels, stages = [], []
+        for label, request in requests:
+            for seed in range(request.seed, request.seed + request.num_images):
+                seeded = f"seed={seed}" if request.num_images > 1 else ""
+                labels.append(",".join(filter(None, (label, seeded))))
+                stages.append(request.kept_names())
+        siblings = sibling_names(out, labels) if len(labels) > 1 else []
+        kept = [kept_names(*each) for each in zip(siblings or [out], stages, strict=True)]
+        if not any(stages):
+            kept = []
+        for path in itertools.chain(siblings, *kept):
+            check_out(str(path), inputs)
+        preview = check_preview(out, inputs) if previews else None
+        return cls(out, labels, siblings, kept, preview)
+
+
 class Outputs:
     """Takes pictures one by one; `finish` puts them where they belong."""
 
-    def __init__(
-        self,
-        out: Path,
-        siblings: Sequence[Path] = (),
-        kept: Sequence[Sequence[Path]] = (),
-    ) -> None:
-        """`siblings`: where the pictures go if there are several; OUT then is their sheet.
-
-        `kept`: where each picture's phases go, if they are to be kept.
-        """
-        self.out, self.siblings, self.kept = out, list(siblings), list(kept)
+    def __init__(self, targets: Targets) -> None:
+        self.targets = targets
+        self.out, self.siblings, self.kept = targets.out, targets.siblings, targets.kept
         self.records: list[dict[str, Any]] = []
         self._staged: list[tuple[Path, Path]] = []
         self._cells: list[Image] = []
-        self._labels: list[str] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Outputs:
@@ -121,27 +152,39 @@ class Outputs:
         if self._folder is not None:
             self._folder.cleanup()
 
+    def take(self, result: Result, notes: Sequence[str] = ()) -> list[str]:
+        """Take the pictures of one request; returns what their records note, with `notes`."""
+        said: list[str] = []
+        for index, (picture, record) in enumerate(
+            zip(result.pictures, result.records, strict=True)
+        ):
+            record["notes"] = [*record["notes"], *notes]
+            stages = [
+                (stage, {**own, "notes": [*own["notes"], *notes]} if own is not record else own)
+                for stage, own in (result.kept[index] if self.kept else {}).values()
+            ]
+            self.add(picture, record, stages)
+            said += record["notes"]
+        return said
+
     def add(
         self,
         picture: Picture,
         record: dict[str, Any],
-        label: str,
-        phases: Sequence[tuple[Picture, dict[str, Any]]] = (),
+        stages: Sequence[tuple[Picture, dict[str, Any]]] = (),
     ) -> None:
-        """Take the next picture; `label` tells it from its siblings on the sheet.
-
-        `phases`: pictures and records for the names in `kept`.
-        """
+        """Take the next picture, and pictures and records for the names in `kept`."""
         from inlay.pictures.write import write_picture
+        from inlay.result import record_text
 
-        interrupts.check()
+        raise_interrupt()
         if self._folder is None:
             write_picture(picture, self.out, record=record_text(record))
             self.records.append({**record, "outputs": [str(self.out)]})
             return
         number = len(self.records)
         kept = self.kept[number] if self.kept else []
-        for path, (stage, own) in zip(kept, phases, strict=True):
+        for path, (stage, own) in zip(kept, stages, strict=True):
             self._stage(stage, path, own)
         target = self.siblings[number] if self.siblings else self.out
         self._stage(picture, target, record)
@@ -154,11 +197,11 @@ class Outputs:
         cell = picture.to_pil()
         cell.thumbnail((2 * _CELL, 2 * _CELL))
         self._cells.append(cell)
-        self._labels.append(label)
 
     def _stage(self, picture: Picture, target: Path, record: Mapping[str, Any]) -> None:
         """Write a picture into the temporary folder, to be moved to its target at the end."""
         from inlay.pictures.write import write_picture
+        from inlay.result import record_text
 
         assert self._folder is not None
         staged = Path(self._folder.name) / target.name
@@ -167,7 +210,7 @@ class Outputs:
 
     def finish(self) -> dict[str, Any]:
         """Put everything in place; returns the record for --json."""
-        interrupts.check()
+        raise_interrupt()
         if self._folder is None:
             return self.records[0]
         folder = Path(self._folder.name)
@@ -177,12 +220,14 @@ class Outputs:
         from inlay.pictures.read import read_picture
         from inlay.pictures.sheet import contact_sheet
         from inlay.pictures.write import write_picture
+        from inlay.result import record_text
 
         outputs = [str(target) for target in self.siblings[: len(self.records)]]
         first = self.records[0]
         summary = {key: first[key] for key in ("inlay", "verb", "method")}
-        summary |= {"sheet": str(self.out), "labels": self._labels, "outputs": outputs}
-        sheet = contact_sheet(self._cells, self._labels, cell=_CELL)
+        labels = list(self.targets.labels[: len(outputs)])
+        summary |= {"sheet": str(self.out), "labels": labels, "outputs": outputs}
+        sheet = contact_sheet(self._cells, labels, cell=_CELL)
         staged = folder / ("sheet" + self.out.suffix)
         write_picture(read_picture(sheet), staged, record=record_text(summary))
         _move_all([*self._staged, (staged, self.out)], folder)
@@ -218,6 +263,38 @@ def _move_all(moves: Sequence[tuple[Path, Path]], folder: Path) -> None:
                 f"{done[-1][1].name} cannot be written ({error.strerror}); give another output."
             ) from None
         raise
+
+
+@contextmanager
+def made_folder(text: str) -> Iterator[Path]:
+    """A folder to write to, made where it is not there yet; raises InputError where it cannot be.
+
+    What was made goes again if the block fails before it has put anything inside.
+    """
+    shown = show(text)
+    if not text or "\0" in text:
+        raise InputError(f"--output is {shown}; expected a folder.")
+    path = Path(text)
+    new: list[Path] = []
+    try:
+        new = [p for p in (path, *path.parents) if not p.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+    except OSError as error:
+        _remove_empty(new)
+        raise InputError(f"the folder {shown} cannot be written to ({error.strerror}).") from None
+    try:
+        yield path
+    except BaseException:
+        _remove_empty(new)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _file_label(label: str) -> str:

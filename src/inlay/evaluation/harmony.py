@@ -23,7 +23,7 @@ from inlay.composer import Composer
 from inlay.errors import InputError
 from inlay.evaluation.metrics import Figures, fmse, measure, psnr
 from inlay.evaluation.photos import Photo
-from inlay.sweep import validate_settings
+from inlay.settings import validate_settings
 from inlay.training.disturb import KINDS, disturb_object, draw
 from inlay.training.objects import find_objects
 

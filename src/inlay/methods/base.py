@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Context", "DiffusionSettings", "Method", "ModelSettings", "Painted", "Settings"]
 
-Progress = Callable[[int, int, "Any | None"], None]
+Callback = Callable[[int, int, "Any | None"], None]
 
 
 def _unwrap(schema: dict[str, Any]) -> None:
@@ -98,6 +98,18 @@ class DiffusionSettings(ModelSettings):
     """how far the picture goes back to noise first: 1 starts from pure noise, 0 changes nothing"""
 
 
+class Models(Protocol):
+    """Opens what stands beside a checkpoint; a Composer does."""
+
+    def adapter(self, name: str) -> ControlAdapter:
+        """A T2I-Adapter by folder, hub id or "embedded"."""
+        ...
+
+    def harmonizer(self, name: str = "auto") -> Harmonizer | None:
+        """A trained harmonizer, likewise; None where "auto" finds none."""
+        ...
+
+
 @dataclass
 class Context:
     """What a run may draw on besides its inputs: randomness, progress, notes, what it is for.
@@ -105,19 +117,17 @@ class Context:
     All randomness comes from `seed`, on the CPU, one draw after the other, so the same seed
     gives the same bytes on one machine. `verb` is the command (compose, harmonize, remove), for
     methods that serve several. `control` is a drawing (H, W) of the background's size in [0, 1],
-    lines 1, where the user gave one; `adapters` opens a T2I-Adapter for the backbone by its name,
-    `harmonizers` a trained harmonizer, None where "auto" finds none.
+    lines 1, where the user gave one; `models` opens what stands beside the checkpoint.
     """
 
     seed: int = 0
-    callback: Progress | None = None
+    callback: Callback | None = None
     previews: bool = False
     notes: list[str] = field(default_factory=list)
     verb: str = "compose"
     control: NDArray[np.float32] | None = None
-    adapters: Callable[[str], ControlAdapter] | None = None
+    models: Models | None = None
     opened: ControlAdapter | None = None
-    harmonizers: Callable[[str], Harmonizer | None] | None = None
     opened_harmonizer: Harmonizer | None = None
     _generator: Any = field(default=None, repr=False)
 
@@ -140,16 +150,16 @@ class Context:
 
     def adapter(self, name: str) -> ControlAdapter:
         """The T2I-Adapter of this name; afterwards `opened`, for the record."""
-        if self.adapters is None:
+        if self.models is None:
             raise ValueError("nothing here can open a T2I-Adapter")
-        self.opened = self.adapters(name)
+        self.opened = self.models.adapter(name)
         return self.opened
 
     def harmonizer(self, name: str) -> Harmonizer | None:
         """The harmonizer of this name; afterwards `opened_harmonizer`, for the record."""
-        if self.harmonizers is None:
+        if self.models is None:
             raise ValueError("nothing here can open a harmonizer")
-        self.opened_harmonizer = self.harmonizers(name)
+        self.opened_harmonizer = self.models.harmonizer(name)
         return self.opened_harmonizer
 
     def progress(self, step: int, total: int, preview: Any | None = None) -> None:

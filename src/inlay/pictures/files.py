@@ -21,6 +21,7 @@ __all__ = [
     "MAX_FILE_BYTES",
     "SUFFIXES",
     "check_target",
+    "file_sha256",
     "is_held_out",
     "picture_names",
     "read_file",
@@ -158,3 +159,12 @@ def picture_names(root: Path) -> list[str]:
             if file.lower().endswith(SUFFIXES) and not file.startswith(".")
         ]
     return sorted(names)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; raises OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -16,13 +16,14 @@ from PIL import Image
 from skimage import data
 
 from checkpoints import built, loaded
-from inlay import Box, Cancelled, Composer, Composite, InputError
+from inlay import Box, Cancelled, Composer, InputError, Result, Subject
 from inlay.cli import main
-from inlay.cli.outputs import Outputs, kept_names
+from inlay.cli.outputs import Outputs, Targets, kept_names
 from inlay.diffusion.t2i_adapter import new_adapter
-from inlay.phases import asked, named
+from inlay.methods.choice import as_phases
 from inlay.pictures.read import read_picture, read_record
 from inlay.pictures.write import write_picture
+from inlay.request import ComposeRequest, Request
 from photos import Photo, cup, cutout
 
 Capture = pytest.CaptureFixture[str]
@@ -30,12 +31,12 @@ BOX = Box(150, 60, 150, 140)
 ALL = ("remove", "paste", "harmonize")
 
 
-def composed(phases: Any = ALL, **more: Any) -> Composite:
+def composed(phases: Any = ALL, **more: Any) -> Result:
     arguments = {"box": BOX, "method": "poisson", "keep_phases": True, **more}
     if "harmonize" not in phases:
         arguments.pop("method")
     if "remove" in phases:
-        arguments.setdefault("remove_method", "telea")
+        arguments.setdefault("remove", "telea")
     return Composer().compose(data.chelsea(), cup(), phases=phases, **arguments)
 
 
@@ -46,12 +47,16 @@ def box_mask(*boxes: Box) -> Photo:
     return mask
 
 
+def placed(boxes: list[Box], *pictures: Photo) -> list[Subject]:
+    return [Subject(picture, box=box) for picture, box in zip(pictures, boxes, strict=True)]
+
+
 def telea(**settings: Any) -> dict[str, Any]:
     """The phase remove by a classical method, so that no model is loaded."""
-    return {"remove_method": "telea", "phase_settings": {"remove": settings}}
+    return {"remove": {"name": "telea", **settings}}
 
 
-def pixels(result: Composite) -> Photo:
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 
@@ -73,7 +78,7 @@ def test_pasting_and_harmonizing_is_composing() -> None:
     wanted = Composer().compose(data.chelsea(), cup(), box=BOX, method="poisson")
     result = composed("paste, harmonize")
     assert np.array_equal(pixels(result), pixels(wanted))
-    assert np.array_equal(result.effect, wanted.effect) and result.region == wanted.region
+    assert np.array_equal(result.changes, wanted.changes) and result.region == wanted.region
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -83,8 +88,8 @@ def test_no_byte_changes_outside_the_union(phases: tuple[str, ...], together: bo
     cat = cutout(data.chelsea(), Box(60, 20, 300, 260))
     more: dict[str, Any] = {"method": "poisson"} if "harmonize" in phases else {}
     result = Composer().compose(
-        data.chelsea(), [cup(), cat], box=boxes, phases=phases, together=together,
-        phase_settings={"remove": {"dilate": 0}}, remove_method="telea", **more,
+        data.chelsea(), placed(boxes, cup(), cat), phases=phases, together=together,
+        **telea(dilate=0), **more,
     )  # fmt: skip
     differs = (pixels(result) != data.chelsea()).any(-1)
     may = np.asarray(result.mask) > 0
@@ -97,7 +102,7 @@ def test_no_byte_changes_outside_the_union(phases: tuple[str, ...], together: bo
 
 def test_a_mask_says_what_goes_instead_of_the_box() -> None:
     goes = Box(10, 200, 80, 60)
-    result = composed(remove_mask=box_mask(goes), phase_settings={"remove": {"dilate": 0}})
+    result = composed(remove_mask=box_mask(goes), **telea(dilate=0))
     changed = (result.phases["remove"].samples != data.chelsea()).any(-1)
     assert changed[goes.slices].mean() > 0.8
     assert not changed[BOX.slices].any()
@@ -113,7 +118,7 @@ def test_a_picture_of_each_seed_keeps_its_own_phases() -> None:
         ("remove", "paste"), box=None, random=True, remove_mask=box_mask(BOX), num_images=2, seed=5
     )
     assert [record["seed"] for record in result.records] == [5, 6]
-    assert [phase["seed"] for phase in result.records[1]["phases"]] == [6, 6]
+    assert result.records[1]["request"]["seed"] == 6
     pasted = [kept["paste"][0].samples for kept in result.kept]
     assert (pasted[0] != pasted[1]).any()
     for kept, picture in zip(result.kept, result.pictures, strict=True):
@@ -128,8 +133,11 @@ def test_a_model_is_loaded_for_the_phase_that_needs_it() -> None:
     kept = {name: record for name, (_, record) in result.kept[0].items()}
     assert kept["remove"]["model"] is None and kept["paste"]["model"] is None
     assert result.record["model"]["name"] == "embedded"
-    assert (result.record["method"], result.record["settings"]["num_inference_steps"]) == ("cdc", 2)
-    assert [phase["method"] for phase in result.record["phases"]] == ["telea", "paste", "cdc"]
+    asked = result.record["request"]
+    assert (result.record["method"], asked["method"]["num_inference_steps"]) == ("cdc", 2)
+    assert [step.choice.name for step in Request.of({**asked, "background": "bg.png"}).steps()] == [
+        "telea", "paste", "cdc",
+    ]  # fmt: skip
 
 
 def test_progress_is_one_count_and_phases_are_called_by_name() -> None:
@@ -169,7 +177,7 @@ def test_a_callback_can_end_it_in_any_phase() -> None:
 )  # fmt: skip
 def test_orders_that_make_sense(phases: Any) -> None:
     names = [name.strip() for name in phases.split(",")] if isinstance(phases, str) else phases
-    assert named(phases) == tuple(names)
+    assert as_phases(phases, "phases") == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,8 @@ def test_orders_that_make_sense(phases: Any) -> None:
         ("paste,remove", "expected some of remove, paste, harmonize, repose, each once and in"),
         ("harmonize", "with paste before harmonize and repose"),
         ("repose", "with paste before"), ("remove,harmonize", "with paste before"),
-        ("paste,paste", "each once"), ("paste,repose,harmonize", "in this order"), ([], "expected"),
+        ("paste,paste", "each once"), ("paste,repose,harmonize", "in this order"),
+        ([None], "expected"),
         ("past", "phase 'past' is unknown; did you mean paste?"), ("", "phase '' is unknown"),
         ("paste,", "phase '' is unknown"), (5, "phases is 5; expected names"),
         ([1], "expected names"), ({"paste": 1}, "expected names"),
@@ -186,34 +195,34 @@ def test_orders_that_make_sense(phases: Any) -> None:
 )  # fmt: skip
 def test_orders_that_do_not(phases: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
-        named(phases)
+        as_phases(phases, "phases")
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ({"phases": None, "method": "poisson"}, "keep_phases goes with phases"),
-        ({"phases": None, "keep_phases": False, "remove_method": "telea"}, "goes with phases"),
-        ({"phases": None, "keep_phases": False, "phase_settings": {}}, "goes with phases"),
+        ({"phases": None, "keep_phases": False, "remove": "telea"}, "remove goes with phases"),
+        ({"phases": None, "keep_phases": False, "repose": {}}, "repose goes with phases"),
         ({"keep_phases": 1}, "keep_phases is 1; expected True or False"),
         ({"phases": "paste", "method": "poisson"}, "method goes with the phase harmonize"),
         ({"phases": "remove,paste", "preset": "blend"}, "preset goes with the phase harmonize"),
-        ({"phases": "paste,harmonize", "remove_method": "telea"}, "goes with the phase remove"),
+        ({"phases": "paste,harmonize", "remove": "telea"}, "goes with the phase remove"),
         ({"phases": "paste", "remove_mask": box_mask(BOX)}, "remove_mask goes with the phase"),
-        ({"remove_method": "poisson"}, "'poisson' does not serve remove; use one of"),
-        ({"remove_method": "inpant"}, "did you mean inpaint"),
+        ({"remove": "poisson"}, "'poisson' does not serve remove; use one of"),
+        ({"remove": {"name": "inpant"}}, "did you mean inpaint"),
         ({"method": "telea"}, "does not serve compose"),
         (telea(radios=1), "did you mean radius"),
         (telea(radius=0), "radius is 0; expected"),
-        ({"phase_settings": {"repose": {}}}, "'repose', which is not one of the phases"),
-        ({"phase_settings": {"remove": 3}}, "expected a mapping from phases to settings"),
-        ({"phase_settings": [1]}, "expected a mapping from phases to settings"),
+        ({"repose": {}}, "repose goes with the phase repose; add that phase"),
+        ({"remove": 3}, "remove is 3; expected a name, or a name with settings"),
+        ({"remove": [1]}, "remove is .* expected a name, or a name with settings"),
         ({"phases": "paste", "amount": 1.0}, "setting 'amount' is unknown"),
         ({"box": None, "at": (50, 50)}, "give each subject a box, or a mask of what is to go"),
         ({"box": None, "random": True}, "give each subject a box, or a mask of what is to go"),
         ({"box": Box(900, 900, 20, 20)}, "wholly outside the background"),
         (
-            {"box": Box(0, 0, 451, 300), "remove_method": "telea"},
+            {"box": Box(0, 0, 451, 300), "remove": "telea"},
             "the mask covers the whole picture",
         ),
         ({"remove_mask": box_mask(BOX)[:50]}, "remove mask is 451 x 50 pixels"),
@@ -271,12 +280,12 @@ def test_kept_phases_lie_beside_the_picture(folder: Path, capsys: Capture) -> No
 def test_every_phase_can_be_made_again(folder: Path, options: list[str], capsys: Capture) -> None:
     assert main([*COMPOSE, *options, "--keep-phases", "-o", "out.png", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    names = [phase["phase"] for phase in record["phases"]]
+    names = record["request"]["phases"]
     for path in [*record["kept"], "out.png"]:
         assert main(["rerun", path, "-o", "again.png"]) == 0
         assert Path("again.png").read_bytes() == Path(path).read_bytes()
         inside = json.loads(read_record(path) or "")
-        assert [phase["phase"] for phase in inside["phases"]] == names[: len(inside["phases"])]
+        assert inside["request"]["phases"] == names[: len(inside["request"]["phases"])]
     assert Path(record["kept"][-1]).read_bytes() == Path("out.png").read_bytes()
 
 
@@ -316,7 +325,7 @@ def test_an_option_that_a_phase_has_not_is_passed_over(folder: Path, capsys: Cap
         (["--phases", "paste,remove"], "expected some of remove, paste, harmonize, repose"),
         (["--phases", "remove,past"], "did you mean paste?"),
         (["--phases", ""], "phase '' is unknown"),
-        (["--keep-phases", *POISSON], "--keep-phases goes with --phases; say which."),
+        (["--keep-phases", *POISSON], "keep_phases goes with phases; say which."),
         (["--remove-mask", "goes.png"], "--remove-mask goes with --phases"),
         (["--remove-method", "telea"], "--remove-method goes with --phases"),
         ([*PHASES, "--remove-mask", "gone.png"], "gone.png"),
@@ -361,8 +370,8 @@ def test_all_kept_phases_are_written_or_none(folder: Path) -> None:
     out = Path("out.png")
     kept = kept_names(out, ("remove", "paste"))
     kept[0].write_bytes(b"old")
-    with Outputs(out, (), [kept]) as outputs:
-        outputs.add(picture, record, "", [(picture, record)] * 2)
+    with Outputs(Targets(out, [""], (), [kept])) as outputs:
+        outputs.add(picture, record, [(picture, record)] * 2)
         assert not out.exists() and kept[0].read_bytes() == b"old"
         kept[1].mkdir()
         with pytest.raises(InputError, match=r"out-2-paste\.png cannot be written"):
@@ -402,13 +411,12 @@ def test_reposing_works_on_the_harmonized_picture(adapter: Path, together: bool)
     composer = Composer(str(built("sd1")), device="cpu", dtype="float32")
     heard: list[str] = []
 
-    def made(**settings: Any) -> Composite:
-        own = {"repose": {**FEW, "adapter": str(adapter), **settings}}
+    def made(**settings: Any) -> Result:
         return composer.compose(
-            data.chelsea(), [cup(), cup()], box=boxes, phases=[*ALL, "repose"], method="poisson",
-            remove_method="telea",
-            control=drawing(*boxes), phase_settings=own, keep_phases=True, on_phase=heard.append,
-            together=together, seed=3,
+            data.chelsea(), placed(boxes, cup(), cup()), phases=[*ALL, "repose"],
+            method="poisson", remove="telea", control=drawing(*boxes), keep_phases=True,
+            on_phase=heard.append, together=together, seed=3,
+            repose={**FEW, "adapter": str(adapter), **settings},
         )  # fmt: skip
 
     still = made(num_iterations=0).phases
@@ -425,7 +433,7 @@ def test_reposing_works_on_the_harmonized_picture(adapter: Path, together: bool)
     assert "adapter" not in kept["harmonize"] and kept["harmonize"]["model"] is None
     assert result.record["adapter"]["name"] == str(adapter)
     assert result.record["method"] == "poisson"
-    assert result.record["phases"][3]["settings"]["variant"] == "semantic"
+    assert result.record["request"]["repose"]["variant"] == "semantic"
 
 
 def test_reposing_what_is_pasted_is_near_to_its_method_alone(adapter: Path) -> None:
@@ -442,7 +450,8 @@ def test_reposing_what_is_pasted_is_near_to_its_method_alone(adapter: Path) -> N
     apart = np.abs(pixels(phased).astype(int) - pixels(alone)).mean()
     moved = np.abs(pixels(phased).astype(int) - phased.phases["paste"].samples).mean()
     assert apart < 0.1 * moved
-    assert (phased.record["method"], phased.record["preset"]) == ("freecompose", "semantic")
+    choice = phased.record["request"]["method"]
+    assert (choice["name"], choice["preset"]) == ("freecompose", "semantic")
 
 
 def test_what_the_picture_should_show_is_said_to_the_reposing_too(folder: Path) -> None:
@@ -450,14 +459,14 @@ def test_what_the_picture_should_show_is_said_to_the_reposing_too(folder: Path) 
     shared: dict[str, Any] = {"box": BOX, "phases": [*ALL, "repose"]}
     with pytest.raises(InputError, match="source_prompt that differ"):
         composer.compose(data.chelsea(), cup(), method="poisson", **shared)
-    told = {"repose": {"prompt": "a cup", "source_prompt": "a cup"}}
+    told = {"prompt": "a cup", "source_prompt": "a cup"}
     with pytest.raises(InputError, match="source_prompt that differ"):
-        composer.compose(data.chelsea(), cup(), prompt="a bowl", phase_settings=told, **shared)
-    requests = asked(
-        shared["phases"], method=None, preset=None, seed=0, num_images=1,
-        settings={"prompt": "a bowl", "num_inference_steps": 3},
+        composer.compose(data.chelsea(), cup(), prompt="a bowl", repose=told, **shared)
+    request = ComposeRequest(
+        background="bg.png", subjects="cup.png", phases=shared["phases"], control="lines.png",
+        method={"prompt": "a bowl", "num_inference_steps": 3},
     )  # fmt: skip
-    assert [getattr(requests[name].settings, "prompt", None) for name in requests] == [
+    assert [getattr(step.choice.settings, "prompt", None) for step in request.steps()] == [
         "", None, "a bowl", "a bowl",
     ]  # fmt: skip
 
@@ -472,25 +481,33 @@ def test_a_reposed_picture_can_be_made_again(folder: Path, adapter: Path, capsys
     assert main([*arguments, "-o", "out.png"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["notes"] == []
-    assert record["phases"][3]["settings"]["prompt"] == "a cup"
+    assert record["request"]["repose"]["prompt"] == "a cup"
     for path in ("out.png", "out-3-harmonize.png", "out-4-repose.png"):
         assert main(["rerun", path, "-o", "again.png"]) == 0
         assert Path("again.png").read_bytes() == Path(path).read_bytes()
 
 
-def _phase(number: int, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda record: record["phases"][number].update({key: value})
+def _put(*path: str | Any) -> Callable[[dict[str, Any]], None]:
+    """A change of a record's request: the keys, and then the value."""
+
+    def change(record: dict[str, Any]) -> None:
+        inner = record["request"]
+        for key in path[:-2]:
+            inner = inner[key]
+        inner[path[-2]] = path[-1]
+
+    return change
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        _phase(0, "phase", "paste"), _phase(0, "phase", "explode"), _phase(0, "method", "paste"),
-        _phase(2, "method", "telea"), _phase(0, "settings", {"mask": "/etc/passwd"}),
-        _phase(2, "settings", {"max_pixels": 10**12}), _phase(2, "settings", 3),
-        _phase(2, "preset", "x"), lambda record: record.update(phases=5),
-        lambda record: record["phases"].reverse(), lambda record: record["phases"].pop(1),
-        lambda record: record["phases"].append(record["phases"][0]),
+        _put("phases", ["paste", "paste", "harmonize"]), _put("phases", ["explode", "paste"]),
+        _put("remove", "name", "paste"), _put("method", "name", "telea"),
+        _put("remove", {"mask": "/etc/passwd"}), _put("method", "max_pixels", 10**12),
+        _put("method", 3), _put("method", "preset", "x"), _put("phases", 5),
+        _put("phases", ["harmonize", "paste", "remove"]), _put("phases", ["remove", "harmonize"]),
+        _put("phases", ["remove", "paste", "harmonize", "remove"]),
     ],
 )  # fmt: skip
 def test_a_strangers_phases_are_refused(

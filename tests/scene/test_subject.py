@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from inlay import Box, Composer, Composite, InputError
+from inlay import Box, Composer, InputError, Result, Subject
 from inlay.cli import main
 from photos import Photo, cup, cutout
 
@@ -25,11 +25,15 @@ def cat() -> Photo:
     return cutout(data.chelsea(), Box(60, 20, 300, 260))
 
 
-def composed(boxes: list[Box], method: str = "paste", **more: Any) -> Composite:
-    return Composer().compose(data.chelsea(), [cup(), cat()], box=boxes, method=method, **more)
+def composed(boxes: list[Box], method: str = "paste", **more: Any) -> Result:
+    return Composer().compose(data.chelsea(), placed(boxes), method=method, **more)
 
 
-def pixels(result: Composite) -> Photo:
+def placed(boxes: list[Box]) -> list[Subject]:
+    return [Subject(each, box=box) for each, box in zip((cup(), cat()), boxes, strict=True)]
+
+
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 
@@ -64,9 +68,9 @@ def test_a_model_sees_each_subject_with_the_same_seed() -> None:
     background = data.chelsea()
     for subject, box in zip((cup(), cat()), OVERLAPPING, strict=True):
         background = pixels(composer.compose(background, subject, box=box, **few))
-    several = composer.compose(data.chelsea(), [cup(), cat()], box=OVERLAPPING, **few)
+    several = composer.compose(data.chelsea(), placed(OVERLAPPING), **few)
     assert np.array_equal(pixels(several), background)
-    joint = composer.compose(data.chelsea(), [cup(), cat()], box=OVERLAPPING, together=True, **few)
+    joint = composer.compose(data.chelsea(), placed(OVERLAPPING), together=True, **few)
     assert (pixels(joint) != background).any()
 
 
@@ -104,9 +108,7 @@ def test_see_through_and_deep_backgrounds_hold_several() -> None:
     clear = np.dstack([data.chelsea(), np.full((300, 451), 90, np.uint8)])
     clear[:, :225, 3] = 0
     for joint in (False, True):
-        result = Composer().compose(
-            clear, [cup(), cat()], box=OVERLAPPING, method="paste", together=joint
-        )
+        result = Composer().compose(clear, placed(OVERLAPPING), method="paste", together=joint)
         after, may = np.asarray(result.image), np.asarray(result.mask) > 0
         assert np.array_equal(after[~may], clear[~may])
         assert (after[may][:, 3] >= clear[may][:, 3]).all()
@@ -115,98 +117,127 @@ def test_see_through_and_deep_backgrounds_hold_several() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_places_keep_apart(seed: int) -> None:
-    subjects = [cup(), cat(), cup()]
-    result = Composer().compose(
-        data.rocket(), subjects, random=True, scale=0.3, method="paste", seed=seed
-    )
-    alone = Composer().compose(
-        data.rocket(), subjects[0], random=True, scale=0.3, method="paste", seed=seed
-    )
+    subjects = [Subject(each, random=True, scale=0.3) for each in (cup(), cat(), cup())]
+    result = Composer().compose(data.rocket(), subjects, method="paste", seed=seed)
+    alone = Composer().compose(data.rocket(), subjects[0], method="paste", seed=seed)
     may = np.asarray(result.mask) > 0
     assert (may[np.asarray(alone.mask) > 0]).all()
     # As many changed pixels as the three have alone: none lies over another.
     areas = [
         np.count_nonzero(
-            Composer().compose(
-                data.rocket(), s, random=True, scale=0.3, method="paste", seed=seed
-            ).mask
+            Composer().compose(data.rocket(), s, method="paste", seed=seed).mask
         )
         for s in subjects
     ]  # fmt: skip
     assert np.count_nonzero(may) == sum(areas)
-    again = Composer().compose(
-        data.rocket(), subjects, random=True, scale=0.3, method="paste", seed=seed
-    )
+    again = Composer().compose(data.rocket(), subjects, method="paste", seed=seed)
     assert np.array_equal(pixels(again), pixels(result))
 
 
 def test_random_places_end_where_there_is_no_room() -> None:
-    subjects = [cup()] * 6
-    result = Composer().compose(data.chelsea(), subjects, random=True, scale=1.0, method="paste")
+    subjects = [Subject(cup(), random=True, scale=1.0)] * 6
+    result = Composer().compose(data.chelsea(), subjects, method="paste")
     assert np.count_nonzero(result.mask) < 6 * 0.8 * 240 * 270
     assert result.image.size == (451, 300)
 
 
-def test_what_is_said_once_is_for_all_and_what_is_listed_for_each() -> None:
+def test_subjects_are_objects_or_what_json_says_of_them() -> None:
     composer = Composer()
-    at, shared = [(100, 100), (300, 150)], {"method": "paste"}
-    all_flat = composer.compose(
-        data.chelsea(), [cup(), cat()], at=at, scale=0.4, rotate=20, flip=True, **shared
-    )
-    listed = composer.compose(
-        data.chelsea(), [cup(), cat()], at=np.array(at), scale=[0.4, 0.4], rotate=(20, 20),
-        flip=[True, True], cut=["alpha", None], **shared,
-    )  # fmt: skip
-    assert np.array_equal(pixels(all_flat), pixels(listed))
-    other = composer.compose(
-        data.chelsea(), [cup(), cat()], at=at, scale=[0.4, 0.2], rotate=[20, 0], **shared
-    )
-    assert (pixels(other) != pixels(listed)).any()
+    said = [
+        {"at": (100, 100), "scale": 0.4, "rotate": 20, "flip": True, "cut": "alpha"},
+        {"at": np.array([300, 150]), "scale": 0.4, "rotate": 20, "flip": True},
+    ]
+    objects = [Subject(each, **own) for each, own in zip((cup(), cat()), said, strict=True)]
+    one = composer.compose(data.chelsea(), objects, method="paste")
+    mappings = [{"picture": p, **own} for p, own in zip((cup(), cat()), said, strict=True)]
+    other = composer.compose(data.chelsea(), mappings, method="paste")
+    assert np.array_equal(pixels(one), pixels(other))
+    said[1] |= {"scale": 0.2, "rotate": 0}
+    changed = [Subject(each, **own) for each, own in zip((cup(), cat()), said, strict=True)]
+    assert (pixels(composer.compose(data.chelsea(), changed, method="paste")) != pixels(one)).any()
 
 
 def test_one_subject_in_a_list_is_one_without() -> None:
     composer = Composer()
     alone = composer.compose(data.chelsea(), cup(), box=APART[0], method="feather")
-    in_list = composer.compose(data.chelsea(), [cup()], box=[APART[0]], method="feather")
-    plain = composer.compose(data.chelsea(), [cup()], box=APART[0], method="feather", together=True)
-    for result in (in_list, plain):
+    in_list = composer.compose(data.chelsea(), [cup()], box=APART[0], method="feather")
+    subject = [Subject(cup(), box=APART[0])]
+    as_object = composer.compose(data.chelsea(), subject, method="feather")
+    for result in (in_list, as_object):
         assert np.array_equal(pixels(result), pixels(alone))
         for record in (result.record, alone.record):
             record.pop("timings", None)
         assert result.record == alone.record
-    assert set(alone.record["inputs"]) == {"background", "subject"}
+    assert set(alone.record["inputs"]) == {"background", "subjects.0.picture"}
+
+
+def test_each_subject_is_handed_back_as_it_was_laid() -> None:
+    result = composed(OVERLAPPING)
+    after = data.chelsea()
+    for (image, box), wanted in zip(result.layers, OVERLAPPING, strict=True):
+        assert box.intersect(wanted) == box and image.mode == "RGBA" and image.size == (
+            box.width, box.height,
+        )  # fmt: skip
+        rgba = np.asarray(image).astype(float)
+        alpha = rgba[..., 3:] / 255
+        under = after[box.slices].astype(float)
+        after = after.copy()
+        after[box.slices] = np.round(rgba[..., :3] * alpha + under * (1 - alpha))
+    assert np.abs(after.astype(int) - pixels(result)).max() <= 2
+    assert [each["box"] for each in result.record["subjects"]] == [
+        box.as_dict() for _, box in result.layers
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"box": [APART[0]]}, "box is .* expected a list of 2, one for each subject"),
-        ({"box": APART[0]}, "box is .* expected a list of 2"),
-        ({"box": [*APART, APART[0]]}, "box is .* expected a list of 2"),
-        ({"box": (1, 2, 3, 4)}, "box is .* expected a list of 2"),
-        ({"at": (100, 100)}, "at is .* two numbers"),
-        ({"box": APART, "mask": np.zeros((2, 2), np.uint8)}, "mask is .* a list of 2"),
-        ({"box": APART, "cut_box": (0, 0, 9, 9)}, "cut_box is .* a list of 2"),
-        ({"box": APART, "cut": ["alpha"]}, "cut is .* one value for all"),
-        ({"at": [(1, 1), (9, 9)], "scale": [1, 1, 1]}, "scale is .* one value for all"),
-        ({"box": APART, "rotate": [1, 2, 3]}, "rotate is .* one value for all"),
-        ({"box": APART, "flip": [True]}, "flip is .* one value for all"),
-        ({"box": APART, "rotate": [0, "x"]}, "rotate is 'x'"),
-        ({"box": APART, "together": "yes"}, "together is 'yes'; expected True or False"),
-        ({}, "2 subjects would all lie in the middle"),
+        ({"box": APART[0]}, "box is for one subject that is a picture"),
+        ({"at": (100, 100), "scale": 0.3}, "at, scale is for one subject"),
+        ({"mask": np.zeros((2, 2), np.uint8)}, "mask is for one subject"),
+        ({"random": True}, r"random is .* Subject\(picture, box=...\)"),
+        ({"together": "yes"}, "together is 'yes'; expected True or False"),
+        ({"subject": [Subject(cup(), box=APART[0]), {"picture": cat(), "box": (1, 2)}]},
+         "subject 2: box is .* four numbers"),
+        ({"subject": [Subject(cup(), box=APART[0]), {"picture": cat(), "bax": APART[1]}]},
+         "subject 2: 'bax' is unknown; did you mean box"),
+        ({"subject": [Subject(cup(), box=APART[0]), {"box": APART[1]}]},
+         "subject 2: picture is missing"),
+        ({"subject": [{"picture": cup(), "rotate": "x"}, cat()]}, "subject 1: rotate is 'x'"),
+        ({"subject": Subject(cup()), "box": APART[0]}, "box is for one subject that is a picture"),
+        ({"subject": [{"picture": cup(), "box": APART[0], "at": (1, 1)}, cat()]},
+         "subject 1: the place is given twice"),
+        ({"subject": [{"picture": cup(), "flip": 1}, cat()]}, "subject 1: flip is 1"),
+        ({"subject": [{"picture": cup(), "cut": 3}, cat()]}, "subject 1: cut is 3"),
+        ({"subject": [cup(), cat()]}, "2 subjects would all lie in the middle"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_match_is_named(arguments: dict[str, Any], sentence: str) -> None:
+    given: dict[str, Any] = {"subject": placed(APART), **arguments}
     with pytest.raises(InputError, match=sentence):
-        Composer().compose(data.chelsea(), [cup(), cat()], method="paste", **arguments)
+        Composer().compose(data.chelsea(), method="paste", **given)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"box": (1, 2, 3)}, "box is"), ({"scale": 0}, "scale is"), ({"at": (1, 2, 3)}, "at is"),
+        ({"box": APART[0], "scale": 2.0}, "scale goes with at or random"),
+        ({"picture": "x.safetensors", "mask": "m.png"}, "mask does not go with x.safetensors"),
+        ({"picture": "x.safetensors", "flip": True}, "flip does not go with x.safetensors"),
+    ],
+)  # fmt: skip
+def test_a_subject_is_checked_where_it_is_made(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Subject(**{"picture": "cup.png", **values})
 
 
 def test_no_subject_and_a_shared_background_are_refused() -> None:
     with pytest.raises(InputError, match="there is no subject"):
         Composer().compose(data.chelsea(), [], method="paste")
-    arguments: dict[str, Any] = {"box": APART, "method": "cdc", "preset": "augment"}
+    arguments: dict[str, Any] = {"method": "cdc", "preset": "augment"}
     with pytest.raises(InputError, match="set them in together"):
-        Composer(model="no/such-model").compose(data.chelsea(), [cup(), cat()], **arguments)
+        Composer(model="no/such-model").compose(data.chelsea(), placed(APART), **arguments)
 
 
 def test_progress_is_one_count_over_subjects_and_pictures() -> None:
@@ -249,10 +280,11 @@ def test_rerun_makes_the_same_file(folder: Path, arguments: list[str], capsys: C
     assert main([*arguments, "-o", "out.png", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     subjects = arguments[2:4]
-    assert [record["inputs"][f"subject_{n}"]["path"] for n in (1, 2)] == subjects
-    assert len({record["inputs"][role]["sha256"] for role in ("subject_1", "subject_2")}) == 2
-    assert ("mask_2" in record["inputs"]) == ("mask.png" in arguments)
-    assert "mask_1" not in record["inputs"]
+    places = [f"subjects.{n}.picture" for n in (0, 1)]
+    assert [record["inputs"][place]["path"] for place in places] == subjects
+    assert len({record["inputs"][place]["sha256"] for place in places}) == 2
+    assert ("subjects.1.mask" in record["inputs"]) == ("mask.png" in arguments)
+    assert "subjects.0.mask" not in record["inputs"]
     assert main(["rerun", "out.png", "-o", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
 
@@ -320,8 +352,13 @@ def _put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         _put("subjects", 5), _put("subjects", [5]), _put("subjects", [{"box": 1}] * 2),
         _put("subjects", [{}] * 3), _put("together", "yes"), _put("subjects", [{"at": [1]}] * 2),
-        lambda record: record["inputs"].pop("subject_2"),
-        lambda record: record["inputs"].update(mask_1={"path": "/etc/passwd", "sha256": "0"}),
+        lambda record: record["inputs"].pop("subjects.1.picture"),
+        lambda record: record["inputs"].update(
+            {"subjects.0.mask": {"path": "/etc/passwd", "sha256": "0"}}
+        ),
+        lambda record: record["inputs"].update(
+            {"subjects.7.mask": {"path": "cup.png", "sha256": "0"}}
+        ),
     ],
 )  # fmt: skip
 def test_a_strangers_record_of_several_is_refused(

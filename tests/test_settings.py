@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inlay.errors import InputError
 from inlay.methods import all_methods
-from inlay.schema import knobs
-from inlay.sweep import MAX_PICTURES, parse_sets, validate_settings
+from inlay.settings import MAX_PICTURES, knobs, parse_sets, validate_settings
 
 
 class Sky(Enum):

@@ -1,0 +1,292 @@
+"""Run a request: its passes for each seed, one picture and one record each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.methods.base import Callback, Context, Models, Settings
+from inlay.pictures.box import Box
+from inlay.pictures.picture import Picture
+from inlay.pictures.read import DEFAULT_MAX_PIXELS
+from inlay.plan import Plan, PlannedStep, Task, plan_of, read_inputs
+from inlay.request import ComposeRequest, Model, Request, SceneRequest
+from inlay.result import Result, Used, identify, record_of
+from inlay.scene.scene import invert
+from inlay.scene.window import Painted, Window, stitch
+from inlay.settings import as_flag
+
+if TYPE_CHECKING:
+    from inlay.diffusion.backbone import Backbone
+
+__all__ = ["Checkpoint", "Options", "run"]
+
+# Even a classical method needs some surroundings to look at: so many pixels.
+_LEAST = 64
+
+
+class Checkpoint(Models, Protocol):
+    """A checkpoint that is opened when it is first needed; a Composer is one."""
+
+    lock: RLock
+    loras: tuple[tuple[str, float], ...]
+    textual_inversions: tuple[str, ...]
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a request is run; none of it changes a picture.
+
+    callback(step, total, preview) hears the progress over all passes and may raise Cancelled,
+    on_phase the name of each phase as it begins; previews asks for preview pictures. Pictures
+    above max_pixels are refused; trust_remote_code lets a segmentation model run code of its own.
+    """
+
+    callback: Callback | None = None
+    on_phase: Callable[[str], None] | None = None
+    previews: bool = False
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        as_flag(self.trust_remote_code, "trust_remote_code")
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A picture on its way.
+
+    window is the smallest box round all that methods saw of it so far; region and mask say where
+    it may differ from the picture handed in: a box, and 0 or 1 (h, w) in it. stages are what the
+    last pass's method made on its way, by name.
+    """
+
+    picture: Picture
+    window: Box
+    region: Box
+    mask: NDArray[np.float32]
+    used: Used = field(default_factory=Used)
+    stages: Mapping[str, State] = field(default_factory=dict)
+
+    def then(self, later: State) -> State:
+        """The state after another pass, which began with this one's picture."""
+        window = self.window.hull(later.window)
+        if not later.mask.any():
+            return replace(later, window=window, region=self.region, mask=self.mask)
+        if not self.mask.any():
+            return replace(later, window=window)
+        region = self.region.hull(later.region)
+        mask = np.zeros((region.height, region.width), np.float32)
+        for part in (self, later):
+            here = part.region.shifted(-region.x, -region.y).slices
+            mask[here] = np.maximum(mask[here], part.mask)
+        return replace(later, window=window, region=region, mask=mask)
+
+
+def run(request: Request, checkpoint: Checkpoint, options: Options | None = None) -> Result:
+    """Make every picture of a request.
+
+    The checkpoint is loaded only where a method needs one, and held while passes run, so that
+    several threads may share it. Raises InputError, and whatever the callback raises.
+    """
+    return _Run(request, checkpoint, options or Options()).result()
+
+
+class _Run:
+    """One request on its way through its passes."""
+
+    def __init__(self, request: Request, checkpoint: Checkpoint, options: Options) -> None:
+        self.request, self.checkpoint, self.options = request, checkpoint, options
+        self.keep = isinstance(request, (ComposeRequest, SceneRequest)) and request.keep_phases
+        self.inputs = read_inputs(request, options.max_pixels, options.trust_remote_code)
+        self.hashes = {
+            place: identify(source)
+            for place, source in self.inputs.read.items()
+            if source is not None
+        }
+        self.plan = plan_of(request, self.inputs, request.seed)
+        self.needs_model = any(each.choice.method.needs_model for each in request.steps())
+        self.backbone: Backbone | None = None
+        self.windows: dict[Task, Window] = {}
+        self.progress = _Progress(options.callback, self.plan, request.num_images)
+
+    def result(self) -> Result:
+        with self.checkpoint.lock if self.needs_model else nullcontext():
+            started = time.perf_counter()
+            self.backbone = self.checkpoint.backbone if self.needs_model else None
+            load = round(time.perf_counter() - started, 4)
+            result: Result | None = None
+            for number in range(self.request.num_images):
+                started = time.perf_counter()
+                states = self._states(self.request.seed + number)
+                seconds = {"load_s": load, "run_s": round(time.perf_counter() - started, 4)}
+                if result is None:
+                    last = states[-1]
+                    layers = self.plan.layers
+                    result = Result([], [], last.window, last.region, last.mask, layers)
+                self._add(result, states, self.request.seed + number, seconds)
+        assert result is not None
+        return result
+
+    def _states(self, seed: int) -> list[State]:
+        """What the picture is after each step."""
+        if seed > self.request.seed and any(s.random for s in self.request.subjects_of()):
+            self.plan = plan_of(self.request, self.inputs, seed)
+            self.windows.clear()
+        states: list[State] = []
+        notes = list(self.inputs.notes)
+        for planned in self.plan.steps:
+            if self.options.on_phase is not None and planned.step.phase:
+                self.options.on_phase(planned.step.phase)
+            state = None if planned.on is None else states[planned.on]
+            before = self.inputs.picture
+            if planned.before is not None:
+                before = states[planned.before].picture
+            for task in planned.tasks:
+                context = Context(seed, verb=planned.step.verb)
+                state = self._pass(planned, task, state, before, context)
+                notes += [line for line in context.notes if line not in notes]
+            assert state is not None
+            said = replace(state.used, notes=tuple(notes))
+            stages = {k: replace(v, used=said) for k, v in state.stages.items()}
+            states.append(replace(state, used=said, stages=stages))
+        return states
+
+    def _pass(
+        self,
+        planned: PlannedStep,
+        task: Task,
+        state: State | None,
+        before: Picture,
+        context: Context,
+    ) -> State:
+        """One run of a step's method on one scene of the picture so far."""
+        step = planned.step
+        method, settings = step.choice.method, step.choice.settings
+        picture = self.inputs.picture if state is None else state.picture
+        window = self.windows.get(task) if state is None else None
+        if window is None:
+            native = self.backbone.native_size if self.backbone and method.needs_model else _LEAST
+            margin = float(getattr(settings, "context", 0.25))
+            scene = task.scene(picture, before)
+            if settings.works_on_background():
+                scene = invert(scene)
+            window = Window.of(scene, margin, native)
+            if state is None:
+                # A window on the picture that was handed in serves every seed.
+                self.windows[task] = window
+        context.callback, context.previews = self.progress.next(), self.options.previews
+        context.control, context.models = self.inputs.drawing, self.checkpoint
+        backbone = self.backbone if method.needs_model else None
+        painted = method.run(window, backbone, settings, context)
+        made = self._after(picture, window, painted, state)
+        stages = painted.stages.items() if self.keep else ()
+        used = Used(context.opened, context.opened_harmonizer).over(state.used if state else None)
+        parts = {name: self._after(picture, window, part, state) for name, part in stages}
+        return replace(made, used=used, stages={k: replace(v, used=used) for k, v in parts.items()})
+
+    def _after(
+        self, picture: Picture, window: Window, painted: Painted, state: State | None
+    ) -> State:
+        stitched, region, mask = stitch(picture, window, painted)
+        made = State(stitched, window.box, region, mask)
+        return made if state is None else state.then(made)
+
+    def _add(
+        self, result: Result, states: Sequence[State], seed: int, seconds: Mapping[str, float]
+    ) -> None:
+        """Put the pictures of one seed and their records into the result."""
+        kept: dict[str, tuple[Picture, dict[str, Any]]] = {}
+        steps = self.request.steps()
+        for number, (step, state) in enumerate(zip(steps, states, strict=True), 1):
+            if self.keep or number == len(states):
+                request = self.request.after(number)
+                record = self._record(request, state, seed, seconds)
+                if step.phase:
+                    kept[step.phase] = state.picture, record
+        own = steps[-1].choice.settings.stages(steps[-1].verb)
+        for name, part in states[-1].stages.items() if not steps[-1].phase else ():
+            choice = self.request.method.model_copy(update={"settings": own[name]})
+            request = self.request.model_copy(update={"method": choice})
+            kept[name] = part.picture, self._record(request, part, seed, seconds)
+        result.pictures.append(states[-1].picture)
+        result.records.append(record)
+        if self.keep:
+            result.kept.append(kept)
+
+    def _record(
+        self, request: Request, state: State, seed: int, seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """The record of one picture; its request makes that picture alone."""
+        needed = any(step.choice.method.needs_model for step in request.steps())
+        backbone = self.backbone if needed else None
+        model = None
+        if backbone is not None:
+            model = Model(
+                name=backbone.name,
+                device=str(backbone.device),
+                dtype=str(backbone.dtype).removeprefix("torch."),
+                loras=tuple(self.checkpoint.loras),
+                textual_inversions=tuple(self.checkpoint.textual_inversions),
+            )
+        update: dict[str, Any] = {"seed": seed, "num_images": 1, "model": model}
+        if self.keep:
+            update["keep_phases"] = False
+        places = request.inputs()
+        return record_of(
+            request.model_copy(update=update),
+            backbone,
+            state.window,
+            state.region,
+            {place: known for place, known in self.hashes.items() if place in places},
+            state.used,
+            self.plan.layers,
+            seconds,
+        )
+
+
+class _Progress:
+    """One count of steps over all passes of all seeds."""
+
+    def __init__(self, callback: Callback | None, plan: Plan, seeds: int) -> None:
+        self.callback = callback
+        steps = plan.steps
+        self.sizes = [_length(each.step.choice.settings) for each in steps for _ in each.tasks]
+        self.sizes *= seeds
+        # The passes of one method all take as many steps as it says of the first.
+        self.alike = len(steps) == 1
+        self.done = 0
+
+    def next(self) -> Callback | None:
+        """The callback for the next pass."""
+        callback, done = self.callback, self.done
+        self.done += 1
+        if callback is None or len(self.sizes) == 1:
+            return callback
+        before, size, whole = sum(self.sizes[:done]), self.sizes[done], sum(self.sizes)
+
+        def tell(step: int, steps: int, preview: Any) -> None:
+            if self.alike:
+                callback(done * steps + step, len(self.sizes) * steps, preview)
+            else:
+                callback(before + round(size * step / max(steps, 1)), whole, preview)
+
+        return tell
+
+
+def _length(settings: Settings) -> int:
+    """About how many steps a pass takes: its part of the progress, no more."""
+    for name in ("num_iterations", "num_inference_steps"):
+        if steps := int(getattr(settings, name, 0)):
+            return steps * int(getattr(settings, "rounds", 1))
+    return 1

@@ -1,0 +1,212 @@
+"""A subject: its picture, what of that it is, where it goes; and its cut-out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import (
+    InstanceOf,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+
+from inlay.errors import InputError, show
+from inlay.pictures.box import Box
+from inlay.scene.cutout import Cutout
+from inlay.scene.placement import LARGEST_AREA, Placement
+from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
+
+__all__ = ["BoxField", "Flag", "Source", "Subject", "as_box", "as_subjects", "path_of"]
+
+_CONCEPT = ".safetensors"
+# The longer side of what stands for a concept, where no box says it; a scale is a factor on it.
+_STAND_IN = 512
+
+
+def as_box(value: Any, name: str) -> Box | None:
+    """A Box, or one from four numbers or a mapping; raises InputError for anything else."""
+    if value is None or isinstance(value, Box):
+        return value
+    if isinstance(value, Mapping) and set(value) == {"x", "y", "width", "height"}:
+        value = [value["x"], value["y"], value["width"], value["height"]]
+    numbers = as_numbers(value, 4, name, "a Box or four numbers x, y, width, height")
+    return Box(*numbers)  # type: ignore[arg-type]
+
+
+def _scale(value: Any, name: str) -> float | None:
+    return None if value is None else as_number(value, name, "a number above 0")
+
+
+def _degrees(value: Any, name: str) -> float:
+    return as_number(value, name, "a finite number of degrees")
+
+
+def _point(value: Any, name: str) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    x, y = as_numbers(value, 2, name, "two numbers x, y")
+    return x, y
+
+
+def path_of(source: Any) -> str | None:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+
+
+def as_source(value: Any, name: str) -> Any:
+    """A path, a PIL picture, an array or None; raises InputError for anything else."""
+    from PIL.Image import Image
+
+    if value is None or isinstance(value, (str, os.PathLike, Image, np.ndarray)):
+        return value
+    raise InputError(f"{name} is {show(value)}; expected a path, a PIL picture or a uint8 array.")
+
+
+# A path, a PIL picture or a uint8 array. JSON holds paths alone: what was handed over in memory
+# is null there.
+Source = Annotated[
+    Any,
+    checked(as_source),
+    PlainSerializer(path_of, return_type=str | None),
+    WithJsonSchema({"type": "string", "description": "path of a picture"}),
+]
+BoxField = Annotated[
+    InstanceOf[Box] | None,
+    checked(as_box),
+    PlainSerializer(lambda box: None if box is None else [box.x, box.y, box.width, box.height]),
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "title": "x, y, width, height"}),
+]
+Flag = Annotated[bool, checked(as_flag)]
+Text = Annotated[str | None, checked(as_text)]
+
+
+class Subject(Form):
+    """What goes into a background: its picture, what it is in there, and where it goes.
+
+    mask, cut ("alpha", "mask", "box", "grabcut" or a segmentation model; None chooses) and cut_box
+    say what of the picture it is. One of box (background pixels; it keeps its aspect, centred in
+    it), at (its centre; scale is a factor on its pixels) and random says where it goes, else it
+    lies in the middle. rotate is in degrees counter-clockwise, after flip, which mirrors it.
+    The picture may be a file that `inlay learn` wrote. Raises InputError.
+    """
+
+    picture: Source
+    mask: Source = None
+    box: BoxField = None
+    at: Annotated[tuple[float, float] | None, checked(_point)] = None
+    scale: Annotated[float | None, checked(_scale)] = None
+    random: Flag = False
+    rotate: Annotated[float, checked(_degrees)] = 0.0
+    flip: Flag = False
+    cut: Text = None
+    cut_box: BoxField = None
+
+    def __init__(self, picture: Any = None, /, **values: Any) -> None:
+        super().__init__(**({} if picture is None else {"picture": picture}), **values)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Subject:
+        # Placement refuses places that exclude each other.
+        placement = self.placement
+        if self.concept is not None:
+            for name, value in (
+                ("mask", self.mask),
+                ("cut", self.cut),
+                ("cut_box", self.cut_box),
+                ("rotate", placement.rotate or None),
+                ("flip", placement.flip or None),
+            ):
+                if value is not None:
+                    raise InputError(
+                        f"{name} does not go with {self.concept.name}, a concept, which has no "
+                        "picture of its own; leave it out."
+                    )
+        return self
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.box, self.at, self.scale, self.random, self.rotate, self.flip)
+
+    @property
+    def path(self) -> str | None:
+        """The picture's file, None where it was handed over in memory."""
+        return path_of(self.picture)
+
+    @property
+    def concept(self) -> Path | None:
+        """The file, if it is one that `inlay learn` wrote, told by its suffix."""
+        path = path_of(self.picture)
+        return Path(path) if path is not None and path.lower().endswith(_CONCEPT) else None
+
+    def cutout(self, max_pixels: int, trust_remote_code: bool = False) -> Cutout:
+        """The subject without its own picture; raises InputError as inlay.scene.cutout.cut does.
+
+        A concept has no picture yet: grey of the box's size, or of the aspect that it was learnt
+        with.
+        """
+        if self.picture is None:
+            raise InputError(
+                "the subject was handed over in memory, not as a file; the picture cannot be made "
+                "again."
+            )
+        if self.concept is not None:
+            return self._stand_in(self.concept)
+        from inlay.scene.cutout import cut
+
+        return cut(
+            self.picture,
+            by=self.cut,
+            mask=self.mask,
+            box=self.cut_box,
+            max_pixels=max_pixels,
+            trust_remote_code=trust_remote_code,
+        )
+
+    def _stand_in(self, path: Path) -> Cutout:
+        from inlay.checkpoints.concept import read_concept
+        from inlay.pictures.files import file_sha256
+
+        aspect = read_concept(path).aspect
+        width = round(_STAND_IN * min(1.0, aspect))
+        height = round(_STAND_IN * min(1.0, 1 / aspect))
+        if self.box is not None:
+            width, height = self.box.width, self.box.height
+            if width * height > LARGEST_AREA:
+                raise InputError(
+                    f"the box is {width} x {height} pixels, too large; give a smaller one."
+                )
+        grey = np.full((max(height, 1), max(width, 1), 3), 0.5, np.float32)
+        alpha = np.ones(grey.shape[:2], np.float32)
+        return Cutout(grey, alpha, path.name, file_sha256(path), path)
+
+
+def as_subjects(value: Any) -> tuple[Subject, ...]:
+    """Subjects from one or a list of them: a Subject, a picture, or a mapping of its fields."""
+    listed = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not listed or value is None:
+        raise InputError("there is no subject; give at least one picture.")
+    made = []
+    for number, item in enumerate(listed, 1):
+        try:
+            made.append(
+                Subject(**item)
+                if isinstance(item, Mapping)
+                else item
+                if isinstance(item, Subject)
+                else Subject(item)
+            )
+        except InputError as error:
+            raise InputError(
+                f"subject {number}: {error}" if len(listed) > 1 else str(error)
+            ) from None
+    lost = sum(not (each.box or each.at or each.random) for each in made)
+    if lost > 1:
+        raise InputError(
+            f"{lost} subjects would all lie in the middle; give each a box or a point, or random "
+            "places."
+        )
+    return tuple(made)

@@ -1,0 +1,359 @@
+"""The settings of a method or of a training: bounds, sweeps typed as KEY=a,b, errors in a sentence.
+
+Tables, sweeps and messages are all made from one reading of a settings class's pydantic schema.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+
+from inlay.errors import InputError, nearest, show
+
+MAX_PICTURES = 64
+
+T = TypeVar("T", bound=BaseModel)
+
+
+_NUMERIC = ("integer", "number")
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting: its type ("integer", "number", "boolean", "choice", "text", "list", "other"),
+    bounds, choices and default.
+    """
+
+    name: str
+    type: str
+    description: str
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] = ()
+    max_length: int | None = None
+    pattern: str | None = None
+    nullable: bool = False
+
+    @property
+    def sweepable(self) -> bool:
+        """Whether a comma list means one picture for each value (text is taken whole)."""
+        return self.type in (*_NUMERIC, "boolean", "choice")
+
+    @property
+    def bounds(self) -> str:
+        """The allowed values in words, such as "0 to 1"; empty where there is no bound."""
+        if self.choices:
+            return ", ".join(str(choice) for choice in self.choices)
+        if self.type == "boolean":
+            return "true, false"
+        if self.max_length is not None:
+            return f"at most {self.max_length} characters"
+        if self.pattern is not None:
+            return f"matching {self.pattern}"
+        low, high = _number(self.minimum), _number(self.maximum)
+        if low and high:
+            return f"{low} to {high}"
+        parts = [
+            text
+            for value, text in (
+                (self.minimum, f"at least {low}"),
+                (self.above, f"above {_number(self.above)}"),
+                (self.maximum, f"at most {high}"),
+                (self.below, f"below {_number(self.below)}"),
+            )
+            if value is not None
+        ]
+        return " and ".join(parts)
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, as it ends a sentence: "a number from 0 to 1"."""
+        if self.type == "choice":
+            text = "one of " + ", ".join(str(choice) for choice in self.choices)
+        elif self.type == "boolean":
+            text = "true or false"
+        else:
+            kind = {
+                "integer": "a whole number",
+                "number": "a finite number",
+                "text": "text",
+                "list": "a comma list",
+            }.get(self.type, "another kind of value")
+            bounds = self.bounds
+            if self.minimum is not None and self.maximum is not None:
+                text = f"{kind} from {bounds}"
+            elif bounds and (self.max_length is not None or self.minimum is not None):
+                text = f"{kind} of {bounds}"
+            else:
+                text = f"{kind} {bounds}".rstrip()
+        return f"{text}, or none" if self.nullable else text
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: only what applies."""
+        always = ("name", "type", "description", "default")
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key in always or (value is not None and value is not False and value != ())
+        }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.10g}"
+
+
+def knobs(settings: type[BaseModel]) -> dict[str, Knob]:
+    """Every setting of a class by name, in the order of its definition."""
+    schema = settings.model_json_schema()
+    definitions = schema.get("$defs", {})
+    found = {}
+    for name, prop in schema.get("properties", {}).items():
+        found[name] = _knob(name, prop, definitions, settings.model_fields[name].default)
+    return found
+
+
+def _knob(name: str, prop: dict[str, Any], definitions: dict[str, Any], default: Any) -> Knob:
+    body = dict(prop)
+    nullable = False
+    options = body.get("anyOf", [])
+    if options:
+        rest = [option for option in options if option.get("type") != "null"]
+        nullable = len(rest) < len(options)
+        body.update(rest[0] if len(rest) == 1 else {"type": "other"})
+    if "$ref" in body:
+        body = {**definitions.get(body["$ref"].rsplit("/", 1)[-1], {}), **body}
+    choices = tuple(body["enum"]) if "enum" in body else ()
+    if "const" in body:
+        choices = (body["const"],)
+    kinds = {"string": "text", "array": "list"}
+    kind = body.get("type", "other")
+    return Knob(
+        name=name,
+        type="choice" if choices else kinds.get(kind, kind),
+        description=str(body.get("description", "")),
+        default=prop.get("default", default if default is None else str(default)),
+        minimum=body.get("minimum"),
+        maximum=body.get("maximum"),
+        above=body.get("exclusiveMinimum"),
+        below=body.get("exclusiveMaximum"),
+        choices=choices,
+        max_length=body.get("maxLength"),
+        pattern=body.get("pattern"),
+        nullable=nullable,
+    )
+
+
+def validate_settings(settings: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of a settings class from plain values.
+
+    Raises InputError with one sentence for the first thing that is wrong: an unknown key (with
+    the nearest name), or a value of the wrong kind or out of bounds (with the key, the value and
+    the bounds).
+    """
+    table = knobs(settings)
+    for key in values:
+        if key not in table:
+            raise InputError(f"setting {show(str(key))} is unknown; {nearest(str(key), table)}")
+    try:
+        return settings.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if not first["loc"]:
+            raise InputError(_reason(first)) from None
+        key = str(first["loc"][0])
+        if first["type"] in ("value_error", "assertion_error"):
+            raise InputError(f"{key} is {show(values.get(key))}: {_reason(first)}") from None
+        value = values.get(key, first.get("input"))
+        raise InputError(f"{key} is {show(value)}; expected {table[key].expected}.") from None
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    cause = error.get("ctx", {}).get("error")
+    text = " ".join(str(cause or error["msg"]).split())
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def parse_sets(
+    items: Sequence[str],
+    settings: type[BaseModel],
+    base: Mapping[str, Any] | None = None,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Read "KEY=VALUE" items into one (label, values) for each picture to make.
+
+    A comma list for a numeric, boolean or choice setting is a sweep; several lists multiply, the
+    last one varying fastest. Text is taken whole. `base` holds settings that come from elsewhere
+    (a preset, flags): each variant is checked together with them, but returned without them.
+    Labels read "T_in=0.25,N_in=2"; without a list there is one variant with an empty label.
+    Raises InputError for a malformed item, an unknown or repeated key, a value out of bounds, or
+    more than MAX_PICTURES variants.
+    """
+    table = knobs(settings)
+    lists: dict[str, list[Any]] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise InputError(f"--set {show(item)} is not a setting; expected KEY=VALUE.")
+        if key not in table:
+            raise InputError(f"setting {show(key)} is unknown; {nearest(key, table)}")
+        if key in lists:
+            raise InputError(
+                f"setting {key} is given twice; give it once, with a comma list to sweep it."
+            )
+        lists[key] = _values(table[key], text)
+    count = math.prod(len(values) for values in lists.values())
+    if count > MAX_PICTURES:
+        raise InputError(
+            f"the lists ask for {count} pictures; a sweep makes at most {MAX_PICTURES}."
+        )
+    variants = []
+    for chosen in itertools.product(*lists.values()):
+        values = dict(zip(lists, chosen, strict=True))
+        validate_settings(settings, {**(base or {}), **values})
+        swept = [f"{key}={_label(values[key])}" for key in lists if len(lists[key]) > 1]
+        variants.append((",".join(swept), values))
+    return variants
+
+
+def check_count(count: int) -> None:
+    """Raises InputError where so many pictures are more than a command makes."""
+    if count > MAX_PICTURES:
+        raise InputError(
+            f"the lists and --num-images ask for {count} pictures; at most {MAX_PICTURES} are made."
+        )
+
+
+def _values(knob: Knob, text: str) -> list[Any]:
+    if knob.type == "text":
+        return [None] if knob.nullable and text.lower() in ("none", "null") else [text]
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not knob.sweepable:
+        return [[_plain(piece) for piece in pieces]]
+    if len(pieces) > 1 and "" in pieces:
+        raise InputError(
+            f"the list for {knob.name} is {show(text)}; an item is missing between the commas."
+        )
+    values: list[Any] = []
+    for piece in pieces:
+        value = _value(knob, piece)
+        if value not in values:
+            values.append(value)
+    return values
+
+
+def _value(knob: Knob, text: str) -> Any:
+    """One value of a setting; whatever does not read as one is left for the check to refuse."""
+    if knob.nullable and text.lower() in ("none", "null"):
+        return None
+    if knob.type == "boolean":
+        words = {"true": True, "yes": True, "on": True, "1": True}
+        words |= {"false": False, "no": False, "off": False, "0": False}
+        return words.get(text.lower(), text)
+    if knob.type == "choice":
+        return next((choice for choice in knob.choices if str(choice) == text), text)
+    return _plain(text)
+
+
+def _plain(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    text = repr(value) if isinstance(value, float) else str(value)
+    return text.removesuffix(".0")
+
+
+class Form(BaseModel):
+    """A model whose errors are InputErrors: one sentence for the first thing that is wrong."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(_form_sentence(error, type(self))) from None
+
+
+def _form_sentence(error: ValidationError, form: type[BaseModel]) -> str:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{show(place)} is unknown; {nearest(place, form.model_fields)}"
+    if first["type"] == "missing":
+        return f"{place} is missing; give it."
+    knob = knobs(form).get(place)
+    expected = _reason(first) if knob is None else f"expected {knob.expected}."
+    return f"{place} is {show(first.get('input'))}; {expected}"
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """True or False, numpy's too; raises InputError for anything else."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise InputError(f"{name} is {show(value)}; expected True or False.")
+
+
+def as_number(value: Any, name: str, expected: str) -> float:
+    try:
+        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise InputError(f"{name} is {show(value)}; expected {expected}.")
+
+
+def as_numbers(value: Any, count: int, name: str, expected: str) -> list[float]:
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(listed, (list, tuple)) or len(listed) != count:
+        raise InputError(f"{name} is {show(value)}; expected {expected}.")
+    try:
+        return [as_number(item, name, expected) for item in listed]
+    except InputError:
+        raise InputError(f"{name} is {show(value)}; expected {expected}.") from None
+
+
+def whole(least: int, most: int, spelt: str) -> BeforeValidator:
+    """A check of a whole number; `spelt` is how a sentence calls the largest one."""
+
+    def check(value: Any, info: ValidationInfo) -> int:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or not least <= value <= most:
+            raise InputError(
+                f"{info.field_name} is {show(value)}; expected a whole number from {least} to "
+                f"{spelt}."
+            )
+        return int(value)
+
+    return BeforeValidator(check)
+
+
+def checked(read: Callable[[Any, str], Any]) -> BeforeValidator:
+    """A check that is told the name of its field."""
+    return BeforeValidator(lambda value, info: read(value, str(info.field_name)))
+
+
+def as_text(value: Any, name: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise InputError(f"{name} is {show(value)}; expected text or None.")

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+import inlay
+from inlay import Box, Composer, InputError
+from inlay.cli import main
+from inlay.pictures.read import read_picture, read_record
+from inlay.pictures.write import write_picture
+from inlay.request import RemoveRequest, Request
+from inlay.result import Used, file_sha256, identify, read_back, record_of, record_text
+from photos import cup
+
+OLD = json.loads((Path(__file__).parent / "records_0_1.json").read_text())
+
+
+def _record(**changes: Any) -> dict[str, Any]:
+    request = RemoveRequest(picture=np.zeros((4, 4, 3), np.uint8), mask="m.png",
+                            method={"name": "telea", "radius": 3}, seed=5)  # fmt: skip
+    known = identify(np.zeros((4, 4, 3), np.uint8))
+    inputs = {"picture": known, "mask": known}
+    used, seconds = Used(notes=("a note",)), {"run_s": 0.5}
+    record = record_of(request, None, Box(1, 2, 30, 40), Box(3, 4, 5, 6), inputs, used, (), seconds)
+    return {**record, **changes}
+
+
+def _asked(**changes: Any) -> dict[str, Any]:
+    """A record whose request was changed."""
+    record = _record()
+    return {**record, "request": {**record["request"], **changes}}
+
+
+def _picture(path: Path, record: Any) -> Path:
+    text = record if isinstance(record, str) else record_text(record)
+    write_picture(read_picture(data.chelsea()[:64, :80]), path, record=text)
+    return path
+
+
+def _pasted(folder: Path, suffix: str = ".png", **more: Any) -> Path:
+    """A composite made from files in `folder`, saved there with its record."""
+    background, subject = folder / "bg.png", folder / "cup.png"
+    if not background.exists():
+        Image.fromarray(data.astronaut()).save(background)
+        cup = data.coffee()[60:260, 180:420]
+        alpha = np.full((*cup.shape[:2], 1), 255, np.uint8)
+        alpha[:20] = 0
+        Image.fromarray(np.concatenate([cup, alpha], 2)).save(subject)
+    result = Composer().compose(
+        str(background), str(subject), at=(200, 240), scale=0.4, method="paste", seed=9, **more
+    )
+    out = folder / f"out{suffix}"
+    result.save(out)
+    return out
+
+
+def test_a_record_says_all_that_it_should() -> None:
+    record = _record()
+    assert record["inlay"] == inlay.__version__
+    assert record["window"] == {"x": 1, "y": 2, "width": 30, "height": 40}
+    assert set(record["inputs"]) == {"picture", "mask"}
+    assert record["model"] is None and record["device"] is None
+    inside = json.loads(record_text(record))
+    assert inside == {key: value for key, value in record.items() if key != "timings"}
+    assert "\n" not in record_text(record)
+
+
+def test_identify_hashes_the_bytes_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    Image.fromarray(data.chelsea()).save(path)
+    assert identify(path) == {"path": str(path), "sha256": file_sha256(path)}
+    assert identify(str(path))["sha256"] == read_picture(path).sha256
+    array = data.chelsea()
+    assert identify(array) == identify(array.copy())
+    assert identify(array) != identify(array[::-1])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_the_record_travels_inside_the_picture(tmp_path: Path, suffix: str) -> None:
+    out = _pasted(tmp_path, suffix)
+    record = read_back(out)
+    request = record.resolve(tmp_path)
+    assert (request.verb, request.method.name, request.seed) == ("compose", "paste", 9)
+    assert request.subjects_of()[0].at == (200, 240)
+    assert record.inputs["background"].sha256 == file_sha256(tmp_path / "bg.png")
+    assert record.inputs["subjects.0.picture"].sha256 == file_sha256(tmp_path / "cup.png")
+
+
+def test_a_record_makes_its_picture_again(tmp_path: Path) -> None:
+    out = _pasted(tmp_path, rotate=30.0, flip=True)
+    result = Composer().run(read_back(out).resolve(tmp_path))
+    assert np.array_equal(np.asarray(result.image), np.asarray(Image.open(out)))
+
+
+def test_inputs_are_found_beside_the_picture(tmp_path: Path) -> None:
+    out = _pasted(tmp_path)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("bg.png", "cup.png", out.name):
+        (tmp_path / name).rename(moved / name)
+    found = read_back(moved / out.name).resolve(moved).inputs()
+    wanted = {"background": moved / "bg.png", "subjects.0.picture": moved / "cup.png"}
+    assert found == {place: str(path) for place, path in wanted.items()}
+
+
+def test_a_changed_or_missing_input_is_named(tmp_path: Path) -> None:
+    record = read_back(_pasted(tmp_path))
+    Image.fromarray(data.rocket()).save(tmp_path / "bg.png")
+    with pytest.raises(InputError, match=r"the background .*bg\.png has changed"):
+        record.resolve(tmp_path)
+    (tmp_path / "bg.png").unlink()
+    with pytest.raises(InputError, match=r"the background .*bg\.png is not there"):
+        record.resolve(tmp_path)
+
+
+def test_inputs_from_memory_cannot_be_found_again(tmp_path: Path) -> None:
+    record = read_back(_picture(tmp_path / "a.png", _record()))
+    with pytest.raises(InputError, match="the picture was handed over in memory"):
+        record.resolve(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ("{", "damaged"),
+        ("[]", "damaged|no record"),
+        ('"text"', "damaged|no record"),
+        ("[" * 100_000, "damaged|no record"),
+        (json.dumps({"inlay": "0.1.0"}), "damaged"),
+        (_asked(seed=-1), "damaged: seed is -1"),
+        (_asked(seed="x"), "damaged: seed is 'x'"),
+        (_asked(method=3), "damaged: method is 3"),
+        (_record(request=3), "damaged"),
+        (_record(inputs={"picture": 3}), "damaged"),
+        (_asked(verb="explode"), "is of 'explode'"),
+        ({**OLD["remove"]["record"], "seed": -1}, "damaged: seed is -1"),
+        ({**OLD["remove"]["record"], "settings": 3}, "damaged"),
+        ({**OLD["several"]["record"], "request": {"subjects": 5}}, "damaged"),
+        ({**OLD["phases"]["record"], "phases": [{"phase": "paste"}]}, "damaged"),
+        ({**OLD["one"]["record"], "verb": "explode"}, "is of 'explode'"),
+        (_record(sheet="a.png", outputs=["/tmp/a-seed=1.png"]), "contact sheet.*a-seed=1.png"),
+        (_record(sheet="a.png", outputs=[]), "contact sheet"),
+    ],
+)
+def test_damaged_records_are_refused(tmp_path: Path, record: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        read_back(_picture(tmp_path / "a.png", record))
+
+
+def test_a_picture_without_a_record_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(data.chelsea()).save(tmp_path / "cat.png")
+    with pytest.raises(InputError, match=r"cat\.png holds no record"):
+        read_back(tmp_path / "cat.png")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.chelsea()).save("bg.png")
+    Image.fromarray(cup()).save("cup.png")
+    mask = np.zeros((300, 451), np.uint8)
+    mask[100:180, 150:260] = 255
+    Image.fromarray(mask).save("mask.png")
+    mask = np.zeros((240, 270), np.uint8)
+    mask[40:200, 40:220] = 255
+    Image.fromarray(mask).save("cupmask.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_records_of_0_1_still_make_their_pictures(folder: Path, kind: str) -> None:
+    """As 0.1 wrote them; the hashes are of these files and of the weights that ship now."""
+    assert main([*OLD[kind]["command"], "-o", "out.png", "-q"]) == 0
+    record, now = OLD[kind]["record"], json.loads(read_record("out.png") or "")
+    for known in record["inputs"].values():
+        known["sha256"] = file_sha256(folder / known["path"])
+    for word in ("model", "harmonizer"):
+        if record.get(word):
+            record[word]["hash"] = now[word]["hash"]
+    _picture(folder / "old.png", record)
+    assert main(["rerun", "old.png", "-o", "again.png", "-q"]) == 0
+    assert (folder / "again.png").read_bytes() == (folder / "out.png").read_bytes()
+
+
+def test_a_changed_weight_of_an_old_record_is_named(folder: Path, capsys: Any) -> None:
+    record = json.loads(json.dumps(OLD["cdc"]["record"]))
+    for known in record["inputs"].values():
+        known["sha256"] = file_sha256(folder / known["path"])
+    record["model"]["hash"] = "0" * 64
+    _picture(folder / "old.png", record)
+    assert main(["rerun", "old.png", "-o", "again.png"]) == 2
+    assert "embedded is not the one the picture was made with" in capsys.readouterr().err
+    assert not (folder / "again.png").exists()
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_a_request_makes_the_same_bytes_by_every_door(folder: Path, kind: str) -> None:
+    assert main([*OLD[kind]["command"], "-o", "out.png", "-q"]) == 0
+    asked = json.loads(read_record("out.png") or "")["request"]
+    Path("request.json").write_text(json.dumps(asked))
+    assert main(["run", "request.json", "-o", "run.png", "-q"]) == 0
+    assert main(["run", "out.png", "-o", "picture.png", "-q"]) == 0
+    assert main(["rerun", "out.png", "-o", "rerun.png", "-q"]) == 0
+    Composer().run(Request.read("request.json")).save("python.png")
+    assert json.loads(Request.read("request.json").model_dump_json()) == asked
+    for name in ("run", "picture", "rerun", "python"):
+        assert Path(f"{name}.png").read_bytes() == Path("out.png").read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is no JSON"), ("[]", "is no JSON object"), ("{}", "verb is None"),
+        ('{"verb": "explode"}', "verb is 'explode'; expected one of compose"),
+        ('{"verb": "remove"}', "picture is missing"),
+        ('{"verb": "remove", "picture": "a.png"}', "mask is missing"),
+        ('{"verb": "remove", "picture": "gone.png", "mask": "m.png"}', "gone.png"),
+        ('{"verb": "remove", "picture": "bg.png", "mask": "mask.png", "methd": "telea"}',
+         "'methd' is unknown; did you mean method"),
+        ('{"verb": "remove", "picture": "bg.png", "mask": "mask.png", "method": {"name": "tela"}}',
+         "did you mean telea"),
+        ('{"verb": "compose", "background": "bg.png", "subjects": [{"picture": "cup.png", '
+         '"box": [1, 2]}]}', "box is [1, 2]; expected a Box or four numbers"),
+        ('{"verb": "compose", "background": null, "subjects": ["cup.png"]}', "in memory"),
+        ('{"verb": "compose", "background": "bg.png", "subjects": [{"picture": null}]}', "memory"),
+        ('{"verb": "remove", "picture": "bg.png", "mask": "mask.png", "model": {"name": 3}}',
+         "name is 3"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_one_sentence(
+    folder: Path, text: str, sentence: str, capsys: Any
+) -> None:
+    Path("request.json").write_text(text)
+    assert main(["run", "request.json", "-o", "out.png"]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1, error
+    assert not Path("out.png").exists()
+
+
+def test_another_checkpoint_than_the_open_one_is_refused() -> None:
+    request = RemoveRequest(picture="a.png", mask="m.png", model={"name": "other/model"})
+    with pytest.raises(InputError, match="is for the model other/model, and embedded is open"):
+        Composer().run(request)
+
+
+@pytest.mark.parametrize("verb", ["compose", "harmonize", "remove", "scene"])
+def test_the_schema_names_every_setting_of_every_method(verb: str, capsys: Any) -> None:
+    assert main(["schema", verb]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    choices = {one["title"]: one["properties"] for one in schema["properties"]["method"]["oneOf"]}
+    methods = {n: m for n, m in inlay.methods().items() if verb in m.verbs}
+    assert choices.keys() == methods.keys()
+    for name, method in methods.items():
+        assert set(choices[name]) == {"name", "preset", *method.settings.model_fields}
+    assert "method" not in schema["required"]
+    assert main(["schema", "compos"]) == 2
+    assert "did you mean compose?" in capsys.readouterr().err
