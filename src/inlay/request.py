@@ -90,6 +90,13 @@ class Request(Form):
         default = {"name": methods.default_for(cls.verb)}
         return {**values, "method": MethodChoice.of(values.get("method"), cls.verb, default)}
 
+    @model_validator(mode="after")
+    def _usable(self) -> Request:
+        drawn = getattr(self, "control", None) is not None
+        for step in self.steps():
+            step.choice.settings.check_use(step.verb, drawn)
+        return self
+
     @model_serializer(mode="wrap")
     def _with_verb(self, handler: Any) -> dict[str, Any]:
         return {"verb": self.verb, **handler(self)}
@@ -259,8 +266,6 @@ class ComposeRequest(Request):
             raise InputError(
                 "the background is to change, which several subjects share; set them in together."
             )
-        for step in self.steps():
-            step.choice.settings.check_use(step.verb, self.control is not None)
         return self
 
     def subjects_of(self) -> Sequence[Subject]:
@@ -304,11 +309,6 @@ class HarmonizeRequest(Request):
     picture: Source
     mask: Source = None
     background: Source = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> HarmonizeRequest:
-        self.method.settings.check_use(self.verb, False)
-        return self
 
 
 class RemoveRequest(Request):

@@ -78,6 +78,9 @@ class State:
     used: Used = field(default_factory=Used)
     stages: Mapping[str, State] = field(default_factory=dict)
 
+    def noted(self, notes: Sequence[str]) -> State:
+        return replace(self, used=replace(self.used, notes=tuple(notes)))
+
     def then(self, later: State) -> State:
         """The state after another pass, which began with this one's picture."""
         window = self.window.hull(later.window)
@@ -157,9 +160,8 @@ class _Run:
                 state = self._pass(planned, task, state, before, context)
                 notes += [line for line in context.notes if line not in notes]
             assert state is not None
-            said = replace(state.used, notes=tuple(notes))
-            stages = {k: replace(v, used=said) for k, v in state.stages.items()}
-            states.append(replace(state, used=said, stages=stages))
+            stages = {name: stage.noted(notes) for name, stage in state.stages.items()}
+            states.append(replace(state.noted(notes), stages=stages))
         return states
 
     def _pass(
@@ -190,10 +192,15 @@ class _Run:
         backbone = self.backbone if method.needs_model else None
         painted = method.run(window, backbone, settings, context)
         made = self._after(picture, window, painted, state)
-        stages = painted.stages.items() if self.keep else ()
-        used = Used(context.opened, context.opened_harmonizer).over(state.used if state else None)
-        parts = {name: self._after(picture, window, part, state) for name, part in stages}
-        return replace(made, used=used, stages={k: replace(v, used=used) for k, v in parts.items()})
+        earlier = None if state is None else state.used
+        used = Used(context.opened, context.opened_harmonizer).over(earlier)
+        stages = {}
+        for name, part in painted.stages.items() if self.keep else ():
+            # Only the last stage is made of all that the method opened.
+            whole = settings.stages(step.verb)[name] == settings
+            stage = self._after(picture, window, part, state)
+            stages[name] = replace(stage, used=used if whole else earlier or Used())
+        return replace(made, used=used, stages=stages)
 
     def _after(
         self, picture: Picture, window: Window, painted: Painted, state: State | None

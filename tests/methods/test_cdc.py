@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from inlay import Composer, InputError
-from inlay.composer import Composite
+from inlay import Composer, InputError, Result
 from inlay.methods import get
 from inlay.methods.cdc import eroded, next_input
 from photos import Photo, five_scenes
@@ -24,13 +23,13 @@ def composer() -> Composer:
     return Composer.from_pretrained("embedded", device="cpu", dtype="float32")
 
 
-def compose(index: int, **settings: Any) -> Composite:
+def compose(index: int, **settings: Any) -> Result:
     background, subject, box = five_scenes()[index]
     settings = {"method": "cdc", "num_inference_steps": 10, "seed": 3, **settings}
     return composer().compose(background, subject, box=box, **settings)
 
 
-def pixels(result: Composite) -> Photo:
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 
@@ -42,7 +41,7 @@ def inside(index: int) -> np.ndarray:
     return pixels(black).max(-1) == 0
 
 
-def distance(index: int, result: Composite, paste: Composite) -> float:
+def distance(index: int, result: Result, paste: Result) -> float:
     difference = pixels(result).astype(float) - pixels(paste)
     return float(np.sqrt((difference[inside(index)] ** 2).mean()))
 
@@ -71,7 +70,7 @@ def test_a_coarser_pull_is_strictly_farther_from_the_input(index: int) -> None:
 
 
 @cache
-def _paste(index: int) -> Composite:
+def _paste(index: int) -> Result:
     background, subject, box = five_scenes()[index]
     return composer().compose(background, subject, box=box, method="paste")
 
@@ -130,7 +129,7 @@ def test_every_preset_makes_a_picture(preset: str) -> None:
     result = compose(3, preset=preset, num_inference_steps=4)
     background = five_scenes()[3][0]
     assert not np.array_equal(pixels(result), background)
-    assert result.record["preset"] == preset
+    assert result.record["request"]["method"]["preset"] == preset
 
 
 def test_the_augment_preset_keeps_the_object_and_changes_the_rest() -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from checkpoints import built
-from inlay import Box, Cancelled, Composer, InputError
-from inlay.composer import Composite
+from inlay import Box, Cancelled, Composer, InputError, Result
 from inlay.methods import get
 from inlay.settings import validate_settings
 from photos import Photo, cutout
@@ -48,18 +47,18 @@ FEW: dict[str, Any] = {
 }  # fmt: skip
 
 
-def harmonize(name: str = "embedded", known: bool = True, **settings: Any) -> Composite:
+def harmonize(name: str = "embedded", known: bool = True, **settings: Any) -> Result:
     background, picture, mask = scene()
     extra = {"background": background} if known else {}
     return composer(name).harmonize(picture, mask=mask, **extra, **{**FEW, **settings})
 
 
-def remove(name: str = "embedded", **settings: Any) -> Composite:
+def remove(name: str = "embedded", **settings: Any) -> Result:
     _, picture, mask = scene()
     return composer(name).remove(picture, mask=mask, **{**FEW, **settings})
 
 
-def pixels(result: Composite) -> Photo:
+def pixels(result: Result) -> Photo:
     return np.asarray(result.image)
 
 
@@ -73,7 +72,7 @@ def removed() -> Photo:
     return pixels(remove())
 
 
-def only_inside(result: Composite, before: Photo) -> bool:
+def only_inside(result: Result, before: Photo) -> bool:
     differs = (pixels(result) != before).any(-1)
     assert differs.any()
     return not (differs & (np.asarray(result.mask) == 0)).any()
@@ -125,7 +124,7 @@ def test_without_the_background_a_smooth_fill_stands_for_it_and_it_is_said() -> 
     told = composer("embedded").harmonize(picture, mask=mask, background=filled, **FEW)
 
     # Another fill gives nearer to the same than what lies behind the object.
-    def apart(one: Composite, two: Composite) -> float:
+    def apart(one: Result, two: Result) -> float:
         return float(np.abs(pixels(one).astype(float) - pixels(two)).mean())
 
     assert 0 < apart(blind, told) < apart(blind, harmonize())
@@ -356,5 +355,5 @@ def test_what_this_checkpoint_does_not_have_is_refused() -> None:
 def test_the_record_has_every_setting_and_the_verb() -> None:
     record = remove(start="object").record
     assert record["verb"] == "remove" and record["method"] == "freecompose"
-    assert record["settings"]["start"] == "object"
-    assert record["settings"]["pool_size"] == 32
+    assert record["request"]["method"]["start"] == "object"
+    assert record["request"]["method"]["pool_size"] == 32

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from inlay import Box, Composer, InputError, Result
+from inlay import Box, Composer, InputError, Result, Subject
 from inlay.cli import main
 from inlay.diffusion.harmonizer import new_harmonizer
 from inlay.methods.phd.settings import PhdSettings
@@ -314,12 +314,10 @@ def test_stages_that_are_off_are_not_kept(files: Path, capsys: Capture) -> None:
 def test_only_a_method_with_stages_keeps_some(files: Path, capsys: Capture) -> None:
     options = ["--method", "paste", "--keep-phases", "-o", "out.png"]
     assert main([*COMPOSE[:-2], *options]) == 2
-    assert "--keep-phases goes with --phases" in capsys.readouterr().err
-    two = [cup(), cup()]
+    assert "keep_phases goes with phases" in capsys.readouterr().err
+    two = [Subject(cup(), box=BOX), Subject(cup(), box=BOX)]
     with pytest.raises(InputError, match="together"):
-        composer().compose(
-            data.chelsea(), two, box=[BOX, BOX], method="phd", keep_phases=True, **QUICK
-        )
+        composer().compose(data.chelsea(), two, method="phd", keep_phases=True, **QUICK)
 
 
 def test_a_harmonizer_is_in_the_record_and_must_be_the_same(

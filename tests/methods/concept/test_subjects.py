@@ -17,10 +17,9 @@ from skimage import data
 
 from checkpoints import built
 from concepts import learnt
-from inlay import Box, Cancelled, Composer, InputError
+from inlay import Box, Cancelled, Composer, InputError, Result, Subject
 from inlay.checkpoints.concept import read_concept
 from inlay.cli import main
-from inlay.composer import Composite
 from inlay.diffusion.backbone import Backbone
 from photos import Photo, cup
 
@@ -35,16 +34,16 @@ def composer(model: str = "sd1_inpaint") -> Composer:
     return Composer.from_pretrained(str(built(model)), device="cpu", dtype="float32")
 
 
-def composed(subject: Any = None, **options: Any) -> Composite:
+def composed(subject: Any = None, **options: Any) -> Result:
     options = {"box": BOX, "seed": 3, **QUICK, **options}
     return composer().compose(data.chelsea(), learnt() if subject is None else subject, **options)
 
 
-def pixels(result: Composite, number: int = 0) -> Photo:
+def pixels(result: Result, number: int = 0) -> Photo:
     return np.asarray(result.images[number])
 
 
-def changed(result: Composite) -> np.ndarray:
+def changed(result: Result) -> np.ndarray:
     return (pixels(result) != data.chelsea()).any(-1)
 
 
@@ -76,7 +75,7 @@ def test_the_box_is_filled_and_nothing_else_changes() -> None:
     region = Box(**result.record["region"])
     assert region == result.region and BOX.grown(reach).intersect(region) == region
     assert result.record["method"] == "dreamcom"
-    assert Path(result.record["inputs"]["subject"]["path"]).name == "cup.safetensors"
+    assert Path(result.record["inputs"]["subjects.0.picture"]["path"]).name == "cup.safetensors"
 
 
 def test_a_seed_gives_the_same_bytes_and_several_pictures_are_of_several_seeds() -> None:
@@ -108,13 +107,17 @@ def test_a_random_place_is_of_the_seed() -> None:
     assert np.array_equal(pixels(again, 1), pixels(second))
 
 
+def _two(one: Any, other: Any) -> list[Subject]:
+    return [Subject(one, box=BOX), Subject(other, box=OTHER)]
+
+
 def test_two_files_go_in_one_after_the_other() -> None:
-    both = composed([learnt(), learnt(rank=3)], box=[BOX, OTHER])
+    both = composed(_two(learnt(), learnt(rank=3)), box=None)
     first = composed()
     second = composer().compose(first.image, learnt(rank=3), box=OTHER, seed=3, **QUICK)
     assert np.array_equal(pixels(both), np.asarray(second.image))
     assert changed(both)[BOX.slices].mean() > 0.9 and changed(both)[OTHER.slices].mean() > 0.9
-    assert [Box(**each["box"]) for each in both.record["request"]["subjects"]] == [BOX, OTHER]
+    assert [Box(*each["box"]) for each in both.record["request"]["subjects"]] == [BOX, OTHER]
 
 
 def test_the_checkpoint_is_afterwards_as_it_was() -> None:
@@ -148,8 +151,8 @@ def test_the_checkpoint_is_afterwards_as_it_was() -> None:
         (None, {"method": "phd"}, "is a concept, and the method phd needs a picture"),
         (None, {"phases": "paste,harmonize"}, "and the phase paste needs a picture"),
         ("cup", {"method": "dreamcom"}, "one of the subjects is a picture"),
-        ("both", {"box": [BOX, OTHER]}, "one of the subjects is a picture"),
-        ("twice", {"box": [BOX, OTHER], "together": True}, "leave out together"),
+        ("both", {"box": None}, "one of the subjects is a picture"),
+        ("twice", {"box": None, "together": True}, "leave out together"),
         (None, {"mask": np.full((20, 20), 255, np.uint8)}, "mask does not go with cup.safetensors"),
         (None, {"cut": "alpha"}, "cut does not go with"),
         (None, {"cut_box": (0, 0, 9, 9)}, "cut_box does not go with"),
@@ -167,7 +170,7 @@ def test_what_does_not_fit_is_one_sentence(
     subject: Any, options: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    chosen = {"cup": cup(), "both": [learnt(), cup()], "twice": [learnt(), learnt()]}
+    chosen = {"cup": cup(), "both": _two(learnt(), cup()), "twice": _two(learnt(), learnt())}
     if isinstance(subject, str):
         subject = chosen.get(subject, tmp_path / subject)
     with pytest.raises(InputError, match=sentence) as error:
@@ -208,7 +211,7 @@ def test_the_command_line_makes_the_same_and_makes_it_again(
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
     two = ["compose", "cat.png", "one.safetensors", "two.safetensors", "--box", "40,150,130,120"]
     assert main([*two, "--box", "250,40,100,140", *steps, *files, "--quiet"]) == 0
-    both = composed([learnt(), learnt(rank=3)], box=[BOX, OTHER])
+    both = composed(_two(learnt(), learnt(rank=3)), box=None)
     assert np.array_equal(np.asarray(Image.open("out.png")), pixels(both))
     assert main(["rerun", "out.png", "-o", "both.png", "--quiet"]) == 0
     assert Path("both.png").read_bytes() == Path("out.png").read_bytes()
