@@ -25,6 +25,7 @@ import torch
 from skimage import data
 
 from inlay import Composer
+from inlay.diffusion.backbone import Conditions
 
 ITERATIONS = 20
 QUIET = {"foreground_weight": 0.0, "background_weight": 0.0}
@@ -60,11 +61,12 @@ def bare(composer: Composer, rows: int, count: int) -> Callable[[], None]:
     backbone = composer.backbone
     z = torch.zeros(rows, backbone.latent_channels, 32, 32)
     words = backbone.embed([""] * rows, (128, 128))
+    conditions = Conditions(words, mask=z[:, :1], masked_latent=z)
 
     def run() -> None:
         with torch.inference_mode():
             for t in np.linspace(50, 949, count).astype(int).tolist():
-                backbone.predict(z, t, words, z[:, :1], z)
+                backbone.predict(z, t, conditions)
 
     return run
 

@@ -26,31 +26,24 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from inlay.diffusion.attention import finished, projected
+from inlay.diffusion.attention import AttentionRule, Layer
 from inlay.diffusion.attention_masked import MaskedAttention, inside_at
 
 SIDE, HEADS, WIDTH, KEYS, TEXT = 64, 8, 40, 77, 768
 
 
-class Literal:
+class Literal(AttentionRule):
     """Equation 2 as it is written: (M o softmax(Q K^T / sqrt(d))) V."""
 
     def __init__(self, mask: Tensor) -> None:
         self.inside = inside_at(mask, SIDE * SIDE)[0]
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         allowed = self.inside[:, None] == self.inside[None]
-        if encoder_hidden_states is not None:
+        if layer.kind == "cross":
             allowed = self.inside[:, None].expand(-1, key.shape[2])
-        weights = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1) * allowed
-        return finished(attn, weights @ value, hidden_states)
+        weights = (query @ key.transpose(-1, -2) * layer.scale).softmax(-1) * allowed
+        return weights @ value
 
 
 def box(percent: int) -> Tensor:
@@ -66,15 +59,15 @@ def case(kind: str, side: str, percent: int, grad: bool) -> Callable[[], Tensor]
     """One call of a layer of `kind` self or cross; with `grad` and its backward pass."""
     torch.manual_seed(0)
     text = TEXT if kind == "cross" else None
-    layer = Attention(HEADS * WIDTH, text, heads=HEADS, dim_head=WIDTH)
+    attn = Attention(HEADS * WIDTH, text, heads=HEADS, dim_head=WIDTH)
+    layer = Layer("it", "self" if text is None else "cross", True, attn)
     hidden = torch.randn(1, SIDE * SIDE, HEADS * WIDTH, requires_grad=grad)
     context = torch.randn(1, KEYS, TEXT) if kind == "cross" else None
-    rule = MaskedAttention(box(percent), frozenset({"it"}))
-    layer.set_processor(Literal(box(percent)) if side == "literal" else rule.processor("it", None))
+    rule = Literal(box(percent)) if side == "literal" else MaskedAttention(box(percent))
 
     def run() -> Tensor:
         with torch.set_grad_enabled(grad):
-            output: Tensor = layer(hidden, context)
+            output = rule.run(layer, hidden, context)
             if grad:
                 output.square().mean().backward()
         return output.detach()

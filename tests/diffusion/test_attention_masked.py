@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, get_args
 
 import pytest
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from checkpoints import loaded
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.attention import swapped_processors
+from inlay.diffusion.attention import Layer, changed_attention, unet_layers
 from inlay.diffusion.attention_masked import (
     MaskedAttention,
     Preset,
@@ -26,8 +28,8 @@ from inlay.diffusion.attention_masked import (
     regional_attention,
     released_tokens,
 )
-from inlay.diffusion.attention_shared import self_attention_layers
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.attention_shared import self_attention_from
+from inlay.diffusion.backbone import Backbone, Conditions
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 FORMATS = ("sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded")
@@ -104,6 +106,23 @@ class Literal:
         return (small >= min(0.5, float(small.max())) - 1e-5).float().reshape(-1)
 
 
+@contextmanager
+def by_literal(unet: Any, slow: Literal, layers: Sequence[Layer]) -> Iterator[None]:
+    """Inside, the formula is in some layers of a U-Net."""
+    originals = dict(unet.attn_processors)
+    unet.set_attn_processor({**originals, **{layer.name: slow for layer in layers}})
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(originals)
+
+
+def run_layer(
+    rule: MaskedAttention, attn: Attention, hidden: Tensor, text: Tensor | None = None
+) -> Tensor:
+    return rule.run(Layer("x", "self" if text is None else "cross", True, attn), hidden, text)
+
+
 def in_both_ways(
     unet: Any, rule: MaskedAttention, x: Tensor, text: Tensor, **more: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,10 +134,10 @@ def in_both_ways(
         output: Tensor = unet(x, 10, text, **more).sample
         return output
 
-    plain = run()
-    with swapped_processors(unet, rule.processor):
+    plain, layers = run(), unet_layers(unet)
+    with changed_attention(unet, rule, layers):
         ours = run()
-    with swapped_processors(unet, lambda name, _: slow if name in rule.layers else None):
+    with by_literal(unet, slow, rule.layers(layers)):
         expected = run()
     return plain, ours, expected
 
@@ -129,7 +148,7 @@ def in_both_ways(
 def test_every_preset_is_the_literal_formula(preset: Preset, size: tuple[int, int]) -> None:
     unet = sd_layout()
     mask = box(*size, 1, 2, size[0] - 2, size[1] // 2 + 2)
-    rule = MaskedAttention(mask, masked_layers(unet, preset))
+    rule = MaskedAttention(mask, preset)
     x, text = torch.randn(2, 4, *size), torch.randn(2, 77, 12)
     plain, ours, expected = in_both_ways(unet, rule, x, text)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
@@ -142,22 +161,21 @@ def test_every_preset_is_the_literal_formula(preset: Preset, size: tuple[int, in
 def test_every_format_is_the_literal_formula(name: str) -> None:
     """Guided batches of two latents, with a mask each, by the backbone that methods call."""
     backbone = backbone_of(name)
-    unet, channels = backbone.unet, backbone.latent_channels
+    unet, channels = backbone.network, backbone.latent_channels
     torch.manual_seed(1)
     masks = torch.cat([box(16, 24, 2, 2, 10, 12), box(16, 24, 4, 8, 16, 24)])
     z, picture = torch.randn(2, 2, channels, 16, 24)
-    hole = (masks, picture) if backbone.kind == "inpaint" else (None, None)
-    cond, uncond = (backbone.embed([words], (128, 192)) for words in ("a photo of a cat", ""))
-    rule = MaskedAttention(masks, masked_layers(unet))
+    text, negative = (backbone.embed([words], (128, 192)) for words in ("a photo of a cat", ""))
+    told = Conditions(text, negative, 3.0, mask=masks, masked_latent=picture)
+    denoiser, rule = backbone.denoiser(told), MaskedAttention(masks)
 
     def run() -> Tensor:
-        return backbone.predict_noise(z, 500, cond, uncond, 3.0, *hole)
+        return denoiser(z, backbone.levels[500])[0]
 
     plain = run()
-    with swapped_processors(unet, rule.processor):
+    with backbone.attention(rule):
         ours = run()
-    slow = Literal(masks, None, None)
-    with swapped_processors(unet, lambda key, _: slow if key in rule.layers else None):
+    with by_literal(unet, Literal(masks, None, None), rule.layers(backbone.layers())):
         expected = run()
     # The guidance multiplies what rounding leaves.
     torch.testing.assert_close(ours, expected, atol=5e-5, rtol=0)
@@ -173,10 +191,10 @@ def test_a_large_box_is_the_literal_formula_too(chosen: bool) -> None:
     layer = Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4).eval()
     hidden, text = torch.randn(2, 32 * 32, 8), torch.randn(2, 77, 12)
     inside = released_tokens() if chosen else None
-    rule = MaskedAttention(box(32, 32, 3, 2, 30, 31), frozenset({"x"}), inside=inside)
+    rule = MaskedAttention(box(32, 32, 3, 2, 30, 31), inside=inside)
     assert rule.mask is not None
     expected = Literal(rule.mask, *rule.tokens)(layer, hidden, text)
-    got = rule.processor("x", None)(layer, hidden, text)
+    got = run_layer(rule, layer, hidden, text)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
@@ -187,8 +205,7 @@ def test_what_a_cross_attention_layer_gives_outside_of_the_box_is_its_bias() -> 
     layer = Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4).eval()
     hidden, text = torch.randn(2, 16, 8), torch.randn(2, 77, 12)
     mask = box(4, 4, 1, 1, 3, 3)
-    processor = MaskedAttention(mask, frozenset({"x"})).processor("x", None)
-    got, plain = processor(layer, hidden, text), layer(hidden, text)
+    got, plain = run_layer(MaskedAttention(mask), layer, hidden, text), layer(hidden, text)
     inside = mask.reshape(-1) > 0
     assert torch.equal(got[:, ~inside], layer.to_out[0].bias.expand(2, 12, 8))
     torch.testing.assert_close(got[:, inside], plain[:, inside], atol=1e-6, rtol=0)
@@ -201,7 +218,7 @@ def test_chosen_tokens_are_the_literal_formula(outside: bool) -> None:
     last = torch.arange(77) > 60
     rule = MaskedAttention(
         box(8, 8, 2, 2, 7, 5),
-        masked_layers(unet, "a"),
+        "a",
         inside=released_tokens(),
         outside=last if outside else None,
     )
@@ -211,10 +228,9 @@ def test_chosen_tokens_are_the_literal_formula(outside: bool) -> None:
     # Tokens that no query reads have a part in the softmax, but their values have none.
     layer = Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4).eval()
     layer.to_k.weight.zero_()
-    processor = rule.processor(next(iter(rule.layers)), None)
     hidden, changed = torch.randn(1, 64, 8), text.clone()
     changed[:, [0, *range(39, 61)]] += 1
-    first, second = processor(layer, hidden, text), processor(layer, hidden, changed)
+    first, second = (run_layer(rule, layer, hidden, words) for words in (text, changed))
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
     assert (first - layer(hidden, text)).abs().max() > 1e-3
 
@@ -230,21 +246,20 @@ def test_gradients_are_those_of_the_literal_formula() -> None:
     masks = torch.cat([box(9, 9, 1, 1, 5, 6), box(9, 9, 3, 0, 9, 9)])
     x, text = torch.randn(2, 4, 9, 9), torch.randn(2, 77, 12)
 
-    def gradients(rule: Any) -> dict[str, Tensor]:
+    def gradients(changed: AbstractContextManager[None]) -> dict[str, Tensor]:
         unet.zero_grad()
-        with swapped_processors(unet, rule):
+        with changed:
             unet(x, 10, text).sample.square().mean().backward()
         return {k: p.grad.clone() for k, p in unet.named_parameters() if p.grad is not None}
 
-    rule = MaskedAttention(masks, masked_layers(unet, "b"))
-    slow = Literal(masks, None, None)
-    expected = gradients(lambda name, _: slow)
+    rule, layers = MaskedAttention(masks, "b"), unet_layers(unet)
+    expected = gradients(by_literal(unet, Literal(masks, None, None), layers))
     # A preview between two steps leaves nothing behind that a backward pass would refuse.
-    with torch.inference_mode(), swapped_processors(unet, rule.processor):
+    with torch.inference_mode(), changed_attention(unet, rule, layers):
         unet(x, 10, text)
-    ours = gradients(rule.processor)
+    ours = gradients(changed_attention(unet, rule, layers))
     unet.enable_gradient_checkpointing()
-    again = gradients(rule.processor)
+    again = gradients(changed_attention(unet, rule, layers))
     assert expected.keys() == ours.keys() == again.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-4)
@@ -258,9 +273,10 @@ def test_bfloat16_is_near_to_float32(cross: bool) -> None:
     torch.manual_seed(3)
     layer = Attention(16, 12 if cross else None, heads=2, dim_head=8).eval()
     hidden, text = torch.randn(2, 64, 16), torch.randn(2, 77, 12) if cross else None
-    processor = MaskedAttention(box(8, 8, 2, 1, 6, 7), frozenset({"x"})).processor("x", None)
-    full = processor(layer, hidden, text)
-    half = processor(layer.bfloat16(), hidden.bfloat16(), None if text is None else text.bfloat16())
+    rule = MaskedAttention(box(8, 8, 2, 1, 6, 7))
+    full = run_layer(rule, layer, hidden, text)
+    words = None if text is None else text.bfloat16()
+    half = run_layer(rule, layer.bfloat16(), hidden.bfloat16(), words)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, atol=0.03, rtol=0)
 
@@ -288,13 +304,12 @@ def test_a_mask_of_nothing_or_of_everything(value: float) -> None:
     own = Attention(query_dim=8, heads=2, dim_head=4).eval()
     words = Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4).eval()
     hidden, text = torch.randn(2, 16, 8), torch.randn(2, 77, 12)
-    rule = MaskedAttention(torch.full((1, 1, 4, 4), value), frozenset({"x"}))
-    processor = rule.processor("x", None)
-    assert torch.equal(processor(own, hidden), own(hidden))
+    rule = MaskedAttention(torch.full((1, 1, 4, 4), value))
+    assert torch.equal(run_layer(rule, own, hidden), own(hidden))
     expected = words(hidden, text) if value else words.to_out[0].bias.expand(2, 16, 8)
-    assert torch.equal(processor(words, hidden, text), expected)
+    assert torch.equal(run_layer(rule, words, hidden, text), expected)
     rule.mask = None
-    assert torch.equal(processor(words, hidden, text), words(hidden, text))
+    assert torch.equal(run_layer(rule, words, hidden, text), words(hidden, text))
 
 
 def test_a_thin_mask_is_kept_at_every_layer() -> None:
@@ -317,49 +332,49 @@ def test_half_covered_queries_are_inside() -> None:
 
 def test_the_presets_by_hand_in_stable_diffusion() -> None:
     """16 self-attention layers: 6 of the encoder, 1 in the middle, 9 of the decoder."""
-    unet = sd_layout()
-    names = self_attention_layers(unet)
-    crossing = {name for name in unet.attn_processors if "attn2" in name}
+    layers = unet_layers(sd_layout())
+    own = self_attention_from(layers, 0)
+    crossing = {layer.name for layer in layers if layer.kind == "cross"}
     assert len(crossing) == 16
     expected = {
-        "a": [], "b": names, "c": names[10:], "d": names[:10], "paper": names[:10],
-        "released": names[11:],
+        "a": [], "b": own, "c": own[10:], "d": own[:10], "paper": own[:10], "released": own[11:],
     }  # fmt: skip
     for preset in PRESETS:
-        assert masked_layers(unet, preset, cross=False) == set(expected[preset])
-        assert masked_layers(unet, preset) == set(expected[preset]) | crossing
+        assert masked_layers(layers, preset, cross=False) == expected[preset]
+        names = {layer.name for layer in expected[preset]}
+        assert {layer.name for layer in masked_layers(layers, preset)} == names | crossing
     # The paper's last 6 are the two finest resolutions.
-    assert {name.split(".")[1] for name in names[10:]} == {"2", "3"}
+    assert {layer.name.split(".")[1] for layer in own[10:]} == {"2", "3"}
     with pytest.raises(ValueError, match="'e' is no preset"):
-        masked_layers(unet, "e")  # type: ignore[arg-type]
+        masked_layers(layers, "e")  # type: ignore[arg-type]
 
 
 def test_other_decoders_keep_the_last_two_thirds() -> None:
     for name, count, outer in (("sd1", 6, 4), ("sdxl", 6, 4), ("embedded", 4, 3)):
-        unet = backbone_of(name).unet
-        decoder = [n for n in self_attention_layers(unet) if n.startswith("up_blocks")]
+        layers = backbone_of(name).layers()
+        decoder = self_attention_from(layers, "decoder")
         assert len(decoder) == count
-        assert masked_layers(unet, "c", cross=False) == set(decoder[-outer:])
-        assert masked_layers(unet, "released", cross=False) == set(decoder[-5:])
+        assert masked_layers(layers, "c", cross=False) == decoder[-outer:]
+        assert masked_layers(layers, "released", cross=False) == decoder[-5:]
 
 
 @torch.no_grad()
 def test_a_mask_may_be_set_anew_and_bad_ones_are_refused() -> None:
     unet = sd_layout(layers=1)
     x, text = torch.randn(3, 4, 8, 8), torch.randn(3, 77, 12)
-    processors = dict(unet.attn_processors)
+    processors, layers = dict(unet.attn_processors), unet_layers(unet)
     first, second = box(8, 8, 0, 0, 4, 4), box(8, 8, 4, 4, 8, 8)
-    rule = MaskedAttention(first, masked_layers(unet))
-    with swapped_processors(unet, rule.processor):
+    rule = MaskedAttention(first)
+    with changed_attention(unet, rule, layers):
         unet(x, 10, text)
         rule.mask = second
         moved = unet(x, 10, text).sample
-    with swapped_processors(unet, MaskedAttention(second, rule.layers).processor):
+    with changed_attention(unet, MaskedAttention(second), layers):
         assert torch.equal(unet(x, 10, text).sample, moved)
     rule.mask = torch.cat([first, second])
     with (
         pytest.raises(ValueError, match="2 masks do not share out 3 rows"),
-        swapped_processors(unet, rule.processor),
+        changed_attention(unet, rule, layers),
     ):
         unet(x, 10, text)
     assert all(unet.attn_processors[name] is processors[name] for name in processors)

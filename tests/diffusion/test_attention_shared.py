@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,17 +15,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from checkpoints import loaded
-from inlay.diffusion.attention import swapped_processors
+from inlay.diffusion.attention import AttentionRule, Layer, changed_attention, unet_layers
 from inlay.diffusion.attention_shared import (
+    FirstLayer,
     HiddenRegion,
-    Role,
     SharedSource,
-    chosen_layers,
-    self_attention_layers,
+    self_attention_from,
 )
+from inlay.diffusion.sample import CLEAN
 
-FOUR: tuple[Role, ...] = ("source", "target", "source", "target")
-TWO: tuple[Role, ...] = ("target", "target")
+
+def begun(rule: HiddenRegion | SharedSource, samples: int = 2) -> AttentionRule:
+    """For guided batches: [source, target] twice, or the target twice."""
+    rule.begin(CLEAN, samples, True)
+    return rule
+
+
+def self_attention(layer: Attention) -> Layer:
+    return Layer("a.attn1.processor", "self", True, layer)
 
 
 def tiny_unet() -> UNet2DConditionModel:
@@ -72,15 +79,15 @@ def test_a_layer_whose_target_rows_do_not_see_the_hole() -> None:
     torch.manual_seed(1)
     layer = Attention(query_dim=8, heads=2, dim_head=4).eval()
     hidden = torch.randn(4, 16, 8)
-    rule = HiddenRegion(half_mask(), frozenset({"a.attn1.processor"}), roles=FOUR)
-    processor = rule.processor("a.attn1.processor", None)
-    assert rule.processor("b.attn1.processor", None) is None
+    rule, own = begun(HiddenRegion(half_mask())), self_attention(layer)
+    assert rule.layers([own, Layer("b.attn2.processor", "cross", True, layer)]) == [own]
+    got = rule.run(own, hidden, None)
     # The 8 x 8 mask of 4 x 4 ones at a layer of 4 x 4: its first 2 x 2 corner.
     inside = {0, 1, 4, 5}
     expected = literal(
         layer, hidden, [0, 1, 2, 3], lambda row, head, i, j: row in (1, 3) and j in inside
     )
-    torch.testing.assert_close(processor(layer, hidden), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert (expected - layer(hidden))[1].abs().max() > 1e-3
     torch.testing.assert_close(expected[0], layer(hidden)[0], atol=1e-5, rtol=1e-5)
 
@@ -90,13 +97,15 @@ def test_a_layer_whose_target_rows_read_the_source() -> None:
     torch.manual_seed(2)
     layer = Attention(query_dim=8, heads=2, dim_head=4).eval()
     hidden = torch.randn(4, 9, 8)
-    rule = SharedSource(frozenset({"a.attn1.processor"}), roles=FOUR)
-    processor = rule.processor("a.attn1.processor", None)
+    rule, own = SharedSource(first_call=1), self_attention(layer)
+    # Not yet at the first call of the network.
+    early = begun(rule).run(own, hidden, None)
+    torch.testing.assert_close(early, layer(hidden), atol=1e-5, rtol=1e-5)
     expected = literal(layer, hidden, [0, 0, 2, 2], lambda *_: False)
-    torch.testing.assert_close(processor(layer, hidden), expected, atol=1e-5, rtol=1e-5)
+    for _ in range(2):
+        got = begun(rule).run(own, hidden, None)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert (expected - layer(hidden))[[1, 3]].abs().max() > 1e-3
-    rule.on = False
-    torch.testing.assert_close(processor(layer, hidden), layer(hidden), atol=1e-5, rtol=1e-5)
 
 
 class _Slow:
@@ -128,20 +137,21 @@ class _Slow:
 @torch.no_grad()
 @pytest.mark.parametrize("layers", ["decoder", 0, 3, 5])
 @pytest.mark.parametrize("hides", [True, False])
-def test_a_whole_unet_is_the_literal_one(layers: Any, hides: bool) -> None:
+def test_a_whole_unet_is_the_literal_one(layers: FirstLayer, hides: bool) -> None:
     unet = tiny_unet()
     x, text = torch.randn(4, 4, 8, 8), torch.randn(4, 5, 12)
-    names = chosen_layers(unet, layers)
-    rule: Any
+    chosen = self_attention_from(unet_layers(unet), layers)
     if hides:
-        rule, slow = HiddenRegion(half_mask(), names, roles=FOUR), _Slow([0, 1, 2, 3], half_mask())
+        rule, slow = begun(HiddenRegion(half_mask(), layers)), _Slow([0, 1, 2, 3], half_mask())
     else:
-        rule, slow = SharedSource(names, roles=FOUR), _Slow([0, 0, 2, 2], None)
+        rule, slow = begun(SharedSource(layers)), _Slow([0, 0, 2, 2], None)
     before = unet(x, 10, text).sample
-    with swapped_processors(unet, rule.processor):
+    with changed_attention(unet, rule, unet_layers(unet)):
         got = unet(x, 10, text).sample
-    with swapped_processors(unet, lambda name, _: slow if name in names else None):
-        expected = unet(x, 10, text).sample
+    originals = dict(unet.attn_processors)
+    unet.set_attn_processor({**originals, **{layer.name: slow for layer in chosen}})
+    expected = unet(x, 10, text).sample
+    unet.set_attn_processor(originals)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert (got - before)[[1, 3]].abs().max() > 1e-5
     torch.testing.assert_close(got[[0, 2]], before[[0, 2]], atol=1e-5, rtol=1e-5)
@@ -153,10 +163,10 @@ def test_the_unet_is_bit_identical_after_an_error_inside_the_block() -> None:
     unet = tiny_unet()
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
     processors, before = dict(unet.attn_processors), unet(x, 10, text).sample
-    rule = HiddenRegion(half_mask(), chosen_layers(unet, "decoder"), roles=FOUR)
+    rule = begun(HiddenRegion(half_mask()))
     with (
-        pytest.raises(ValueError, match="4 roles for a batch of 2"),
-        swapped_processors(unet, rule.processor),
+        pytest.raises(ValueError, match="2 rows in a batch of 2 x 2 samples"),
+        changed_attention(unet, rule, unet_layers(unet)),
     ):
         unet(x, 10, text)
     assert torch.equal(unet(x, 10, text).sample, before)
@@ -167,39 +177,40 @@ def test_layers_are_counted_in_the_order_in_which_they_run() -> None:
     unet = tiny_unet()
     ran: list[str] = []
 
-    def spy(name: str, original: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Tensor:
-            ran.append(name)
-            result: Tensor = original(*args, **kwargs)
-            return result
+    class Spy(AttentionRule):
+        def layers(self, layers: Sequence[Layer]) -> list[Layer]:
+            return self_attention_from(layers, 0)
 
-        return call if "attn1" in name else None
+        def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
+            ran.append(layer.name)
+            return hidden
 
-    with torch.no_grad(), swapped_processors(unet, spy):
+    layers = unet_layers(unet)
+    with torch.no_grad(), changed_attention(unet, Spy(), layers):
         unet(torch.randn(1, 4, 8, 8), 3, torch.randn(1, 5, 12))
-    assert self_attention_layers(unet) == ran
-    assert chosen_layers(unet, 3) == set(ran[3:])
-    assert chosen_layers(unet, "decoder") == {name for name in ran if name.startswith("up_")}
+    assert [layer.name for layer in self_attention_from(layers, 0)] == ran
+    assert [layer.name for layer in self_attention_from(layers, 3)] == ran[3:]
+    decoder = [layer.name for layer in self_attention_from(layers, "decoder")]
+    assert decoder == [name for name in ran if name.startswith("up_")]
 
 
 def test_sd_has_sixteen_layers_of_which_nine_are_the_decoder() -> None:
     """Counted in the published layout: two layers a level."""
-    names = self_attention_layers(
-        UNet2DConditionModel(
-            block_out_channels=(4, 4, 4, 4), norm_num_groups=2, cross_attention_dim=4,
-            attention_head_dim=2, sample_size=8,
-            down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-        )
+    unet = UNet2DConditionModel(
+        block_out_channels=(4, 4, 4, 4), norm_num_groups=2, cross_attention_dim=4,
+        attention_head_dim=2, sample_size=8,
+        down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
     )  # fmt: skip
+    names = [layer.name for layer in self_attention_from(unet_layers(unet), 0)]
     assert len(names) == 16
     assert [name.split("_")[0] for name in names] == ["down"] * 6 + ["mid"] + ["up"] * 9
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_real_formats_have_a_decoder_to_change(name: str) -> None:
-    unet = loaded(name).unet
-    assert 0 < len(chosen_layers(unet, "decoder")) < len(self_attention_layers(unet))
+    layers = loaded(name).layers()
+    assert 0 < len(self_attention_from(layers, "decoder")) < len(self_attention_from(layers, 0))
 
 
 @torch.no_grad()
@@ -208,8 +219,8 @@ def test_a_mask_of_nothing_or_of_everything_drops_nothing(value: float) -> None:
     torch.manual_seed(3)
     layer = Attention(query_dim=8, heads=2, dim_head=4).eval()
     hidden = torch.randn(2, 16, 8)
-    rule = HiddenRegion(torch.full((1, 1, 4, 4), value), frozenset({"x"}), roles=TWO)
-    got = rule.processor("x", None)(layer, hidden)
+    rule = begun(HiddenRegion(torch.full((1, 1, 4, 4), value)), 1)
+    got = rule.run(self_attention(layer), hidden, None)
     torch.testing.assert_close(got, layer(hidden), atol=1e-6, rtol=1e-6)
 
 
@@ -225,16 +236,18 @@ def test_what_is_hidden_has_no_influence_on_target_rows(mask: list[bool], seed: 
     layer = Attention(query_dim=8, heads=2, dim_head=4).eval()
     hidden = torch.randn(2, 16, 8)
     inside = torch.tensor(mask)
-    rule = HiddenRegion(inside.float().reshape(1, 1, 4, 4), frozenset({"x"}), roles=TWO)
-    processor = rule.processor("x", None)
+    rule = begun(HiddenRegion(inside.float().reshape(1, 1, 4, 4)), 1)
     other = hidden.clone()
     noise = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(seed))
     other[:, inside] = noise[:, inside]
-    first, second = processor(layer, hidden), processor(layer, other)
+    first, second = (rule.run(self_attention(layer), x, None) for x in (hidden, other))
     assert torch.equal(first[:, ~inside], second[:, ~inside])
 
 
 def test_a_target_without_a_source_is_refused() -> None:
-    rule = SharedSource(frozenset(), roles=TWO)
+    rule = SharedSource()
+    begun(rule, 1)
     with pytest.raises(ValueError, match="no source row"):
         rule.views(2, 16)
+    with pytest.raises(ValueError, match="not 3 samples"):
+        begun(rule, 3)

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from skimage import data
 from checkpoints import built, loaded, predictions, raw
 from inlay import InputError
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.control import canny, control_image, fitted, sketch
 from inlay.diffusion.distill import Branch, delta
 from inlay.diffusion.t2i_adapter import ControlAdapter, feature_shapes, load_adapter, new_adapter
@@ -203,8 +204,8 @@ def test_either_branch_of_a_distillation_has_its_own_features(name: str) -> None
     side = 2 * backbone.multiple
     adapter, t, guidance = adapter_of(backbone), 300, 1.5
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
-    alpha = backbone.alpha(t)
-    noisy = alpha**0.5 * z + (1 - alpha) ** 0.5 * noise
+    level = backbone.levels[t]
+    noisy = level.add_noise(z, noise)
     uncond = backbone.embed([""], (side, side))
     branches, slow = [], []
     for seed, prompt in enumerate(("something", "something else")):
@@ -212,23 +213,25 @@ def test_either_branch_of_a_distillation_has_its_own_features(name: str) -> None
             backbone.embed([prompt], (side, side)),
             adapter.features(drawing(backbone, seed)),
         )
-        branches.append(Branch(z, cond, uncond, mask, seen, features))
+        told = Conditions(cond, uncond, guidance, mask=mask, masked_latent=seen, control=features)
+        branches.append(Branch(z, told))
         rows = [literal(backbone, noisy, t, text, features, mask, seen) for text in (uncond, cond)]
-        slow.append(backbone.to_noise(rows[0] + guidance * (rows[1] - rows[0]), noisy, t))
+        output = rows[0] + guidance * (rows[1] - rows[0])
+        slow.append(level.output_to_eps(output, noisy, backbone.prediction_type))
     sizes: list[int] = []
     handle = backbone.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
     try:
-        g, known = delta(backbone.predict_noise, *branches, t, noise, alpha, guidance)
-        again, _ = delta(backbone.predict_noise, *branches, t, noise, alpha, guidance, known)
+        g, known = delta(backbone.denoiser, *branches, level, noise)
+        again, _ = delta(backbone.denoiser, *branches, level, noise, known)
     finally:
         handle.remove()
     assert sizes == [4, 2]
     torch.testing.assert_close(known, slow[0], **CLOSE)
     torch.testing.assert_close(g, slow[1] - slow[0], **CLOSE)
     torch.testing.assert_close(again, g, **CLOSE)
-    bare = Branch(z, cond, uncond, mask, seen)
+    bare = Branch(z, replace(told, control=None))
     with pytest.raises(ValueError, match="control"):
-        delta(backbone.predict_noise, bare, branches[1], t, noise, alpha, guidance)
+        delta(backbone.denoiser, bare, branches[1], level, noise)
 
 
 def test_three_channels_are_the_lines_in_white() -> None:

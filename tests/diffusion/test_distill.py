@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,20 @@ from torch import Tensor
 
 from checkpoints import loaded
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.distill import Branch, Iterate, Outcome, Term, delta, distill, roles
-from inlay.diffusion.draws import Draw, Span, draw_levels
-from inlay.diffusion.text import Conditioning
+from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.distill import (
+    Branch,
+    Descent,
+    Draw,
+    Iterate,
+    Outcome,
+    Span,
+    Term,
+    delta,
+    distill,
+    draw_levels,
+)
+from inlay.diffusion.sample import Denoise, Level
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]
 SIDE = 8
@@ -32,7 +43,7 @@ def noise_of(seed: int) -> tuple[torch.Generator, Callable[[Tensor], Tensor]]:
     return generator, lambda like: torch.randn(like.shape, generator=generator)
 
 
-def branches(backbone: Backbone, seed: int = 0) -> tuple[Branch, Branch]:
+def branches(backbone: Backbone, guidance: float = 3.0, seed: int = 0) -> tuple[Branch, Branch]:
     """Two branches that differ in all they can differ in."""
     generator = torch.Generator().manual_seed(seed)
     size = (SIDE * backbone.factor,) * 2
@@ -42,23 +53,21 @@ def branches(backbone: Backbone, seed: int = 0) -> tuple[Branch, Branch]:
         z, seen = torch.randn(2, *shape, generator=generator)
         mask = torch.zeros(1, 1, SIDE, SIDE)
         mask[..., number : number + 4, 2:6] = 1
-        extra = (mask, seen) if backbone.kind == "inpaint" else (None, None)
-        cond, uncond = backbone.embed([prompt], size), backbone.embed([""], size)
-        made.append(Branch(z, cond, uncond, *extra))
+        text, negative = backbone.embed([prompt], size), backbone.embed([""], size)
+        told = Conditions(text, negative, guidance, mask=mask, masked_latent=seen)
+        made.append(Branch(z, told))
     return made[0], made[1]
 
 
 def go(backbone: Backbone, source: Branch | None, target: Branch, **changes: Any) -> Outcome:
     generator, noise = noise_of(changes.pop("seed", 5))
-    values: dict[str, Any] = {
-        "spans": [Span(1, 50, 950)],
-        "iterations": 4,
-        "guidance_scale": 3.0,
-        "noise": noise,
-        "generator": generator,
-    }
-    predict = changes.pop("predict", backbone.predict_noise)
-    return distill(predict, backbone.alphas_cumprod, source, target, **values | changes)
+    named = {field.name for field in fields(Descent)} & changes.keys()
+    descent = Descent(
+        **{"spans": [Span(1, 50, 950)], "iterations": 4} | {key: changes.pop(key) for key in named}
+    )
+    denoiser = changes.pop("denoiser", backbone.denoiser)
+    values: dict[str, Any] = {"noise": noise, "generator": generator}
+    return distill(denoiser, backbone.levels, source, target, descent, **values | changes)
 
 
 @torch.no_grad()
@@ -66,13 +75,16 @@ def slow_eps(
     backbone: Backbone, branch: Branch, t: int, noise: Tensor, guidance: float
 ) -> Tensor:  # fmt: skip
     """One row after the other through the bare U-Net, and the formulas of METHODS in words."""
-    alpha = float(backbone.alphas_cumprod[t])
+    alpha, told = backbone.levels[t].signal ** 2, branch.conditions
     noisy = math.sqrt(alpha) * branch.z + math.sqrt(1 - alpha) * noise
-    fed = [x for x in (noisy, branch.mask, branch.masked_latent) if x is not None]
+    fed = [noisy]
+    if backbone.kind == "inpaint":
+        assert told.mask is not None and told.masked_latent is not None
+        fed += [told.mask, told.masked_latent]
     rows = []
-    for text in (branch.uncond, branch.cond):
+    for text in (told.negative, told.text):
         assert text is not None
-        out = backbone.unet(
+        out = backbone.network(
             torch.cat(fed, 1).to(backbone.dtype), t, text.hidden, added_cond_kwargs=text.added
         ).sample
         rows.append(out.float())
@@ -90,17 +102,16 @@ def test_the_gradient_is_the_literal_one_on_every_format(
     # Guidance multiplies the rounding of float32 too.
     close = {"atol": 1e-5 * max(1.0, guidance / 1.5), "rtol": 1e-5}
     backbone = backbone_of(name)
-    source, target = branches(backbone)
-    noise = noise_of(1)[1](source.z)
-    alpha = float(backbone.alphas_cumprod[t])
-    g, known = delta(backbone.predict_noise, source, target, t, noise, alpha, guidance)
+    source, target = branches(backbone, guidance)
+    noise, level = noise_of(1)[1](source.z), backbone.levels[t]
+    g, known = delta(backbone.denoiser, source, target, level, noise)
     slow_source = slow_eps(backbone, source, t, noise, guidance)
     expected = slow_eps(backbone, target, t, noise, guidance) - slow_source
     torch.testing.assert_close(g, expected, **close)
     torch.testing.assert_close(known, slow_source, **close)
-    again, _ = delta(backbone.predict_noise, source, target, t, noise, alpha, guidance, known)
+    again, _ = delta(backbone.denoiser, source, target, level, noise, known)
     torch.testing.assert_close(again, g, **close)
-    score, reference = delta(backbone.predict_noise, None, target, t, noise, alpha, guidance)
+    score, reference = delta(backbone.denoiser, None, target, level, noise)
     torch.testing.assert_close(score, expected + slow_source - noise, **close)
     assert torch.equal(reference, noise)
 
@@ -133,29 +144,34 @@ def test_the_same_on_both_sides_never_moves(name: str, pool_size: int) -> None:
 
 
 class Counting:
-    """Passes predictions on and keeps how many latents each call had; a function's stand-in."""
+    """A backbone's denoisers that keep how many latents each call had."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone, self.rows = backbone, list[int]()
 
-    def __call__(self, z: Tensor, *args: Any) -> Tensor:
-        self.rows.append(len(z))
-        return self.backbone.predict_noise(z, *args)
+    def __call__(self, conditions: Conditions) -> Denoise:
+        denoise = self.backbone.denoiser(conditions)
+
+        def count(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+            self.rows.append(len(z))
+            return denoise(z, level)
+
+        return count
 
 
 def test_a_pool_predicts_the_source_once_a_pair_and_gives_the_same() -> None:
     backbone = loaded("sd1")
     source, target = branches(backbone)
     reusing, rerunning = Counting(backbone), Counting(backbone)
-    a = go(backbone, source, target, predict=reusing, pool_size=3, iterations=8)
+    a = go(backbone, source, target, denoiser=reusing, pool_size=3, iterations=8)
     b = go(
-        backbone, source, target, predict=rerunning, pool_size=3, iterations=8, rerun_source=True
+        backbone, source, target, denoiser=rerunning, pool_size=3, iterations=8, rerun_source=True
     )
     torch.testing.assert_close(a.z, b.z, atol=1e-5, rtol=1e-5)
     assert reusing.rows == [2, 2, 2, 1, 1, 1, 1, 1]
     assert rerunning.rows == [2] * 8
     fresh = Counting(backbone)
-    go(backbone, source, target, predict=fresh, pool_size=0, iterations=3)
+    go(backbone, source, target, denoiser=fresh, pool_size=0, iterations=3)
     assert fresh.rows == [2, 2, 2]
 
 
@@ -168,23 +184,22 @@ def test_source_target_and_both_guidance_rows_are_one_batch_of_four() -> None:
         batches.append((len(args[0]), torch.is_grad_enabled()))
         assert not output[0].requires_grad
 
-    rows: list[tuple[str, ...]] = []
-    handle = backbone.unet.register_forward_hook(look)
+    rows = Counting(backbone)
+    handle = backbone.network.register_forward_hook(look)
     try:
         with torch.enable_grad():
             go(
                 backbone, source, target, pool_size=1, iterations=2,
                 terms=[Term(1.0, lambda z: (backbone.decode(z) ** 2).mean())],
-                before=lambda number, t, r: rows.append(r),
+                denoiser=rows,
             )  # fmt: skip
-            go(backbone, source, target, guidance_scale=1.0, iterations=1)
+            go(backbone, *branches(backbone, guidance=1.0), iterations=1)
     finally:
         handle.remove()
     assert batches == [(4, False), (2, False), (2, False)]
-    assert rows == [("source", "target", "source", "target"), ("target", "target")]
-    assert all(p.grad is None for p in backbone.unet.parameters())
+    assert rows.rows == [2, 1]
+    assert all(p.grad is None for p in backbone.network.parameters())
     assert all(p.grad is None for p in backbone.vae.parameters())
-    assert roles(True, False) == ("source", "target")
 
 
 def test_extra_terms_add_their_own_gradient() -> None:
@@ -219,9 +234,9 @@ def test_the_run_ends_where_nothing_moves_any_more() -> None:
     backbone = loaded("sd1")
     one, other = branches(backbone)
     term = Term(0.25, lambda z: ((z - other.z) ** 2).sum())
-    # A predictor that sees no difference leaves the term alone.
+    # A denoiser that sees no difference leaves the term alone.
     values: dict[str, Any] = {"terms": [term], "eta": 0.5, "iterations": 60}
-    values["predict"] = lambda z, *_: torch.zeros_like(z)
+    values["denoiser"] = lambda conditions: lambda z, level: (torch.zeros_like(z), z)
     got = go(backbone, one, one, plateau=1e-3, patience=5, **values)
     assert 5 < got.iterations < 60
     torch.testing.assert_close(got.z, other.z, atol=0.01, rtol=0)
@@ -258,7 +273,7 @@ def test_zero_terminal_snr_moves_nothing_wrongly() -> None:
     """At t = 999 of the embedded schedule the signal is 0: both branches are the same noise."""
     backbone = backbone_of("embedded")
     source, target = branches(backbone)
-    assert backbone.alpha(999) < 1e-6
+    assert backbone.levels[999].signal < 1e-3
     got = go(backbone, source, target, spans=[Span(1, 999, 1000)], iterations=1)
     torch.testing.assert_close(got.z, target.z, atol=0.02, rtol=0)
     assert got.z.isfinite().all()
@@ -267,10 +282,10 @@ def test_zero_terminal_snr_moves_nothing_wrongly() -> None:
 def test_branches_that_do_not_match_are_refused() -> None:
     backbone = loaded("sd1")
     source, target = branches(backbone)
-    bare = Branch(target.z, target.cond)
-    with pytest.raises(ValueError, match="both branches"):
-        go(backbone, source, bare)
-    assert isinstance(source.cond, Conditioning)
+    for name in ("negative", "mask", "masked_latent"):
+        bare = replace(target, conditions=replace(target.conditions, **{name: None}))
+        with pytest.raises(ValueError, match=f"must have {name}"):
+            go(backbone, source, bare)
 
 
 def take(
@@ -278,7 +293,8 @@ def take(
 ) -> list[Draw]:
     generator, noise = noise_of(seed)
     like = torch.zeros(1, 1, 2, 2)
-    return list(draw_levels(spans, iterations, timesteps, pool_size, like, generator, noise))
+    descent = Descent(spans, iterations, pool_size)
+    return list(draw_levels(descent, timesteps, like, generator, noise))
 
 
 @given(

@@ -23,9 +23,9 @@ from inlay import InputError
 from inlay.checkpoints.concept import attached, read_concept, write_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
-from inlay.diffusion.attention import swapped_processors
-from inlay.diffusion.attention_masked import MaskedAttention, masked_layers, released_tokens
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.attention import processors
+from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
+from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.loop import Processes
 from inlay.learning.lora import PlainTraining, TrainedAttention
@@ -63,28 +63,25 @@ def test_one_prompt_for_all_rows_changes_no_sum(inside: torch.Tensor | None) -> 
     backbone = load_backbone(built("sd1"), device="cpu")
     holes = torch.zeros(4, 1, 16, 16)
     holes[0, :, 2:9, 3:12] = holes[1, :, 8:10, :] = holes[2] = 1
-    rule = MaskedAttention(holes, masked_layers(backbone.unet, "a"), inside=inside)
+    rules = [kind(holes, "a", inside=inside) for kind in (MaskedAttention, TrainedAttention)]
     z = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    text = backbone.embed(["a photo of q cup"], (128, 128)).rows(4)
+    text = Conditions(backbone.embed(["a photo of q cup"], (128, 128)).rows(4))
     found = []
-    for plain, make in (
-        (None, rule.processor),
-        (PlainTraining(), TrainedAttention(rule).processor),
-    ):
+    for rule, plain in zip(rules, (None, PlainTraining()), strict=True):
         x = z.clone().requires_grad_()
         if plain is not None:
-            backbone.unet.set_attn_processor(plain)
-        with swapped_processors(backbone.unet, make):
+            backbone.network.set_attn_processor(processors(plain, backbone.layers()))
+        with backbone.attention(rule):
             output = backbone.predict(x, 500, text)
             output.square().sum().backward()
         found.append((output.detach(), x.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     # Rows that read prompts of their own are not taken for one.
-    prompts = backbone.embed(["cat", "a", "q", "two cups"], (128, 128))
+    prompts = Conditions(backbone.embed(["cat", "a", "q", "two cups"], (128, 128)))
     results = []
-    for make in (rule.processor, TrainedAttention(rule).processor):
-        with torch.no_grad(), swapped_processors(backbone.unet, make):
+    for rule in rules:
+        with torch.no_grad(), backbone.attention(rule):
             results.append(backbone.predict(z, 500, prompts))
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 

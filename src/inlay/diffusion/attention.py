@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionRule", "Layer", "LocalizedPrompt", "attention_mask_at", "changed_attention",
-    "finished", "localized_bonus", "projected", "swapped_processors", "token_positions",
-    "unet_layers",
+    "localized_bonus", "processors", "token_positions", "unet_layers",
 ]  # fmt: skip
 
 _ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
@@ -135,15 +134,19 @@ def unet_layers(unet: Any) -> list[Layer]:
     ]
 
 
+def processors(rule: AttentionRule, layers: Sequence[Layer]) -> dict[str, Any]:
+    """A rule as diffusers' attention processors, by the names of those layers that it is for."""
+    return {layer.name: _Processor(rule, layer) for layer in rule.layers(layers)}
+
+
 @contextmanager
 def changed_attention(network: Any, rule: AttentionRule, layers: Sequence[Layer]) -> Iterator[None]:
     """Inside, the layers that a rule is for go by it; the original processors go back in on
     leaving.
     """
     originals = dict(network.attn_processors)
-    changed = {layer.name: _Processor(rule, layer) for layer in rule.layers(layers)}
     try:
-        network.set_attn_processor({**originals, **changed})
+        network.set_attn_processor({**originals, **processors(rule, layers)})
         yield
     finally:
         network.set_attn_processor(originals)
@@ -229,33 +232,3 @@ def token_positions(text: Any, prompt: str, words: Sequence[str]) -> Tensor:
         for start in starts:
             found[start : start + len(piece)] = True
     return found
-
-
-# The older way in, until every rule is an AttentionRule.
-
-
-@contextmanager
-def swapped_processors(unet: Any, make: Any) -> Iterator[None]:
-    """Replace attention processors inside a `with` block, by make(name, original)."""
-    originals = dict(unet.attn_processors)
-    replaced = {}
-    for name, processor in originals.items():
-        new = make(name, processor)
-        replaced[name] = processor if new is None else new
-    try:
-        unet.set_attn_processor(dict(replaced))
-        yield
-    finally:
-        unet.set_attn_processor(originals)
-
-
-def projected(
-    attn: Any, hidden: Tensor, context: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value (rows, heads, tokens, width) of one of diffusers' attention layers."""
-    return Layer("", "self" if context is None else "cross", False, attn).project(hidden, context)
-
-
-def finished(attn: Any, heads: Tensor, residual: Tensor) -> Tensor:
-    """What a layer makes of its heads' output (rows, heads, tokens, width)."""
-    return Layer("", "self", False, attn).finish(heads, residual)

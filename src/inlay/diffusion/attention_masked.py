@@ -1,4 +1,4 @@
-"""Attention of a U-Net in which an object's box and the rest of the picture do not mix.
+"""Attention in which an object's box and the rest of the picture do not mix.
 
 DreamCom masks the attention map AFTER the softmax, without normalising it again. Such a map need
 never be built: (M o A) V, with M constant over the queries of a region, is A (V o m) for them,
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.diffusion.attention import attention_mask_at, finished, projected
-from inlay.diffusion.attention_shared import self_attention_layers
+from inlay.diffusion.attention import AttentionRule, Layer, attention_mask_at
 
 __all__ = [
     "MaskedAttention",
@@ -35,9 +34,11 @@ _AT_ONCE = 256
 Preset = Literal["paper", "released", "a", "b", "c", "d"]
 
 
-def masked_layers(unet: Any, preset: Preset = "paper", cross: bool = True) -> frozenset[str]:
-    """Names of the attention processors that are masked: self-attention by preset, and with
-    `cross` every cross-attention layer.
+def masked_layers(
+    layers: Sequence[Layer], preset: Preset = "paper", cross: bool = True
+) -> list[Layer]:
+    """Of a network's attention layers those that are masked: self-attention by preset, and with
+    `cross` all cross-attention.
 
     The supplement's variants, section 1: "a" no self-attention layer, "b" all, "c" the decoder's
     outer layers alone, "d" all but these. The outer ones are the last 6 of 9 in SD 1.x and 2.x,
@@ -48,20 +49,14 @@ def masked_layers(unet: Any, preset: Preset = "paper", cross: bool = True) -> fr
     if preset not in get_args(Preset):
         known = ", ".join(get_args(Preset))
         raise ValueError(f"{preset!r} is no preset of masked self-attention; these are: {known}")
-    names = self_attention_layers(unet)
-    decoder = [name for name in names if name.startswith("up_blocks")]
-    outer = set(decoder[len(decoder) - round(2 * len(decoder) / 3) :])
+    own = [layer for layer in layers if layer.kind == "self"]
+    decoder = [layer for layer in own if layer.decoder]
+    outer = decoder[len(decoder) - round(2 * len(decoder) / 3) :]
+    inner = [layer for layer in own if layer not in outer]
     chosen = {
-        "a": set(),
-        "b": set(names),
-        "c": outer,
-        "d": set(names) - outer,
-        "paper": set(names) - outer,
-        "released": set(decoder[-5:]),
-    }[preset]
-    if cross:
-        chosen |= {name for name in unet.attn_processors if name.endswith("attn2.processor")}
-    return frozenset(chosen)
+        "a": [], "b": own, "c": outer, "d": inner, "paper": inner, "released": decoder[-5:],
+    }[preset]  # fmt: skip
+    return [layer for layer in layers if layer in chosen or (cross and layer.kind == "cross")]
 
 
 def released_tokens(keys: int = 77) -> Tensor:
@@ -110,8 +105,8 @@ def regional_attention(
         kept = value
         if region.keys is not None:
             kept = value.masked_fill(~region.keys[:, None], 0)
-        asked = query if region.queries is None else query.index_select(2, region.queries)
-        part = functional.scaled_dot_product_attention(asked, key, kept, scale=scale)
+        own = query if region.queries is None else query.index_select(2, region.queries)
+        part = functional.scaled_dot_product_attention(own, key, kept, scale=scale)
         if region.queries is None:
             return part
         if result is None:
@@ -120,13 +115,12 @@ def regional_attention(
     return result if result is not None else torch.zeros_like(query)
 
 
-class MaskedAttention:
-    """Masked cross- and self-attention, for swapped_processors().
+class MaskedAttention(AttentionRule):
+    """Masked cross- and self-attention, in the layers of masked_layers().
 
     mask is (1 or N, 1, h, w) at latent resolution, 1 in the object's box; row r of a batch is under
     mask r modulo N, which is right for N latents and for [N unconditional, N conditional]. None
     masks nothing. It may be set anew between calls, not between a call and its backward pass.
-    `layers` are the names of the layers that are masked, see masked_layers().
 
     Cross-attention (eq. 2): queries inside read all tokens, queries outside none. `inside` and
     `outside`, bool (keys,), name other tokens for either, such as released_tokens() for `inside`.
@@ -137,15 +131,19 @@ class MaskedAttention:
     def __init__(
         self,
         mask: Tensor | None,
-        layers: frozenset[str],
+        preset: Preset = "paper",
+        cross: bool = True,
         *,
         inside: Tensor | None = None,
         outside: Tensor | None = None,
     ) -> None:
-        self.layers = layers
+        self.preset, self.cross = preset, cross
         self.tokens = (inside, outside)
         self._regions: dict[tuple[int, bool, torch.device], list[list[Region]]] = {}
         self.mask = mask
+
+    def layers(self, layers: Sequence[Layer]) -> list[Layer]:
+        return masked_layers(layers, self.preset, self.cross)
 
     @property
     def mask(self) -> Tensor | None:
@@ -159,9 +157,16 @@ class MaskedAttention:
         self._mask = mask
         self._regions.clear()
 
-    def processor(self, name: str, original: Any) -> Any | None:
-        """For swapped_processors()."""
-        return _MaskedProcessor(self) if name in self.layers else None
+    def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
+        regions = self.regions(hidden.shape[1], context is not None, hidden.device)
+        count = len(regions)
+        if len(hidden) % count:
+            raise ValueError(f"{count} masks do not share out {len(hidden)} rows of a batch")
+        parts = [
+            _run(layer, hidden[i::count], None if context is None else context[i::count], part)
+            for i, part in enumerate(regions)
+        ]
+        return parts[0] if count == 1 else torch.stack(parts, 1).flatten(0, 1)
 
     def regions(self, tokens: int, cross: bool, device: torch.device) -> list[list[Region]]:
         """For each mask, the regions of a layer of `tokens` queries."""
@@ -196,81 +201,48 @@ def _region(queries: Tensor, keys: Tensor | None) -> Region:
     )
 
 
-class _MaskedProcessor:
-    """diffusers' attention, region by region."""
-
-    def __init__(self, rule: MaskedAttention) -> None:
-        self.rule = rule
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        context = encoder_hidden_states
-        regions = self.rule.regions(
-            hidden_states.shape[1], context is not None, hidden_states.device
-        )
-        count = len(regions)
-        if len(hidden_states) % count:
-            raise ValueError(f"{count} masks do not share out {len(hidden_states)} rows of a batch")
-        parts = [
-            _layer(
-                attn,
-                hidden_states[i::count],
-                None if context is None else context[i::count],
-                regions[i],
-            )
-            for i in range(count)
-        ]
-        return parts[0] if count == 1 else torch.stack(parts, 1).flatten(0, 1)
-
-
-def _layer(attn: Any, hidden: Tensor, context: Tensor | None, regions: Sequence[Region]) -> Tensor:
+def _run(layer: Layer, hidden: Tensor, context: Tensor | None, regions: Sequence[Region]) -> Tensor:
     """A whole attention layer for rows under one mask; hidden is (rows, tokens, channels)."""
-    local = attn.group_norm is None and not attn.residual_connection
-    if context is None or not local or len(regions) != 1 or regions[0].queries is None:
-        query, key, value = projected(attn, hidden, context)
-        heads = regional_attention(query, key, value, regions, attn.scale)
-        return finished(attn, heads, hidden)
+    if context is None or len(regions) != 1 or regions[0].queries is None:
+        query, key, value = layer.project(hidden, context)
+        heads = regional_attention(query, key, value, regions, layer.scale)
+        return layer.finish(heads, hidden)
     # Queries outside of the only region read nothing, so all of them come out as zeros do: the
     # layer, projections included, is run for the others alone.
     if hidden.device.type == "cpu" and not torch.is_grad_enabled():
-        return _read_in_parts(attn, hidden, context, regions[0])
-    read, unread = _read(attn, hidden, context, regions[0])
+        return _read_in_parts(layer, hidden, context, regions[0])
+    read, unread = _read(layer, hidden, context, regions[0])
     everywhere = unread.expand(-1, hidden.shape[1], -1)
     return everywhere.index_copy(1, regions[0].queries, read)
 
 
-def _read(attn: Any, hidden: Tensor, context: Tensor, region: Region) -> tuple[Tensor, Tensor]:
+def _read(layer: Layer, hidden: Tensor, context: Tensor, region: Region) -> tuple[Tensor, Tensor]:
     """What a layer makes of a region's queries (rows, n, channels), and of one that reads nothing.
 
     A function of its own, so that what it needs on the way is free before the whole is made.
     """
     if region.queries is not None:
         hidden = hidden.index_select(1, region.queries)
-    query, key, value = projected(attn, hidden, context)
-    heads = regional_attention(query, key, value, [Region(None, region.keys)], attn.scale)
+    query, key, value = layer.project(hidden, context)
+    heads = regional_attention(query, key, value, [Region(None, region.keys)], layer.scale)
     blank = torch.zeros_like(heads[:, :, :1])
-    return finished(attn, heads, hidden), finished(attn, blank, hidden[:, :1])
+    return layer.finish(heads, hidden), layer.finish(blank, hidden[:, :1])
 
 
-def _read_in_parts(attn: Any, hidden: Tensor, context: Tensor, region: Region) -> Tensor:
+def _read_in_parts(layer: Layer, hidden: Tensor, context: Tensor, region: Region) -> Tensor:
     """The layer (rows, tokens, channels) without gradients, a part of a region's queries at a time:
     beside the result it then needs little memory, and what it needs stays in the cache.
     """
     assert region.queries is not None
-    blank, key, value = projected(attn, hidden[:, :1], context)
+    attn = layer.attn
+    blank, key, value = layer.project(hidden[:, :1], context)
     if region.keys is not None:
         value = value.masked_fill(~region.keys[:, None], 0)
-    unread = finished(attn, torch.zeros_like(blank), hidden[:, :1])
+    unread = layer.finish(torch.zeros_like(blank), hidden[:, :1])
     result = unread.repeat(1, hidden.shape[1], 1)
     for part in region.queries.split(_AT_ONCE):
         own = hidden.index_select(1, part)
         query = attn.to_q(own).reshape(len(own), len(part), attn.heads, -1).transpose(1, 2)
-        heads = functional.scaled_dot_product_attention(query, key, value, scale=attn.scale)
-        result.index_copy_(1, part, finished(attn, heads, own))
+        heads = functional.scaled_dot_product_attention(query, key, value, scale=layer.scale)
+        result.index_copy_(1, part, layer.finish(heads, own))
     return result

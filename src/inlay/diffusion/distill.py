@@ -1,46 +1,42 @@
-"""The optimise-the-latent loop: a pure function of a predictor, two branches and a budget.
+"""The optimise-the-latent loop: a pure function of a denoiser, two branches and a budget.
 
 Nothing is trained and nothing is sampled. A latent moves along the difference of two noise
 predictions that share timestep and noise (Delta Denoising Score, Hertz et al. 2023, arXiv
-2304.07090), as FreeCompose (Chen et al. 2024, arXiv 2407.04947) does. Notation as in backbone.py;
-no gradient goes through the U-Net.
+2304.07090), as FreeCompose (Chen et al. 2024, arXiv 2407.04947) does. No gradient goes through the
+network. `redraw` samples such a target beside its source instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from inlay.diffusion.attention_shared import Role
-from inlay.diffusion.draws import Span, draw_levels
-from inlay.diffusion.schedule import add_noise
-from inlay.diffusion.text import Conditioning, join
+from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.sample import Denoise, Level, Levels, Sampler, Step
 
-__all__ = ["Branch", "Iterate", "Outcome", "Term", "delta", "distill", "roles"]
+__all__ = [
+    "Branch", "Descent", "Draw", "Iterate", "Outcome", "Span", "Term", "delta", "distill",
+    "draw_levels", "redraw",
+]  # fmt: skip
 
 Optimizer = Literal["SGD", "AdamW"]
+# A function of (z, level) under some conditions, such as Backbone.denoiser.
+DenoiserOf = Callable[[Conditions], Denoise]
+Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One side of the difference: a latent (1, C, h, w) and what the network is told of it.
-
-    cond and uncond are one row each; uncond None turns guidance off, and both branches must have
-    it or neither. mask (1, 1, h, w) and masked_latent (1, C, h, w) are for inpainting checkpoints;
-    control are a T2I-Adapter's features, level by level, each of one row. Of all three, too, both
-    branches must have them or neither.
-    """
+    """One side of the difference: a latent (1, C, h, w) and what the network is told of it."""
 
     z: Tensor
-    cond: Conditioning
-    uncond: Conditioning | None = None
-    mask: Tensor | None = None
-    masked_latent: Tensor | None = None
-    control: Sequence[Tensor] | None = None
+    conditions: Conditions
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +49,47 @@ class Term:
     weight: float
     loss: Callable[[Tensor], Tensor]
     every: int = 1
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a run: `share` of the iterations draw t uniformly from [t_min, t_max)."""
+
+    share: float
+    t_min: int
+    t_max: int
+
+    def timestep(self, place: float) -> int:
+        """The timestep at a place in [0, 1) of the stretch."""
+        return min(self.t_min + int(place * (self.t_max - self.t_min)), self.t_max - 1)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How a latent is moved: how often, at which levels, by which steps, and when it is enough.
+
+    The spans follow each other, their shares taken of their sum. pool_size > 0 draws that many
+    pairs of timestep and noise for each span and goes round them; 0 draws anew each time. AdamW (no
+    decay) takes eta as its learning rate. With `plateau` > 0 the run ends once the latent moved
+    less than that (root mean square over what may move) within `patience` iterations.
+    """
+
+    spans: Sequence[Span]
+    iterations: int
+    pool_size: int = 0
+    eta: float = 0.49
+    optimizer: Optimizer = "SGD"
+    plateau: float = 0.0
+    patience: int = 20
+
+
+@dataclass(eq=False)
+class Draw:
+    """A timestep and its noise (1, C, h, w); source holds a prediction made with them, if any."""
+
+    t: int
+    noise: Tensor
+    source: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -74,87 +111,102 @@ class Outcome:
     iterations: int
 
 
-class Predict(Protocol):
-    """eps after guidance, as Backbone.predict_noise() gives it, for one or two latents."""
+def draw_levels(
+    descent: Descent, timesteps: int, like: Tensor, generator: torch.Generator, noise: Noise
+) -> Iterator[Draw]:
+    """One draw an iteration, span after span.
 
-    def __call__(
-        self,
-        z: Tensor,
-        t: int,
-        cond: Conditioning,
-        uncond: Conditioning | None = None,
-        guidance_scale: float = 1.0,
-        mask: Tensor | None = None,
-        masked_latent: Tensor | None = None,
-        control: Sequence[Tensor] | None = None,
-    ) -> Tensor: ...
+    The timestep comes from `generator`, on the CPU, and the noise from `noise(like)`. Those of a
+    pool are made when first needed; the same objects come back. Raises ValueError for a span beyond
+    `timesteps` or shares without a sum.
+    """
+    for span in descent.spans:
+        if not 0 <= span.t_min < span.t_max <= timesteps or span.share < 0:
+            raise ValueError(f"{span} does not lie within 0 to {timesteps} timesteps")
+    whole = sum(span.share for span in descent.spans)
+    if whole <= 0:
+        raise ValueError("the spans leave no share of the iterations")
 
+    def endless(span: Span) -> Iterator[Draw]:
+        size = descent.pool_size
+        while size == 0:
+            place = float(torch.rand((), generator=generator))
+            yield Draw(span.timestep(place), noise(like))
+        # Stratified, and in mixed order: so a small pool still covers the whole range of t.
+        order = torch.randperm(size, generator=generator)
+        places = ((order + torch.rand(size, generator=generator)) / size).tolist()
+        yield from itertools.cycle(Draw(span.timestep(place), noise(like)) for place in places)
 
-def roles(with_source: bool, guided: bool) -> tuple[Role, ...]:
-    """The rows of a call in the order of its batch: [source, target], unconditional rows first."""
-    rows: tuple[Role, ...] = ("source", "target") if with_source else ("target",)
-    return rows * (2 if guided else 1)
-
-
-def _guided(branch: Branch, guidance_scale: float) -> bool:
-    return branch.uncond is not None and guidance_scale != 1
-
-
-def _predictions(
-    predict: Predict,
-    branches: Sequence[Branch],
-    t: int,
-    noise: Tensor,
-    alpha: float,
-    guidance_scale: float,
-) -> list[Tensor]:
-    """eps of each branch (1, C, h, w), all their rows in ONE batch."""
-    unconds = [branch.uncond for branch in branches if branch.uncond is not None]
-    masks = [branch.mask for branch in branches if branch.mask is not None]
-    masked = [b.masked_latent for b in branches if b.masked_latent is not None]
-    controls = [branch.control for branch in branches if branch.control is not None]
-    if any(len(some) not in (0, len(branches)) for some in (unconds, masks, masked, controls)):
-        raise ValueError(
-            "both branches must have an uncond, a mask, a masked_latent and a control, or neither"
-        )
-    with torch.no_grad():
-        eps = predict(
-            torch.cat([add_noise(branch.z, noise, alpha) for branch in branches]),
-            t,
-            join(*(branch.cond for branch in branches)),
-            join(*unconds) if unconds else None,
-            guidance_scale,
-            torch.cat(masks) if masks else None,
-            torch.cat(masked) if masked else None,
-            [torch.cat(level) for level in zip(*controls, strict=True)] if controls else None,
-        )
-    return list(eps.split(1))
+    done, number = 0.0, 0
+    for span in descent.spans:
+        done += span.share
+        last = round(descent.iterations * done / whole)
+        yield from itertools.islice(endless(span), max(last - number, 0))
+        number = max(number, last)
 
 
 def delta(
-    predict: Predict,
+    denoiser: DenoiserOf,
     source: Branch | None,
     target: Branch,
-    t: int,
+    level: Level,
     noise: Tensor,
-    alpha: float,
-    guidance_scale: float,
     known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(g, the source's eps), each (1, C, h, w): g = eps(target) - eps(source).
 
     The gradient of Delta Denoising Score (arXiv 2304.07090, eq. 3) with w(t) = 1: both branches
-    are noised with the same `noise` to the cumulative alpha of timestep t. With `known`, the
-    source's eps of an earlier call, only the target's rows run. Without a source its eps is the
-    noise itself (score distillation, Poole et al. 2022, arXiv 2209.14988).
+    are noised to the level with the same `noise`, and all their rows run in ONE batch, [source,
+    target]. With `known`, the source's eps of an earlier call, only the target's rows run. Without
+    a source its eps is the noise itself (score distillation, Poole et al. 2022, arXiv 2209.14988).
     """
-    if source is None or known is not None:
-        (eps,) = _predictions(predict, [target], t, noise, alpha, guidance_scale)
-        reference = noise if known is None else known
-    else:
-        both = [source, target]
-        reference, eps = _predictions(predict, both, t, noise, alpha, guidance_scale)
-    return eps - reference, reference
+    branches = [target] if source is None or known is not None else [source, target]
+    with torch.no_grad():
+        denoise = denoiser(Conditions.join(*(branch.conditions for branch in branches)))
+        noisy = torch.cat([level.add_noise(branch.z, noise) for branch in branches])
+        eps = denoise(noisy, level)[0].split(1)
+    reference = known if known is not None else noise if source is None else eps[0]
+    return eps[-1] - reference, reference
+
+
+def distill(
+    denoiser: DenoiserOf,
+    levels: Levels,
+    source: Branch | None,
+    target: Branch,
+    descent: Descent,
+    *,
+    noise: Noise,
+    generator: torch.Generator,
+    rerun_source: bool = False,
+    weight: Tensor | None = None,
+    terms: Sequence[Term] = (),
+    progress: Callable[[Iterate], None] = lambda iterate: None,
+) -> Outcome:
+    """Move the target's latent: z <- z - eta * (weight * g + gradients of `terms`).
+
+    g is delta()'s, at a timestep drawn on the CPU from `generator` and with `noise(like)`. The
+    source stays as it is; None is score distillation. It is predicted once for each pair of a pool,
+    and then only the target's rows run, unless `rerun_source` (for attention that reads the
+    source's rows) asks for all of them. weight (1, 1, h, w) acts on g alone, the terms act
+    everywhere.
+
+    `progress` is called after each step; what it raises ends the run. Not to be called inside
+    torch.inference_mode() with terms.
+    """
+    z, step = target.z, _stepper(descent, target.z)
+    stands_still = _plateau(descent, weight)
+    for number, draw in enumerate(draw_levels(descent, len(levels), z, generator, noise)):
+        known = None if rerun_source else draw.source
+        moved = replace(target, z=z)
+        g, draw.source = delta(denoiser, source, moved, levels[draw.t], draw.noise, known)
+        pull = g if weight is None else g * weight
+        extra = _gradient(terms, z, number)
+        z = step(z, pull if extra is None else pull + extra)
+        progress(Iterate(number, descent.iterations, draw.t, g, z))
+        if stands_still(z):
+            return Outcome(z, number + 1)
+    return Outcome(z, descent.iterations)
 
 
 def _gradient(terms: Sequence[Term], z: Tensor, number: int) -> Tensor | None:
@@ -170,13 +222,13 @@ def _gradient(terms: Sequence[Term], z: Tensor, number: int) -> Tensor | None:
     return pull
 
 
-def _stepper(optimizer: Optimizer, z: Tensor, eta: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _stepper(descent: Descent, z: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """A function from a latent and its gradient to the next latent."""
-    if optimizer == "SGD":
-        return lambda z, g: z - eta * g
+    if descent.optimizer == "SGD":
+        return lambda z, g: z - descent.eta * g
     place = torch.nn.Parameter(z.clone())
     # Decay would pull the picture toward grey: a latent is no weight.
-    adam = torch.optim.AdamW([place], lr=eta, weight_decay=0.0)
+    adam = torch.optim.AdamW([place], lr=descent.eta, weight_decay=0.0)
 
     def adapt(z: Tensor, g: Tensor) -> Tensor:
         place.grad = g
@@ -186,77 +238,54 @@ def _stepper(optimizer: Optimizer, z: Tensor, eta: float) -> Callable[[Tensor, T
     return adapt
 
 
-class _Plateau:
-    """Whether the latent moved less than `least` (RMS over what may move) in `patience` steps."""
+def _plateau(descent: Descent, weight: Tensor | None) -> Callable[[Tensor], bool]:
+    """A function of one latent after the other: whether they move too little to go on."""
+    past: deque[Tensor] = deque(maxlen=descent.patience + 1)
 
-    def __init__(self, least: float, patience: int, weight: Tensor | None) -> None:
-        self.least, self.patience, self.weight = least, patience, weight
-        self.past: list[Tensor] = []
-
-    def reached(self, z: Tensor) -> bool:
-        if self.least <= 0:
+    def reached(z: Tensor) -> bool:
+        past.append(z)
+        if descent.plateau <= 0 or len(past) <= descent.patience:
             return False
-        self.past.append(z)
-        if len(self.past) <= self.patience:
-            return False
-        square = (z - self.past.pop(0)) ** 2
-        weight = torch.ones_like(square) if self.weight is None else self.weight.expand_as(square)
-        return float((square * weight).sum() / weight.sum().clamp_min(1e-6)) < self.least**2
+        square = (z - past[0]) ** 2
+        moves = torch.ones_like(square) if weight is None else weight.expand_as(square)
+        mean = (square * moves).sum() / moves.sum().clamp_min(1e-6)
+        return float(mean) < descent.plateau**2
+
+    return reached
 
 
-def distill(
-    predict: Predict,
-    alphas: Tensor,
-    source: Branch | None,
+def redraw(
+    denoiser: DenoiserOf,
+    sampler: Sampler,
+    source: Branch,
     target: Branch,
     *,
-    spans: Sequence[Span],
-    iterations: int,
-    noise: Callable[[Tensor], Tensor],
+    strength: float,
+    noise: Noise,
     generator: torch.Generator,
-    guidance_scale: float = 7.5,
-    eta: float = 0.49,
-    pool_size: int = 0,
-    rerun_source: bool = False,
-    weight: Tensor | None = None,
-    terms: Sequence[Term] = (),
-    optimizer: Optimizer = "SGD",
-    plateau: float = 0.0,
-    patience: int = 20,
-    before: Callable[[int, int, tuple[Role, ...]], None] = lambda number, t, rows: None,
-    progress: Callable[[Iterate], None] = lambda iterate: None,
-) -> Outcome:
-    """Move the target's latent: z <- z - eta * (weight * g + gradients of `terms`).
+    keep_outside: Tensor | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Tensor:
+    """The target's latent (1, C, h, w), noised to the level of `strength` and sampled from there.
 
-    g is delta()'s, at a timestep drawn on the CPU from `generator` and with `noise(like)`; alphas
-    (T,) are the cumulative alphas of all timesteps. The spans follow each other, their shares
-    taken of their sum. The source stays as it is; None is score distillation.
-
-    pool_size > 0 draws that many pairs of timestep and noise for each span and goes round them, so
-    that the source is predicted once a pair and then only the target's rows run, unless
-    `rerun_source` (for attention that reads the source's rows) asks for all of them; 0 draws anew
-    each time. weight (1, 1, h, w) acts on g alone, the terms act everywhere. AdamW (no decay) takes
-    eta as its learning rate. With `plateau` > 0 the run ends once z moved less than that (root
-    mean square where weight is, latent units) within `patience` iterations.
-
-    `before(number, t, roles)` is called ahead of each prediction, `progress` after each step; what
-    they raise ends the run. Not to be called inside torch.inference_mode() with terms.
+    The network gets the rows [source, target], the source's latent under the same noise at each of
+    the sampler's levels, so that attention can pass between the two. It is MasaCtrl's way to
+    another pose (Cao et al. 2023, arXiv 2304.08465): the target is sampled by its own prompt and
+    lines, and reads the keys and values of the source, which is noised instead of inverted here.
     """
-    draws = draw_levels(spans, iterations, len(alphas), pool_size, target.z, generator, noise)
-    z, step = target.z, _stepper(optimizer, target.z, eta)
-    still = _Plateau(plateau, patience, weight)
-    guided = _guided(target, guidance_scale)
-    for number, draw in enumerate(draws):
-        known = None if rerun_source else draw.source
-        before(number, draw.t, roles(source is not None and known is None, guided))
-        moved, alpha = replace(target, z=z), float(alphas[draw.t])
-        g, draw.source = delta(
-            predict, source, moved, draw.t, draw.noise, alpha, guidance_scale, known
-        )
-        pull = g if weight is None else g * weight
-        extra = _gradient(terms, z, number)
-        z = step(z, pull if extra is None else pull + extra)
-        progress(Iterate(number, iterations, draw.t, g, z))
-        if still.reached(z):
-            return Outcome(z, number + 1)
-    return Outcome(z, iterations)
+    denoise = denoiser(Conditions.join(source.conditions, target.conditions))
+    fixed = noise(source.z)
+
+    def beside(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        eps, x0 = denoise(torch.cat([level.add_noise(source.z, fixed), z]), level)
+        return eps[1:], x0[1:]
+
+    return sampler(
+        beside,
+        target.z,
+        strength=strength,
+        noise=noise,
+        generator=generator,
+        keep_outside=keep_outside,
+        progress=progress,
+    )

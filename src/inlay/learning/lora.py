@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inlay.diffusion.attention import finished, projected
+from inlay.diffusion.attention import AttentionRule, Layer, processors
 from inlay.diffusion.attention_masked import MaskedAttention, Region
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
@@ -103,7 +103,7 @@ def set_up(backbone: Backbone, config: LearnConfig) -> Trained:
                 # Files have this part in their names, whether or not the library has it.
                 inner = "" if hasattr(encoder, "text_model") else "text_model."
                 named |= _lora(encoder, f"text_encoder{'_2' if number else ''}.{inner}")
-    unet.set_attn_processor(PlainTraining())
+    unet.set_attn_processor(processors(PlainTraining(), backbone.layers()))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.forward = torch.autocast(backbone.device.type, torch.bfloat16)(unet.forward)
@@ -181,7 +181,7 @@ class LiveText(TextStack):
         return found
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(scale * Q K^T) V of (rows, heads, tokens, width), all three of one dtype."""
     scores = query.shape[1] * query.shape[2] * key.shape[2]
     if query.device.type != "cpu" or scores > _EXPLICIT:
@@ -190,76 +190,42 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
     return weights @ value
 
 
-class PlainTraining:
+class PlainTraining(AttentionRule):
     """diffusers' attention, explicit on CPUs where that is faster to learn with."""
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
-        heads = _attended(query, key, value, attn.scale)
-        return finished(attn, heads, hidden_states)
+    def layers(self, layers: Sequence[Layer]) -> Sequence[Layer]:
+        return layers
+
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return _attend(query, key, value, layer.scale)
 
 
-class TrainedAttention:
-    """A MaskedAttention's processors for swapped_processors(), faster where a batch has one prompt.
+class TrainedAttention(MaskedAttention):
+    """Masked attention that is faster where a batch has one prompt.
 
     In cross-attention all rows then read the same keys, so the queries inside of all holes are one
     sequence, whatever their number in each row, and keys and values are made once.
     """
 
-    def __init__(self, rule: MaskedAttention) -> None:
-        self.rule = rule
-
-    def processor(self, name: str, original: Any) -> Any | None:
-        """For swapped_processors()."""
-        masked = self.rule.processor(name, original)
-        if masked is None or not name.endswith("attn2.processor"):
-            return masked
-        return _OnePrompt(self.rule, masked)
-
-
-class _OnePrompt:
-    """Cross-attention of rows that all read one prompt."""
-
-    def __init__(self, rule: MaskedAttention, otherwise: Any) -> None:
-        self.rule, self.otherwise = rule, otherwise
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        rows, tokens, _ = hidden_states.shape
-        context = encoder_hidden_states
-        regions = self.rule.regions(tokens, True, hidden_states.device)
+    def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
+        rows, tokens, _ = hidden.shape
+        regions = self.regions(tokens, context is not None, hidden.device)
         # A row repeated by expand() is one by its stride.
-        one_prompt = context is not None and (len(context) == 1 or context.stride(0) == 0)
-        local = attn.group_norm is None and not attn.residual_connection
         if (
             context is None
-            or not (one_prompt and local)
+            or not (len(context) == 1 or context.stride(0) == 0)
             or len(regions) != rows
             or any(len(those) > 1 for those in regions)
         ):
-            result: Tensor = self.otherwise(attn, hidden_states, context, attention_mask, temb)
-            return result
+            return super().run(layer, hidden, context)
         chosen = [(row, region) for row, those in enumerate(regions) for region in those]
-        flat = hidden_states.reshape(1, rows * tokens, -1)
-        everywhere = _finished_zeros(attn, flat).expand(-1, rows * tokens, -1)
+        flat = hidden.reshape(1, rows * tokens, -1)
+        everywhere = _unread(layer, flat).expand(-1, rows * tokens, -1)
         if chosen:
             parts = [_queries(region, tokens, flat.device) + r * tokens for r, region in chosen]
             at = torch.cat(parts)
             padded = functional.pad(at, (0, -len(at) % max(1, rows * tokens // _LENGTHS)))
-            read = _read(attn, flat.index_select(1, padded), context[:1], chosen[0][1].keys)
+            read = _read(layer, flat.index_select(1, padded), context[:1], chosen[0][1].keys)
             everywhere = everywhere.index_copy(1, at, read[:, : len(at)])
         return everywhere.reshape(rows, tokens, -1)
 
@@ -268,15 +234,16 @@ def _queries(region: Region, tokens: int, device: torch.device) -> Tensor:
     return torch.arange(tokens, device=device) if region.queries is None else region.queries
 
 
-def _read(attn: Any, hidden: Tensor, context: Tensor, keys: Tensor | None) -> Tensor:
+def _read(layer: Layer, hidden: Tensor, context: Tensor, keys: Tensor | None) -> Tensor:
     """What a layer makes of queries (1, n, channels) that read a prompt's `keys`, None for all."""
-    query, key, value = projected(attn, hidden, context)
+    query, key, value = layer.project(hidden, context)
     if keys is not None:
         value = value.masked_fill(~keys[:, None], 0)
-    return finished(attn, _attended(query, key, value, attn.scale), hidden)
+    return layer.finish(_attend(query, key, value, layer.scale), hidden)
 
 
-def _finished_zeros(attn: Any, hidden: Tensor) -> Tensor:
+def _unread(layer: Layer, hidden: Tensor) -> Tensor:
     """What a layer makes (1, 1, channels) of a query that reads nothing."""
-    width = attn.to_out[0].in_features // attn.heads
-    return finished(attn, hidden.new_zeros(1, attn.heads, 1, width), hidden[:, :1])
+    heads: int = layer.attn.heads
+    width = layer.attn.to_out[0].in_features // heads
+    return layer.finish(hidden.new_zeros(1, heads, 1, width), hidden[:, :1])

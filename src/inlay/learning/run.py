@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
-from inlay.diffusion.attention import swapped_processors
-from inlay.diffusion.attention_masked import MaskedAttention, masked_layers, released_tokens
+from inlay.diffusion.attention_masked import released_tokens
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.prompts import embedded_prompt
 from inlay.diffusion.text import Conditioning
@@ -96,10 +95,8 @@ class Learning(Run):
         self.trained = set_up(backbone, config)
         self.state = TrainState(self.trained, "adamw", config.learning_rate, config.ema_decay)
         inside = released_tokens() if config.layout == "released" else None
-        layers = masked_layers(
-            backbone.unet, config.self_attention, cross=config.mask_cross_attention
-        )
-        self.rule = MaskedAttention(None, layers, inside=inside)
+        masks = config.self_attention, config.mask_cross_attention
+        self.rule = TrainedAttention(None, *masks, inside=inside)
         self.pool = self._encode_crops()
         self.prior = encode(backbone, prior) if prior else None
         self.fixed = {
@@ -150,7 +147,7 @@ class Learning(Run):
     def masked(self, hole: Tensor) -> Iterator[None]:
         """Inside, attention is masked by latent holes (N, 1, h, w); backward passes belong here."""
         self.rule.mask = hole
-        with swapped_processors(self.backbone.unet, TrainedAttention(self.rule).processor):
+        with self.backbone.attention(self.rule):
             yield
 
     def _error(self, pool: Pool, t: Tensor, noise: Tensor, prompt: str) -> Tensor:

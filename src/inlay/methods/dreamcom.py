@@ -8,6 +8,7 @@ background do not see each other (section 4.3).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -93,17 +94,14 @@ def prediction_error(
     """
     import torch
 
-    from inlay.diffusion.attention import swapped_processors
-    from inlay.diffusion.backbone import Conditions
-
     backbone, hole = fill.work.backbone, fill.box
-    seen = backbone.encode_masked(fill.picture, hole)
-    denoiser = backbone.denoiser(Conditions(text, mask=hole, masked_latent=seen))
+    conditions = fill.work.conditions(hole, fill.picture, text)
+    denoiser = backbone.denoiser(replace(conditions, negative=None))
     generator = torch.Generator().manual_seed(0)
     total = 0.0
-    with swapped_processors(backbone.unet, fill.attention(hole).processor):
-        for share in levels:
-            level = backbone.levels[int(share * len(backbone.levels))]
+    with backbone.attention(fill.attention(hole)):
+        for place in levels:
+            level = backbone.levels[int(place * len(backbone.levels))]
             noise = torch.randn(latent.shape, generator=generator).to(latent)
             eps, _ = denoiser(level.add_noise(latent, noise), level)
             total += float((((eps - noise) ** 2) * hole).mean() / hole.mean())

@@ -146,15 +146,13 @@ class Filler:
 
         source, a latent of the picture, is noised to the level of `strength` first.
         """
-        from inlay.diffusion.attention import swapped_processors
-
         work, settings = self.work, self.settings
         if self._steps(strength) == 0:
             return source
         denoiser = work.backbone.denoiser(work.conditions(hole, self.picture))
-        solver = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
-        with swapped_processors(work.backbone.unet, self.attention(hole).processor):
-            latent = solver(
+        sampler = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
+        with work.backbone.attention(self.attention(hole)):
+            latent = sampler(
                 denoiser,
                 source,
                 strength=strength,
@@ -172,17 +170,12 @@ class Filler:
 
     def attention(self, hole: Tensor) -> MaskedAttention:
         """The masked attention of the settings for a hole (1, 1, h, w)."""
-        from inlay.diffusion.attention_masked import (
-            MaskedAttention,
-            masked_layers,
-            released_tokens,
-        )
+        from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
 
         cross = self.settings.mask_cross_attention
         masks = self.concept.mask_cross_attention if cross == "learnt" else cross == "on"
-        layers = masked_layers(self.work.backbone.unet, self.settings.self_attention, masks)
         inside = released_tokens() if self.concept.layout == "released" else None
-        return MaskedAttention(hole, layers, inside=inside)
+        return MaskedAttention(hole, self.settings.self_attention, masks, inside=inside)
 
     def references(self, use: str, instead: str) -> list[Reference]:
         """The photos that the file holds, cropped to the object.
@@ -211,4 +204,6 @@ class Filler:
             self.work.context.note(line)
 
     def _steps(self, strength: float) -> int:
-        return int(self.settings.num_inference_steps * strength + 1e-9)
+        from inlay.diffusion.sample import step_count
+
+        return step_count(self.settings.num_inference_steps, strength)

@@ -4,47 +4,52 @@ weights.
 Nothing is sampled. The picture's own latent moves along the difference of two noise predictions
 (Delta Denoising Score): that of the picture as it becomes, and that of a source picture. What the
 source is, and what either network call may see, decides what the movement does: that is in
-freecompose_plans.py.
+plans.py.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from inlay.methods.base import Context, Method, Painted
-from inlay.methods.freecompose.plans import (
-    Plan,
-    harmonization,
-    removal,
-    reposed,
-    semantic,
-)
+from inlay.methods.freecompose.plans import Plan, harmonization, removal, reposed, semantic
 from inlay.methods.freecompose.settings import PRESETS, FreeComposeSettings
-from inlay.methods.workspace import (
-    Workspace,
-    painted_in,
-    replaced,
-    residual,
-    textured,
-)
+from inlay.methods.workspace import Workspace, painted_in, replaced, residual, textured
 from inlay.scene.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-    from inlay.diffusion.attention_shared import Role
-    from inlay.diffusion.backbone import Backbone, Conditioning
+    from inlay.diffusion.backbone import Backbone, Conditions
     from inlay.diffusion.distill import Iterate, Term
-    from inlay.diffusion.redraw import Predictor
+    from inlay.diffusion.sample import Denoise, Level
 
 __all__ = ["METHOD", "FreeComposeSettings"]
 
 # As for `inpaint`: ancestral steps leave flat places clean.
 _SCHEDULER, _TEXTURE_STEPS = "EulerAncestralDiscreteScheduler", 50
+
+
+@dataclass(frozen=True)
+class _Steered:
+    """A backbone's denoiser that is shown the control picture's lines at some timesteps alone."""
+
+    backbone: Backbone
+    timesteps: range
+
+    def denoiser(self, conditions: Conditions) -> Denoise:
+        steered = self.backbone.denoiser(conditions)
+        free = self.backbone.denoiser(replace(conditions, control=None))
+
+        def denoise(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+            return (steered if level.timestep in self.timesteps else free)(z, level)
+
+        return denoise
+
+
+def _steered(work: Workspace, settings: FreeComposeSettings) -> _Steered:
+    return _Steered(work.backbone, range(settings.control_t_min, settings.control_t_max))
 
 
 def _terms(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> list[Term]:
@@ -68,75 +73,42 @@ def _terms(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> list[T
     ]
 
 
-def _predictor(work: Workspace, settings: FreeComposeSettings) -> Predictor:
-    """The backbone's noise and x0, with control at the timesteps that have it."""
-
-    def predict(
-        z: Tensor,
-        t: int,
-        cond: Conditioning,
-        uncond: Conditioning | None = None,
-        guidance_scale: float = 1.0,
-        mask: Tensor | None = None,
-        masked_latent: Tensor | None = None,
-        control: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        acts = settings.control_t_min <= t < settings.control_t_max
-        shown = control if acts else None
-        return work.backbone.predict_both(
-            z, t, cond, uncond, guidance_scale, mask, masked_latent, shown
-        )
-
-    return predict
-
-
-def _moved(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor:
-    """The latent after the loop; the U-Net is afterwards as it was."""
-    from inlay.diffusion.attention import swapped_processors
+def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor:
+    """The latent after the loop."""
     from inlay.diffusion.attention_shared import SharedSource
-    from inlay.diffusion.distill import distill
-    from inlay.diffusion.draws import Span
+    from inlay.diffusion.distill import Descent, Span, distill
     from inlay.diffusion.ilvr import ramp
 
-    backbone, context, attention = work.backbone, work.context, plan.attention
-    late = settings.late_share
+    backbone, context, late = work.backbone, work.context, settings.late_share
     spans = [Span(1 - late, settings.t_min, settings.t_max)]
     if late > 0:
         spans.append(Span(late, settings.t_min, settings.late_t_max))
-
-    def before(number: int, t: int, rows: Sequence[Role]) -> None:
-        if attention is not None:
-            attention.roles = rows
-        if isinstance(attention, SharedSource):
-            attention.on = number >= settings.share_from_iteration * settings.num_iterations
 
     def progress(iterate: Iterate) -> None:
         preview = work.preview(iterate.z) if context.previews else None
         context.progress(iterate.number + 1, _total(settings), preview)
 
-    predict = _predictor(work, settings)
-    scope = swapped_processors(backbone.unet, attention.processor) if attention else nullcontext()
-    with scope:
+    with backbone.attention(plan.attention):
         outcome = distill(
-            lambda *branches: predict(*branches)[0],
-            backbone.alphas_cumprod,
+            _steered(work, settings).denoiser,
+            backbone.levels,
             plan.source,
             plan.target,
-            spans=spans,
-            iterations=settings.num_iterations,
-            guidance_scale=settings.guidance_scale,
-            eta=settings.eta,
+            Descent(
+                spans,
+                settings.num_iterations,
+                settings.pool_size,
+                settings.eta,
+                settings.optimizer,
+                settings.plateau,
+                settings.patience,
+            ),
             noise=context.noise,
             generator=context.generator,
-            pool_size=settings.pool_size,
             # Sharing reads the source's rows, which must then run each time.
-            rerun_source=isinstance(attention, SharedSource),
+            rerun_source=isinstance(plan.attention, SharedSource),
             weight=ramp(plan.region, settings.blend_pixels),
             terms=_terms(work, settings, plan),
-            optimizer=settings.optimizer,
-            plateau=settings.plateau,
-            patience=settings.patience,
-            before=before,
             progress=progress,
         )
     if outcome.iterations < settings.num_iterations:
@@ -145,58 +117,54 @@ def _moved(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor
     return outcome.z
 
 
-def _sampled(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
+def _sample(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
     """The latent noised, then sampled: it has the texture that a mean of many gradients lacks."""
-    context, backbone = work.context, work.backbone
-    seen = plan.target.masked_latent
-    denoiser = backbone.denoiser(replace(work.conditions(plan.region), masked_latent=seen))
-    return backbone.solver(_SCHEDULER, _TEXTURE_STEPS)(
+    seen = plan.target.conditions.masked_latent
+    denoiser = work.backbone.denoiser(replace(work.conditions(plan.region), masked_latent=seen))
+    return work.backbone.solver(_SCHEDULER, _TEXTURE_STEPS)(
         denoiser,
         z,
         strength=settings.texture,
-        noise=context.noise,
-        generator=context.generator,
+        noise=work.context.noise,
+        generator=work.context.generator,
         keep_outside=denoiser.keep_outside,
     )
 
 
-def _redrawn(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
+def _redraw(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
     """The latent sampled by its lines and prompt: the loop alone leaves outlines soft."""
-    from inlay.diffusion.attention import swapped_processors
     from inlay.diffusion.attention_shared import SharedSource
-    from inlay.diffusion.redraw import redraw
+    from inlay.diffusion.distill import redraw
 
     backbone, context, attention = work.backbone, work.context, plan.attention
     if plan.source is None:
         raise ValueError("only a plan with two branches can be redrawn")
-
-    def before(number: int, total: int, rows: Sequence[Role]) -> None:
-        if isinstance(attention, SharedSource):
-            attention.roles = rows
-            attention.on = number >= settings.share_from_iteration * total
-
-    scope = swapped_processors(backbone.unet, attention.processor) if attention else nullcontext()
-    with scope:
+    if isinstance(attention, SharedSource):
+        attention = replace(attention, first_call=settings.first_shared(_redraw_steps(settings)))
+    with backbone.attention(attention):
         return redraw(
-            _predictor(work, settings),
+            _steered(work, settings).denoiser,
             backbone.solver("DDIMScheduler", settings.redraw_steps),
             plan.source,
             replace(plan.target, z=z),
             strength=settings.redraw,
             noise=context.noise,
             generator=context.generator,
-            guidance_scale=settings.guidance_scale,
-            keep_outside=plan.region if backbone.kind == "plain" else None,
-            before=before,
+            keep_outside=backbone.denoiser(work.conditions(plan.region)).keep_outside,
             progress=work.progress(settings.num_iterations, _total(settings)),
         )
 
 
+def _redraw_steps(settings: FreeComposeSettings) -> int:
+    from inlay.diffusion.sample import step_count
+
+    redraws = settings.variant == "semantic"
+    return step_count(settings.redraw_steps, settings.redraw) if redraws else 0
+
+
 def _total(settings: FreeComposeSettings) -> int:
     """Steps of the loop and of the sampling at its end, where a picture is redrawn."""
-    redraws = settings.variant == "semantic" and settings.redraw > 0
-    sampled = int(settings.redraw_steps * settings.redraw + 1e-9) if redraws else 0
-    return settings.num_iterations + sampled
+    return settings.num_iterations + _redraw_steps(settings)
 
 
 def run(
@@ -221,15 +189,15 @@ def run(
         work = Workspace.of(window, backbone, settings, context)
         if context.verb == "remove":
             plan = removal(work, settings)
-            filled = _moved(work, settings, plan)
+            fill = _distill(work, settings, plan)
             if settings.texture == 0:
-                return replaced(work, filled, settings.grow)
-            sample = _sampled(work, settings, plan, filled)
-            return painted_in(work, textured(work, filled, sample, plan.region), settings.grow)
+                return replaced(work, fill, settings.grow)
+            sample = _sample(work, settings, plan, fill)
+            return painted_in(work, textured(work, fill, sample, plan.region), settings.grow)
         plan = semantic(work, settings) if reposes else harmonization(work, settings)
-        after = _moved(work, settings, plan)
+        after = _distill(work, settings, plan)
         if reposes and settings.redraw > 0:
-            after = _redrawn(work, settings, plan, after)
+            after = _redraw(work, settings, plan, after)
         if (reposes or settings.decoding == "plain") and _total(settings) > 0:
             return replaced(work, after)
         return residual(work, work.source(), after, settings.smoothing, settings.rim)

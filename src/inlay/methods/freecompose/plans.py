@@ -6,7 +6,7 @@ FreeCompose: Chen et al. 2024, arXiv 2407.04947. The loop itself is diffusion/di
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.attention_shared import HiddenRegion, SharedSource
-    from inlay.diffusion.backbone import Conditioning
     from inlay.diffusion.distill import Branch
 
 __all__ = ["Plan", "harmonization", "removal", "reposed", "semantic"]
@@ -54,22 +53,14 @@ def _branch(
     control: list[Tensor] | None = None,
 ) -> Branch:
     """An inpainting checkpoint is shown `picture` (1, 3, H, W) round the region, or nothing."""
-    import torch
-
     from inlay.diffusion.distill import Branch
 
-    backbone, settings = work.backbone, work.settings
-    uncond: Conditioning | None = None
-    if settings.guidance_scale != 1:
-        uncond = backbone.embed([settings.negative_prompt], work.size)
-    cond = backbone.embed([prompt], work.size)
-    if backbone.kind == "plain":
-        return Branch(z, cond, uncond, control=control)
-    if picture is None:
-        # A picture erased as a whole, as in training: its latent is that of grey, which is not 0.
-        region, picture = torch.ones_like(region), torch.zeros(1, 3, *work.size)
-    seen = work.encode(picture * (1 - work.whole(region)))
-    return Branch(z, cond, uncond, region, seen, control)
+    settings, embed = work.settings, work.backbone.embed
+    seen = work.blank(region) if picture is None else work.conditions(region, picture)
+    guided = settings.guidance_scale != 1
+    negative = embed([settings.negative_prompt], work.size) if guided else None
+    text = embed([prompt], work.size)
+    return Branch(z, replace(seen, text=text, negative=negative, control=control))
 
 
 def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
@@ -77,7 +68,7 @@ def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
 
     Raises InputError where the mask leaves nothing to go by.
     """
-    from inlay.diffusion.attention_shared import HiddenRegion, chosen_layers
+    from inlay.diffusion.attention_shared import HiddenRegion
 
     picture = work.window.tensor("pasted", work.size)
     region = work.latent_mask(work.window.mask(work.size, settings.grow), cover=True)
@@ -86,18 +77,14 @@ def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
     # Both branches start from the fill: a source with the object would bring the object back.
     smooth = settings.start == "smooth"
     z = work.encode(smoothly_filled(picture, work.whole(region))) if smooth else work.source()
-    shown = settings.surroundings
-    target = _branch(
-        work, z, settings.prompt or WITHOUT_OBJECT, region, None if shown == "none" else picture
-    )
-    source: Branch | None = None
+    source_sees, target_sees = settings.sees_surroundings("target")
+    prompt = settings.prompt or WITHOUT_OBJECT
+    target = _branch(work, z, prompt, region, picture if target_sees else None)
+    source = None
     if settings.variant != "score":
-        seen, named = picture if shown == "both" else None, settings.source_prompt or WITH_OBJECT
-        source = _branch(work, z, named, region, seen)
-    hidden = None
-    if settings.hide_region:
-        hidden = HiddenRegion(region, chosen_layers(work.backbone.unet, "decoder"))
-    return Plan(region, source, target, hidden)
+        prompt = settings.source_prompt or WITH_OBJECT
+        source = _branch(work, z, prompt, region, picture if source_sees else None)
+    return Plan(region, source, target, HiddenRegion(region) if settings.hide_region else None)
 
 
 def harmonization(work: Workspace, settings: FreeComposeSettings) -> Plan:
@@ -105,21 +92,18 @@ def harmonization(work: Workspace, settings: FreeComposeSettings) -> Plan:
     window, variant = work.window, settings.variant
     pasted = window.tensor("pasted", work.size)
     region = work.latent_mask(window.mask(work.size), cover=True)
-    shown = settings.surroundings
-    if shown == "auto":
-        shown = "both" if variant == "background" else "target"
+    default: Literal["both", "target"] = "both" if variant == "background" else "target"
+    source_sees, target_sees = settings.sees_surroundings(default)
     prompt = settings.prompt or HARMONIOUS
-    target = _branch(work, work.source(), prompt, region, None if shown == "none" else pasted)
+    target = _branch(work, work.source(), prompt, region, pasted if target_sees else None)
     if variant == "score":
         return Plan(region, None, target)
     if variant == "background":
         before, z = _background(work, region)
-        named = settings.source_prompt or prompt
+        prompt = settings.source_prompt or prompt
     else:
-        before, z, named = pasted, work.source(), settings.source_prompt or COLLAGE
-    return Plan(
-        region, _branch(work, z, named, region, before if shown == "both" else None), target
-    )
+        before, z, prompt = pasted, work.source(), settings.source_prompt or COLLAGE
+    return Plan(region, _branch(work, z, prompt, region, before if source_sees else None), target)
 
 
 def _background(work: Workspace, region: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,33 +142,38 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     """
     from inlay.diffusion.control import control_image, fitted
 
-    window, context = work.window, work.context
-    drawn = context.control
+    window, drawing = work.window, work.context.control
     attention = _sharing(work, settings) if settings.share else None
-    adapter = context.adapter(_adapter_name(work, settings))
+    adapter = work.context.adapter(_adapter_name(work, settings))
     pasted = window.tensor("pasted", work.size)
     lines = [control_image(pasted, settings.control_type)] * 2
-    if drawn is not None:
-        part = drawn[window.box.slices]
+    if drawing is not None:
+        part = drawing[window.box.slices]
         _look_at(part, work)
         lines[1] = fitted(part, work.size, settings.control_type)
     region = work.latent_mask(window.mask(work.size), cover=True)
-    shown = "both" if settings.surroundings == "auto" else settings.surroundings
-    prompts = settings.semantic_prompts(drawn is not None)
-    branches = []
-    sees_it = (("both",), ("both", "target"))
-    for text, control, sees in zip(prompts, lines, sees_it, strict=True):
-        seen = pasted if shown in sees else None
-        features = adapter.features(control, settings.adapter_conditioning_scale)
-        branches.append(_branch(work, work.source(), text, region, seen, features))
-    return Plan(region, branches[0], branches[1], attention)
+    prompts = settings.semantic_prompts(drawing is not None)
+    source, target = (
+        _branch(
+            work,
+            work.source(),
+            prompt,
+            region,
+            pasted if sees else None,
+            adapter.features(control, settings.adapter_conditioning_scale),
+        )
+        for prompt, control, sees in zip(
+            prompts, lines, settings.sees_surroundings("both"), strict=True
+        )
+    )
+    return Plan(region, source, target, attention)
 
 
-def _look_at(drawn: NDArray[np.float32], work: Workspace) -> None:
+def _look_at(drawing: NDArray[np.float32], work: Workspace) -> None:
     """Say what is odd about a control picture (h, w), as far as the window shows it."""
-    if not (drawn > 0.5).any():
+    if not (drawing > 0.5).any():
         work.context.note("freecompose: the control picture shows no lines round the subject")
-    elif drawn.mean() > 0.5:
+    elif drawing.mean() > 0.5:
         work.context.note(
             "freecompose: the control picture is mostly white; lines are white on black"
         )
@@ -202,15 +191,14 @@ def _adapter_name(work: Workspace, settings: FreeComposeSettings) -> str:
 
 
 def _sharing(work: Workspace, settings: FreeComposeSettings) -> SharedSource:
-    from inlay.diffusion.attention_shared import SharedSource, chosen_layers
+    from inlay.diffusion.attention_shared import FirstLayer, SharedSource, self_attention_from
 
-    if settings.share_from_layer == "decoder":
-        return SharedSource(chosen_layers(work.backbone.unet, "decoder"))
-    layers = chosen_layers(work.backbone.unet, int(settings.share_from_layer))
-    if not layers:
-        count = len(chosen_layers(work.backbone.unet, 0))
+    decoder, layers = settings.share_from_layer == "decoder", work.backbone.layers()
+    first: FirstLayer = "decoder" if decoder else int(settings.share_from_layer)
+    if not self_attention_from(layers, first):
+        count = len(self_attention_from(layers, 0))
         raise InputError(
-            f"share_from_layer is {settings.share_from_layer}, but the model has {count} layers of "
-            f"self-attention; give 0 to {count - 1}, or decoder."
+            f"share_from_layer is {first}, but the model has {count} layers of self-attention; "
+            f"give 0 to {count - 1}, or decoder."
         )
-    return SharedSource(layers)
+    return SharedSource(first, settings.first_shared(settings.num_iterations))

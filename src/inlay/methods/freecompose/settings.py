@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -159,6 +160,15 @@ class FreeComposeSettings(ModelSettings):
 
     def follows_control(self) -> bool:
         return self.variant == "semantic"
+
+    def sees_surroundings(self, default: Literal["both", "target"]) -> tuple[bool, bool]:
+        """Whether source and target see the picture round the region; `default` is "auto"."""
+        shown = default if self.surroundings == "auto" else self.surroundings
+        return shown == "both", shown != "none"
+
+    def first_shared(self, steps: int) -> int:
+        """The number of the first of some steps, from 0, at which the subject is shared."""
+        return math.ceil(self.share_from_iteration * steps)
 
     def semantic_prompts(self, control: bool) -> tuple[str, str]:
         """The source's and the target's prompt; without a control picture they must differ."""
