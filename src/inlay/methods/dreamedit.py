@@ -99,7 +99,7 @@ def run(
             latent = _repaint(fill, latent, _hole(fill, latent, settings.grow), strength)
             notes = list(context.notes)
             result = stages[f"round{number}"] = blend(fill, latent, photos)
-        return Painted(result.rgb, result.effect, stages)
+        return Painted(result.rgb, result.mask, stages)
 
 
 def paste_photo(window: Window, photos: Sequence[Reference]) -> Image:

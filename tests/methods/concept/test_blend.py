@@ -121,7 +121,7 @@ def test_where_no_object_stands_out_the_box_is_laid_in() -> None:
     result, notes = shown(window().clean, region="object")
     whole, silent = shown(window().clean)
     assert silent == [] and "whole box" in notes[0]
-    assert np.array_equal(result.rgb, whole.rgb) and np.array_equal(result.effect, whole.effect)
+    assert np.array_equal(result.rgb, whole.rgb) and np.array_equal(result.mask, whole.mask)
 
 
 def test_a_photo_lends_the_detail_that_the_sample_lacks() -> None:
