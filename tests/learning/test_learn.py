@@ -19,7 +19,7 @@ from inlay.checkpoints.concept import attached, is_concept, read_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.prompts import embedded_prompt
+from inlay.diffusion.text import embed_prompt
 from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.photos import find_views, with_places
 from inlay.learning.samples import (
@@ -192,16 +192,16 @@ def test_prompts_are_laid_out_as_told() -> None:
     prompt = prompt_for("a photo of {token} {class}", "q", "cup of tea")
     assert prompt == "a photo of q cup of tea"
     assert prompt_for("a photo of {token} {class}", "", "cup") == "a photo of cup"
-    plain = embedded_prompt(text, prompt, (64, 64)).hidden
+    plain = embed_prompt(text, prompt, (64, 64)).hidden
     assert torch.equal(plain, text.embed([prompt], (64, 64)).hidden)
-    both = embedded_prompt(text, prompt, (64, 64), "released", "cat").hidden
+    both = embed_prompt(text, prompt, (64, 64), "released", "cat").hidden
     other = text.embed(["cat"], (64, 64)).hidden
     assert both.shape == plain.shape == (1, 77, 32)
     for place in range(77):
         source = plain[0, place] if place < 39 else other[0, place - 38]
         assert torch.equal(both[0, place], source)
     with pytest.raises(InputError, match="longer than the 38 tokens"):
-        embedded_prompt(text, "a " * 39, (64, 64), "released")
+        embed_prompt(text, "a " * 39, (64, 64), "released")
     # The test's vocabulary of single letters does not have "sks" in one piece.
     assert pick_token(text) == "q"
     assert len(text.word_ids(pick_token(text))) == 1

@@ -83,7 +83,7 @@ def filler(
     import torch
 
     from inlay.checkpoints.concept import attached
-    from inlay.diffusion.prompts import embedded_prompt
+    from inlay.diffusion.text import embed_prompt
 
     if backbone is None:
         raise ValueError("a concept needs a backbone")
@@ -97,7 +97,7 @@ def filler(
         prompt = settings.prompt.replace(_OBJECT, words) or concept.prompt
         layout = concept.layout, concept.background_prompt
         text, class_text, negative = (
-            embedded_prompt(backbone.text, each, size, *layout)
+            embed_prompt(backbone.text, each, size, *layout)
             for each in (prompt, concept.class_prompt, settings.negative_prompt)
         )
         guided = settings.guidance_scale != 1 and prompt != settings.negative_prompt
