@@ -114,7 +114,7 @@ def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.n
     settings = get("dreamcom").settings.model_validate({"prompt": prompt, "lora_scale": scale})
     values = []
     with filler(window, backbone, settings, Context()) as fill:
-        text = fill.work.conditional
+        text = fill.work.text
         for level in LEVELS:
             values.append(prediction_error(fill, fill.background, text, levels=(level,)))
     return np.array(values)

@@ -149,18 +149,10 @@ class Filler:
         work, settings = self.work, self.settings
         if self._steps(strength) == 0:
             return source
-        denoiser = work.backbone.denoiser(work.conditions(hole, self.picture))
-        sampler = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
+        conditions = work.conditions(hole, self.picture)
+        solver = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
         with work.backbone.attention(self.attention(hole)):
-            latent = sampler(
-                denoiser,
-                source,
-                strength=strength,
-                noise=work.context.noise,
-                generator=work.context.generator,
-                keep_outside=denoiser.keep_outside,
-                progress=work.progress(self.done, self.total),
-            )
+            latent = work.paint(solver, conditions, source, strength, self.done, self.total)
         self.done += self._steps(strength)
         return latent
 
