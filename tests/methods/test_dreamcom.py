@@ -15,7 +15,7 @@ from skimage import data
 from checkpoints import built, loaded, raw
 from concepts import learnt
 from inlay import Box, Composer, InputError, Result
-from inlay.checkpoints.concept import attached, read_concept
+from inlay.checkpoints.concept import attach, read_concept
 from inlay.pictures.arrays import resize
 from inlay.scene.window import model_size
 from photos import Photo
@@ -75,7 +75,7 @@ class ByHand:
         config = {**backbone.scheduler_config, "clip_sample": False, "skip_prk_steps": True}
         files = [] if self.lora_scale is None else [(self.path, self.lora_scale)]
         found = []
-        with attached(backbone, files) if files else nullcontext(), torch.no_grad():
+        with attach(backbone, files) if files else nullcontext(), torch.no_grad():
             words, none = (backbone.embed([text], self.size) for text in (self.prompt, ""))
             for _ in range(count):
                 solver = EulerAncestralDiscreteScheduler.from_config(config)
@@ -192,7 +192,7 @@ def test_the_best_sample_is_the_likeliest() -> None:
     samples = hand.samples(3)
     backbone, concept = hand.backbone, hand.concept
     scores = []
-    with attached(backbone, [(hand.path, 1.0)]), torch.no_grad():
+    with attach(backbone, [(hand.path, 1.0)]), torch.no_grad():
         for z in samples:
             errors = []
             for prompt in (concept.class_prompt, concept.prompt):

@@ -82,7 +82,7 @@ def filler(
     """
     import torch
 
-    from inlay.checkpoints.concept import attached
+    from inlay.checkpoints.concept import attach
     from inlay.diffusion.text import embed_prompt
 
     if backbone is None:
@@ -91,7 +91,7 @@ def filler(
         raise ValueError("the window has no concept")
     files = [(window.concept, settings.lora_scale)]
     # Attached first: what is trained on later must not be an inference tensor.
-    with attached(backbone, files) as (concept,), torch.inference_mode():
+    with attach(backbone, files) as (concept,), torch.inference_mode():
         size = model_size(window.box, backbone.native_size, backbone.multiple)
         words = f"{concept.token} {concept.class_name}"
         prompt = settings.prompt.replace(_OBJECT, words) or concept.prompt
