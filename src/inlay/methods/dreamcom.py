@@ -94,8 +94,8 @@ def prediction_error(
     import torch
 
     backbone, hole = fill.work.backbone, fill.box
-    conditions = fill.work.conditions(hole, fill.picture, text)
-    denoiser = backbone.denoiser(replace(conditions, negative=None))
+    conditions = fill.work.conditions(hole, fill.picture)
+    denoiser = backbone.denoiser(replace(conditions, text=text, negative=None))
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     with backbone.attention(fill.attention(hole)):
