@@ -39,7 +39,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -75,12 +75,12 @@ def _unet(in_channels: int, **changes: Any) -> UNet2DConditionModel:
 
 
 @functools.cache
-def _tokenizer() -> Any:
+def clip_tokenizer() -> Any:
     return train_tokenizer(["a photo of a cat on a table", "two cups of coffee"], 560)
 
 
-def _text_config(projection: int, layers: int, activation: str) -> CLIPTextConfig:
-    tokenizer = _tokenizer()
+def text_config(projection: int, layers: int, activation: str) -> CLIPTextConfig:
+    tokenizer = clip_tokenizer()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -101,8 +101,8 @@ def _build_sd(
 ) -> Path:
     pipe = cls(
         vae=_autoencoder(0.18215),
-        text_encoder=CLIPTextModel(_text_config(WIDTH, 2, activation)),
-        tokenizer=_tokenizer(),
+        text_encoder=CLIPTextModel(text_config(WIDTH, 2, activation)),
+        tokenizer=clip_tokenizer(),
         unet=unet,
         scheduler=scheduler,
         safety_checker=None,
@@ -115,14 +115,14 @@ def _build_sd(
 
 def build_sd1(folder: Path) -> Path:
     """Stable Diffusion 1.x: predicts epsilon, PNDM scheduler, 128 px."""
-    with _seeded(1):
+    with seeded(1):
         scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1)
         return _build_sd(folder, StableDiffusionPipeline, _unet(4), scheduler, "quick_gelu")
 
 
 def build_sd1_inpaint(folder: Path) -> Path:
     """Stable Diffusion 1.x inpainting: nine input channels."""
-    with _seeded(2):
+    with seeded(2):
         scheduler = DDIMScheduler(
             **NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1
         )
@@ -131,7 +131,7 @@ def build_sd1_inpaint(folder: Path) -> Path:
 
 def build_sd2_v(folder: Path) -> Path:
     """Stable Diffusion 2.x: predicts v, linear projections, heads by level."""
-    with _seeded(3):
+    with seeded(3):
         scheduler = DDIMScheduler(
             **NOISE,
             clip_sample=False,
@@ -160,10 +160,10 @@ def _build_xl(folder: Path, cls: Any, in_channels: int, **options: Any) -> Path:
     )
     pipe = cls(
         vae=_autoencoder(0.13025),
-        text_encoder=CLIPTextModel(_text_config(WIDTH, 2, "quick_gelu")),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(projection, 3, "gelu")),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
+        text_encoder=CLIPTextModel(text_config(WIDTH, 2, "quick_gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(projection, 3, "gelu")),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=unet,
         scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
@@ -175,13 +175,13 @@ def _build_xl(folder: Path, cls: Any, in_channels: int, **options: Any) -> Path:
 
 def build_sdxl(folder: Path) -> Path:
     """Stable Diffusion XL: two text encoders, pooled text and sizes as added conditions."""
-    with _seeded(4):
+    with seeded(4):
         return _build_xl(folder, StableDiffusionXLPipeline, 4)
 
 
 def build_sdxl_inpaint(folder: Path) -> Path:
     """Stable Diffusion XL inpainting: nine input channels."""
-    with _seeded(5):
+    with seeded(5):
         return _build_xl(folder, StableDiffusionXLInpaintPipeline, 9)
 
 

@@ -23,6 +23,7 @@ from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.checkpoints.single_file import load_single_file
 from inlay.checkpoints.weights import check_safetensors, fingerprint
 from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
@@ -59,10 +60,10 @@ def load_backbone(
     """Load a checkpoint, with LoRA files merged into it and textual inversions added.
 
     name_or_path is "embedded", a diffusers folder, a hub id (owner/name; the local cache first,
-    then a download) or a single-file .safetensors checkpoint of SD 1.x, 2.x or XL, whose settings
-    come from a folder of the same name beside it, its own folder, or the hub. loras are
-    (path, scale) of .safetensors files in kohya's or diffusers' format; textual inversions are
-    .safetensors files, named in a prompt by the token they hold, else by their file's name.
+    then a download), or a single .safetensors file of SD 1.x, 2.x or XL, whose settings come from
+    a folder of the same name beside it, its own folder, or the hub. loras are (path, scale) of
+    .safetensors files in kohya's or diffusers' format; textual inversions are .safetensors files,
+    named in a prompt by the token they hold, else by their file's name.
     device "auto" is cuda, else mps, else cpu; dtype "auto" is float16 on cuda and float32
     elsewhere. Raises InputError, one sentence, for anything that cannot be loaded.
     """
@@ -71,11 +72,14 @@ def load_backbone(
     name = os.fspath(name_or_path)
     with reading(f"The model {name}"):
         loaded = _load(name, kind)
+    flow = isinstance(loaded.text, FlowText)
+    if flow and loras:
+        raise InputError(f"The model {name} is a transformer, but a LoRA is merged into a U-Net.")
     base = _Base(name, tuple(loaded.files))
     for number, (path, scale) in enumerate(loras):
         file = Path(path).expanduser()
         with reading(f"The LoRA {file}"):
-            load_lora(file, scale, loaded.unet, loaded.text, base)
+            load_lora(file, scale, loaded.network, loaded.text, base)
         loaded.files.append((f"lora {number} at {scale:g}", file))
     for number, path in enumerate(textual_inversions):
         file = Path(path).expanduser()
@@ -86,11 +90,11 @@ def load_backbone(
     # than eight bits. Those that say they are safe in float16 may have it.
     if kind == torch.float16 and getattr(loaded.vae.config, "force_upcast", True) is False:
         loaded.vae.half()
-    for module in (loaded.vae, loaded.unet, *loaded.text.encoders):
+    for module in (loaded.vae, loaded.network, *loaded.text.encoders):
         own_weights(module.to(place))
     with reading(f"The model {name}"):
-        return UNetBackbone(
-            loaded.unet,
+        return (FlowBackbone if flow else UNetBackbone)(
+            loaded.network,
             loaded.vae,
             loaded.text,
             loaded.scheduler_config,

@@ -57,6 +57,18 @@ KNOWN = (
         "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "sdxl", "inpaint", 1024,
         "Stable Diffusion XL inpainting; best for large regions, wants a GPU",
     ),
+    Checkpoint(
+        "stabilityai/stable-diffusion-3.5-medium", "sd3", "plain", 1024,
+        "Stable Diffusion 3.5, a transformer; its terms are to be accepted on the hub, wants a GPU",
+    ),
+    Checkpoint(
+        "black-forest-labs/FLUX.1-dev", "flux", "plain", 1024,
+        "FLUX.1 [dev]; its terms are to be accepted on the hub, wants a large GPU",
+    ),
+    Checkpoint(
+        "black-forest-labs/FLUX.1-Fill-dev", "flux", "inpaint", 1024,
+        "FLUX.1 Fill, inpainting; its terms are to be accepted on the hub, wants a large GPU",
+    ),
 )  # fmt: skip
 
 
@@ -74,15 +86,16 @@ def hub_cache() -> Path:
 def is_cached(name: str) -> bool:
     """Whether a checkpoint can be loaded without the network.
 
-    For a hub id: a snapshot with a model_index.json and the U-Net's weights is there.
+    For a hub id: a snapshot with a model_index.json and the network's weights is there.
     """
     if name == "embedded":
         return resources.files("inlay").joinpath("assets/embedded/model_index.json").is_file()
     snapshots = hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
     try:
         return any(
-            (commit / "model_index.json").is_file() and any((commit / "unet").glob("*.safetensors"))
+            (commit / "model_index.json").is_file() and any((commit / part).glob("*.safetensors"))
             for commit in snapshots.iterdir()
+            for part in ("unet", "transformer")
         )
     except OSError:
         return False

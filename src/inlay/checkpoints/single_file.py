@@ -38,7 +38,7 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Loaded:
         )
     folder = _settings(path)
     parts = read_index(folder, str(folder))
-    if parts["vae"] != ("diffusers", "AutoencoderKL"):
+    if parts["vae"] != ("diffusers", "AutoencoderKL") or "unet" not in parts:
         raise InputError(f"The folder {folder} does not describe a Stable Diffusion checkpoint.")
     config = read_scheduler(folder, str(folder))
     index = read_json(folder / "model_index.json")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "CLEAN", "Denoise", "Level", "Levels", "Sampler", "Step", "ddim_step", "descents", "repaint",
-    "sample", "step_count",
+    "CLEAN", "Denoise", "Level", "LevelSampler", "Levels", "Sampler", "Step", "ddim_step",
+    "descents", "repaint", "sample", "step_count",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Level:
 
     signal: float | Tensor
     noise: float | Tensor
-    timestep: int | Tensor
+    timestep: float | Tensor
 
     @property
     def sigma(self) -> float:
@@ -200,6 +200,41 @@ def descents(levels: Sequence[Level]) -> int:
 
 def _up(before: Level, after: Level) -> bool:
     return bool(after.noise > before.noise)
+
+
+@dataclass(frozen=True, eq=False)
+class LevelSampler:
+    """A Sampler that is nothing but sample() on the run of some levels."""
+
+    levels: Levels
+    steps: int
+    eta: float = 0.0
+
+    def __call__(
+        self,
+        denoiser: Denoise,
+        source: Tensor,
+        *,
+        strength: float,
+        noise: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+        keep_outside: Tensor | None = None,
+        progress: Callable[[Step], None] = lambda step: None,
+    ) -> Tensor:
+        levels = self.levels.run(self.steps, strength)
+        if not levels:
+            return source
+
+        def kept(step: Step) -> Tensor:
+            if keep_outside is None:
+                return step.z
+            known = source if step.to.noise == 0 else step.to.add_noise(source, noise(source))
+            return step.z * keep_outside + known * (1 - keep_outside)
+
+        start = levels[0].add_noise(source, noise(source))
+        return sample(
+            denoiser, start, levels, noise=noise, eta=self.eta, on_step=kept, progress=progress
+        )
 
 
 def ddim_step(step: Step, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:

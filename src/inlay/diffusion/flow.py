@@ -1,0 +1,335 @@
+"""Flow-matching checkpoints: Stable Diffusion 3 and FLUX.1, a transformer in place of a U-Net.
+
+A sample at t in [0, 1] is z = (1 - t) * x0 + t * eps, and the network tells its velocity
+v = eps - x0 (Esser et al. 2024, arXiv 2403.03206, section 2). All else that is special to such a
+checkpoint is here: its levels, what its network reads, its text encoders, its joint attention. FLUX
+has no paper: what it is fed is what diffusers' pipelines feed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from inlay.diffusion.attention import AttentionRule, Layer
+from inlay.diffusion.attention_shared import HiddenRegion, SharedSource
+from inlay.diffusion.backbone import Backbone, Conditions, Denoiser
+from inlay.diffusion.sample import CLEAN, Level, LevelSampler, Sampler, step_count
+from inlay.diffusion.text import Conditioning, TextStack
+from inlay.errors import InputError
+
+__all__ = ["FlowBackbone", "FlowLevels", "FlowText"]
+
+# The schedulers that sample a flow, with the share of fresh noise a step: on such levels DDIM's
+# step is Euler's, and the ancestral one is DDIM's with all noise fresh.
+_FRESH_NOISE = {
+    "FlowMatchEulerDiscreteScheduler": 0.0,
+    "EulerDiscreteScheduler": 0.0,
+    "DDIMScheduler": 0.0,
+    "EulerAncestralDiscreteScheduler": 1.0,
+}
+
+
+class FlowText(TextStack):
+    """CLIP encoders and, as the last one, T5, whose padding the network reads too.
+
+    SD3 has two of CLIP. It reads their last hidden states but one, side by side and widened with
+    zeros to T5's width, and behind them 256 places of T5's; FLUX has one, and reads 512 places of
+    T5's alone. CLIP's pooled outputs go along: added = {"pooled_projections": (N, P)}.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
+        super().__init__(tokenizers, encoders)
+        self.joined = len(self.encoders) == 3
+
+    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+        """One row a prompt; the size makes no difference."""
+        rows = [self._row(prompt) for prompt in prompts]
+        pooled = torch.cat([row[1] for row in rows if row[1] is not None])
+        return Conditioning(torch.cat([row[0] for row in rows]), {"pooled_projections": pooled})
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        outputs = [
+            encoder(
+                torch.tensor([self.token_ids(prompt, number)], device=encoder.device),
+                output_hidden_states=True,
+            )
+            for number, encoder in enumerate(self.encoders)
+        ]
+        hidden: Tensor = outputs.pop().last_hidden_state
+        if not self.joined:
+            return hidden, outputs[0].pooler_output
+        short = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        short = functional.pad(short, (0, hidden.shape[-1] - short.shape[-1]))
+        return torch.cat([short, hidden], 1), torch.cat([x.text_embeds for x in outputs], -1)
+
+    def token_ids(self, prompt: str, number: int = 0) -> list[int]:
+        """The ids that encoder `number` is fed, end and padding included."""
+        if number < len(self.encoders) - 1:
+            return super().token_ids(prompt, number)
+        length = 256 if self.joined else 512
+        options = {"padding": "max_length", "max_length": length, "truncation": True}
+        return list(self.tokenizers[number](prompt, verbose=False, **options).input_ids)
+
+
+class FlowLevels:
+    """The levels (1 - t, t) of a checkpoint's FlowMatchEulerDiscreteScheduler.
+
+    tokens is the number of image tokens that its shift of t goes by, where that depends on the
+    picture's size (`use_dynamic_shifting`). With `even` a run's t are spread evenly from 1 to
+    1 / steps before they are shifted, as FLUX's are; else down to the least noisy of training.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tokens: int, even: bool) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        self._scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+        self._even = even
+        c = self._scheduler.config
+        share = (tokens - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
+        self._shift = c.base_shift + share * (c.max_shift - c.base_shift)
+        count = int(c.num_train_timesteps)
+        # A quantity on its own: where training spreads t evenly, whatever a run does.
+        self._trained = self._spread(np.linspace(1, 1 / count, count)).flip(0)[1:]
+
+    def _spread(self, places: Any) -> Tensor:
+        """A run's t, shifted, noisiest first, with the 0 that it ends at."""
+        self._scheduler.set_timesteps(sigmas=places, mu=self._shift)
+        t: Tensor = self._scheduler.sigmas
+        return t
+
+    def _level(self, t: float) -> Level:
+        return Level(1 - t, t, t * len(self))
+
+    def __len__(self) -> int:
+        return len(self._trained)
+
+    def __getitem__(self, timestep: int, /) -> Level:
+        return self._level(float(self._trained[timestep]))
+
+    def rows(self, timesteps: Tensor) -> Level:
+        """The levels of timesteps (N,) as one Level of tensors, float32 on the same device."""
+        t = self._trained.to(timesteps.device)[timesteps]
+        return Level(1 - t[:, None, None, None], t[:, None, None, None], t * len(self))
+
+    def run(self, steps: int, strength: float = 1.0) -> list[Level]:
+        """The levels of a sampling, noisiest first, with the clean one that it ends at."""
+        steps = min(steps, len(self))
+        left = step_count(steps, strength)
+        if left == 0:
+            return []
+        if self._even:
+            t = self._spread(np.linspace(1, 1 / steps, steps))
+        else:
+            self._scheduler.set_timesteps(steps, mu=self._shift)
+            t = self._scheduler.sigmas
+        return [*(self._level(float(each)) for each in t[-left - 1 : -1]), CLEAN]
+
+
+class FlowBackbone(Backbone):
+    """A checkpoint of SD3 (family "sd3") or FLUX.1 (family "flux"); see Backbone.
+
+    FLUX reads a latent packed: 2 x 2 of its pixels are one token; FLUX.1 Fill also the latent of
+    what is to stay and the mask of its patches. FLUX.1 [dev] and Fill are told the guidance scale
+    in place of being guided, so they do not read the negative prompt. Raises InputError for a
+    transformer that this package cannot drive.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        vae: Any,
+        text: TextStack,
+        scheduler_config: Mapping[str, Any],
+        *,
+        name: str,
+        hasher: Callable[[], str] = lambda: "",
+    ) -> None:
+        super().__init__(network, vae, text, name=name, hasher=hasher)
+        config = network.config
+        self.family = "flux" if type(network).__name__.startswith("Flux") else "sd3"
+        self.prediction_type = "flow_prediction"
+        self.latent_channels = int(vae.config.latent_channels)
+        self.told_scale = bool(config.get("guidance_embeds"))
+        packs = self.family == "flux"
+        self.multiple = self.factor * (2 if packs else int(config.patch_size))
+        read, made = int(config.in_channels), int(config.out_channels or config.in_channels)
+        if packs:
+            read, made = read // 4, made // 4
+        masked = 2 * self.latent_channels + self.factor**2
+        width = int(text.encoders[-1].config.d_model)
+        fits = made == self.latent_channels and config.joint_attention_dim == width
+        if not fits or read not in (made, masked if packs else made):
+            raise InputError(
+                f"The transformer of the model {name} reads {config.in_channels} channels and text "
+                f"of width {config.joint_attention_dim}, which is not what Stable Diffusion 3 or "
+                f"FLUX.1 [dev], [schnell] or Fill do with its other parts."
+            )
+        self.kind = "plain" if read == made else "inpaint"
+        if packs:
+            # It has no size of its own: that of the longest sequence it was trained at.
+            tokens = int(scheduler_config.get("max_image_seq_len", 4096))
+            self.native_size = int(tokens**0.5) * self.multiple
+        else:
+            self.native_size = int(config.sample_size) * self.factor
+        tokens = (self.native_size // self.multiple) ** 2
+        self.levels: FlowLevels = FlowLevels(scheduler_config, tokens, even=packs)
+
+    @property
+    def unet(self) -> Any:
+        """InputError, for all that is made for a U-Net."""
+        raise InputError(
+            f"the model {self.name} is a transformer, but T2I-Adapters, harmonizers and learned "
+            "concepts are for U-Nets."
+        )
+
+    def denoiser(self, conditions: Conditions) -> Denoiser:
+        """The network under conditions, as a function of (z, level)."""
+        return (_ToldDenoiser if self.told_scale else Denoiser)(self, conditions)
+
+    def layers(self) -> list[Layer]:
+        """The joint attention layers in their order; the latter half stands for a decoder."""
+        names = list(self.network.attn_processors)
+        modules = [self.network.get_submodule(name.removesuffix(".processor")) for name in names]
+        later = [2 * number >= len(names) for number in range(len(names))]
+        return [Layer(x, "self", y, z) for x, y, z in zip(names, later, modules, strict=True)]
+
+    @contextmanager
+    def attention(self, rule: AttentionRule | None) -> Iterator[None]:
+        """See Backbone. Picture and text attend to one sequence here, so of the rules only those
+        go that say which places of the picture are seen; InputError for any other.
+        """
+        if rule is not None and not isinstance(rule, HiddenRegion | SharedSource):
+            raise InputError(
+                f"the model {self.name} has no attention of its own to the text or to the picture, "
+                "so single words cannot be steered to a place and learned concepts cannot be used."
+            )
+        if rule is None:
+            yield
+            return
+        self.rules.append(rule)
+        try:
+            yield
+        finally:
+            self.rules.remove(rule)
+
+    def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
+        """The velocity (N, C, h, w) in float32, without guidance; see Backbone.predict()."""
+        text, count = conditions.text, len(z)
+        if len(text) != count or text.added is None:
+            raise ValueError(f"{len(text)} rows of conditioning for {count} latents")
+        step = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(count)
+        inputs = {
+            "encoder_hidden_states": text.hidden.to(self.device, self.dtype),
+            "pooled_projections": text.added["pooled_projections"].to(self.device, self.dtype),
+            "return_dict": False,
+        }
+        tokens = z.shape[-2] * z.shape[-1] // (self.multiple // self.factor) ** 2
+        rules = [rule for rule in self.rules if isinstance(rule, HiddenRegion | SharedSource)]
+        with _JointAttention(rules[-1], self, tokens) if rules else nullcontext():
+            if self.family == "flux":
+                return self._packed(z, step, conditions, inputs)
+            z = z.to(self.device, self.dtype)
+            velocity: Tensor = self.network(hidden_states=z, timestep=step, **inputs)[0]
+            return velocity.float()
+
+    def _packed(
+        self, z: Tensor, step: Tensor, conditions: Conditions, inputs: dict[str, Any]
+    ) -> Tensor:
+        parts, (height, width) = [z], (side // 2 for side in z.shape[-2:])
+        if self.kind == "inpaint":
+            mask, seen = conditions.mask, conditions.masked_latent
+            if mask is None or seen is None:
+                raise ValueError("a checkpoint of kind 'inpaint' needs a mask and a masked latent")
+            # The mask of a patch's pixels, one channel each: here they are all the patch's own.
+            parts += [x.expand(len(z), n, -1, -1) for x, n in ((seen, -1), (mask, self.factor**2))]
+        whole = torch.cat([x.to(self.device, self.dtype) for x in parts], 1)
+        rows, columns = torch.arange(height), torch.arange(width)
+        if self.told_scale:
+            inputs["guidance"] = torch.full_like(step, conditions.guidance_scale)
+        output = self.network(
+            hidden_states=functional.pixel_unshuffle(whole, 2).flatten(2).transpose(1, 2),
+            timestep=step / len(self.levels),
+            img_ids=torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype), rows, columns).to(step),
+            txt_ids=step.new_zeros(inputs["encoder_hidden_states"].shape[1], 3),
+            **inputs,
+        )[0]
+        tokens = output.float().transpose(1, 2).unflatten(2, (height, width))
+        return functional.pixel_shuffle(tokens, 2)
+
+    def solver(self, name: str, steps: int) -> Sampler:
+        """Euler's steps on the checkpoint's levels, or ancestral ones; InputError for any other."""
+        if name not in _FRESH_NOISE:
+            raise InputError(
+                f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
+                "FlowMatchEulerDiscreteScheduler or EulerAncestralDiscreteScheduler."
+            )
+        return LevelSampler(self.levels, steps, _FRESH_NOISE[name])
+
+
+class _ToldDenoiser(Denoiser):
+    """A network that is told the guidance scale: not guided, whatever the conditions say."""
+
+    def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        self.conditions = replace(self.conditions, negative=None)
+        return super().__call__(z, level)
+
+
+class _JointAttention(TorchFunctionMode):
+    """Puts a rule's views in force while the network runs, in the layers that it is for.
+
+    Picture and text attend to one sequence, in FLUX the text first, in SD3 the picture; some layers
+    of SD3.5 hold the picture alone. A view is of the picture's `tokens`; a row always sees its own
+    text. Each of diffusers' layers makes one fused call, which is changed here, so that no
+    processor of ours needs to know how a family projects and turns its queries.
+    """
+
+    def __init__(
+        self, rule: HiddenRegion | SharedSource, backbone: FlowBackbone, tokens: int
+    ) -> None:
+        super().__init__()
+        self.rule, self.tokens = rule, tokens
+        layers = backbone.layers()
+        chosen = {layer.name for layer in rule.layers(layers)}
+        self.acts = iter([layer.name in chosen for layer in layers])
+        self.text_first = backbone.family == "flux"
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        if not next(self.acts):
+            return func(*args, **kwargs)
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        query, key, value = given["query"], given["key"], given["value"]
+        start = key.shape[2] - self.tokens if self.text_first else 0
+        output = torch.empty_like(query)
+        for view in self.rule.views(len(query), self.tokens):
+            rows = torch.tensor(view.rows, device=query.device)
+            seen = torch.tensor(view.seen, device=query.device)
+            k, v = (self._seen(x, rows, seen, start, view.keep) for x in (key, value))
+            output[rows] = func(query[rows], k, v)
+        return output
+
+    def _seen(
+        self, x: Tensor, rows: Tensor, seen: Tensor, start: int, keep: Tensor | None
+    ) -> Tensor:
+        """What some rows see of keys or values (rows, heads, tokens, width): their own text, and
+        of the picture of `seen` what is kept.
+        """
+        own, end = x[rows], start + self.tokens
+        picture = x[seen][:, :, start:end]
+        if keep is not None:
+            picture = picture[:, :, keep.to(x.device)]
+        return torch.cat([own[:, :, :start], picture, own[:, :, end:]], 2)
