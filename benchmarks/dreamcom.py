@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from inlay import Box, Composer
-from inlay.checkpoints.concept import attached
+from inlay.checkpoints.concept import attach
 from inlay.evaluation.photos import find_photos
 from inlay.learning.learn import learn
 from inlay.learning.photos import with_places
@@ -103,7 +103,7 @@ def learnt(subject: Subject, count: int, settings: dict[str, Any], folder: Path)
 
 def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.ndarray:
     """Denoising loss in the held-out photo's box at each of LEVELS, what was learnt scaled."""
-    with attached(composer.backbone, [(file, 1.0)]) as (about,):
+    with attach(composer.backbone, [(file, 1.0)]) as (about,):
         prompt = about.prompt.replace(about.class_name, subject.class_name)
     picture, box = read_picture(subject.photos[-1]), subject.boxes[-1]
     mask = np.zeros((picture.height, picture.width), np.float32)
@@ -114,7 +114,7 @@ def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.n
     settings = get("dreamcom").settings.model_validate({"prompt": prompt, "lora_scale": scale})
     values = []
     with filler(window, backbone, settings, Context()) as fill:
-        text = fill.work.conditional
+        text = fill.work.text
         for level in LEVELS:
             values.append(prediction_error(fill, fill.background, text, levels=(level,)))
     return np.array(values)

@@ -24,8 +24,8 @@ from inlay.scene.subject import Subject
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.control import ControlAdapter
     from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Composer"]
 
@@ -83,7 +83,7 @@ class Composer:
     def adapter(self, name: str) -> ControlAdapter:
         """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
         if name not in self._adapters:
-            from inlay.diffusion.t2i_adapter import load_adapter
+            from inlay.checkpoints.branch import load_adapter
 
             self._adapters[name] = load_adapter(name, self.backbone)
         return self._adapters[name]
@@ -94,7 +94,7 @@ class Composer:
         "auto" is that of the embedded checkpoint; None where there is none.
         """
         if name not in self._harmonizers:
-            from inlay.diffusion.harmonizer import load_harmonizer
+            from inlay.checkpoints.branch import load_harmonizer
 
             found: Harmonizer | None = None
             if name != "auto":

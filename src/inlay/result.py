@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.control import ControlAdapter
     from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.t2i_adapter import ControlAdapter
 
 
 @dataclass(frozen=True, eq=False)

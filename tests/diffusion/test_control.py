@@ -18,11 +18,19 @@ from skimage import data
 
 from checkpoints import built, loaded, predictions, raw
 from inlay import InputError
+from inlay.checkpoints.branch import load_adapter
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone, Conditions
-from inlay.diffusion.control import canny, control_image, fitted, sketch
+from inlay.diffusion.control import (
+    ControlAdapter,
+    canny,
+    control_image,
+    feature_shapes,
+    fitted,
+    new_adapter,
+    sketch,
+)
 from inlay.diffusion.distill import Branch, delta
-from inlay.diffusion.t2i_adapter import ControlAdapter, feature_shapes, load_adapter, new_adapter
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -14,13 +14,13 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load, load_file, save_file
 
 from checkpoints import BUILDERS, NOISE, WIDTH, loaded, predictions, raw
+from inlay.checkpoints.branch import load_harmonizer
 from inlay.diffusion.autoencoder import PatchAutoencoder
 from inlay.diffusion.backbone import Backbone, Conditions, Guide
 from inlay.diffusion.harmonizer import (
     Harmonizer,
     correct,
     few_levels,
-    load_harmonizer,
     new_harmonizer,
 )
 from inlay.diffusion.text import Conditioning

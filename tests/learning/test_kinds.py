@@ -20,7 +20,7 @@ from torch import nn
 from checkpoints import built
 from concepts import BOXES, learnt, photos
 from inlay import InputError
-from inlay.checkpoints.concept import attached, read_concept, write_concept
+from inlay.checkpoints.concept import attach, read_concept, write_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.attention import processors
@@ -135,24 +135,24 @@ def test_a_whole_unet_goes_in_and_out(tmp_path: Path) -> None:
     before = _state(backbone)
     assert {key.removeprefix("unet.") for key in held} == backbone.unet.state_dict().keys()
     assert {value.dtype for value in held.values()} == {torch.float16}
-    with attached(backbone, [(path, 1.0)]) as (concept,):
+    with attach(backbone, [(path, 1.0)]) as (concept,):
         assert concept.kind == "full"
         assert all(
             torch.equal(value, held[f"unet.{name}"].float())
             for name, value in backbone.unet.state_dict().items()
         )
     assert _same(before, _state(backbone))
-    with attached(backbone, [(path, 0.0)]):
+    with attach(backbone, [(path, 0.0)]):
         assert _same(before, _state(backbone))
     lora = learnt("sd1")
     for files in ([(path, 1.0)] * 2, [(path, 1.0), (lora, 1.0)], [(lora, 1.0), (path, 1.0)]):
-        with pytest.raises(InputError, match="whole U-Net"), attached(backbone, files):
+        with pytest.raises(InputError, match="whole U-Net"), attach(backbone, files):
             raise AssertionError
     with pytest.raises(InputError, match="cannot be merged"):
         load_backbone(model, device="cpu", loras=[(path, 1.0)])
     broken = tmp_path / "cup.safetensors"
     write_concept(broken, read_concept(path), dict(list(held.items())[1:]), 2)
-    with pytest.raises(InputError, match="does not fit"), attached(backbone, [(broken, 1.0)]):
+    with pytest.raises(InputError, match="does not fit"), attach(backbone, [(broken, 1.0)]):
         raise AssertionError
     assert _same(before, _state(backbone))
 
@@ -169,12 +169,12 @@ def test_the_text_encoders_learn(model: str, tmp_path: Path) -> None:
     backbone = load_backbone(built(model), device="cpu")
     prompt, size = ["a photo of q cup"], (64, 64)
     before, plain = _state(backbone), backbone.embed(prompt, size).hidden
-    with attached(backbone, [(path, 1.0)]):
+    with attach(backbone, [(path, 1.0)]):
         inside = backbone.embed(prompt, size).hidden
     assert torch.equal(backbone.embed(prompt, size).hidden, plain)
     assert _same(before, _state(backbone))
     assert (inside - plain).abs().max() > 1e-2
-    with attached(backbone, [(path, 0.5), (path, 0.5)]):
+    with attach(backbone, [(path, 0.5), (path, 0.5)]):
         torch.testing.assert_close(backbone.embed(prompt, size).hidden, inside)
     merged = load_backbone(built(model), device="cpu", loras=[(path, 1.0)])
     torch.testing.assert_close(merged.embed(prompt, size).hidden, inside)

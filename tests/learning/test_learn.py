@@ -15,11 +15,11 @@ from skimage import data
 
 from checkpoints import built, loaded
 from inlay import Box, InputError
-from inlay.checkpoints.concept import attached, is_concept, read_concept
+from inlay.checkpoints.concept import attach, is_concept, read_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.prompts import embedded_prompt
+from inlay.diffusion.text import embed_prompt
 from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.photos import find_views, with_places
 from inlay.learning.samples import (
@@ -192,16 +192,16 @@ def test_prompts_are_laid_out_as_told() -> None:
     prompt = prompt_for("a photo of {token} {class}", "q", "cup of tea")
     assert prompt == "a photo of q cup of tea"
     assert prompt_for("a photo of {token} {class}", "", "cup") == "a photo of cup"
-    plain = embedded_prompt(text, prompt, (64, 64)).hidden
+    plain = embed_prompt(text, prompt, (64, 64)).hidden
     assert torch.equal(plain, text.embed([prompt], (64, 64)).hidden)
-    both = embedded_prompt(text, prompt, (64, 64), "released", "cat").hidden
+    both = embed_prompt(text, prompt, (64, 64), "released", "cat").hidden
     other = text.embed(["cat"], (64, 64)).hidden
     assert both.shape == plain.shape == (1, 77, 32)
     for place in range(77):
         source = plain[0, place] if place < 39 else other[0, place - 38]
         assert torch.equal(both[0, place], source)
     with pytest.raises(InputError, match="longer than the 38 tokens"):
-        embedded_prompt(text, "a " * 39, (64, 64), "released")
+        embed_prompt(text, "a " * 39, (64, 64), "released")
     # The test's vocabulary of single letters does not have "sks" in one piece.
     assert pick_token(text) == "q"
     assert len(text.word_ids(pick_token(text))) == 1
@@ -305,7 +305,7 @@ def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
     model = str(built("sd1_inpaint"))
     base = load_backbone(model, device="cpu")
     plain, before = _prediction(base), _weights(base)
-    with attached(base, [(learnt, 1.0)]) as (concept,):
+    with attach(base, [(learnt, 1.0)]) as (concept,):
         inside = _prediction(base)
         assert concept.prompt == "a photo of q cup"
     assert torch.equal(_prediction(base), plain)
@@ -313,7 +313,7 @@ def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert (inside - plain).abs().max() > 1e-2
-    with attached(base, [(learnt, 0.0)]):
+    with attach(base, [(learnt, 0.0)]):
         torch.testing.assert_close(_prediction(base), plain, atol=1e-6, rtol=0)
     merged = load_backbone(model, device="cpu", loras=[(learnt, 1.0)])
     torch.testing.assert_close(_prediction(merged), inside, atol=1e-4, rtol=0)
@@ -351,7 +351,7 @@ def test_files_that_do_not_fit_are_refused(learnt: Path, tmp_path: Path) -> None
             read_concept(learnt, loaded(other))
         assert str(error.value).count(".") == str(error.value).count(".safetensors") + 1
     stranger = load_backbone(str(built("sd1")), device="cpu")
-    with pytest.raises(InputError, match="has other weights"), attached(stranger, [(learnt, 1.0)]):
+    with pytest.raises(InputError, match="has other weights"), attach(stranger, [(learnt, 1.0)]):
         raise AssertionError
     plain = tmp_path / "plain.safetensors"
     save_file({"x": torch.zeros(1)}, plain)

@@ -14,7 +14,7 @@ import torch
 
 from inlay import Composer, InputError, Result
 from inlay.methods import get
-from inlay.methods.cdc import eroded, next_input
+from inlay.methods.cdc import erode, next_input
 from photos import Photo, five_scenes
 
 
@@ -174,12 +174,12 @@ def test_the_next_round_gets_the_mix_inside_and_the_picture_outside() -> None:
 def test_the_erosion_shrinks_from_round_to_round() -> None:
     mask = torch.zeros(1, 1, 128, 128)
     mask[..., 20:110, 20:110] = 1
-    widths = [int(eroded(mask, n, 4, 0.06)[0, 0, 64].sum()) for n in (1, 2, 3, 4)]
+    widths = [int(erode(mask, n, 4, 0.06)[0, 0, 64].sum()) for n in (1, 2, 3, 4)]
     # Kernels of 7, 5, 3 and 1 pixels' radius take as much off either side.
     assert widths == [90 - 2 * radius for radius in (7, 5, 3, 1)]
     thin = torch.zeros(1, 1, 128, 128)
     thin[..., 60, 20:110] = 1
-    assert torch.equal(eroded(thin, 1, 4, 0.06), thin)
+    assert torch.equal(erode(thin, 1, 4, 0.06), thin)
 
 
 def test_rounds_report_progress_as_one_run() -> None:

@@ -126,12 +126,12 @@ def test_any_mask_gives_a_picture_that_differs_only_in_the_effect(
         assert method.name == "telea" and (alpha > 0).all()
         return
     assert painted.rgb.dtype == np.float32 and painted.rgb.shape == (*shape, 3)
-    assert painted.effect.dtype == np.bool_ and painted.effect.shape == shape
+    assert painted.mask.dtype == np.bool_ and painted.mask.shape == shape
     assert np.isfinite(painted.rgb).all()
     assert painted.rgb.min() >= -1e-6 and painted.rgb.max() <= 1 + 1e-6
-    assert painted.effect[alpha > (0.5 / 255 if method.name == "telea" else 0)].all()
+    assert painted.mask[alpha > (0.5 / 255 if method.name == "telea" else 0)].all()
     if method.name != "telea":
-        assert not painted.effect[alpha == 0].any()
+        assert not painted.mask[alpha == 0].any()
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -141,7 +141,7 @@ def test_twice_the_same(method: Method) -> None:
         window = given_picture(window.pasted, window.alpha)
     first, second = run(method, window), run(method, window)
     np.testing.assert_array_equal(first.rgb, second.rgb)
-    np.testing.assert_array_equal(first.effect, second.effect)
+    np.testing.assert_array_equal(first.mask, second.mask)
 
 
 # --- paste
@@ -151,7 +151,7 @@ def test_paste_is_the_composite() -> None:
     window = composed(ASTRONAUT, COFFEE, ellipse(1.5))
     painted = run(paste.METHOD, window)
     np.testing.assert_array_equal(painted.rgb, window.pasted)
-    np.testing.assert_array_equal(painted.effect, window.alpha > 0)
+    np.testing.assert_array_equal(painted.mask, window.alpha > 0)
 
 
 # --- feather
@@ -373,7 +373,7 @@ def test_telea_continues_a_smooth_picture(algorithm: str, working_side: int) -> 
         telea.METHOD, given_picture(picture, alpha), algorithm=algorithm,
         working_side=working_side,
     )  # fmt: skip
-    hole = painted.effect
+    hole = painted.mask
     np.testing.assert_array_equal(painted.rgb[~hole], picture[~hole])
     assert abs(painted.rgb - truth)[hole].mean() < 0.02
     assert abs(painted.rgb - truth)[hole].max() < 0.1
@@ -383,10 +383,10 @@ def test_telea_dilates_by_the_pixels_asked_for() -> None:
     alpha = np.zeros((90, 120), np.float32)
     alpha[45, 60] = 1
     window = given_picture(COFFEE, alpha)
-    assert run(telea.METHOD, window, dilate=0).effect.sum() == 1
+    assert run(telea.METHOD, window, dilate=0).mask.sum() == 1
     y, x = np.mgrid[:90, :120]
     np.testing.assert_array_equal(
-        run(telea.METHOD, window, dilate=5).effect, np.hypot(x - 60, y - 45) <= 5
+        run(telea.METHOD, window, dilate=5).mask, np.hypot(x - 60, y - 45) <= 5
     )
 
 
@@ -408,7 +408,7 @@ def test_telea_needs_something_round_the_hole() -> None:
     alpha = np.ones((90, 120), np.float32)
     alpha[:, 118:] = 0
     painted = run(telea.METHOD, given_picture(COFFEE, alpha), dilate=50)
-    assert not painted.effect.all() and painted.effect[alpha > 0].all()
+    assert not painted.mask.all() and painted.mask[alpha > 0].all()
 
 
 # --- what they share

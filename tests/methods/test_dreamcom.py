@@ -12,10 +12,10 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from skimage import data
 
-from checkpoints import built, loaded
+from checkpoints import built, loaded, raw
 from concepts import learnt
 from inlay import Box, Composer, InputError, Result
-from inlay.checkpoints.concept import attached, read_concept
+from inlay.checkpoints.concept import attach, read_concept
 from inlay.pictures.arrays import resize
 from inlay.scene.window import model_size
 from photos import Photo
@@ -75,7 +75,7 @@ class ByHand:
         config = {**backbone.scheduler_config, "clip_sample": False, "skip_prk_steps": True}
         files = [] if self.lora_scale is None else [(self.path, self.lora_scale)]
         found = []
-        with attached(backbone, files) if files else nullcontext(), torch.no_grad():
+        with attach(backbone, files) if files else nullcontext(), torch.no_grad():
             words, none = (backbone.embed([text], self.size) for text in (self.prompt, ""))
             for _ in range(count):
                 solver = EulerAncestralDiscreteScheduler.from_config(config)
@@ -92,7 +92,7 @@ class ByHand:
                 for number, t in enumerate(times):
                     scaled, level = solver.scale_model_input(z, t), int(t)
                     one, two = (
-                        backbone.predict(scaled, level, text, *self.masks) for text in (none, words)
+                        raw(backbone, scaled, level, text, *self.masks) for text in (none, words)
                     )
                     z = solver.step(one + 5 * (two - one), t, z, generator=generator).prev_sample
                     if backbone.kind == "plain":
@@ -192,7 +192,7 @@ def test_the_best_sample_is_the_likeliest() -> None:
     samples = hand.samples(3)
     backbone, concept = hand.backbone, hand.concept
     scores = []
-    with attached(backbone, [(hand.path, 1.0)]), torch.no_grad():
+    with attach(backbone, [(hand.path, 1.0)]), torch.no_grad():
         for z in samples:
             errors = []
             for prompt in (concept.class_prompt, concept.prompt):
@@ -200,9 +200,8 @@ def test_the_best_sample_is_the_likeliest() -> None:
                 generator, error = torch.Generator().manual_seed(0), 0.0
                 for t in (300, 500, 700):
                     noise = torch.randn(z.shape, generator=generator)
-                    alpha = float(backbone.alphas_cumprod[t])
-                    noisy = alpha**0.5 * z + (1 - alpha) ** 0.5 * noise
-                    wrong = (backbone.predict(noisy, t, text) - noise)[:, :, hand.hole[0, 0] > 0]
+                    noisy = backbone.levels[t].add_noise(z, noise)
+                    wrong = (raw(backbone, noisy, t, text) - noise)[:, :, hand.hole[0, 0] > 0]
                     error += float((wrong**2).mean()) / 3
                 errors.append(error)
             scores.append(errors[0] - errors[1])

@@ -19,8 +19,8 @@ from checkpoints import built
 from inlay import Box, Composer, InputError, Result
 from inlay.cli import main
 from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.control import new_adapter
 from inlay.diffusion.distill import Branch, redraw
-from inlay.diffusion.t2i_adapter import new_adapter
 from inlay.diffusion.text import join
 from inlay.methods import get
 from inlay.settings import validate_settings

@@ -15,9 +15,9 @@ from skimage import data
 
 from checkpoints import built
 from inlay import InputError
+from inlay.checkpoints.branch import load_adapter
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
-from inlay.diffusion.t2i_adapter import load_adapter
 from inlay.pictures.files import is_held_out
 from inlay.training.adapter import (
     AdapterConfig,

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from skimage import data
 
 from checkpoints import built
+from inlay.checkpoints.branch import load_harmonizer
 from inlay.cli import main
 from inlay.diffusion.backbone import Conditions, Guide
-from inlay.diffusion.harmonizer import correct, load_harmonizer
+from inlay.diffusion.harmonizer import correct
 from inlay.pictures.files import is_held_out
 from inlay.training.batches import DisturbedLoader, cover
 from inlay.training.corpus import Corpus

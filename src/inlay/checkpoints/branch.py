@@ -1,4 +1,4 @@
-"""Networks that work beside a frozen U-Net: where their weights come from, and their fingerprint.
+"""Networks that work beside a frozen U-Net: harmonizers and T2I-Adapters, out of folders.
 
 They lie in folders of diffusers' layout, a config.json and .safetensors weights, as what
 save_pretrained() writes.
@@ -19,15 +19,17 @@ from inlay.checkpoints.hub import hub_folder, is_hub_id
 from inlay.checkpoints.load import own_weights, reading
 from inlay.checkpoints.weights import check_safetensors, fingerprint, pick_weights
 from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.control import ControlAdapter
+from inlay.diffusion.harmonizer import Harmonizer
 from inlay.errors import InputError
 
-__all__ = ["Beside", "Sort", "open_beside"]
+__all__ = ["load_adapter", "load_harmonizer"]
 
 _STEM = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
-class Sort:
+class _Sort:
     """A sort of such networks: how messages call it, diffusers' class, the embedded one's folder.
 
     `long` ends "which ... in diffusers' layout has".
@@ -39,28 +41,30 @@ class Sort:
     asset: str
 
 
-class Beside:
-    """A network beside a U-Net, with the name that a user gave and a fingerprint."""
-
-    def __init__(self, network: Any, *, name: str, hasher: Callable[[], str]) -> None:
-        self.network, self.name = network, name
-        self._hasher = hasher
-        self._hash: str | None = None
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 over the weight files; read once, when asked."""
-        if self._hash is None:
-            self._hash = self._hasher()
-        return self._hash
+_HARMONIZER = _Sort("harmonizer", "a harmonizer", "ControlNetModel", "harmonizer")
+_ADAPTER = _Sort("adapter", "a T2I-Adapter", "T2IAdapter", "adapter-canny")
 
 
-def open_beside(name: str, sort: Sort, backbone: Backbone) -> tuple[Any, Callable[[], str]]:
-    """The network, frozen, on the backbone's device and in its dtype; and its hasher.
+def load_harmonizer(name: str, backbone: Backbone) -> Harmonizer:
+    """The harmonizer "embedded" (for the embedded checkpoint), of a folder in diffusers' layout,
+    or of a hub id (the local cache first, then a download); frozen, in the backbone's dtype.
 
-    name is "embedded", a folder, or a hub id (the local cache first, then a download). Weights
-    come from .safetensors files alone. Raises InputError, one sentence, for anything that cannot
-    be loaded; whether it fits the backbone is not looked at.
+    Weights come from .safetensors files alone. Raises InputError, one sentence, for anything that
+    cannot be loaded or does not fit the backbone.
+    """
+    network, hasher = _open(name, _HARMONIZER, backbone)
+    return Harmonizer(network, backbone, name=name, hasher=hasher)
+
+
+def load_adapter(name: str, backbone: Backbone) -> ControlAdapter:
+    """The T2I-Adapter of a name, as load_harmonizer() loads harmonizers."""
+    network, hasher = _open(name, _ADAPTER, backbone)
+    return ControlAdapter(network, backbone, name=name, hasher=hasher)
+
+
+def _open(name: str, sort: _Sort, backbone: Backbone) -> tuple[Any, Callable[[], str]]:
+    """The network on the backbone's device and in its dtype, and its hasher; whether it fits the
+    backbone is not looked at.
     """
     with reading(f"The {sort.what} {name}"):
         folder = _folder(name, sort, backbone.dtype == torch.float16)
@@ -70,7 +74,7 @@ def open_beside(name: str, sort: Sort, backbone: Backbone) -> tuple[Any, Callabl
     return network, lambda: fingerprint(files)
 
 
-def _folder(name: str, sort: Sort, half: bool) -> Path:
+def _folder(name: str, sort: _Sort, half: bool) -> Path:
     if name == "embedded":
         folder = Path(str(package_files("inlay"))) / "assets" / sort.asset
         if not (folder / "config.json").is_file():
@@ -98,12 +102,12 @@ def _folder(name: str, sort: Sort, half: bool) -> Path:
 
 
 def _weights(
-    names: Sequence[str], sort: Sort, half: bool, name: str
+    names: Sequence[str], sort: _Sort, half: bool, name: str
 ) -> tuple[str | None, list[str]]:
     return pick_weights(names, _STEM, half=half, where=f"The {sort.what} {name}")
 
 
-def _is_complete(folder: Path, sort: Sort, half: bool) -> bool:
+def _is_complete(folder: Path, sort: _Sort, half: bool) -> bool:
     try:
         _weights([path.name for path in folder.iterdir()], sort, half, "")
     except (InputError, OSError):
@@ -112,7 +116,7 @@ def _is_complete(folder: Path, sort: Sort, half: bool) -> bool:
 
 
 def _read(
-    folder: Path, name: str, sort: Sort, dtype: torch.dtype
+    folder: Path, name: str, sort: _Sort, dtype: torch.dtype
 ) -> tuple[Any, list[tuple[str, Path]]]:
     """The network on the CPU, and its weight files by label."""
     import diffusers

@@ -7,34 +7,15 @@ exact on whatever lies in the span of the kept components.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.autoencoders.vae import DecoderOutput, IdentityDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = ["PatchAutoencoder"]
-
-
-class _Deterministic:
-    """A point mass with the interface of diffusers' DiagonalGaussianDistribution."""
-
-    def __init__(self, mean: Tensor) -> None:
-        self.mean = mean
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-
-@dataclass
-class _EncoderOutput:
-    latent_dist: _Deterministic
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -86,11 +67,11 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         fitted: PatchAutoencoder = model
         return fitted
 
-    def encode(self, x: Tensor) -> _EncoderOutput:
+    def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """(N, 3, H, W) -> a distribution over (N, C, H / p, W / p), a point mass."""
         size: int = self.config.patch_size
         z = functional.conv2d(x, self.encoder_weight, self.encoder_bias, stride=size)
-        return _EncoderOutput(_Deterministic(z))
+        return AutoencoderKLOutput(latent_dist=IdentityDistribution(z))
 
     def decode(self, z: Tensor) -> DecoderOutput:
         """(N, C, h, w) -> (N, 3, h * p, w * p), not clamped."""

@@ -10,26 +10,18 @@ the pasted picture in [-1, 1] and the mask in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inlay.checkpoints.branch import Beside, Sort, open_beside
 from inlay.diffusion.backbone import Backbone, Conditions, Guide
 from inlay.diffusion.sample import CLEAN, Level, Step, sample
 from inlay.errors import InputError
 
-__all__ = [
-    "Guide",
-    "Harmonizer",
-    "correct",
-    "few_levels",
-    "load_harmonizer",
-    "new_harmonizer",
-]
+__all__ = ["Harmonizer", "correct", "few_levels", "new_harmonizer"]
 
-_SORT = Sort("harmonizer", "a harmonizer", "ControlNetModel", "harmonizer")
 _CHANNELS = 4
 # ControlNet's own widths of the layers that bring the condition to the latent's size.
 _WIDTHS = (16, 32, 96, 256)
@@ -46,17 +38,22 @@ _SHARED = (
 )
 
 
-class Harmonizer(Beside):
+class Harmonizer:
     """A harmonizer that fits a backbone; raises InputError where it does not.
 
-    network is diffusers' ControlNetModel, on the backbone's device.
+    network is diffusers' ControlNetModel, on the backbone's device; name is what the user gave.
     """
 
     def __init__(
         self, network: Any, backbone: Backbone, *, name: str, hasher: Callable[[], str]
     ) -> None:
-        super().__init__(network, name=name, hasher=hasher)
         _check(network, backbone, name)
+        self.network, self.name, self._hasher = network, name, hasher
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the weight files; read once, when asked."""
+        return self._hasher()
 
     def guide(self, pasted: Tensor, mask: Tensor, scale: float = 1.0) -> Guide:
         """The guide for pictures (N, 3, H, W) in [-1, 1] and their masks (N, 1, H, W) in [0, 1]."""
@@ -113,17 +110,6 @@ def new_harmonizer(backbone: Backbone) -> Any:
             "copy; take one of Stable Diffusion 1.x, 2.x or XL."
         ) from error
     return network.float().cpu()
-
-
-def load_harmonizer(name: str, backbone: Backbone) -> Harmonizer:
-    """The harmonizer "embedded" (for the embedded checkpoint), of a folder in diffusers' layout,
-    or of a hub id (the local cache first, then a download); frozen, in the backbone's dtype.
-
-    Weights come from .safetensors files alone. Raises InputError, one sentence, for anything that
-    cannot be loaded or does not fit the backbone.
-    """
-    network, hasher = open_beside(name, _SORT, backbone)
-    return Harmonizer(network, backbone, name=name, hasher=hasher)
 
 
 def few_levels(backbone: Backbone, steps: int, strength: float = 1.0) -> list[Level]:

@@ -23,6 +23,7 @@ from inlay.composer import Composer
 from inlay.errors import InputError
 from inlay.evaluation.metrics import Figures, fmse, measure, psnr
 from inlay.evaluation.photos import Photo
+from inlay.pictures.arrays import to_uint8
 from inlay.settings import validate_settings
 from inlay.training.disturb import KINDS, disturb_object, draw
 from inlay.training.objects import find_objects
@@ -215,7 +216,7 @@ def _run(
 ) -> tuple[NDArray[np.uint8], dict[str, float], dict[str, Any]]:
     """One method on one picture: what it made, its figures, and how it was set."""
     name, settings = variant
-    mask = np.round(case.mask * 255).astype(np.uint8)
+    mask = to_uint8(case.mask)
     started = time.perf_counter()
     made = composer.harmonize(picture, mask=mask, method=name, seed=seed, **settings)
     seconds = time.perf_counter() - started - made.record["timings"]["load_s"]
@@ -241,7 +242,7 @@ def _views(case: Case, results: Mapping[str, NDArray[np.uint8]]) -> dict[str, by
         max(0, rows.min() - margin) : rows.max() + margin,
         max(0, columns.min() - margin) : columns.max() + margin,
     ]
-    white = np.repeat(np.round(case.mask * 255).astype(np.uint8)[..., None], 3, axis=2)
+    white = np.repeat(to_uint8(case.mask)[..., None], 3, axis=2)
     views = {}
     for label, picture in {"truth": case.truth, "mask": white, **results}.items():
         small = np.asarray(picture[part])

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import resize
+from inlay.pictures.arrays import blur, resize
 
 __all__ = ["draw_square", "random_crop", "random_mask"]
 
@@ -59,7 +59,7 @@ def random_mask(size: int, rng: np.random.Generator) -> Mask:
     elif kind == 3:
         # Thresholded smooth noise: ragged outlines, like those of segmented objects.
         noise = rng.normal(size=(size, size)).astype(np.float32)
-        smooth = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.08, 0.2) * size))
+        smooth = blur(noise, float(rng.uniform(0.08, 0.2) * size), mirror=True)
         mask[smooth > np.quantile(smooth, rng.uniform(0.4, 0.85))] = 1
     else:
         mask[:] = 1

@@ -18,8 +18,7 @@ from torch import Tensor
 from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
 from inlay.diffusion.attention_masked import released_tokens
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.prompts import embedded_prompt
-from inlay.diffusion.text import Conditioning
+from inlay.diffusion.text import Conditioning, embed_prompt
 from inlay.errors import InputError
 from inlay.learning.loop import Processes, Run, noised, validation_curve
 from inlay.learning.lora import LiveText, TrainedAttention, set_up
@@ -127,7 +126,7 @@ class Learning(Run):
     def conditioning(self, prompt: str) -> Conditioning:
         """A prompt's one row as it is now: from a cache, but where the text encoder learns."""
         c, size = self.config, (self.resolution, self.resolution)
-        return embedded_prompt(self._text, prompt, size, c.layout, c.background_prompt)
+        return embed_prompt(self._text, prompt, size, c.layout, c.background_prompt)
 
     def _sample(self, one: Example, crop: Box, flip: bool = False) -> Sample:
         return crop_sample(one, crop, self.resolution, self.config.hole, flip)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.control import ControlAdapter
     from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.t2i_adapter import ControlAdapter
 
 __all__ = ["Context", "DiffusionSettings", "Method", "ModelSettings", "Painted", "Settings"]
 

@@ -6,13 +6,14 @@ the object pasted, at low frequencies only, and differently inside and outside t
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.workspace import Workspace, replaced, residual
+from inlay.methods.workspace import Workspace, add_change, replace_region
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,65 +27,49 @@ __all__ = ["METHOD", "CdcSettings"]
 
 
 class CdcSettings(DiffusionSettings):
-    T_in: float = Field(
-        0.8, ge=0, le=1, description="share of the steps conditioned inside the object; 1 faithful"
-    )
-    T_out: float = Field(
-        1.0, ge=0, le=1, description="share of the steps conditioned outside the object"
-    )
-    N_in: float = Field(
-        1.0, ge=1, le=64, description="low-pass factor inside; only coarser shapes are held"
-    )
-    N_out: float = Field(1.0, ge=1, le=64, description="low-pass factor outside")
-    blend_pixels: int = Field(
-        0, ge=0, le=32, description="latent pixels over which inside passes into outside"
-    )
-    repaint_start: float = Field(
-        0.0, ge=0, le=1, description="RePaint resampling: share of the levels it is used at; 0 off"
-    )
-    repaint_jump: int = Field(10, ge=1, le=100, description="RePaint: levels a jump climbs")
-    repaint_repeats: int = Field(
-        10, ge=1, le=50, description="RePaint: how often each stretch is run in all"
-    )
-    eta: float = Field(
-        0.0, ge=0, le=1, description="DDIM's share of fresh noise a step; 0 as published"
-    )
-    condition_on: Literal["z_t", "x0"] = Field(
-        "z_t", description="pull the noisy sample, or the estimate of the clean one"
-    )
-    words_inside: str = Field(
-        "", max_length=200, description="words of the prompt meant for the object (a, b, c)"
-    )
-    words_outside: str = Field(
-        "", max_length=200, description="words of the prompt meant for its surroundings"
-    )
-    words_weight: float = Field(
-        0.4, ge=0, le=10, description="how strongly those words are steered"
-    )
-    temperature: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        description="scale of all noise that is added; by default 1, on the embedded model 0.9",
-    )
-    rounds: int = Field(
-        1, ge=1, le=10, description="passes, each on a smaller mask and on the last one's output"
-    )
-    blend: float = Field(
-        1.0, ge=0, le=1, description="share of a round's output in the next round's input"
-    )
-    erosion: float = Field(
-        0.02, ge=0, le=0.2, description="largest erosion between rounds, in window sizes"
-    )
-    smoothing: float = Field(
-        0.03,
-        ge=0,
-        le=0.5,
-        description="residual decoding: blur of the change inside the object, in window sizes",
-    )
-    region: Literal["object", "background"] = Field(
-        "object", description="what may change: the object, or everything round it"
-    )
+    T_in: float = Field(0.8, ge=0, le=1)
+    """the first part of the steps, 0 to 1, in which the object is held to what was pasted; 1 is
+    most faithful
+    """
+    T_out: float = Field(1.0, ge=0, le=1)
+    """the first part of the steps in which the surroundings are held to the background"""
+    N_in: float = Field(1.0, ge=1, le=64)
+    """low-pass factor inside the object: only shapes coarser than so many of the model's pixels are
+    held
+    """
+    N_out: float = Field(1.0, ge=1, le=64)
+    """low-pass factor outside the object"""
+    blend_pixels: int = Field(0, ge=0, le=32)
+    """how far inside passes into outside, in the model's (latent) pixels"""
+    repaint_start: float = Field(0.0, ge=0, le=1)
+    """RePaint resampling: the last part of the steps, 0 to 1, in which it is used; 0 is off"""
+    repaint_jump: int = Field(10, ge=1, le=100)
+    """RePaint: by how many steps a jump goes back"""
+    repaint_repeats: int = Field(10, ge=1, le=50)
+    """RePaint: how often each stretch is run in all"""
+    eta: float = Field(0.0, ge=0, le=1)
+    """fresh noise in each step: 0 is DDIM, as published, 1 as much as ancestral sampling adds"""
+    condition_on: Literal["z_t", "x0"] = "z_t"
+    """what is pulled: the noisy sample (z_t), or the estimate of the clean one (x0)"""
+    words_inside: str = Field("", max_length=200)
+    """words of the prompt meant for the object (a, b, c)"""
+    words_outside: str = Field("", max_length=200)
+    """words of the prompt meant for its surroundings"""
+    words_weight: float = Field(0.4, ge=0, le=10)
+    """how strongly those words are steered"""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """factor on all noise that is added; by default 1, on the embedded model 0.9"""
+    rounds: int = Field(1, ge=1, le=10)
+    """passes, each on a smaller mask and on the last one's output"""
+    blend: float = Field(1.0, ge=0, le=1)
+    """how much of a round's output goes into the next round's input"""
+    erosion: float = Field(0.02, ge=0, le=0.2)
+    """by how much the mask shrinks between rounds at most, in units of the crop's longer side"""
+    smoothing: float = Field(0.03, ge=0, le=0.5)
+    """residual decoding: blur of the change inside the object, in units of the crop's longer side
+    """
+    region: Literal["object", "background"] = "object"
+    """what may change: the object, or everything round it"""
 
     def works_on_background(self) -> bool:
         return self.region == "background"
@@ -101,29 +86,27 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _localized(work: Workspace, mask: Tensor, settings: CdcSettings) -> LocalizedPrompt | None:
+def _steering(work: Workspace, mask: Tensor, settings: CdcSettings) -> LocalizedPrompt | None:
+    """The words' attention rule, where there are words to steer."""
     from inlay.diffusion.attention import LocalizedPrompt, token_positions
 
-    inside, outside = _words(settings.words_inside), _words(settings.words_outside)
+    inside, outside = (
+        [word.strip() for word in text.split(",") if word.strip()]
+        for text in (settings.words_inside, settings.words_outside)
+    )
     if not inside and not outside:
         return None
-    text = work.backbone.text
     try:
-        return LocalizedPrompt(
-            mask,
-            token_positions(text, settings.prompt, inside),
-            token_positions(text, settings.prompt, outside),
-            settings.words_weight,
-        )
+        places = [
+            token_positions(work.backbone.text, settings.prompt, words)
+            for words in (inside, outside)
+        ]
     except LookupError as error:
         raise InputError(
             f"words_inside and words_outside name {str(error)!r}, which the prompt "
             f"{settings.prompt!r} does not contain; name words of the prompt."
         ) from None
+    return LocalizedPrompt(mask, places[0], places[1], settings.words_weight)
 
 
 def next_input(image: Tensor, output: Tensor, mask: Tensor, blend: float) -> Tensor:
@@ -135,7 +118,7 @@ def next_input(image: Tensor, output: Tensor, mask: Tensor, blend: float) -> Ten
     return image + mask * blend * (output - image)
 
 
-def eroded(mask: Tensor, round_number: int, rounds: int, largest: float) -> Tensor:
+def erode(mask: Tensor, round_number: int, rounds: int, largest: float) -> Tensor:
     """M for the round after `round_number` (from 1): the kernel shrinks as the rounds go on."""
     import cv2
     import torch
@@ -159,7 +142,8 @@ def _one_round(
     levels = backbone.levels.run(settings.num_inference_steps, settings.strength)
     if not levels:
         return z_source
-    latent_mask = work.latent_mask(mask)
+    walk = repaint(levels, settings.repaint_start, settings.repaint_jump, settings.repaint_repeats)
+    steps, latent_mask = descents(walk), work.latent_mask(mask)
     temperature = settings.temperature
     if temperature is None:
         # A small network leaves some of the noise in: give it a little less than it expects.
@@ -173,23 +157,21 @@ def _one_round(
         settings.blend_pixels, noise,
     )  # fmt: skip
     denoiser = backbone.denoiser(work.conditions(latent_mask, image))
-    free_after = max(settings.T_in, settings.T_out)
     on_x0 = settings.condition_on == "x0"
+    # From this step on nothing is held, and the network is shown nothing.
+    free = math.ceil(max(settings.T_in, settings.T_out) * steps - 1e-6)
+    if free == 0:
+        denoiser.conditions = work.blank(latent_mask)
 
     def on_step(step: Step) -> Tensor:
-        if step.number + 1 >= free_after * step.total - 1e-6:
+        if step.number + 1 == free < steps:
             denoiser.conditions = work.blank(latent_mask)
         return step.z if on_x0 else pull.on_step(step)
 
-    if free_after == 0:
-        denoiser.conditions = work.blank(latent_mask)
-    walk = repaint(levels, settings.repaint_start, settings.repaint_jump, settings.repaint_repeats)
-    steps = descents(walk)
-    start = levels[0].add_noise(z_source, noise(z_source))
-    with backbone.attention(_localized(work, latent_mask, settings)):
+    with backbone.attention(_steering(work, latent_mask, settings)):
         return sample(
             denoiser,
-            start,
+            levels[0].add_noise(z_source, noise(z_source)),
             walk,
             noise=noise,
             eta=settings.eta,
@@ -211,9 +193,8 @@ def run(
         context.note("cdc does not use the background before pasting; poisson and reinhard do")
     with torch.inference_mode():
         work = Workspace.of(window, backbone, settings, context)
-        image, mask = window.tensor("pasted", work.size), window.mask(work.size)
-        first = z_source = work.source()
-        result = first
+        image, mask = work.picture, window.mask(work.size)
+        first = z_source = result = work.source()
         for number in range(1, settings.rounds + 1):
             result = _one_round(work, settings, image, mask, z_source, number - 1)
             if number == settings.rounds:
@@ -221,11 +202,11 @@ def run(
             change = backbone.decode(result) - backbone.decode(z_source)
             output = (image + change.cpu().float()).clamp(-1, 1)
             image = next_input(image, output, mask, settings.blend)
-            mask = eroded(mask, number, settings.rounds, settings.erosion)
+            mask = erode(mask, number, settings.rounds, settings.erosion)
             z_source = work.encode(image)
         if settings.decoding == "plain" and settings.strength > 0:
-            return replaced(work, result)
-        return residual(work, first, result, settings.smoothing)
+            return replace_region(work, work.image(result))
+        return add_change(work, first, result, settings.smoothing)
 
 
 METHOD = Method(

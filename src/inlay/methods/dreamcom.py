@@ -19,7 +19,6 @@ from inlay.methods.base import Context, Method, Painted
 from inlay.methods.concept.blend import blend
 from inlay.methods.concept.details import Reference
 from inlay.methods.concept.fill import ConceptSettings, Filler, filler
-from inlay.methods.workspace import to_image
 from inlay.pictures.arrays import resize
 from inlay.scene.window import Window
 
@@ -71,7 +70,7 @@ def _best(
     if len(samples) == 1:
         return samples[0]
     if settings.best_by == "likelihood":
-        words = fill.work.conditional
+        words = fill.work.text
         scores = [
             prediction_error(fill, z, fill.class_text) - prediction_error(fill, z, words)
             for z in samples
@@ -95,8 +94,8 @@ def prediction_error(
     import torch
 
     backbone, hole = fill.work.backbone, fill.box
-    conditions = fill.work.conditions(hole, fill.picture, text)
-    denoiser = backbone.denoiser(replace(conditions, negative=None))
+    conditions = fill.work.conditions(hole, fill.picture)
+    denoiser = backbone.denoiser(replace(conditions, text=text, negative=None))
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     with backbone.attention(fill.attention(hole)):
@@ -116,7 +115,7 @@ def _colour_distance(fill: Filler, latent: Tensor, photos: Sequence[Reference]) 
     import cv2
 
     window = fill.work.window
-    image = np.clip(resize(to_image(fill.work.backbone.decode(latent)), window.shape), 0, 1)
+    image = np.clip(resize(fill.work.image(latent), window.shape), 0, 1)
     here = _histogram(image, window.alpha > 0.5)
     known = [_histogram(one.rgb, one.alpha > 0.5) for one in photos]
     return float(np.mean([cv2.compareHist(here, one, cv2.HISTCMP_HELLINGER) for one in known]))

@@ -19,7 +19,6 @@ from inlay.methods.base import Context, Method, Painted, Settings
 from inlay.methods.concept.blend import blend, box_of, find_object
 from inlay.methods.concept.details import Reference
 from inlay.methods.concept.fill import ConceptSettings, Filler, filler
-from inlay.methods.workspace import to_image
 from inlay.pictures.arrays import distance, resize
 from inlay.scene.window import Window
 
@@ -99,7 +98,7 @@ def run(
             latent = _repaint(fill, latent, _hole(fill, latent, settings.grow), strength)
             notes = list(context.notes)
             result = stages[f"round{number}"] = blend(fill, latent, photos)
-        return Painted(result.rgb, result.effect, stages)
+        return Painted(result.rgb, result.mask, stages)
 
 
 def paste_photo(window: Window, photos: Sequence[Reference]) -> Image:
@@ -149,7 +148,7 @@ def _hole(fill: Filler, latent: Tensor, grow: float) -> Tensor:
 
     work = fill.work
     window = work.window
-    now = resize(to_image(work.backbone.decode(latent)), window.shape)
+    now = resize(work.image(latent), window.shape)
     outline = find_object(now, window.clean, box_of(window))
     if outline is None:
         fill.note("the object does not stand out from the background, so its whole box is painted")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.workspace import Workspace, replaced
+from inlay.methods.workspace import Workspace, replace_region
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
@@ -22,17 +22,16 @@ __all__ = ["METHOD", "InpaintSettings"]
 
 
 class InpaintSettings(DiffusionSettings):
-    context: float = Field(
-        0.6, ge=0, le=4, description="margin that the model sees round the hole, in hole sizes"
-    )
-    grow: float = Field(
-        0.02, ge=0, le=0.5, description="how far the hole is widened, in window sizes"
-    )
+    context: float = Field(0.6, ge=0, le=4)
+    """how much of its surroundings the model sees on each side of the hole, in units of the hole's
+    longer side
+    """
+    grow: float = Field(0.02, ge=0, le=0.5)
+    """how far the hole is widened, in units of the crop's longer side"""
     scheduler: str = Field(
-        "EulerAncestralDiscreteScheduler",
-        pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$",
-        description="which of diffusers' schedulers samples, by class name",
+        "EulerAncestralDiscreteScheduler", pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$"
     )
+    """which of diffusers' schedulers samples, by class name"""
 
 
 def run(
@@ -48,19 +47,10 @@ def run(
         return Painted(window.pasted, window.alpha > 1)
     with torch.inference_mode():
         work = Workspace.of(window, backbone, settings, context)
-        image, mask = window.tensor("pasted", work.size), window.mask(work.size, settings.grow)
-        latent_mask = work.latent_mask(mask, cover=True)
-        denoiser = backbone.denoiser(work.conditions(latent_mask, image))
-        result = solver(
-            denoiser,
-            work.source(),
-            strength=settings.strength,
-            noise=context.noise,
-            generator=context.generator,
-            keep_outside=denoiser.keep_outside,
-            progress=work.progress(),
-        )
-        return replaced(work, result, settings.grow)
+        hole = work.latent_mask(window.mask(work.size, settings.grow), cover=True)
+        conditions = work.conditions(hole, work.picture)
+        latent = work.paint(solver, conditions, work.source(), settings.strength)
+        return replace_region(work, work.image(latent), settings.grow)
 
 
 METHOD = Method(

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from inlay.errors import InputError
 from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.pictures.arrays import grow
+from inlay.pictures.arrays import FAINT, grow
 from inlay.scene.fill import WORKING_SIDE, fill_hole
 from inlay.scene.window import Window
 
@@ -30,7 +30,7 @@ class TeleaSettings(Settings):
 
 def run(window: Window, backbone: object, settings: TeleaSettings, context: Context) -> Painted:
     """Fill the grown mask; raises InputError where nothing is left to fill it from."""
-    region = window.alpha > 0.5 / 255
+    region = window.alpha > FAINT
     if region.all():
         raise InputError("the mask covers the whole picture; leave some of the background out.")
     dilate = settings.dilate

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone, Conditioning, Conditions
-    from inlay.diffusion.sample import Step
+    from inlay.diffusion.sample import Sampler, Step
 
 __all__ = [
     "Workspace",
-    "painted_in",
-    "replaced",
-    "residual",
-    "smoothly_filled",
-    "textured",
+    "add_change",
+    "add_texture",
+    "fill_smoothly",
+    "replace_region",
+    "to_image",
+    "to_pil",
 ]
 
 Image = NDArray[np.float32]
@@ -39,8 +40,8 @@ _LARGEST_GAIN = 1.5
 class Workspace:
     """A window on its way through a backbone.
 
-    size is (height, width) of the model's picture; conditional and unconditional are the
-    embedded prompts, the latter None where guidance is off.
+    size is (height, width) of the model's picture; text and negative are the embedded prompts, the
+    latter None where guidance is off.
     """
 
     window: Window
@@ -48,35 +49,43 @@ class Workspace:
     settings: ModelSettings
     context: Context
     size: tuple[int, int]
-    conditional: Conditioning
-    unconditional: Conditioning | None
+    text: Conditioning
+    negative: Conditioning | None
 
     @classmethod
     def of(
         cls, window: Window, backbone: Backbone, settings: ModelSettings, context: Context
     ) -> Workspace:
+        """The workspace of a window under the settings' prompts."""
         size = model_size(window.box, backbone.native_size, backbone.multiple)
-        conditional = backbone.embed([settings.prompt], size)
-        unconditional = None
+        text = backbone.embed([settings.prompt], size)
+        negative = None
         # With the same text on both rows guidance is the identity: save the second row.
         if settings.guidance_scale != 1 and settings.prompt != settings.negative_prompt:
-            unconditional = backbone.embed([settings.negative_prompt], size)
-        return cls(window, backbone, settings, context, size, conditional, unconditional)
+            negative = backbone.embed([settings.negative_prompt], size)
+        return cls(window, backbone, settings, context, size, text, negative)
+
+    @property
+    def picture(self) -> Tensor:
+        """The pasted window at the model's size, (1, 3, H, W) in [-1, 1]."""
+        return self.window.tensor("pasted", self.size)
 
     def encode(self, image: Tensor, key: str | None = None) -> Tensor:
         """Latent (1, C, h, w) of (1, 3, H, W); kept with the window under `key`."""
-        cache = self.window.cache
-        name = (f"latent {key} {id(self.backbone)}", *self.size)
-        if key is not None and name in cache:
-            return cache[name]
-        latent = self.backbone.encode(image.to(self.backbone.device)).float()
-        if key is not None:
-            cache[name] = latent
-        return latent
+        if key is None:
+            return self.backbone.encode(image)
+        cache, name = self.window.cache, (f"latent {key} {id(self.backbone)}", *self.size)
+        if name not in cache:
+            cache[name] = self.backbone.encode(image)
+        return cache[name]
 
     def source(self) -> Tensor:
         """Latent of the pasted window."""
-        return self.encode(self.window.tensor("pasted", self.size), "pasted")
+        return self.encode(self.picture, "pasted")
+
+    def image(self, latent: Tensor) -> Image:
+        """A latent (1, C, h, w) decoded: float32 (H, W, 3) in [0, 1], not clipped."""
+        return to_image(self.backbone.decode(latent))
 
     def latent_mask(self, mask: Tensor, cover: bool = False) -> Tensor:
         """A picture mask (1, 1, H, W) at latent resolution.
@@ -86,11 +95,9 @@ class Workspace:
         from torch.nn import functional
 
         height, width = (side // self.backbone.factor for side in self.size)
-        if cover:
-            return functional.adaptive_max_pool2d(mask, (height, width)).to(self.backbone.device)
         small = functional.interpolate(mask, (height, width), mode="nearest")
-        if not small.any():
-            # Nearest neighbour can miss a thin region altogether.
+        # Nearest neighbour can miss a thin region altogether.
+        if cover or not small.any():
             small = functional.adaptive_max_pool2d(mask, (height, width))
         return small.to(self.backbone.device)
 
@@ -100,28 +107,17 @@ class Workspace:
 
         return functional.interpolate(latent_mask, self.size, mode="nearest").cpu()
 
-    def conditions(
-        self,
-        mask: Tensor | None = None,
-        picture: Tensor | None = None,
-        text: Conditioning | None = None,
-    ) -> Conditions:
-        """The prompts (the first may be another `text`) with guidance; and a mask (1, 1, h, w) to
-        be painted with the picture (1, 3, H, W) round it, of which the network is shown what the
-        mask leaves.
+    def conditions(self, mask: Tensor | None = None, picture: Tensor | None = None) -> Conditions:
+        """The prompts with guidance; and a mask (1, 1, h, w) to be painted with the picture
+        (1, 3, H, W) round it, of which the network is shown what the mask leaves.
         """
         from inlay.diffusion.backbone import Conditions
 
         seen = None
         if mask is not None and picture is not None:
             seen = self.backbone.encode_masked(picture, mask)
-        return Conditions(
-            self.conditional if text is None else text,
-            self.unconditional,
-            self.settings.guidance_scale,
-            mask=mask,
-            masked_latent=seen,
-        )
+        scale = self.settings.guidance_scale
+        return Conditions(self.text, self.negative, scale, mask=mask, masked_latent=seen)
 
     def blank(self, mask: Tensor) -> Conditions:
         """The conditions of a picture that is to be painted as a whole: what training shows then is
@@ -131,22 +127,36 @@ class Workspace:
 
         return self.conditions(torch.ones_like(mask), torch.zeros(1, 3, *self.size))
 
-    def progress(self, done_before: int = 0, total: int | None = None) -> Callable[[Step], None]:
-        """A callback for samplers that tells the context, with a preview where asked for."""
+    def paint(
+        self, solver: Sampler, conditions: Conditions, source: Tensor, strength: float,
+        done: int = 0, total: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`source` (1, C, h, w) with the conditions' mask painted by a backbone's solver, from the
+        noise of `strength`; `done` of `total` steps of the run were made before.
+        """
+        denoiser = self.backbone.denoiser(conditions)
+        return solver(
+            denoiser,
+            source,
+            strength=strength,
+            noise=self.context.noise,
+            generator=self.context.generator,
+            keep_outside=denoiser.keep_outside,
+            progress=self.progress(done, total),
+        )
+
+    def progress(self, done: int = 0, total: int | None = None) -> Callable[[Step], None]:
+        """A callback for samplers that tells the context, with a preview where one is wanted."""
 
         def tell(step: Step) -> None:
-            preview = self.preview(step.x0) if self.context.previews else None
-            whole = step.total if total is None else total
-            self.context.progress(done_before + step.number + 1, whole, preview)
+            preview = self.preview(step.x0[:1]) if self.context.previews else None
+            self.context.progress(done + step.number + 1, total or step.total, preview)
 
         return tell
 
     def preview(self, x0: Tensor) -> Any:
         """The x0 estimate as a PIL picture at the model's size."""
-        from PIL import Image as PilImage
-
-        image = to_image(self.backbone.decode(x0))
-        return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+        return to_pil(self.image(x0))
 
 
 def to_image(tensor: Tensor) -> Image:
@@ -155,7 +165,14 @@ def to_image(tensor: Tensor) -> Image:
     return np.asarray(array * 0.5 + 0.5, np.float32)
 
 
-def smoothly_filled(picture: Tensor, hole: Tensor) -> Tensor:
+def to_pil(image: Image) -> Any:
+    """A picture (H, W, 3) in [0, 1] as PIL's."""
+    from PIL import Image as PilImage
+
+    return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def fill_smoothly(picture: Tensor, hole: Tensor) -> Tensor:
     """A picture (1, 3, H, W) on the CPU whose hole (1, 1, H, W) is the membrane over its rim."""
     import torch
 
@@ -164,14 +181,7 @@ def smoothly_filled(picture: Tensor, hole: Tensor) -> Tensor:
     return torch.from_numpy(smooth).permute(2, 0, 1)[None]
 
 
-def _smoothed(change: Image, mask: Image, sigma: float) -> Image:
-    """`change` (h, w, 3) blurred inside a mask (h, w), without mixing the two sides."""
-    inside = masked_blur(change, mask, sigma)
-    cover = mask[..., None]
-    return np.asarray(inside * cover + change * (1 - cover), np.float32)
-
-
-def textured(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> Image:
+def add_texture(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> Image:
     """The decoded `fill` with the fine detail of `sample`, as strong as it is round the region.
 
     fill and sample are latents (1, C, h, w), region (1, 1, h, w); float32 (H, W, 3) in [0, 1]. Only
@@ -181,15 +191,15 @@ def textured(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> I
     """
     import cv2
 
-    smooth = to_image(work.backbone.decode(fill))
-    change = to_image(work.backbone.decode(sample)) - smooth
+    smooth = work.image(fill)
+    change = work.image(sample) - smooth
     detail = change - blur(change, 0.025 * max(work.size))
     inside = np.ascontiguousarray(work.whole(region)[0, 0].numpy())
     kernel = np.ones((2 * round(0.06 * max(work.size)) + 1,) * 2, np.uint8)
     ring = (cv2.dilate(inside, kernel) > 0) & (inside == 0)
     if not ring.any():
         return smooth
-    around = _strength(to_image(work.window.tensor("pasted", work.size)), ring)
+    around = _strength(to_image(work.picture), ring)
     missing = max(around**2 - _strength(smooth, inside > 0) ** 2, 0.0) ** 0.5
     gain = min(missing / max(_strength(detail, inside > 0), 1e-6), _LARGEST_GAIN)
     return np.asarray(smooth + gain * detail, np.float32)
@@ -201,7 +211,7 @@ def _strength(image: Image, where: NDArray[np.bool_]) -> float:
     return float(np.median(np.hypot(down, across)[where]))
 
 
-def residual(
+def add_change(
     work: Workspace,
     before: Tensor,
     after: Tensor,
@@ -216,24 +226,23 @@ def residual(
     to 0 over `feather` (window sizes; by default the settings').
     """
     window, settings = work.window, work.settings
-    change = to_image(work.backbone.decode(after)) - to_image(work.backbone.decode(before))
+    change = work.image(after) - work.image(before)
     if smoothing > 0:
         mask = resize(window.region(), work.size)
-        change = _smoothed(change, mask, smoothing * max(work.size))
+        # Without mixing the two sides.
+        inside = masked_blur(change, mask, smoothing * max(work.size))
+        change = inside * mask[..., None] + change * (1 - mask[..., None])
     weight = window.rim(settings.feather if feather is None else feather)
     rgb = window.pasted + resize(change, window.shape) * weight[..., None]
     return Painted(rgb, (weight > 0) | window.paste_mask())
 
 
-def replaced(work: Workspace, after: Tensor, grow: float = 0.0) -> Painted:
-    """Plain decoding: y = U(D(after)) on the region grown by `grow`, blended over `feather`."""
-    return painted_in(work, to_image(work.backbone.decode(after)), grow)
-
-
-def painted_in(work: Workspace, image: Image, grow: float = 0.0) -> Painted:
-    """A picture of the model's size (h, w, 3) on the region grown by `grow`, as replaced() does."""
-    window, settings = work.window, work.settings
-    weight = window.rim(settings.feather, grow)
+def replace_region(work: Workspace, image: Image, grow: float = 0.0) -> Painted:
+    """A picture of the model's size (h, w, 3) on the region grown by `grow`, blended over
+    `feather`; with a decoded latent this is plain decoding.
+    """
+    window = work.window
+    weight = window.rim(work.settings.feather, grow)
     new = resize(image, window.shape)
     rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
     return Painted(rgb.astype(np.float32), (weight > 0) | window.paste_mask())

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import bounds, distance, resize
+from inlay.pictures.arrays import FAINT, bounds, distance, resize
 from inlay.pictures.box import Box
 
 __all__ = ["colours", "matte"]
@@ -81,7 +81,7 @@ def colours(rgb: Image, alpha: Image, place: Box) -> Image:
     crop = place.grown(margin).intersect(Box.of_size((width, height))) or place
     part, cover = np.clip(rgb[crop.slices], 0, 1), alpha[crop.slices]
     inner = place.shifted(-crop.x, -crop.y).slices
-    solid = cover[inner] > 1 - 0.5 / 255
+    solid = cover[inner] > 1 - FAINT
     if solid.all() or max(crop.width, crop.height) < 2:
         return np.ascontiguousarray(part[inner], np.float32)
     scale = min(1.0, (_COLOUR_PIXELS / crop.area) ** 0.5)

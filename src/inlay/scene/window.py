@@ -1,6 +1,6 @@
 """The crop that a method works on, and the only code that writes into a background.
 
-Outside the effect a method reports, the background's samples are copied, never re-encoded.
+Outside the pixels that a method may change, the background's samples are copied, never re-encoded.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ Image = NDArray[np.float32]
 class Painted:
     """What a method made of its window, at the window's own resolution.
 
-    rgb is float32 (height, width, 3), sRGB in [0, 1]; effect is bool (height, width): the only
-    pixels that may be written into the background. stages are what it had made on the way, by name.
+    rgb is float32 (height, width, 3), sRGB in [0, 1]; mask is bool (height, width): the pixels that
+    may change, and the only ones that are written into the background. stages are what it had made
+    on the way, by name.
     """
 
     rgb: NDArray[np.float32]
-    effect: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
     stages: Mapping[str, Painted] = field(default_factory=dict)
 
 
@@ -162,18 +163,18 @@ class Window:
 def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture, Box, Image]:
     """Write a method's result into a copy of the background.
 
-    Only pixels inside the effect whose colour the method changed are written. Returns the new
-    picture, the effect region's bounding box and its mask (h, w) inside that box, both in
+    Only pixels inside the method's mask whose colour it changed are written. Returns the new
+    picture, the mask's bounding box and the mask (h, w) inside that box, both in
     background pixels; where nothing changed, a box of the region's first pixel with an empty mask.
     """
-    inner = bounds(painted.effect)
+    inner = bounds(painted.mask)
     if inner is None:
         box = Box(window.box.x, window.box.y, 1, 1)
         return picture, box, np.zeros((1, 1), np.float32)
     box = inner.shifted(window.box.x, window.box.y)
     rgb = np.clip(painted.rgb[inner.slices], 0, 1)
-    effect = painted.effect[inner.slices]
-    changed = effect & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
+    mask = painted.mask[inner.slices]
+    changed = mask & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
     samples = picture.samples.copy()
     target = samples[box.slices]
     new = picture.native(np.ascontiguousarray(rgb))
@@ -183,7 +184,7 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
         if window.under is not None:
             top = float(np.iinfo(samples.dtype).max)
             opacity = np.round(window.under[inner.slices] * top).astype(samples.dtype)
-            target[..., -1][effect] = np.maximum(target[..., -1], opacity)[effect]
+            target[..., -1][mask] = np.maximum(target[..., -1], opacity)[mask]
     else:
         target[changed] = new[changed]
-    return picture.with_samples(samples), box, effect.astype(np.float32)
+    return picture.with_samples(samples), box, mask.astype(np.float32)

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from inlay.diffusion.control import control_image
-from inlay.diffusion.t2i_adapter import ControlAdapter, new_adapter
+from inlay.diffusion.control import ControlAdapter, control_image, new_adapter
 from inlay.learning.crops import random_mask
 from inlay.learning.loop import noised, train, validation_curve
 from inlay.training.batches import Augmentation, HostLoader

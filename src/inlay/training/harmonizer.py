@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from inlay.diffusion.harmonizer import Guide, load_harmonizer, new_harmonizer
+from inlay.checkpoints.branch import load_harmonizer
+from inlay.diffusion.backbone import Guide
+from inlay.diffusion.harmonizer import new_harmonizer
 from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes, noised, train
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
 from inlay.training.batches import DisturbedLoader, Samples, cover

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from inlay.methods.base import Painted
 from inlay.methods.concept.details import Reference, add_details
-from inlay.methods.workspace import to_image
 from inlay.pictures.arrays import blur, bounds, resize, soft_rim, to_uint8
 from inlay.pictures.box import Box
 from inlay.scene.grabcut import grabcut, without_specks
@@ -102,7 +101,7 @@ def blend(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> Pai
     work, settings = fill.work, fill.settings
     window = work.window
     longer = max(window.shape)
-    new = resize(to_image(work.backbone.decode(latent)), window.shape)
+    new = resize(work.image(latent), window.shape)
     weight = window.rim(settings.feather)
     inside = window.region()
     if settings.region == "object" or settings.details > 0:

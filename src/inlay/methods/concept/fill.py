@@ -82,8 +82,8 @@ def filler(
     """
     import torch
 
-    from inlay.checkpoints.concept import attached
-    from inlay.diffusion.prompts import embedded_prompt
+    from inlay.checkpoints.concept import attach
+    from inlay.diffusion.text import embed_prompt
 
     if backbone is None:
         raise ValueError("a concept needs a backbone")
@@ -91,13 +91,13 @@ def filler(
         raise ValueError("the window has no concept")
     files = [(window.concept, settings.lora_scale)]
     # Attached first: what is trained on later must not be an inference tensor.
-    with attached(backbone, files) as (concept,), torch.inference_mode():
+    with attach(backbone, files) as (concept,), torch.inference_mode():
         size = model_size(window.box, backbone.native_size, backbone.multiple)
         words = f"{concept.token} {concept.class_name}"
         prompt = settings.prompt.replace(_OBJECT, words) or concept.prompt
         layout = concept.layout, concept.background_prompt
         text, class_text, negative = (
-            embedded_prompt(backbone.text, each, size, *layout)
+            embed_prompt(backbone.text, each, size, *layout)
             for each in (prompt, concept.class_prompt, settings.negative_prompt)
         )
         guided = settings.guidance_scale != 1 and prompt != settings.negative_prompt
@@ -149,18 +149,10 @@ class Filler:
         work, settings = self.work, self.settings
         if self._steps(strength) == 0:
             return source
-        denoiser = work.backbone.denoiser(work.conditions(hole, self.picture))
-        sampler = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
+        conditions = work.conditions(hole, self.picture)
+        solver = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
         with work.backbone.attention(self.attention(hole)):
-            latent = sampler(
-                denoiser,
-                source,
-                strength=strength,
-                noise=work.context.noise,
-                generator=work.context.generator,
-                keep_outside=denoiser.keep_outside,
-                progress=work.progress(self.done, self.total),
-            )
+            latent = work.paint(solver, conditions, source, strength, self.done, self.total)
         self.done += self._steps(strength)
         return latent
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from inlay.methods.base import Context, Method, Painted
 from inlay.methods.freecompose.plans import Plan, harmonization, removal, reposed, semantic
 from inlay.methods.freecompose.settings import PRESETS, FreeComposeSettings
-from inlay.methods.workspace import Workspace, painted_in, replaced, residual, textured
+from inlay.methods.workspace import Workspace, add_change, add_texture, replace_region
 from inlay.scene.window import Window
 
 if TYPE_CHECKING:
@@ -191,16 +191,17 @@ def run(
             plan = removal(work, settings)
             fill = _distill(work, settings, plan)
             if settings.texture == 0:
-                return replaced(work, fill, settings.grow)
+                return replace_region(work, work.image(fill), settings.grow)
             sample = _sample(work, settings, plan, fill)
-            return painted_in(work, textured(work, fill, sample, plan.region), settings.grow)
+            image = add_texture(work, fill, sample, plan.region)
+            return replace_region(work, image, settings.grow)
         plan = semantic(work, settings) if reposes else harmonization(work, settings)
         after = _distill(work, settings, plan)
         if reposes and settings.redraw > 0:
             after = _redraw(work, settings, plan, after)
         if (reposes or settings.decoding == "plain") and _total(settings) > 0:
-            return replaced(work, after)
-        return residual(work, work.source(), after, settings.smoothing, settings.rim)
+            return replace_region(work, work.image(after))
+        return add_change(work, work.source(), after, settings.smoothing, settings.rim)
 
 
 METHOD = Method(

@@ -19,7 +19,7 @@ from inlay.methods.freecompose.settings import (
     WITHOUT_OBJECT,
     FreeComposeSettings,
 )
-from inlay.methods.workspace import Workspace, smoothly_filled
+from inlay.methods.workspace import Workspace, fill_smoothly
 from inlay.pictures.arrays import bounds
 from inlay.scene.window import Window
 
@@ -76,7 +76,7 @@ def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
         raise InputError("the mask covers all that the model sees; leave some background out.")
     # Both branches start from the fill: a source with the object would bring the object back.
     smooth = settings.start == "smooth"
-    z = work.encode(smoothly_filled(picture, work.whole(region))) if smooth else work.source()
+    z = work.encode(fill_smoothly(picture, work.whole(region))) if smooth else work.source()
     source_sees, target_sees = settings.sees_surroundings("target")
     prompt = settings.prompt or WITHOUT_OBJECT
     target = _branch(work, z, prompt, region, picture if target_sees else None)
@@ -115,7 +115,7 @@ def _background(work: Workspace, region: Tensor) -> tuple[Tensor, Tensor]:
     work.context.note(
         "freecompose: the background before pasting is not known, so a smooth fill stands for it"
     )
-    before = smoothly_filled(window.tensor("pasted", work.size), work.whole(region))
+    before = fill_smoothly(window.tensor("pasted", work.size), work.whole(region))
     return before, work.encode(before)
 
 

@@ -14,13 +14,7 @@ import numpy as np
 
 from inlay.methods.base import Context, Method, Painted
 from inlay.methods.phd.settings import PhdSettings
-from inlay.methods.phd.stages import (
-    Canvas,
-    harmonized,
-    inpaint_steps,
-    pasted,
-    ringed,
-)
+from inlay.methods.phd.stages import Canvas, harmonize, inpaint_ring, soften_paste
 from inlay.methods.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -32,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["METHOD", "PhdSettings"]
 
 
-def _opened(settings: PhdSettings, context: Context) -> Harmonizer | None:
+def _harmonizer(settings: PhdSettings, context: Context) -> Harmonizer | None:
     """The trained module, unless it would not count or nothing can open one."""
     if settings.harmonizer == "none" or settings.harmonizer_scale == 0:
         return None
@@ -54,29 +48,31 @@ def run(
     """
     import torch
 
+    from inlay.diffusion.sample import step_count
+
     if backbone is None:
         raise ValueError("phd needs a backbone")
     settings.check_use(context.verb, context.control is not None)
     composes = context.verb == "compose"
     known = not np.array_equal(window.clean, window.pasted)
-    canvas = pasted(window, settings.paste_blur if composes else 0.0)
+    canvas = soften_paste(window, settings.paste_blur if composes else 0.0)
     stages: list[tuple[str, Canvas]] = [("paste", canvas)] if composes else []
-    harmonizer = _opened(settings, context) if settings.harmonize else None
+    harmonizer = _harmonizer(settings, context) if settings.harmonize else None
     levels = _levels(settings, backbone, harmonizer)
     if context.verb == "scene":
         from inlay.methods.phd.scene import run_scene
 
         return run_scene(window, backbone, settings, context, levels, harmonizer)
     paints = composes and known and settings.inpaint and settings.grow > 0
-    before = inpaint_steps(settings) if paints else 0
+    before = step_count(settings.num_inference_steps, settings.strength) if paints else 0
     with torch.inference_mode():
         work = Workspace.of(canvas.window, backbone, settings, context)
         if before:
-            canvas = ringed(work, canvas, settings, before + len(levels))
+            canvas = inpaint_ring(work, canvas, settings, before + len(levels))
         if composes and settings.inpaint:
             stages.append(("inpaint", canvas))
         if levels:
-            canvas = harmonized(work, canvas, settings, levels, harmonizer, before)
+            canvas = harmonize(work, canvas, settings, levels, harmonizer, before)
         if settings.harmonize:
             stages.append(("harmonize", canvas))
     if not before and not levels:
@@ -90,14 +86,13 @@ def _levels(
 ) -> list[Level]:
     """The levels of the harmonize stage, noisiest first; none where it changes nothing."""
     from inlay.diffusion.harmonizer import few_levels
+    from inlay.diffusion.sample import step_count
 
     if not settings.harmonize or settings.correction == 0:
         return []
     if harmonizer is not None:
         return few_levels(backbone, settings.harmonizer_steps, settings.harmonizer_strength)
-    steps = int(settings.harmonize_steps * settings.harmonize_strength + 1e-9)
-    if steps == 0:
-        return []
+    steps = step_count(settings.harmonize_steps, settings.harmonize_strength)
     return few_levels(backbone, steps, settings.harmonize_strength)
 
 

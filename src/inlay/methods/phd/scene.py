@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.methods.base import Context, Painted
-from inlay.methods.phd.stages import Canvas, harmonized
-from inlay.methods.workspace import Workspace, to_image
+from inlay.methods.phd.stages import Canvas, harmonize
+from inlay.methods.workspace import Workspace, to_image, to_pil
 from inlay.pictures.arrays import bounds, resize
 from inlay.pictures.box import Box
 from inlay.scene.window import Window, crop_box
@@ -116,9 +116,9 @@ class _Scene:
             progress=lambda step: self._tell(step, run, tiling, level),
         )
         self.done += run
-        return self._decoded(result, tiling, level)
+        return self._decode(result, tiling, level)
 
-    def _decoded(self, latent: Tensor, tiling: Tiling, level: Resolution) -> Image:
+    def _decode(self, latent: Tensor, tiling: Tiling, level: Resolution) -> Image:
         from inlay.diffusion.tiles import in_tiles
 
         image = in_tiles(self.backbone.decode, latent, tiling, 1, self.backbone.factor)
@@ -128,10 +128,7 @@ class _Scene:
     def _tell(self, step: Step, steps: int, tiling: Tiling, level: Resolution) -> None:
         preview: Any = None
         if self.context.previews:
-            from PIL import Image as PilImage
-
-            shown = self._decoded(step.x0, tiling, level)
-            preview = PilImage.fromarray((shown * 255 + 0.5).astype(np.uint8))
+            preview = to_pil(self._decode(step.x0, tiling, level))
         # Solvers of higher order call more than once a step.
         run = round(steps * (step.number + 1) / step.total)
         self.context.progress(self.done + run, self.total, preview)
@@ -168,7 +165,7 @@ def run_scene(
             backbone,
             settings,
             context,
-            *_embedded(backbone, settings),
+            *_prompts(backbone, settings),
             total=sampling + len(levels),
         )
         coarse = made = scene.sample(plan[0], None, settings.num_inference_steps, 1.0)
@@ -178,12 +175,12 @@ def run_scene(
         if plan[-1].size != window.shape and min(plan[-1].size) < min(window.shape):
             height, width = plan[-1].size
             context.note(f"the surroundings were made at {width} x {height} pixels and enlarged")
-        rgb = _laid(window, made)
+        rgb = _lay_over(window, made)
         box, before = window.box, rgb
         if levels:
             box = _close(window, settings, backbone)
             before = rgb[box.slices].copy()
-            rgb[box.slices] = _harmonized(
+            rgb[box.slices] = _harmonize_part(
                 window, before, box, backbone, settings, context, levels, harmonizer, sampling
             )
     effect = np.ones(window.shape, bool)
@@ -194,7 +191,7 @@ def run_scene(
         return Painted(picture, effect)
 
     stages: dict[str, Callable[[], Painted]] = {
-        "coarse": lambda: Painted(_laid(window, coarse), effect),
+        "coarse": lambda: Painted(_lay_over(window, coarse), effect),
         "refine": refined,
     }
     if settings.harmonize:
@@ -218,7 +215,7 @@ class _Stages(Mapping[str, Painted]):
         return len(self._makers)
 
 
-def _laid(window: Window, made: Image) -> Image:
+def _lay_over(window: Window, made: Image) -> Image:
     """The subject over what was made, with its own pixels."""
     rgb = resize(made, window.shape)
     rgb = rgb.copy() if rgb is made else rgb
@@ -236,7 +233,7 @@ def _close(window: Window, settings: PhdSettings, backbone: Backbone) -> Box:
     return crop_box(around, size, settings.context, backbone.native_size)
 
 
-def _harmonized(
+def _harmonize_part(
     window: Window,
     part: Image,
     box: Box,
@@ -252,7 +249,7 @@ def _harmonized(
     close = Window(box, part, part, alpha, part)
     work = Workspace.of(close, backbone, settings, context)
     canvas = Canvas(close, alpha, alpha > 0)
-    return harmonized(work, canvas, settings, levels, harmonizer, done).window.pasted
+    return harmonize(work, canvas, settings, levels, harmonizer, done).window.pasted
 
 
 def _check_scheduler(settings: PhdSettings, backbone: Backbone) -> None:
@@ -260,9 +257,7 @@ def _check_scheduler(settings: PhdSettings, backbone: Backbone) -> None:
         backbone.solver(settings.sampler(scene=True), steps)
 
 
-def _embedded(
-    backbone: Backbone, settings: PhdSettings
-) -> tuple[Conditioning, Conditioning | None]:
+def _prompts(backbone: Backbone, settings: PhdSettings) -> tuple[Conditioning, Conditioning | None]:
     """The prompts, the second None where guidance is off; windows are of the model's own size."""
     size = backbone.native_size, backbone.native_size
     conditional = backbone.embed([settings.prompt], size)

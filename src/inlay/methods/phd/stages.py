@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.methods.phd.settings import PhdSettings
-from inlay.methods.workspace import Workspace, to_image
+from inlay.methods.workspace import Workspace
 from inlay.pictures.arrays import blur, bounds, luma, masked_blur, resize
 from inlay.scene.fill import foreground
 from inlay.scene.window import Window
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.sample import Level, Step
+    from inlay.diffusion.sample import Level
 
-__all__ = ["Canvas", "harmonized", "inpaint_steps", "pasted", "ringed", "shrinkage"]
+__all__ = ["Canvas", "harmonize", "inpaint_ring", "shrinkage", "soften_paste"]
 
 Image = NDArray[np.float32]
 
@@ -48,7 +48,7 @@ class Canvas:
         return Canvas(window, self.cover, self.effect | where)
 
 
-def pasted(window: Window, softening: float) -> Canvas:
+def soften_paste(window: Window, softening: float) -> Canvas:
     """The window with the subject's edge softened: a Gaussian of sigma `softening` (window sizes)
     on its alpha a, P' = P + (a' - a) (F - B) for the paste P, the subject's colour F and the
     background B.
@@ -68,12 +68,7 @@ def pasted(window: Window, softening: float) -> Canvas:
     return canvas.with_picture(np.clip(window.pasted + change, 0, 1), soft > 0)
 
 
-def inpaint_steps(settings: PhdSettings) -> int:
-    """How many steps the ring's sampling takes."""
-    return int(settings.num_inference_steps * settings.strength + 1e-9)
-
-
-def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -> Canvas:
+def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -> Canvas:
     """The canvas with its ring painted anew from the background that is there; the subject, and
     all outside of the region M, stay as they are.
 
@@ -84,34 +79,23 @@ def ringed(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -
     """
     import torch
 
-    backbone, context, window = work.backbone, work.context, canvas.window
-    steps = settings.num_inference_steps
-    solver = backbone.solver(settings.sampler(scene=False), steps)
+    window = canvas.window
+    solver = work.backbone.solver(settings.sampler(scene=False), settings.num_inference_steps)
     region = window if settings.region == "dilated" else replace(window, alpha=_box(window))
     solid = torch.from_numpy(resize(window.alpha, work.size) > 0.99)[None, None]
     ring = region.mask(work.size, settings.grow) * ~solid
     if not ring.any():
         return canvas
-    latent_ring = work.latent_mask(ring, cover=True)
-    picture = window.tensor("pasted", work.size)
-    source = work.encode(picture)
-    denoiser = backbone.denoiser(work.conditions(latent_ring, picture))
-    after = solver(
-        denoiser,
-        source,
-        strength=settings.strength,
-        noise=context.noise,
-        generator=context.generator,
-        keep_outside=denoiser.keep_outside,
-        progress=work.progress(0, total),
-    )
+    source = work.encode(work.picture)
+    conditions = work.conditions(work.latent_mask(ring, cover=True), work.picture)
+    after = work.paint(solver, conditions, source, settings.strength, 0, total)
     rim = min(settings.feather, settings.grow)
     weight = region.rim(rim, settings.grow - rim) * (region.region(settings.grow) > 0)
     weight = (weight * (1 - canvas.cover))[..., None]
-    new = to_image(backbone.decode(after))
+    new = work.image(after)
     if settings.decoding == "residual":
-        change = new - to_image(backbone.decode(source))
-        change = resize(_smoothed(change, ring, settings.ring_smoothing), window.shape)
+        change = new - work.image(source)
+        change = resize(_smooth(change, ring, settings.ring_smoothing), window.shape)
     else:
         change = resize(new, window.shape) - window.clean
     return canvas.with_picture(
@@ -129,7 +113,7 @@ def _box(window: Window) -> Image:
     return box
 
 
-def harmonized(
+def harmonize(
     work: Workspace,
     canvas: Canvas,
     settings: PhdSettings,
@@ -146,44 +130,33 @@ def harmonized(
     """
     import torch
 
-    from inlay.diffusion.backbone import Guide
     from inlay.diffusion.harmonizer import correct
 
-    backbone, window = work.backbone, canvas.window
-    picture, mask = window.tensor("pasted", work.size), _soft_mask(window, work.size)
+    backbone, window, context = work.backbone, canvas.window, work.context
+    mask, source = _soft_mask(window, work.size), work.encode(work.picture)
     reach = max(settings.harmonize_grow, settings.shadow_reach)
     region = torch.maximum(window.mask(work.size, reach), mask)
     # As in training: every latent pixel that the mask touches.
     latent_mask = work.latent_mask((region > 1 / 512).float(), cover=True)
-    # A guide of scale 0 is not run.
-    guide = Guide(None, torch.cat([picture, mask], 1), 0.0)
+    guide = negative = None
     if harmonizer is not None:
-        guide = harmonizer.guide(picture, mask, settings.harmonizer_scale)
-    uncond = None
+        guide = harmonizer.guide(work.picture, mask, settings.harmonizer_scale)
     if settings.harmonize_guidance_scale != 1 and settings.prompt != settings.negative_prompt:
-        uncond = backbone.embed([settings.negative_prompt], work.size)
-    source = work.encode(picture)
-    total = done + len(levels)
-    conditions = replace(
-        work.conditions(latent_mask, picture),
-        negative=uncond,
-        guidance_scale=settings.harmonize_guidance_scale,
-        guide=guide,
-    )
-
-    def tell(step: Step) -> None:
-        preview = work.preview(step.x0[:1]) if work.context.previews else None
-        work.context.progress(done + step.number + 1, total, preview)
-
+        negative = backbone.embed([settings.negative_prompt], work.size)
     mean, spread = correct(
         backbone,
-        conditions,
+        replace(
+            work.conditions(latent_mask, work.picture),
+            negative=negative,
+            guidance_scale=settings.harmonize_guidance_scale,
+            guide=guide,
+        ),
         source,
         levels,
-        generator=work.context.generator,
+        generator=context.generator,
         samples=settings.harmonizer_samples,
         from_pasted=harmonizer is None or settings.harmonizer_strength < 1,
-        progress=tell,
+        progress=work.progress(done, done + len(levels)),
     )
     change = mean - source
     sigma = settings.smoothing * max(work.size) / backbone.factor
@@ -191,8 +164,7 @@ def harmonized(
         change, spread, latent_mask, settings.harmonizer_samples, settings.restraint, sigma
     )
     after = source + settings.correction * kept * change
-    before_image, after_image = (to_image(backbone.decode(z)) for z in (source, after))
-    return _applied(canvas, settings, before_image, after_image)
+    return _apply(canvas, settings, work.image(source), work.image(after))
 
 
 def _soft_mask(window: Window, size: tuple[int, int]) -> Tensor:
@@ -227,13 +199,13 @@ def shrinkage(
 
     if samples < 2 or restraint == 0:
         return torch.ones_like(change[:, :1])
-    d, variance = (_blurred(x, mask, sigma) for x in (change, spread**2))
+    d, variance = (_blur_inside(x, mask, sigma) for x in (change, spread**2))
     size = (d**2).sum(1, keepdim=True)
     error = (samples + 1) / (samples - 1) * (d**2 * variance).sum(1, keepdim=True)
     return size**2 / (size**2 + restraint * error).clamp(min=1e-12)
 
 
-def _blurred(field: Tensor, mask: Tensor, sigma: float) -> Tensor:
+def _blur_inside(field: Tensor, mask: Tensor, sigma: float) -> Tensor:
     """A field (1, C, h, w) blurred inside a mask (1, 1, h, w), without what lies outside."""
     import torch
 
@@ -244,14 +216,14 @@ def _blurred(field: Tensor, mask: Tensor, sigma: float) -> Tensor:
     return torch.from_numpy(np.stack(planes))[None].to(field)
 
 
-def _applied(canvas: Canvas, settings: PhdSettings, before: Image, after: Image) -> Canvas:
+def _apply(canvas: Canvas, settings: PhdSettings, before: Image, after: Image) -> Canvas:
     """The change from `before` to `after`, pictures (h, w, 3) of the model's size, laid into the
     subject, and as a shadow beyond it."""
     window, work_size = canvas.window, (before.shape[0], before.shape[1])
     if settings.decoding == "plain":
         new = resize(after, window.shape) - window.pasted
     else:
-        change = _smoothed(after - before, _soft_mask(window, work_size), settings.smoothing)
+        change = _smooth(after - before, _soft_mask(window, work_size), settings.smoothing)
         new = resize(change, window.shape)
     rgb = window.pasted + canvas.cover[..., None] * new
     where = canvas.cover > 0
@@ -262,12 +234,12 @@ def _applied(canvas: Canvas, settings: PhdSettings, before: Image, after: Image)
     return canvas.with_picture(np.clip(rgb, 0, 1).astype(np.float32), where)
 
 
-def _smoothed(change: Image, mask: Tensor, share: float) -> Image:
+def _smooth(change: Image, mask: Tensor, share: float) -> Image:
     """A change (h, w, 3) blurred inside a mask (1, 1, h, w) by `share` of its longer side."""
     import torch
 
     field = torch.from_numpy(np.ascontiguousarray(change.transpose(2, 0, 1)))[None]
-    smooth = _blurred(field, mask, share * max(change.shape[:2]))
+    smooth = _blur_inside(field, mask, share * max(change.shape[:2]))
     return np.asarray(smooth[0].permute(1, 2, 0).numpy(), np.float32)
 
 
