@@ -118,13 +118,7 @@ class _Search:
 
     def find(self, photo: Photo) -> View:
         picture = read_picture(photo.picture, role="photo", max_pixels=self.max_pixels)
-        box = photo.box and photo.box.intersect(Box.of_size(picture.size))
-        if photo.box is not None and box is None:
-            x, y, width, height = photo.box.x, photo.box.y, photo.box.width, photo.box.height
-            raise InputError(
-                f"the box {x},{y},{width},{height} lies outside {picture.name}, which is "
-                f"{picture.width} x {picture.height} pixels."
-            )
+        box = None if photo.box is None else picture.clip(photo.box, "box")
         place, shape = box, None
         if place is None or self.shapes:
             shape = self._shape(picture, box, photo.mask)

@@ -66,6 +66,16 @@ class Picture:
         for rows in row_bands(self.height, self.width):
             yield Box(0, rows.start, self.width, rows.stop - rows.start)
 
+    def clip(self, box: Box, what: str) -> Box:
+        """The part of a box inside the picture; raises InputError where there is none."""
+        inside = box.intersect(Box.of_size(self.size))
+        if inside is None:
+            raise InputError(
+                f"the {what} {box.x},{box.y},{box.width},{box.height} lies outside {self.name}, "
+                f"which is {self.width} x {self.height} pixels."
+            )
+        return inside
+
     def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
         """A box (all where None) as float32 (h, w, 3), sRGB in [0, 1]; only the box is converted.
 

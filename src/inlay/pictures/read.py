@@ -31,9 +31,13 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import from_levels, luma, upright
-from inlay.pictures.deep import UnsupportedError, deep_colour, deep_grey
+from inlay.pictures.decode import (
+    UnsupportedError,
+    deep_colour,
+    deep_grey,
+    is_whole,
+)
 from inlay.pictures.files import FORMATS, read_file, shown
-from inlay.pictures.jpeg import is_whole
 from inlay.pictures.picture import Picture
 
 __all__ = [
@@ -48,7 +52,7 @@ __all__ = [
 DEFAULT_MAX_PIXELS = 100_000_000
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
-_ORIENTATION, _EXIF_IFD, _USER_COMMENT = 0x0112, 0x8769, 0x9286
+_BITS, _ORIENTATION, _EXIF_IFD, _USER_COMMENT = 0x0102, 0x0112, 0x8769, 0x9286
 _OPENERS: dict[bytes, type[ImageFile]] = {
     rb"\x89PNG\r\n\x1a\n": PngImageFile,
     rb"\xff\xd8\xff": JpegImageFile,
@@ -143,7 +147,8 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
     if not isinstance(text, str):
         try:
             exif = image.getexif()
-            comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+            # In TIFF it stands beside the other tags, where programs look as well.
+            comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
             text = _user_comment(comment, getattr(exif, "endian", None) or "<")
         except Exception:
             # A damaged EXIF block holds nothing that we wrote.
@@ -282,7 +287,7 @@ def _is_deep(data: bytes, image: ImageFile) -> bool:
     """Whether a file is a PNG of 16-bit colour or a TIFF of 16 bits."""
     if isinstance(image, PngImageFile):
         return data[24] == 16 and image.mode in ("RGB", "RGBA")
-    return isinstance(image, TiffImageFile) and bool(np.equal(image.tag_v2.get(258, 1), 16).all())
+    return isinstance(image, TiffImageFile) and bool(np.equal(image.tag_v2.get(_BITS, 1), 16).all())
 
 
 def _orientation(image: PilImage.Image) -> int:

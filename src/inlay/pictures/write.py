@@ -4,9 +4,8 @@ PNG and TIFF keep every sample; JPEG is written at quality 95 without chroma sub
 quality 95. What a format cannot hold is reduced, and the log says so: JPEG has no alpha and 8 bits,
 WebP neither grey nor CMYK, PNG no CMYK (it becomes sRGB), BMP neither alpha nor profile nor record.
 
-Pillow writes what it can; 16-bit PNG and TIFF of any mode are written here. Sources: PNG 3rd
-edition (W3C 2025), 5.3 chunks, 9.2 filter types; TIFF 6.0, sections 2, 14 and 16; Exif 2.32, 4.6.5
-UserComment.
+16-bit PNG, which Pillow cannot write, is written here. Sources: PNG 3rd edition (W3C 2025), 5.3
+chunks, 9.2 filter types; Exif 2.32, 4.6.5 UserComment.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -58,8 +56,8 @@ _PNG_LEVEL, _DEEP_LEVEL = 3, 4
 # The longest EXIF block of a JPEG: one segment of 65535 bytes with its own length.
 _JPEG_EXIF = 65533
 _MAX_TIFF = 4_000_000_000
-_EXIF_IFD, _USER_COMMENT, _ICC = 34665, 37510, 34675
-_SHORT, _LONG, _UNDEFINED = 3, 4, 7
+_EXIF_IFD, _USER_COMMENT = 34665, 37510
+_LONG, _UNDEFINED = 4, 7
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -204,67 +202,29 @@ def _write_png16(file: IO[bytes], picture: Picture, text: str | None) -> None:
 
 
 def _write_tiff(file: IO[bytes], picture: Picture, text: str | None) -> None:
-    """A deflated TIFF of any mode; `text` goes into the EXIF UserComment."""
-    file.write(b"II*\0\0\0\0\0")
+    """A deflated TIFF of any mode; `text` goes into a tag as EXIF's UserComment."""
+    import tifffile
 
-    def put(body: bytes) -> int:
-        # Offsets in a TIFF are even.
-        file.write(body + b"\0" * (len(body) % 2))
-        return file.tell() - len(body) - len(body) % 2
-
-    offsets, sizes = [], []
-    for rows in picture.bands():
-        band = picture.samples[rows.slices]
-        band = band.astype(band.dtype.newbyteorder("<"))
-        # Horizontal differencing (TIFF 6.0, section 14): unsigned samples wrap.
-        band[:, 1:] -= band[:, :-1].copy()
-        packed = zlib.compress(band.tobytes(), _DEEP_LEVEL)
-        sizes.append(len(packed))
-        offsets.append(put(packed))
-    channels = 1 if picture.samples.ndim == 2 else picture.samples.shape[2]
-    photometric = {"L": 1, "LA": 1, "RGB": 2, "RGBA": 2, "CMYK": 5}[picture.mode]
-    strip = next(picture.bands()).height
-    tags: list[tuple[int, int, list[int] | bytes]] = [
-        (256, _LONG, [picture.width]), (257, _LONG, [picture.height]),
-        (258, _SHORT, [picture.depth] * channels), (259, _SHORT, [8]),
-        (262, _SHORT, [photometric]), (273, _LONG, offsets), (277, _SHORT, [channels]),
-        (278, _LONG, [strip]), (279, _LONG, sizes), (284, _SHORT, [1]), (317, _SHORT, [2]),
-    ]  # fmt: skip
-    if picture.mode in ("LA", "RGBA"):
-        tags.append((338, _SHORT, [2]))
-    if text is not None:
-        # An IFD's values are laid out before it, so its own place is known only after them.
-        body, at = _directory([(_USER_COMMENT, _UNDEFINED, _comment(text))], file.tell())
-        tags.append((_EXIF_IFD, _LONG, [put(body) + at]))
-    if picture.icc is not None:
-        tags.append((_ICC, _UNDEFINED, picture.icc))
-    body, at = _directory(tags, file.tell())
-    first = put(body) + at
-    file.seek(4)
-    file.write(struct.pack("<I", first))
-    file.seek(0, 2)
-
-
-def _directory(
-    tags: Sequence[tuple[int, int, list[int] | bytes]], position: int
-) -> tuple[bytes, int]:
-    """An IFD led by its long values, to stand at `position`; and where in it the IFD begins."""
-    values, entries = b"", b""
-    for tag, kind, value in tags:
-        count = len(value)
-        if isinstance(value, bytes):
-            body = value
-        else:
-            body = struct.pack(f"<{count}{'H' if kind == _SHORT else 'I'}", *value)
-        if len(body) > 4:
-            place = position + len(values)
-            values += body + b"\0" * (len(body) % 2)
-            body = struct.pack("<I", place)
-        entries += struct.pack("<HHI4s", tag, kind, count, body)
-    return values + struct.pack("<H", len(tags)) + entries + bytes(4), len(values)
+    photometric = {"L": "minisblack", "LA": "minisblack", "CMYK": "separated"}
+    comment = b"" if text is None else _comment(text)
+    tifffile.imwrite(
+        file,
+        picture.samples,
+        photometric=photometric.get(picture.mode, "rgb"),
+        planarconfig=None if picture.samples.ndim == 2 else "contig",
+        extrasamples=["unassalpha"] if picture.mode in ("LA", "RGBA") else None,
+        compression="zlib",
+        predictor=True,
+        rowsperstrip=next(picture.bands()).height,
+        iccprofile=picture.icc,
+        extratags=[(_USER_COMMENT, _UNDEFINED, len(comment), comment, True)] if comment else [],
+        metadata=None,
+        software=False,
+    )
 
 
 def _comment(text: str) -> bytes:
+    """A text as EXIF's UserComment holds it."""
     if text.isascii():
         return b"ASCII\0\0\0" + text.encode("ascii")
     return b"UNICODE\0" + text.encode("utf-16-le")
@@ -272,7 +232,8 @@ def _comment(text: str) -> bytes:
 
 def exif_block(text: str) -> bytes:
     """An EXIF block ("Exif", then a little-endian TIFF) that holds one UserComment."""
-    # Header, IFD0 with one entry (2 + 12 + 4 bytes) that points to the next byte after it.
-    inner, at = _directory([(_USER_COMMENT, _UNDEFINED, _comment(text))], 26)
-    outer, _ = _directory([(_EXIF_IFD, _LONG, [26 + at])], 8)
-    return b"Exif\0\0II*\0\x08\0\0\0" + outer + inner
+    comment = _comment(text)
+    # Two directories of one entry, 18 bytes each: IFD0 at 8 points to the EXIF IFD at 26.
+    first = struct.pack("<HHHIII", 1, _EXIF_IFD, _LONG, 1, 26, 0)
+    second = struct.pack("<HHHIII", 1, _USER_COMMENT, _UNDEFINED, len(comment), 44, 0)
+    return b"Exif\0\0II*\0\x08\0\0\0" + first + second + comment

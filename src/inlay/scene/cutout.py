@@ -122,14 +122,7 @@ def _cut(
         by = "mask" if mask is not None else "alpha" if clear else "box" if box else "grabcut"
     if mask is not None and by != "mask":
         raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
-    if box is not None:
-        inside = box.intersect(Box.of_size(picture.size))
-        if inside is None:
-            raise InputError(
-                f"the cut box {box.x},{box.y},{box.width},{box.height} lies outside "
-                f"{picture.name}, which is {picture.width} x {picture.height} pixels."
-            )
-        box = inside
+    box = None if box is None else picture.clip(box, "cut box")
     if by == "alpha":
         return _by_alpha(picture, opacity, box)
     rgb = picture.rgb()
