@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.errors import InputError
 from inlay.learning.settings import TrainingConfig
 from inlay.learning.state import TrainState
@@ -23,7 +24,7 @@ __all__ = [
     "VALIDATION_TIMESTEPS",
     "Processes",
     "Run",
-    "noised",
+    "prediction_error",
     "reports",
     "train",
     "validation_curve",
@@ -31,12 +32,6 @@ __all__ = [
 
 # Of 1000.
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
-
-
-def noised(z: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents (N, C, h, w) at cumulative alphas (N,), and v there (Salimans and Ho 2022)."""
-    a = alphas.view(-1, 1, 1, 1)
-    return a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
 
 
 class Processes:
@@ -139,6 +134,15 @@ class Run(ABC):
     @abstractmethod
     def export(self, figures: dict[str, Any]) -> None:
         """Write what is trained so far, with figures of it, where the run writes it at reports."""
+
+
+def prediction_error(
+    backbone: Backbone, z: Tensor, noise: Tensor, t: Tensor, conditions: Conditions
+) -> Tensor:
+    """What a network says of latents (N, C, h, w) noised to timesteps (N,), less what is right."""
+    level, kind = backbone.levels.rows(t), backbone.prediction_type
+    output = backbone.predict(level.add_noise(z, noise), t, conditions)
+    return output - level.output(z, noise, kind)
 
 
 @torch.no_grad()

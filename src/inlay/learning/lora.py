@@ -52,8 +52,10 @@ class Trained(nn.ParameterDict):
     """
 
     def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
-        # A parameter's name cannot have dots in it.
-        super().__init__({name.replace(".", "/"): value for name, value in named.items()})
+        super().__init__()
+        for name, parameter in named.items():
+            # A parameter's name cannot have dots in it.
+            self[name.replace(".", "/")] = parameter
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights as they are now, by their names in the file."""

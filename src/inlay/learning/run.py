@@ -17,12 +17,12 @@ from torch import Tensor
 
 from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
 from inlay.diffusion.attention_masked import released_tokens
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.sample import Step, sample
 from inlay.diffusion.text import Conditioning, embed_prompt
 from inlay.errors import InputError
-from inlay.learning.loop import Processes, Run, noised, validation_curve
+from inlay.learning.loop import Processes, Run, prediction_error, validation_curve
 from inlay.learning.lora import LiveText, TrainedAttention, set_up
-from inlay.learning.preview import preview
 from inlay.learning.samples import (
     Example,
     Pool,
@@ -36,6 +36,8 @@ from inlay.learning.samples import (
 from inlay.learning.settings import LearnConfig, pick_token, prompt_for
 from inlay.learning.state import TrainState, check_state
 from inlay.pictures.box import Box
+from inlay.pictures.read import read_picture
+from inlay.pictures.write import write_picture
 
 __all__ = ["Learning"]
 
@@ -151,13 +153,10 @@ class Learning(Run):
 
     def _error(self, pool: Pool, t: Tensor, noise: Tensor, prompt: str) -> Tensor:
         """Squared error (N, 1, h, w) of what the U-Net predicts, averaged over channels."""
-        backbone = self.backbone
-        noisy, v = noised(pool.z, noise, backbone.alphas_cumprod.to(self.device)[t])
-        target = {"v_prediction": v, "epsilon": noise, "sample": pool.z}[backbone.prediction_type]
-        hole = pool.hole if backbone.kind == "inpaint" else None
         text = self.conditioning(prompt).rows(len(pool))
-        output = backbone.predict(noisy, t, text, hole, pool.seen)
-        return ((output - target) ** 2).mean(1, keepdim=True)
+        conditions = Conditions(text, mask=pool.hole, masked_latent=pool.seen)
+        error = prediction_error(self.backbone, pool.z, noise, t, conditions)
+        return (error**2).mean(1, keepdim=True)
 
     def _noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
@@ -187,7 +186,7 @@ class Learning(Run):
         """This process's rows of a step's batch: samples, timesteps and noise; and what all pixels
         of the whole batch weigh.
         """
-        c, count = self.config, len(self.backbone.alphas_cumprod)
+        c, count = self.config, len(self.backbone.levels)
         chosen, t, noise = [], [], []
         for row in range(c.batch):
             # Everything random in a step comes from (seed, step, row): a resumed run repeats
@@ -206,11 +205,43 @@ class Learning(Run):
         return batch, steps, torch.stack(noise).to(self.device), float(whole)
 
     def _show(self, path: Path) -> None:
-        """A preview of the first photo, with the averaged weights."""
+        """A preview with the averaged weights: the first photo as the checkpoint gets to see it,
+        and beside it its box filled.
+        """
         pool = self.fixed["photos"].rows(np.arange(1), self.device)
-        with torch.no_grad(), self.state.averaged(), self.masked(pool.hole):
-            text = self.conditioning(self.prompt)
-            preview(self.backbone, pool, text, self.config.preview_steps, path)
+        # Sampling must not move the global generator that a run may lean on.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with self.state.averaged(), self.masked(pool.hole):
+                filled = self._fill(pool)
+            z = torch.cat([pool.z, filled * pool.hole + pool.z * (1 - pool.hole)])
+            sides = [self.backbone.decode(each) for each in z.split(1)]
+        image = torch.cat(sides, 3)[0].clamp(-1, 1).cpu().numpy().transpose(1, 2, 0)
+        levels = np.round((image + 1) * 127.5).astype(np.uint8)
+        write_picture(read_picture(np.ascontiguousarray(levels), role="preview"), path)
+
+    def _fill(self, pool: Pool) -> Tensor:
+        """A sample (1, C, h, w) for a pool's one frame, by DDIM from noise, without guidance.
+
+        On a plain checkpoint what is not its box is replaced by the photo's noised latent after
+        every step (blended latents, arXiv 2206.02779).
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like)
+
+        start, text = noise(pool.z), self.conditioning(self.prompt)
+        conditions = Conditions(text, mask=pool.hole, masked_latent=pool.seen)
+        denoiser = self.backbone.denoiser(conditions)
+
+        def outside(step: Step) -> Tensor:
+            mask = denoiser.keep_outside
+            if mask is None:
+                return step.z
+            return step.z * mask + step.to.add_noise(pool.z, start) * (1 - mask)
+
+        levels = self.backbone.levels.run(self.config.preview_steps)
+        return sample(denoiser, start, levels, noise=noise, on_step=outside)
 
     def error_in_hole(self, pool: Pool) -> dict[int, float]:
         """The mean squared error inside the holes of a pool by timestep, always with the same
@@ -226,7 +257,7 @@ class Learning(Run):
         # At first the average is what is there already.
         averaged = self.state.averaged() if self.step else nullcontext()
         with averaged, self.masked(rows.hole):
-            total = len(self.backbone.alphas_cumprod)
+            total = len(self.backbone.levels)
             return validation_curve(errors, len(rows), self.device, total)
 
     def _errors(self) -> dict[str, dict[int, float]]:

@@ -236,13 +236,11 @@ def encode(backbone: Backbone, samples: Sequence[Sample], rows: int = 8) -> Pool
             for name in ("x", "hole", "valid")
         )
         small = functional.max_pool2d(hole, backbone.factor)
-        whole = small.repeat_interleave(backbone.factor, 2).repeat_interleave(backbone.factor, 3)
-        seen = backbone.encode(x * (1 - whole)).cpu() if backbone.kind == "inpaint" else None
         sound = -functional.max_pool2d(-valid, backbone.factor)
-        parts.append((backbone.encode(x).cpu(), seen, small.cpu(), sound.cpu()))
-    z, seen_all, holes, sounds = zip(*parts, strict=True)
-    erased = torch.cat([s for s in seen_all if s is not None]) if seen_all[0] is not None else None
-    return Pool(torch.cat(z), erased, torch.cat(holes), torch.cat(sounds))
+        parts.append((backbone.encode(x), backbone.encode_masked(x, small), small, sound))
+    z, seen, holes, sounds = zip(*parts, strict=True)
+    erased = torch.cat([s for s in seen if s is not None]).cpu() if seen[0] is not None else None
+    return Pool(torch.cat(z).cpu(), erased, torch.cat(holes).cpu(), torch.cat(sounds).cpu())
 
 
 def loss_weights(hole: Tensor, valid: Tensor, hole_weight: float) -> Tensor:

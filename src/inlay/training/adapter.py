@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.control import ControlAdapter, control_image, new_adapter
 from inlay.learning.crops import random_mask
-from inlay.learning.loop import noised, train, validation_curve
+from inlay.learning.loop import prediction_error, train, validation_curve
 from inlay.training.batches import Augmentation, HostLoader
 from inlay.training.branch import BranchConfig, BranchRun
-from inlay.training.losses import erase, latent_mask
+from inlay.training.losses import latent_mask
 
 __all__ = ["AdapterConfig", "AdapterTrainer", "large_holes", "noisy_timesteps", "train_adapter"]
 
@@ -77,7 +78,6 @@ class AdapterTrainer(BranchRun):
             self.network, self.backbone, name="to be trained", hasher=lambda: ""
         )
         self.loader = HostLoader(self.photos, Augmentation(), self.device)
-        self.alphas = self.backbone.alphas_cumprod.to(self.device)
         self._without: dict[int, float] | None = None
 
     def new_network(self) -> Any:
@@ -88,32 +88,29 @@ class AdapterTrainer(BranchRun):
     ) -> tuple[Tensor, Tensor]:
         """Squared error (N, C, h, w) of what the U-Net predicts, and the latent mask."""
         backbone = self.backbone
-        inpaints = backbone.kind == "inpaint"
         hole = latent_mask(mask, backbone.factor)
         with torch.no_grad():
-            z = backbone.encode(x)
-            seen = backbone.encode(erase(x, hole)) if inpaints else None
-        noisy, v = noised(z, noise, self.alphas[t])
-        target = {"v_prediction": v, "epsilon": noise, "sample": z}[backbone.prediction_type]
-        text = backbone.embed(captions, (x.shape[2], x.shape[3]))
+            z, seen = backbone.encode(x), backbone.encode_masked(x, hole)
+        text = backbone.embed(captions, (self.size, self.size))
         with torch.autocast(self.device.type, torch.bfloat16):
             features = None
             if adapted:
                 lines = control_image(x, self.config.control_type)
                 features = self.adapter.features(lines)
-            output = backbone.predict(noisy, t, text, hole if inpaints else None, seen, features)
-        return (output - target) ** 2, hole
+            conditions = Conditions(text, mask=hole, masked_latent=seen, control=features)
+            error = prediction_error(backbone, z, noise, t, conditions)
+        return error**2, hole
 
     def train_step(self) -> float:
         c = self.config
         # Everything random in a step comes from (seed, step): a resumed run repeats nothing.
         rng = np.random.default_rng([c.seed, 2, self.step])
-        batch = self.loader.batch(c.batch, c.resolution, rng)
+        batch = self.loader.batch(c.batch, self.size, rng)
         mask = large_holes(batch.mask.cpu(), c.whole_share, rng).to(self.device)
         captions = ["" if rng.random() < c.caption_dropout else text for text in batch.captions]
         # Stratified timesteps: the same loss, less variance.
         u = (np.arange(c.batch) + rng.random(c.batch)) / c.batch
-        t = noisy_timesteps(u, c.timestep_power, len(self.alphas))
+        t = noisy_timesteps(u, c.timestep_power, len(self.backbone.levels))
         noise = self.noise(rng, c.batch)
         steps = torch.from_numpy(t).to(self.device)
         error, hole = self._errors(batch.x, mask, captions, steps, noise, adapted=True)
@@ -134,7 +131,7 @@ class AdapterTrainer(BranchRun):
         c, count = self.config, min(pictures, len(self.held_out))
         rng = np.random.default_rng([c.seed, 3])
         loader = HostLoader(self.held_out, Augmentation(), self.device)
-        batch = loader.of(np.arange(count), c.resolution, rng)
+        batch = loader.of(np.arange(count), self.size, rng)
         mask = large_holes(batch.mask.cpu(), c.whole_share, rng).to(self.device)
         noise = self.noise(rng, count)
 

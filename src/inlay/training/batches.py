@@ -178,14 +178,12 @@ class Samples:
     captions: list[str]
 
 
-def cover(mask: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """The latent pixels that a mask (N, 1, H, W) touches, (N, 1, H / factor, W / factor), and the
-    picture's pixels that they stand for; both 0 or 1.
+def cover(mask: Tensor, factor: int) -> Tensor:
+    """The latent pixels that a mask (N, 1, H, W) touches, (N, 1, H / factor, W / factor), 0 or 1.
 
     All that is disturbed lies in there, so that what a U-Net sees of the rest is the truth.
     """
-    latent = functional.max_pool2d((mask > 0).float(), factor)
-    return latent, latent.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return functional.max_pool2d((mask > 0).float(), factor)
 
 
 class DisturbedLoader:

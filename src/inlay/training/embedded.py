@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inlay.learning.loop import Run, noised, train, validation_curve
+from inlay.diffusion.unet import DdpmLevels
+from inlay.learning.loop import Run, train, validation_curve
 from inlay.learning.state import TrainState, check_state
 from inlay.training.batches import Augmentation, DeviceLoader, HostLoader, Loader
 from inlay.training.corpus import load_corpus, with_rendered
@@ -87,7 +88,7 @@ class EmbeddedTrainer(Run):
         unet: Any = self.networks.unet
         self._unet = torch.compile(unet) if compiled else unet
         self.scheduler = noise_scheduler()
-        self.alphas = self.scheduler.alphas_cumprod.to(self.device)
+        self.levels = DdpmLevels(self.scheduler.config)
         # Rendered captions are many and rare: the words to tell apart are those of the photos.
         self._words = photos.captions
         self.channel_weight = channel_weight(self._some_latents(), config.channel_weight_power)
@@ -123,11 +124,11 @@ class EmbeddedTrainer(Run):
         with torch.no_grad():
             z = self.vae.encode(x).latent_dist.mode() * scale
             masked = self.vae.encode(erase(x, hole)).latent_dist.mode() * scale
-        noisy, target = noised(z, noise, self.alphas[t])
-        inputs = torch.cat([noisy, hole, masked], 1)
+        level = self.levels.rows(t)
+        inputs = torch.cat([level.add_noise(z, noise), hole, masked], 1)
         with torch.autocast(self.device.type, torch.bfloat16):
             v = self._unet(inputs, t, self._embed(captions)).sample
-        return (v.float() - target) ** 2, hole
+        return (v.float() - level.output(z, noise, "v_prediction")) ** 2, hole
 
     def _timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
         """Numbers in [0, 1) to timesteps: uniform, but for a share that is above 600 alone.
@@ -143,9 +144,11 @@ class EmbeddedTrainer(Run):
         gamma = self.config.min_snr_gamma
         if gamma is None:
             return torch.ones(len(t), 1, 1, 1, device=t.device)
-        a = self.alphas[t]
-        # min(SNR, gamma) / (SNR + 1), with SNR = a / (1 - a): no division where SNR is infinite.
-        return torch.minimum(a, gamma * (1 - a)).view(-1, 1, 1, 1)
+        level = self.levels.rows(t)
+        # min(SNR, gamma) / (SNR + 1) with SNR = (signal / noise)^2, where signal^2 + noise^2 = 1:
+        # no division where SNR is infinite.
+        signal, noise = (torch.as_tensor(x) ** 2 for x in (level.signal, level.noise))
+        return torch.minimum(signal, gamma * noise)
 
     def curves(self) -> dict[str, float]:
         return {"loss/words": float(np.mean(self.told))} if self.config.word_contrast else {}

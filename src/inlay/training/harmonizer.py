@@ -22,9 +22,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from inlay.checkpoints.branch import load_harmonizer
-from inlay.diffusion.backbone import Guide
+from inlay.diffusion.backbone import Conditions, Guide
 from inlay.diffusion.harmonizer import new_harmonizer
-from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes, noised, train
+from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes, train
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
 from inlay.training.batches import DisturbedLoader, Samples, cover
 from inlay.training.branch import BranchConfig, BranchRun
@@ -158,7 +158,6 @@ class HarmonizerTrainer(BranchRun):
         )
         given = Policy(kinds=config.kinds, strength=(config.least_strength, 1.0))
         self.shown = DisturbedLoader(self.held_out, self.objects, given, self.size, *place)
-        self.alphas = self.backbone.alphas_cumprod.to(self.device)
 
     def new_network(self) -> Any:
         network = new_harmonizer(self.backbone)
@@ -174,23 +173,23 @@ class HarmonizerTrainer(BranchRun):
         pasted picture that of x0, which is to be the truth although the latent holds the other.
         """
         backbone, kind = self.backbone, self.backbone.prediction_type
-        inpaints, alphas = backbone.kind == "inpaint", self.alphas[t]
-        hole, erased = cover(samples.mask, backbone.factor)
-        from_noise = self.config.start == "noise"
+        hole, from_noise = cover(samples.mask, backbone.factor), self.config.start == "noise"
         with torch.no_grad():
-            z = backbone.encode(samples.truth)
+            z, seen = backbone.encode(samples.truth), backbone.encode_masked(samples.truth, hole)
             begun = z if from_noise else backbone.encode(samples.pasted)
-            seen = backbone.encode(samples.truth * (1 - erased)) if inpaints else None
-        noisy, v = noised(begun, noise, alphas)
-        text = backbone.embed(samples.captions, (self.size, self.size))
-        guide = Guide(self.network, torch.cat([samples.pasted, samples.mask], 1))
+        conditions = Conditions(
+            backbone.embed(samples.captions, (self.size, self.size)),
+            mask=hole,
+            masked_latent=seen,
+            guide=Guide(self.network, torch.cat([samples.pasted, samples.mask], 1)),
+        )
+        level = backbone.levels.rows(t)
+        noisy = level.add_noise(begun, noise)
         with torch.autocast(self.device.type, torch.bfloat16):
-            output = backbone.predict(
-                noisy, t, text, hole if inpaints else None, seen, harmonizer=guide
-            )
+            output = backbone.predict(noisy, t, conditions)
         if from_noise:
-            return output - {"v_prediction": v, "epsilon": noise, "sample": z}[kind], hole
-        return _x0(output, noisy, alphas, kind) - z, hole
+            return output - level.output(z, noise, kind), hole
+        return level.output_to_x0(output, noisy, kind) - z, hole
 
     def train_step(self) -> float:
         """One step on this process's rows of the batch; their loss.
@@ -211,7 +210,7 @@ class HarmonizerTrainer(BranchRun):
                 samples.captions[i] = ""
         # Stratified timesteps: the same loss, less variance.
         u[:, 0] = (np.array(rows) + u[:, 0]) / c.batch
-        t = torch.from_numpy(c.timesteps(u[:, 0], len(self.alphas)))
+        t = torch.from_numpy(c.timesteps(u[:, 0], len(self.backbone.levels)))
         error, hole = self._errors(samples, t.to(self.device), torch.stack(noise))
         loss = (1 - c.smooth_share) * self._inside(error, hole)
         if c.smooth_share > 0:
@@ -255,7 +254,7 @@ class HarmonizerTrainer(BranchRun):
                 self.network,
                 self.shown.of(everything),
                 self.config.seed,
-                self.config.answers_from(len(self.alphas)),
+                self.config.answers_from(len(self.backbone.levels)),
             )
         return {t: float(np.mean(told)) for t, told in losses.items()}, given
 
@@ -272,16 +271,6 @@ class HarmonizerTrainer(BranchRun):
         """Write a resumable state, and the objects found so far."""
         super().save_state()
         self.objects.save()
-
-
-def _x0(output: Tensor, noisy: Tensor, alphas: Tensor, prediction_type: str) -> Tensor:
-    """x0 (N, C, h, w) of a U-Net's output for latents at cumulative alphas (N,), none of them 0."""
-    a = alphas.view(-1, 1, 1, 1)
-    if prediction_type == "sample":
-        return output
-    if prediction_type == "v_prediction":
-        return a.sqrt() * noisy - (1 - a).sqrt() * output
-    return (noisy - (1 - a).sqrt() * output) / a.sqrt()
 
 
 def train_harmonizer(

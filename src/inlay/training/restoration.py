@@ -44,7 +44,7 @@ def restoration(
         )
         if float(_inside((pasted - truth) ** 2, mask)) < _SEEN:
             continue
-        hole, _ = cover(mask, backbone.factor)
+        hole = cover(mask, backbone.factor)
         seen = backbone.encode_masked(truth, hole)
         z = backbone.encode(truth)
         figures: list[float] = []
@@ -54,8 +54,7 @@ def restoration(
             generator = torch.Generator().manual_seed(seed + row)
             after, _ = correct(
                 backbone, Conditions(cond, mask=hole, masked_latent=seen, guide=guide), before,
-                levels,
-                generator=generator, from_pasted=timestep is not None,
+                levels, generator=generator, from_pasted=timestep is not None,
             )  # fmt: skip
             change = backbone.decode(after) - backbone.decode(before)
             picture = (start + change).clamp(-1, 1)
