@@ -81,7 +81,7 @@ class BranchRun(Run):
             from diffusers.models.attention_processor import AttnProcessor
 
             # Explicit attention: the fused kernel's backward is slow on CPUs.
-            for module in (backbone.unet, self.network):
+            for module in (backbone.network, self.network):
                 if hasattr(module, "set_attn_processor"):
                     module.set_attn_processor(AttnProcessor())
         self.state = TrainState(
