@@ -21,11 +21,16 @@ from torch.nn import functional
 
 from flows import LATENT, built, loaded
 from inlay import Box, Composer, InputError, Result
+from inlay.checkpoints.folder import is_complete, wanted_files
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.attention_shared import HiddenRegion
 from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.control import new_adapter
+from inlay.diffusion.harmonizer import new_harmonizer
 from inlay.diffusion.ilvr import LocalizedPull
 from inlay.diffusion.sample import sample
+from inlay.learning.lora import set_up
+from inlay.learning.settings import LearnConfig
 from photos import Photo, cutout
 
 NAMES = ["sd3", "flux", "flux_fill"]
@@ -419,3 +424,21 @@ def test_loras_and_textual_inversions_are_refused(tmp_path: Path) -> None:
     save_file({"transformer.x_embedder.lora_A.weight": torch.zeros(1, 1)}, lora)
     with pytest.raises(InputError, match="LoRA"):
         load_backbone(built("flux"), device="cpu", loras=[(lora, 1.0)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_has_all_parts_of_a_folder(name: str, tmp_path: Path) -> None:
+    files = [path.relative_to(built(name)) for path in built(name).rglob("*") if path.is_file()]
+    names = sorted(path.as_posix() for path in files)
+    assert sorted(wanted_files([*names, "transformer/x.bin", "flux1.safetensors"], False)) == names
+    assert is_complete(built(name), False)
+    folder = Path(shutil.copytree(built(name), tmp_path / "model"))
+    next((folder / "text_encoder_2").glob("*.safetensors")).unlink()
+    assert not is_complete(folder, False)
+
+
+def test_what_is_learnt_or_trained_needs_a_unet() -> None:
+    backbone = loaded("sd3")
+    for make in (new_adapter, new_harmonizer, lambda backbone: set_up(backbone, LearnConfig())):
+        with pytest.raises(InputError, match=r"is a transformer, but .* are for U-Nets\.$"):
+            make(backbone)

@@ -98,7 +98,7 @@ class FlowLevels:
         share = (tokens - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
         self._shift = c.base_shift + share * (c.max_shift - c.base_shift)
         count = int(c.num_train_timesteps)
-        # A quantity on its own: where training spreads t evenly, whatever a run does.
+        # Those of training: t spread evenly, then shifted as a run's are.
         self._trained = self._spread(np.linspace(1, 1 / count, count)).flip(0)[1:]
 
     def _spread(self, places: Any) -> Tensor:
@@ -172,7 +172,7 @@ class FlowBackbone(Backbone):
             raise InputError(
                 f"The transformer of the model {name} reads {config.in_channels} channels and text "
                 f"of width {config.joint_attention_dim}, which is not what Stable Diffusion 3 or "
-                f"FLUX.1 [dev], [schnell] or Fill do with its other parts."
+                "FLUX.1 [dev], [schnell] or Fill read beside these text encoders."
             )
         self.kind = "plain" if read == made else "inpaint"
         if packs:
@@ -188,8 +188,8 @@ class FlowBackbone(Backbone):
     def unet(self) -> Any:
         """InputError, for all that is made for a U-Net."""
         raise InputError(
-            f"the model {self.name} is a transformer, but T2I-Adapters, harmonizers and learned "
-            "concepts are for U-Nets."
+            f"the model {self.name} is a transformer, but T2I-Adapters, harmonizers and concepts "
+            "are for U-Nets."
         )
 
     def denoiser(self, conditions: Conditions) -> Denoiser:
@@ -208,14 +208,14 @@ class FlowBackbone(Backbone):
         """See Backbone. Picture and text attend to one sequence here, so of the rules only those
         go that say which places of the picture are seen; InputError for any other.
         """
-        if rule is not None and not isinstance(rule, HiddenRegion | SharedSource):
-            raise InputError(
-                f"the model {self.name} has no attention of its own to the text or to the picture, "
-                "so single words cannot be steered to a place and learned concepts cannot be used."
-            )
         if rule is None:
             yield
             return
+        if not isinstance(rule, HiddenRegion | SharedSource):
+            raise InputError(
+                f"the model {self.name} attends to text and picture at once, so words cannot be "
+                "steered to a place (words_inside, words_outside) and concepts cannot be used."
+            )
         self.rules.append(rule)
         try:
             yield

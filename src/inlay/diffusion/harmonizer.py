@@ -91,7 +91,7 @@ def new_harmonizer(backbone: Backbone) -> Any:
     """
     from diffusers import ControlNetModel
 
-    halvings = backbone.factor.bit_length() - 1
+    unet, halvings = backbone.unet, backbone.factor.bit_length() - 1
     if 2**halvings != backbone.factor:
         raise InputError(
             f"The model {backbone.name} has {backbone.factor} pixels to a latent pixel, but a "
@@ -100,7 +100,7 @@ def new_harmonizer(backbone: Backbone) -> Any:
     widths = (_WIDTHS + _WIDTHS[-1:] * halvings)[: halvings + 1]
     try:
         network = ControlNetModel.from_unet(
-            backbone.unet,
+            unet,
             conditioning_embedding_out_channels=widths,
             conditioning_channels=_CHANNELS,
         )

@@ -82,7 +82,7 @@ def set_up(backbone: Backbone, config: LearnConfig) -> Trained:
     The U-Net runs under autocast to bfloat16 from now on. Raises InputError for a U-Net without
     layers to train.
     """
-    unet = backbone.network
+    unet = backbone.unet
     names = lora_layers(unet, config.layers)
     named: dict[str, nn.Parameter] = {}
     with torch.random.fork_rng(devices=[]):
