@@ -44,11 +44,11 @@ _LEAST = 0.02
 def encoder_features(vae: Any, x: Tensor) -> list[Tensor]:
     """Features (N, C_l, h_l, w_l), float32, after each down block of an AutoencoderKL's encoder."""
     hidden = vae.encoder.conv_in(x.to(vae.device, vae.dtype))
-    found = []
+    features = []
     for block in vae.encoder.down_blocks:
         hidden = block(hidden)
-        found.append(hidden.float())
-    return found
+        features.append(hidden.float())
+    return features
 
 
 def laplacian_pyramid(x: Tensor, levels: int = 4, base: bool = True) -> list[Tensor]:
@@ -57,15 +57,15 @@ def laplacian_pyramid(x: Tensor, levels: int = 4, base: bool = True) -> list[Ten
     Each level halves the size (rounded up), as far as both sides are above 1. Without the base
     the pyramid does not see a change of overall colour or of light that varies slowly.
     """
-    found = []
+    bands = []
     for _ in range(levels):
         if min(x.shape[-2:]) < 2:
             break
         small = functional.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
         up = functional.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False)
-        found.append(x - up)
+        bands.append(x - up)
         x = small
-    return [*found, x] if base or not found else found
+    return [*bands, x] if base or not bands else bands
 
 
 def has_encoder(vae: Any) -> bool:

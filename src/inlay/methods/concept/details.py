@@ -77,20 +77,16 @@ def align(sample: Image, inside: Image, reference: Reference) -> Match | None:
     scale = min(1.0, _COARSE_SIDE / max(height, width))
     small = max(_LEAST_SIDE, round(height * scale)), max(_LEAST_SIDE, round(width * scale))
     coarse = _Pair.of(sample, inside, reference, small)
-    found = [
-        refined
-        for turn in _TURNS
-        for factor in _SCALES
-        if (refined := coarse.refined(_turned(small, turn, factor))) is not None
-        # What shows little of the object can correlate well by chance.
-        and _is_modest(refined[1], small)
-    ]
-    if not found:
+    starts = [_rotation(small, turn, factor) for turn in _TURNS for factor in _SCALES]
+    fits = [fit for start in starts if (fit := coarse.refine(start)) is not None]
+    # What shows little of the object can correlate well by chance.
+    fits = [fit for fit in fits if _is_modest(fit[1], small)]
+    if not fits:
         return None
-    _, start = max(found, key=lambda one: one[0])
+    _, start = max(fits, key=lambda fit: fit[0])
     start = scale_map(start, small, (height, width))
     fine = _Pair.of(sample, inside, reference, (height, width))
-    best = fine.refined(start)
+    best = fine.refine(start)
     matrix = start if best is None else best[1]
     if not _is_modest(matrix, (height, width)):
         return None
@@ -165,10 +161,10 @@ def fine_band(
     return np.asarray(np.where(known[..., None], band, 0), np.float32), alpha
 
 
-def scale_map(matrix: Matrix, size: tuple[int, int], other: tuple[int, int]) -> Matrix:
-    """A map (2, 3) between pictures of `size` (height, width) as one between those of `other`."""
+def scale_map(matrix: Matrix, size: tuple[int, int], new: tuple[int, int]) -> Matrix:
+    """A map (2, 3) between pictures of `size` (height, width) as one between those of `new`."""
     # The middle of the first pixel is at 0, so a picture begins at -0.5.
-    sx, sy = size[1] / other[1], size[0] / other[0]
+    sx, sy = size[1] / new[1], size[0] / new[0]
     into = np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
     whole = np.linalg.inv(into) @ np.vstack([matrix, [0, 0, 1]]) @ into
     return np.asarray(whole[:2])
@@ -188,7 +184,7 @@ class _Pair:
         shown = resize(ref.alpha, size)
         return cls(_grey(sample, size), _grey(ref.rgb, size), resize(inside, size), shown)
 
-    def refined(self, start: Matrix) -> tuple[float, Matrix] | None:
+    def refine(self, start: Matrix) -> tuple[float, Matrix] | None:
         """The correlation and the map from a start; None where that leads nowhere."""
         import cv2
 
@@ -238,7 +234,7 @@ def _grey(image: Image, size: tuple[int, int]) -> Image:
     return blur(resize(luma(image), size), _BLUR)
 
 
-def _turned(size: tuple[int, int], degrees: float, factor: float) -> Matrix:
+def _rotation(size: tuple[int, int], degrees: float, factor: float) -> Matrix:
     """The map of a turn and a scale round the middle of a picture of (height, width)."""
     import cv2
 
