@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from inlay.methods.base import Context, Method, Painted
-from inlay.methods.freecompose.plans import Plan, harmonization, removal, reposed, semantic
+from inlay.methods.freecompose.plans import Plan, harmonization, removal, semantic, widen_region
 from inlay.methods.freecompose.settings import PRESETS, FreeComposeSettings
 from inlay.methods.workspace import Workspace, add_change, add_texture, replace_region
 from inlay.scene.window import Window
@@ -183,7 +183,7 @@ def run(
     settings.check_use(context.verb, context.control is not None)
     reposes = settings.variant == "semantic"
     if reposes:
-        window = reposed(window, settings)
+        window = widen_region(window, settings)
     # Not inference_mode: the perceptual terms need gradients of what is made here.
     with torch.no_grad():
         work = Workspace.of(window, backbone, settings, context)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from inlay.diffusion.attention_shared import HiddenRegion, SharedSource
     from inlay.diffusion.distill import Branch
 
-__all__ = ["Plan", "harmonization", "removal", "reposed", "semantic"]
+__all__ = ["Plan", "harmonization", "removal", "semantic", "widen_region"]
 
 
 @dataclass
@@ -119,7 +119,7 @@ def _background(work: Workspace, region: Tensor) -> tuple[Tensor, Tensor]:
     return before, work.encode(before)
 
 
-def reposed(window: Window, settings: FreeComposeSettings) -> Window:
+def widen_region(window: Window, settings: FreeComposeSettings) -> Window:
     """The window with the region that a re-posed subject may need: its box, or its mask, grown."""
     if settings.region == "mask":
         return replace(window, alpha=window.region(settings.grow))
