@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 import inlay
-from inlay.checkpoints.models import hub_cache, is_cached
+from inlay.checkpoints.hub import hub_cache, is_cached
 from inlay.cli import main
 
 

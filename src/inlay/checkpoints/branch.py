@@ -6,7 +6,7 @@ save_pretrained() writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from inlay.checkpoints.folder import read_json
 from inlay.checkpoints.hub import hub_folder, is_hub_id
 from inlay.checkpoints.load import own_weights, reading
-from inlay.checkpoints.weights import check_safetensors, fingerprint, pick_weights
+from inlay.checkpoints.weights import fingerprint, load_network, pick_weights, read_json
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.control import ControlAdapter
 from inlay.diffusion.harmonizer import Harmonizer
@@ -92,8 +91,11 @@ def _folder(name: str, sort: _Sort, half: bool) -> Path:
     if is_hub_id(name):
         return hub_folder(
             name,
-            lambda found: _is_complete(found, sort, half),
-            lambda names: ["config.json", *_weights(names, sort, half, name)[1]],
+            lambda found: _is_complete(found, half),
+            lambda names: [
+                "config.json",
+                *pick_weights(names, _STEM, half=half, where=f"The {sort.what} {name}")[1],
+            ],
             what=sort.what,
         )
     raise InputError(
@@ -101,15 +103,9 @@ def _folder(name: str, sort: _Sort, half: bool) -> Path:
     )
 
 
-def _weights(
-    names: Sequence[str], sort: _Sort, half: bool, name: str
-) -> tuple[str | None, list[str]]:
-    return pick_weights(names, _STEM, half=half, where=f"The {sort.what} {name}")
-
-
-def _is_complete(folder: Path, sort: _Sort, half: bool) -> bool:
+def _is_complete(folder: Path, half: bool) -> bool:
     try:
-        _weights([path.name for path in folder.iterdir()], sort, half, "")
+        pick_weights([path.name for path in folder.iterdir()], _STEM, half=half, where="")
     except (InputError, OSError):
         return False
     return (folder / "config.json").is_file()
@@ -131,21 +127,7 @@ def _read(
         raise InputError(
             f"The {sort.what} {name} is a {kind}, but only a {sort.class_name} can be used."
         )
-    present = [path.name for path in folder.iterdir()]
-    variant, chosen = _weights(present, sort, dtype == torch.float16, name)
-    files = [(item, folder / item) for item in chosen if item.endswith(".safetensors")]
-    for _, file in files:
-        check_safetensors(file, "weight file")
-    network, report = getattr(diffusers, sort.class_name).from_pretrained(
-        str(folder),
-        local_files_only=True,
-        use_safetensors=True,
-        variant=variant,
-        output_loading_info=True,
-        torch_dtype=dtype,
-    )
-    # A library would fill in what is missing with random numbers and only warn.
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])[0]
-        raise InputError(f"The {sort.what} {name} lacks {missing}: fetch it again.")
-    return network, files
+    cls, where = getattr(diffusers, sort.class_name), f"The {sort.what} {name}"
+    half = dtype == torch.float16
+    network, files = load_network(folder, cls, _STEM, where, dtype=dtype, half=half)
+    return network, [(file.name, file) for file in files]

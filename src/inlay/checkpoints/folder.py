@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from inlay.checkpoints.weights import check_safetensors, pick_weights
+from inlay.checkpoints.weights import load_network, pick_weights, read_json
 from inlay.diffusion.flow import FlowText
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
@@ -87,19 +87,6 @@ class Loaded:
     files: list[tuple[str, Path]] = field(default_factory=list)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"The file {path} is missing.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"The file {path} is not readable JSON.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"The file {path} must hold a JSON object.")
-    return value
-
-
 def read_index(folder: Path, name: str) -> dict[str, tuple[str, str]]:
     """{part: (library, class)} out of model_index.json, every class one that is allowed."""
     if not (folder / "model_index.json").is_file():
@@ -159,30 +146,15 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Loaded:
                 raise InputError(f"The {part} of the model {name} has no vocabulary.")
             loaded[part] = cls.from_pretrained(str(home), local_files_only=True)
             continue
-        variant, chosen = pick_weights(
-            [path.name for path in home.iterdir()],
+        loaded[part], files = load_network(
+            home,
+            cls,
             _STEMS[part],
+            f"The {part} of the model {name}",
+            dtype=torch.float32 if part == "vae" else dtype,
             half=dtype == torch.float16,
-            where=f"The {part} of the model {name}",
         )
-        for file in (home / item for item in chosen if item.endswith(".safetensors")):
-            check_safetensors(file, "weight file")
-            used.append((f"{part}/{file.name}", file))
-        key = "dtype" if library == "transformers" else "torch_dtype"
-        options = {key: torch.float32 if part == "vae" else dtype}
-        model, report = cls.from_pretrained(
-            str(home),
-            local_files_only=True,
-            use_safetensors=True,
-            variant=variant,
-            output_loading_info=True,
-            **options,
-        )
-        # A library would fill in what is missing with random numbers and only warn.
-        missing = sorted(item for item in report["missing_keys"] if "position_ids" not in item)
-        if missing:
-            raise InputError(f"The {part} of the model {name} lacks {missing[0]}: fetch it again.")
-        loaded[part] = model
+        used += [(f"{part}/{file.name}", file) for file in files]
     if flow:
         encoders = [loaded[part] for part in parts if part.startswith("text_encoder")]
         tokenizers = [loaded[part] for part in parts if part.startswith("tokenizer")]

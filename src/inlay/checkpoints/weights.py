@@ -1,4 +1,4 @@
-"""Weight files: which of a folder's are wanted, whether they are whole, and their fingerprint."""
+"""Weight files: which of a folder's are wanted, what they hold, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -11,26 +11,59 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
 
-__all__ = ["cache_folder", "check_safetensors", "fingerprint", "pick_weights"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_safetensors", "fingerprint", "load_network", "pick_weights", "read_json"]
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _REMEMBERED = 500
 
 
-def cache_folder() -> Path:
-    """Where inlay keeps what it can make again: INLAY_CACHE, or the system's cache folder."""
-    if named := os.environ.get("INLAY_CACHE"):
-        return Path(named)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "inlay"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "inlay"
-    if local := os.environ.get("LOCALAPPDATA"):
-        return Path(local) / "inlay" / "cache"
-    return Path.home() / ".cache" / "inlay"
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"The file {path} is missing.") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"The file {path} is not readable JSON.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"The file {path} must hold a JSON object.")
+    return value
+
+
+def load_network(
+    home: Path, cls: Any, stem: str, where: str, *, dtype: torch.dtype, half: bool
+) -> tuple[Any, list[Path]]:
+    """A network of diffusers' or transformers' class on the CPU, and the weight files it lay in.
+
+    `stem` is their name's, `where` what messages call the network, half as for pick_weights().
+    Raises InputError for weights that are not there, or not whole.
+    """
+    names = [path.name for path in home.iterdir()]
+    variant, chosen = pick_weights(names, stem, half=half, where=where)
+    files = [home / name for name in chosen if name.endswith(".safetensors")]
+    for file in files:
+        check_safetensors(file, "weight file")
+    key = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    network, report = cls.from_pretrained(
+        str(home),
+        local_files_only=True,
+        use_safetensors=True,
+        variant=variant,
+        output_loading_info=True,
+        **{key: dtype},
+    )
+    # A library would fill in what is missing with random numbers and only warn.
+    missing = sorted(name for name in report["missing_keys"] if "position_ids" not in name)
+    if missing:
+        raise InputError(f"{where} lacks {missing[0]}: fetch it again.")
+    return network, files
 
 
 def pick_weights(
@@ -93,7 +126,7 @@ def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
     One file: the digest of its bytes. More: the digest of the lines "DIGEST  LABEL" sorted by
     label, as sha256sum prints them. Digests are remembered by path, size and time of change.
     """
-    memory = cache_folder() / "hashes.json"
+    memory = _cache_folder() / "hashes.json"
     known: dict[str, list[object]] = {}
     with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(memory.read_text()))
@@ -132,3 +165,16 @@ def _remember(memory: Path, known: dict[str, list[object]]) -> None:
         ) as file:
             json.dump(known, file)
         os.replace(file.name, memory)
+
+
+def _cache_folder() -> Path:
+    """Where inlay keeps what it can make again: INLAY_CACHE, or the system's cache folder."""
+    if named := os.environ.get("INLAY_CACHE"):
+        return Path(named)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "inlay"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "inlay"
+    if local := os.environ.get("LOCALAPPDATA"):
+        return Path(local) / "inlay" / "cache"
+    return Path.home() / ".cache" / "inlay"

@@ -41,7 +41,7 @@ def models(json: Json = False) -> None:
 
     What each is for, and whether it is on this machine already.
     """
-    from inlay.checkpoints.models import KNOWN, hub_cache
+    from inlay.checkpoints.hub import KNOWN, hub_cache
 
     if json:
         print(json_module.dumps([known.as_dict() for known in KNOWN], indent=2))

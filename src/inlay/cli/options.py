@@ -44,7 +44,7 @@ def _method_names(incomplete: str) -> list[str]:
 
 
 def _model_names(incomplete: str) -> list[str]:
-    from inlay.checkpoints.models import KNOWN
+    from inlay.checkpoints.hub import KNOWN
 
     return [known.name for known in KNOWN if known.name.startswith(incomplete)]
 
