@@ -281,25 +281,24 @@ def test_the_loss_is_the_error_inside_the_masks(
             t = int(200 + 600 * (row + u) / 3)
         noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
         hole = cover(sample.mask, backbone.factor)
-        z, a = backbone.encode(sample.truth), backbone.alpha(t)
-        v, target = a**0.5 * noise - (1 - a) ** 0.5 * z, noise
+        z, level = backbone.encode(sample.truth), backbone.levels[t]
+        target = level.output(z, noise, backbone.prediction_type)
         masks = {}
         if name == "embedded-like":
-            target = v
             masks = {
                 "mask": hole,
                 "masked_latent": backbone.encode(sample.truth * (1 - whole(hole, side))),
             }
         begun = z if start == "noise" else backbone.encode(sample.pasted)
-        noisy, text = a**0.5 * begun + (1 - a) ** 0.5 * noise, backbone.embed([""], (side, side))
+        noisy, text = level.add_noise(begun, noise), backbone.embed([""], (side, side))
         guide = Guide(network, torch.cat([sample.pasted, sample.mask], 1))
         conditions.append(guide.condition)
         for told, chosen in ((expected, guide), (without, None)):
             with torch.no_grad():
-                output = backbone.predict(noisy, t, text, **masks, harmonizer=chosen)
+                output = backbone.predict(noisy, t, Conditions(text, **masks, guide=chosen))
             error = output - target
             if start == "pasted":
-                x0 = backbone.levels[t].output_to_x0(output, noisy, backbone.prediction_type)
+                x0 = level.output_to_x0(output, noisy, backbone.prediction_type)
                 error = x0 - z
             parts = []
             for some in (error, about(error, hole)):

@@ -191,7 +191,7 @@ class Backbone:
     "sdxl" or "embedded"; latent_channels; factor, pixels per latent pixel; native_size, the window
     side in pixels that the checkpoint was trained at; multiple, what window sides must be
     multiples of; levels, the noise levels of its training; prediction_type, in diffusers' words;
-    and network, vae, text as loaded.
+    network, vae and text as loaded; and unet, the network where it is one, else InputError.
 
     A subclass sets these and has layers(), predict() and solver().
     """
@@ -204,6 +204,7 @@ class Backbone:
     latent_channels: int
     levels: Levels
     prediction_type: str
+    unet: Any
 
     def __init__(
         self,
@@ -287,7 +288,7 @@ class Backbone:
         """The network's attention layers in the order in which they run."""
         raise NotImplementedError
 
-    def predict(self, z: Tensor, timestep: Any, conditions: Any, *old: Any, **older: Any) -> Tensor:
+    def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """The network's raw output (N, C, h, w) in float32, without guidance.
 
         z is (N, C, h, w), timestep one or N of them, conditions.text of N rows. Raises ValueError
@@ -300,42 +301,6 @@ class Backbone:
         not sample this checkpoint in so many steps.
         """
         raise NotImplementedError
-
-    # The older calls, until everybody has Conditions and levels.
-
-    unet: Any
-    scheduler_config: dict[str, Any]
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        alphas: Tensor = self.levels.alphas_cumprod  # type: ignore[attr-defined]
-        return alphas
-
-    def alpha(self, t: int) -> float:
-        return float(self.alphas_cumprod[t])
-
-    def to_noise(self, output: Tensor, z: Tensor, t: int) -> Tensor:
-        return self.levels[t].output_to_eps(output, z, self.prediction_type)
-
-    def predict_noise(self, *args: Any, **options: Any) -> Tensor:
-        return self.predict_both(*args, **options)[0]
-
-    def predict_both(
-        self,
-        z: Tensor,
-        t: int,
-        cond: Conditioning,
-        uncond: Conditioning | None = None,
-        guidance_scale: float = 1.0,
-        mask: Tensor | None = None,
-        masked_latent: Tensor | None = None,
-        control: Sequence[Tensor] | None = None,
-        harmonizer: Guide | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        conditions = Conditions(
-            cond, uncond, guidance_scale, 0.0, mask, masked_latent, control, harmonizer
-        )
-        return self.denoiser(conditions)(z, self.levels[t])
 
 
 def _vae_factor(vae: Any) -> int:

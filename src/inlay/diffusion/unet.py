@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inlay.diffusion.attention import Layer, unet_layers
-from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Level, Sampler, step_count
-from inlay.diffusion.text import Conditioning, TextStack
+from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
 __all__ = ["DdpmLevels", "UNetBackbone"]
@@ -99,21 +99,8 @@ class UNetBackbone(Backbone):
     def layers(self) -> list[Layer]:
         return unet_layers(self.unet)
 
-    def predict(
-        self,
-        z: Tensor,
-        timestep: int | Tensor,
-        conditions: Conditions | Conditioning,
-        mask: Tensor | None = None,
-        masked_latent: Tensor | None = None,
-        control: Sequence[Tensor] | None = None,
-        harmonizer: Guide | None = None,
-    ) -> Tensor:
+    def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """See Backbone; an inpainting U-Net is fed [z, mask, masked_latent]."""
-        if isinstance(conditions, Conditioning):
-            # The older call, until everybody has Conditions.
-            rows = (mask, masked_latent, control, harmonizer)
-            conditions = Conditions(conditions, None, 1.0, 0.0, *rows)
         count, text = len(z), conditions.text
         if len(text) != count:
             raise ValueError(f"{len(text)} rows of conditioning for {count} latents")
