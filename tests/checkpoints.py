@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditioning, Conditions
+from inlay.diffusion.backbone import Backbone, Conditions, Embedding
 from inlay.training.networks import train_tokenizer
 
 WIDTH = 32  # of a text encoder
@@ -212,8 +212,8 @@ def predictions(
     backbone: Backbone,
     z: torch.Tensor,
     t: int,
-    text: Conditioning,
-    negative: Conditioning | None = None,
+    text: Embedding,
+    negative: Embedding | None = None,
     guidance_scale: float = 1.0,
     mask: torch.Tensor | None = None,
     masked_latent: torch.Tensor | None = None,
@@ -230,7 +230,7 @@ def raw(
     backbone: Backbone,
     z: torch.Tensor,
     t: int | torch.Tensor,
-    text: Conditioning,
+    text: Embedding,
     mask: torch.Tensor | None = None,
     masked_latent: torch.Tensor | None = None,
     **more: Any,

@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded, predictions
-from inlay.checkpoints.folder import is_complete, wanted_files
+from inlay.checkpoints.folder import files_to_fetch, is_complete
 from inlay.checkpoints.load import load_backbone, pick_device, pick_dtype
 from inlay.checkpoints.weights import fingerprint, pick_weights
 from inlay.diffusion.backbone import Backbone
@@ -171,7 +171,7 @@ def test_one_set_of_weights_is_chosen() -> None:
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     ]
-    kept = wanted_files(repository, half=True)
+    kept = files_to_fetch(repository, half=True)
     assert sorted(set(repository) - set(kept)) == [
         "README.md",
         "safety_checker/model.safetensors",

@@ -16,7 +16,7 @@ from inlay.diffusion.attention import (
     Layer,
     LocalizedPrompt,
     attention_mask_at,
-    changed_attention,
+    change_attention,
     localized_bonus,
     token_positions,
     unet_layers,
@@ -88,7 +88,7 @@ def test_weight_zero_changes_nothing_in_a_whole_unet() -> None:
     prompt = LocalizedPrompt(torch.ones(1, 1, 8, 8), none, none, 1.0, 1.0)
     with torch.no_grad():
         before = unet(x, 10, text).sample
-        with changed_attention(unet, prompt, unet_layers(unet)):
+        with change_attention(unet, prompt, unet_layers(unet)):
             inside = unet(x, 10, text).sample
     torch.testing.assert_close(inside, before, atol=1e-5, rtol=1e-5)
 
@@ -102,7 +102,7 @@ def test_processors_come_back_even_when_the_body_raises() -> None:
     before = dict(unet.attn_processors)
     with (
         pytest.raises(RuntimeError, match="stop"),
-        changed_attention(unet, Cross(), unet_layers(unet)),
+        change_attention(unet, Cross(), unet_layers(unet)),
     ):
         changed = unet.attn_processors
         assert all((changed[n] is before[n]) == ("attn1" in n) for n in before)

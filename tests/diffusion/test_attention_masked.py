@@ -18,7 +18,7 @@ from torch import Tensor
 
 from checkpoints import loaded
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.attention import Layer, changed_attention, unet_layers
+from inlay.diffusion.attention import Layer, change_attention, unet_layers
 from inlay.diffusion.attention_masked import (
     MaskedAttention,
     Preset,
@@ -135,7 +135,7 @@ def in_both_ways(
         return output
 
     plain, layers = run(), unet_layers(unet)
-    with changed_attention(unet, rule, layers):
+    with change_attention(unet, rule, layers):
         ours = run()
     with by_literal(unet, slow, rule.layers(layers)):
         expected = run()
@@ -255,11 +255,11 @@ def test_gradients_are_those_of_the_literal_formula() -> None:
     rule, layers = MaskedAttention(masks, "b"), unet_layers(unet)
     expected = gradients(by_literal(unet, Literal(masks, None, None), layers))
     # A preview between two steps leaves nothing behind that a backward pass would refuse.
-    with torch.inference_mode(), changed_attention(unet, rule, layers):
+    with torch.inference_mode(), change_attention(unet, rule, layers):
         unet(x, 10, text)
-    ours = gradients(changed_attention(unet, rule, layers))
+    ours = gradients(change_attention(unet, rule, layers))
     unet.enable_gradient_checkpointing()
-    again = gradients(changed_attention(unet, rule, layers))
+    again = gradients(change_attention(unet, rule, layers))
     assert expected.keys() == ours.keys() == again.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-4)
@@ -365,16 +365,16 @@ def test_a_mask_may_be_set_anew_and_bad_ones_are_refused() -> None:
     processors, layers = dict(unet.attn_processors), unet_layers(unet)
     first, second = box(8, 8, 0, 0, 4, 4), box(8, 8, 4, 4, 8, 8)
     rule = MaskedAttention(first)
-    with changed_attention(unet, rule, layers):
+    with change_attention(unet, rule, layers):
         unet(x, 10, text)
         rule.mask = second
         moved = unet(x, 10, text).sample
-    with changed_attention(unet, MaskedAttention(second), layers):
+    with change_attention(unet, MaskedAttention(second), layers):
         assert torch.equal(unet(x, 10, text).sample, moved)
     rule.mask = torch.cat([first, second])
     with (
         pytest.raises(ValueError, match="2 masks do not share out 3 rows"),
-        changed_attention(unet, rule, layers),
+        change_attention(unet, rule, layers),
     ):
         unet(x, 10, text)
     assert all(unet.attn_processors[name] is processors[name] for name in processors)

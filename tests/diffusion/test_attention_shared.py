@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from checkpoints import loaded
-from inlay.diffusion.attention import AttentionRule, Layer, changed_attention, unet_layers
+from inlay.diffusion.attention import AttentionRule, Layer, change_attention, unet_layers
 from inlay.diffusion.attention_shared import (
     FirstLayer,
     HiddenRegion,
@@ -146,7 +146,7 @@ def test_a_whole_unet_is_the_literal_one(layers: FirstLayer, hides: bool) -> Non
     else:
         rule, slow = begun(SharedSource(layers)), _Slow([0, 0, 2, 2], None)
     before = unet(x, 10, text).sample
-    with changed_attention(unet, rule, unet_layers(unet)):
+    with change_attention(unet, rule, unet_layers(unet)):
         got = unet(x, 10, text).sample
     originals = dict(unet.attn_processors)
     unet.set_attn_processor({**originals, **{layer.name: slow for layer in chosen}})
@@ -166,7 +166,7 @@ def test_the_unet_is_bit_identical_after_an_error_inside_the_block() -> None:
     rule = begun(HiddenRegion(half_mask()))
     with (
         pytest.raises(ValueError, match="2 rows in a batch of 2 x 2 samples"),
-        changed_attention(unet, rule, unet_layers(unet)),
+        change_attention(unet, rule, unet_layers(unet)),
     ):
         unet(x, 10, text)
     assert torch.equal(unet(x, 10, text).sample, before)
@@ -186,7 +186,7 @@ def test_layers_are_counted_in_the_order_in_which_they_run() -> None:
             return hidden
 
     layers = unet_layers(unet)
-    with torch.no_grad(), changed_attention(unet, Spy(), layers):
+    with torch.no_grad(), change_attention(unet, Spy(), layers):
         unet(torch.randn(1, 4, 8, 8), 3, torch.randn(1, 5, 12))
     assert [layer.name for layer in self_attention_from(layers, 0)] == ran
     assert [layer.name for layer in self_attention_from(layers, 3)] == ran[3:]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from checkpoints import BUILDERS, built, loaded, predictions, raw
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditioning, Conditions
+from inlay.diffusion.backbone import Backbone, Conditions, Embedding
 from inlay.diffusion.sample import Level
 from inlay.diffusion.text import TextStack, join
 from inlay.diffusion.unet import UNetBackbone
@@ -313,7 +313,7 @@ def test_conditionings_join_and_repeat() -> None:
     assert two.rows(2) is two
     wide = one.rows(3)
     assert wide.added is not None and len(wide) == len(wide.added["time_ids"]) == 3
-    assert Conditioning(one.hidden).rows(2).added is None
+    assert Embedding(one.hidden).rows(2).added is None
 
 
 def test_weights_are_frozen_and_gradients_reach_the_inputs() -> None:

@@ -26,7 +26,7 @@ from inlay.diffusion.control import (
     canny,
     control_image,
     feature_shapes,
-    fitted,
+    fit_drawing,
     new_adapter,
     sketch,
 )
@@ -90,21 +90,21 @@ def test_pictures_of_a_batch_become_lines_in_their_order(kind: Any) -> None:
 def test_a_drawing_keeps_its_thin_lines_when_it_shrinks(kind: Any) -> None:
     drawing = np.zeros((120, 160), np.float32)
     drawing[:, 77] = 1
-    small = fitted(drawing, (30, 40), kind)
+    small = fit_drawing(drawing, (30, 40), kind)
     assert small.shape == (1, 1, 30, 40) and small.dtype == torch.float32
     assert (small[0, 0].sum(1) == 1).all() and (small[..., 19] == 1).all()
-    large = fitted(drawing, (240, 320), kind)
+    large = fit_drawing(drawing, (240, 320), kind)
     assert large.shape == (1, 1, 240, 320) and (large.max(-1).values[..., 2:-2] > 0.7).all()
-    np.testing.assert_array_equal(fitted(drawing, (120, 160), kind)[0, 0], drawing)
+    np.testing.assert_array_equal(fit_drawing(drawing, (120, 160), kind)[0, 0], drawing)
 
 
 def test_strokes_of_a_pen_become_as_thin_as_cannys_where_the_adapter_knows_those() -> None:
     drawing = np.zeros((64, 64), np.float32)
     drawing[30:37, 4:60] = 0.9
-    thin = fitted(drawing, (64, 64), "canny")[0, 0]
+    thin = fit_drawing(drawing, (64, 64), "canny")[0, 0]
     assert set(thin.unique().tolist()) == {0.0, 1.0}
     assert (thin[:, 10:54].sum(0) == 1).all() and thin[33, 10:54].all()
-    np.testing.assert_array_equal(fitted(drawing, (64, 64), "sketch")[0, 0], drawing)
+    np.testing.assert_array_equal(fit_drawing(drawing, (64, 64), "sketch")[0, 0], drawing)
 
 
 # --- Adapters and what a U-Net makes of them ------------------------------------------------

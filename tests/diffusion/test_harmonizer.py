@@ -23,7 +23,7 @@ from inlay.diffusion.harmonizer import (
     few_levels,
     new_harmonizer,
 )
-from inlay.diffusion.text import Conditioning
+from inlay.diffusion.text import Embedding
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
@@ -86,7 +86,7 @@ def inputs(backbone: Backbone, rows: int = 1) -> dict[str, Any]:
 
 
 def literal(
-    backbone: Backbone, network: Any, i: dict[str, Any], cond: Conditioning, scale: float
+    backbone: Backbone, network: Any, i: dict[str, Any], cond: Embedding, scale: float
 ) -> torch.Tensor:
     """The two calls of diffusers, written out."""
     sample = torch.cat([i["z"], *(m for m in i["masks"] if m is not None)], 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import loaded
-from inlay.diffusion.backbone import Conditioning, Conditions
+from inlay.diffusion.backbone import Conditions, Embedding
 from inlay.diffusion.sample import Denoise, Level
 from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles, starts
 
@@ -72,7 +72,7 @@ def test_predictions_are_the_weighted_mean_over_windows() -> None:
     mask[..., :7, :6] = 1
     mask[..., 8, 13] = 1
     tiling = Tiling.of(size, tile, 0.5)
-    whole = Conditions(Conditioning(torch.zeros(1, 1, 1)), mask=mask, masked_latent=seen)
+    whole = Conditions(Embedding(torch.zeros(1, 1, 1)), mask=mask, masked_latent=seen)
     eps, x0 = TiledDenoiser(odd, whole, tiling, kept)(z, LEVEL)
 
     total, weights = torch.zeros_like(z), torch.zeros(size)

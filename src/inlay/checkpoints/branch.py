@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from inlay.checkpoints.hub import hub_folder, is_hub_id
-from inlay.checkpoints.load import own_weights, reading
+from inlay.checkpoints.load import own_weights, plain_errors
 from inlay.checkpoints.weights import fingerprint, load_network, pick_weights, read_json
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.control import ControlAdapter
@@ -65,7 +65,7 @@ def _open(name: str, sort: _Sort, backbone: Backbone) -> tuple[Any, Callable[[],
     """The network on the backbone's device and in its dtype, and its hasher; whether it fits the
     backbone is not looked at.
     """
-    with reading(f"The {sort.what} {name}"):
+    with plain_errors(f"The {sort.what} {name}"):
         folder = _folder(name, sort, backbone.dtype == torch.float16)
         network, files = _read(folder, name, sort, backbone.dtype)
         network.requires_grad_(False).eval().to(backbone.device)

@@ -216,7 +216,7 @@ def is_complete(folder: Path, half: bool) -> bool:
         return False
 
 
-def wanted_files(names: Sequence[str], half: bool) -> list[str]:
+def files_to_fetch(names: Sequence[str], half: bool) -> list[str]:
     """Of a repository's file names those to fetch: settings, tokenizers, one set of weights."""
     wanted = [name for name in names if name == "model_index.json"]
     if not wanted:

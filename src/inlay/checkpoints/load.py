@@ -15,12 +15,12 @@ import torch
 
 from inlay.checkpoints.folder import (
     Loaded,
+    files_to_fetch,
     is_complete,
     load_folder,
     read_index,
     read_scheduler,
     text_stack,
-    wanted_files,
 )
 from inlay.checkpoints.hub import hub_folder, is_hub_id
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
@@ -30,7 +30,7 @@ from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
-__all__ = ["load_backbone", "own_weights", "pick_device", "pick_dtype", "reading"]
+__all__ = ["load_backbone", "own_weights", "pick_device", "pick_dtype", "plain_errors"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -78,7 +78,7 @@ def load_backbone(
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     name = os.fspath(name_or_path)
-    with reading(f"The model {name}"):
+    with plain_errors(f"The model {name}"):
         loaded = _load(name, kind)
     flow = isinstance(loaded.text, FlowText)
     if flow and loras:
@@ -86,12 +86,12 @@ def load_backbone(
     base = _Base(name, tuple(loaded.files))
     for number, (path, scale) in enumerate(loras):
         file = Path(path).expanduser()
-        with reading(f"The LoRA {file}"):
+        with plain_errors(f"The LoRA {file}"):
             load_lora(file, scale, loaded.network, loaded.text, base)
         loaded.files.append((f"lora {number} at {scale:g}", file))
     for number, path in enumerate(textual_inversions):
         file = Path(path).expanduser()
-        with reading(f"The textual inversion {file}"):
+        with plain_errors(f"The textual inversion {file}"):
             load_textual_inversion(file, loaded.text)
         loaded.files.append((f"textual inversion {number}", file))
     # float32 for the autoencoder: it runs once, many overflow in float16, and bfloat16 is coarser
@@ -100,7 +100,7 @@ def load_backbone(
         loaded.vae.half()
     for module in (loaded.vae, loaded.network, *loaded.text.encoders):
         own_weights(module.to(place))
-    with reading(f"The model {name}"):
+    with plain_errors(f"The model {name}"):
         return (FlowBackbone if flow else UNetBackbone)(
             loaded.network,
             loaded.vae,
@@ -164,7 +164,7 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
         return _load_file(path, dtype)
     if is_hub_id(name):
         folder = hub_folder(
-            name, lambda found: is_complete(found, half), lambda names: wanted_files(names, half)
+            name, lambda found: is_complete(found, half), lambda names: files_to_fetch(names, half)
         )
         return load_folder(folder, name, dtype)
     raise InputError(
@@ -256,7 +256,7 @@ def _settings(path: Path) -> Path:
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def plain_errors(what: str) -> Iterator[None]:
     """Turn whatever a library says of a broken file into one sentence, and mute its chatter."""
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inlay.diffusion.sample import Level
 
 __all__ = [
-    "AttentionRule", "Layer", "LocalizedPrompt", "attention_mask_at", "changed_attention",
+    "AttentionRule", "Layer", "LocalizedPrompt", "attention_mask_at", "change_attention",
     "localized_bonus", "processors", "token_positions", "unet_layers",
 ]  # fmt: skip
 
@@ -140,7 +140,7 @@ def processors(rule: AttentionRule, layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 @contextmanager
-def changed_attention(network: Any, rule: AttentionRule, layers: Sequence[Layer]) -> Iterator[None]:
+def change_attention(network: Any, rule: AttentionRule, layers: Sequence[Layer]) -> Iterator[None]:
     """Inside, the layers that a rule is for go by it; the original processors go back in on
     leaving.
     """

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.diffusion.attention import AttentionRule, Layer, changed_attention
+from inlay.diffusion.attention import AttentionRule, Layer, change_attention
 from inlay.diffusion.sample import Level, Levels, Sampler
-from inlay.diffusion.text import Conditioning, TextStack, join
+from inlay.diffusion.text import Embedding, TextStack, join
 
-__all__ = ["Backbone", "Conditioning", "Conditions", "Denoiser", "Guide", "Kind"]
+__all__ = ["Backbone", "Conditions", "Denoiser", "Embedding", "Guide", "Kind"]
 
 Kind = Literal["plain", "inpaint"]
 
@@ -69,8 +69,8 @@ class Conditions:
     them. control are a T2I-Adapter's features, level by level; guide is a harmonizer.
     """
 
-    text: Conditioning
-    negative: Conditioning | None = None
+    text: Embedding
+    negative: Embedding | None = None
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
     mask: Tensor | None = None
@@ -261,7 +261,7 @@ class Backbone:
         image: Tensor = self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample
         return image.float()
 
-    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Embedding:
         """Embed prompts for a window of (height, width) pixels; rows in the prompts' order."""
         return self.text.embed(prompts, size)
 
@@ -279,7 +279,7 @@ class Backbone:
             return
         self.rules.append(rule)
         try:
-            with changed_attention(self.network, rule, self.layers()):
+            with change_attention(self.network, rule, self.layers()):
                 yield
         finally:
             self.rules.remove(rule)

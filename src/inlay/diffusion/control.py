@@ -27,7 +27,7 @@ __all__ = [
     "canny",
     "control_image",
     "feature_shapes",
-    "fitted",
+    "fit_drawing",
     "new_adapter",
     "sketch",
 ]
@@ -83,7 +83,7 @@ def control_image(pictures: Tensor, kind: ControlType) -> Tensor:
     return torch.from_numpy(np.stack([_KINDS[kind](image) for image in images]))[:, None]
 
 
-def fitted(lines: Lines, size: tuple[int, int], kind: ControlType) -> Tensor:
+def fit_drawing(lines: Lines, size: tuple[int, int], kind: ControlType) -> Tensor:
     """A drawing (h, w) in [0, 1] at (height, width) of the model's picture: (1, 1, height, width).
 
     Shrunk by its brightest pixel: an average would fade thin lines to a grey that no adapter was

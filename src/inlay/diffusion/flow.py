@@ -23,7 +23,7 @@ from inlay.diffusion.attention import AttentionRule, Layer
 from inlay.diffusion.attention_shared import HiddenRegion, SharedSource
 from inlay.diffusion.backbone import Backbone, Conditions, Denoiser
 from inlay.diffusion.sample import CLEAN, Level, LevelSampler, Sampler, step_count
-from inlay.diffusion.text import Conditioning, TextStack
+from inlay.diffusion.text import Embedding, TextStack
 from inlay.errors import InputError
 
 __all__ = ["FlowBackbone", "FlowLevels", "FlowText"]
@@ -50,11 +50,11 @@ class FlowText(TextStack):
         super().__init__(tokenizers, encoders)
         self.joined = len(self.encoders) == 3
 
-    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Embedding:
         """One row a prompt; the size makes no difference."""
         rows = [self._row(prompt) for prompt in prompts]
         pooled = torch.cat([row[1] for row in rows if row[1] is not None])
-        return Conditioning(torch.cat([row[0] for row in rows]), {"pooled_projections": pooled})
+        return Embedding(torch.cat([row[0] for row in rows]), {"pooled_projections": pooled})
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inlay.errors import InputError
 
-__all__ = ["Conditioning", "TextStack", "embed_prompt", "join"]
+__all__ = ["Embedding", "TextStack", "embed_prompt", "join"]
 
 _log = logging.getLogger("inlay")
 
@@ -22,7 +22,7 @@ _HALF = 38
 
 
 @dataclass(frozen=True, eq=False)
-class Conditioning:
+class Embedding:
     """Embedded prompts, one row each.
 
     hidden is (N, 77, D). added is None but for SDXL, where it holds text_embeds (N, P) and
@@ -35,7 +35,7 @@ class Conditioning:
     def __len__(self) -> int:
         return int(self.hidden.shape[0])
 
-    def rows(self, count: int) -> Conditioning:
+    def rows(self, count: int) -> Embedding:
         """These rows as `count` rows: as they are, or the only one repeated (a view)."""
         if len(self) == count:
             return self
@@ -44,17 +44,17 @@ class Conditioning:
         added = self.added and {
             key: value.expand(count, *value.shape[1:]) for key, value in self.added.items()
         }
-        return Conditioning(self.hidden.expand(count, -1, -1), added)
+        return Embedding(self.hidden.expand(count, -1, -1), added)
 
 
-def join(*parts: Conditioning) -> Conditioning:
+def join(*parts: Embedding) -> Embedding:
     """Stack conditionings, in order, into one batch."""
     hidden = torch.cat([part.hidden for part in parts])
     if parts[0].added is None:
-        return Conditioning(hidden)
+        return Embedding(hidden)
     keys = parts[0].added
     added = {key: torch.cat([(part.added or {})[key] for part in parts]) for key in keys}
-    return Conditioning(hidden, added)
+    return Embedding(hidden, added)
 
 
 class TextStack:
@@ -90,7 +90,7 @@ class TextStack:
         """Forget what was embedded; needed after any change to an encoder or a tokenizer."""
         self._cache.clear()
 
-    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Embedding:
         """One row a prompt; `size` is the (height, width) in pixels that SDXL is told of.
 
         Prompts beyond the encoder's length are cut, and the log says so. The same prompt gives
@@ -102,13 +102,13 @@ class TextStack:
         one = len(rows) == 1
         hidden = rows[0][0] if one else torch.cat([row[0] for row in rows])
         if not self.penultimate:
-            return Conditioning(hidden)
+            return Embedding(hidden)
         pooled = torch.cat([row[1] for row in rows if row[1] is not None])
         # Original size, crop offset, target size: what SDXL was told of its training pictures.
         # In float32: bfloat16 cannot hold such numbers.
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=hidden.device)
         added = {"text_embeds": pooled, "time_ids": ids.expand(len(rows), -1)}
-        return Conditioning(hidden, added)
+        return Embedding(hidden, added)
 
     def _row(self, prompt: str) -> tuple[Tensor, Tensor | None]:
         if prompt in self._cache:
@@ -162,7 +162,7 @@ def embed_prompt(
     size: tuple[int, int],
     layout: str = "plain",
     background: str = "background",
-) -> Conditioning:
+) -> Embedding:
     """A prompt for pictures of (height, width), one row, hidden (1, 77, D), in either layout.
 
     "released": the places 0 to 38 are those of the prompt, and 39 to 76 the first 38 words of
@@ -186,7 +186,7 @@ def embed_prompt(
             )
     second = text.embed([background], size)
     hidden = torch.cat([whole.hidden[:, : _HALF + 1], second.hidden[:, 1 : _HALF + 1]], 1)
-    return Conditioning(hidden, whole.added)
+    return Embedding(hidden, whole.added)
 
 
 def _length(text: TextStack, prompt: str) -> int:

@@ -19,7 +19,7 @@ from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
 from inlay.diffusion.attention_masked import released_tokens
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Step, sample
-from inlay.diffusion.text import Conditioning, embed_prompt
+from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError
 from inlay.learning.loop import Processes, Run, prediction_error, validation_curve
 from inlay.learning.lora import LiveText, TrainedAttention, set_up
@@ -125,7 +125,7 @@ class Learning(Run):
             "settings": self.config.identity(),
         }
 
-    def conditioning(self, prompt: str) -> Conditioning:
+    def conditioning(self, prompt: str) -> Embedding:
         """A prompt's one row as it is now: from a cache, but where the text encoder learns."""
         c, size = self.config, (self.resolution, self.resolution)
         return embed_prompt(self._text, prompt, size, c.layout, c.background_prompt)

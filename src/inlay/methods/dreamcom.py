@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.text import Conditioning
+    from inlay.diffusion.text import Embedding
 
 __all__ = ["METHOD", "DreamComSettings", "prediction_error"]
 
@@ -84,7 +84,7 @@ def _best(
 
 
 def prediction_error(
-    fill: Filler, latent: Tensor, text: Conditioning, levels: Sequence[float] = (0.3, 0.5, 0.7)
+    fill: Filler, latent: Tensor, text: Embedding, levels: Sequence[float] = (0.3, 0.5, 0.7)
 ) -> float:
     """The mean squared error in the box of what is predicted for a noised latent (1, C, h, w): how
     badly the checkpoint, with the concept attached, explains a sample under a prompt.

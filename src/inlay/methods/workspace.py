@@ -17,7 +17,7 @@ from inlay.scene.window import Window, model_size
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.diffusion.backbone import Backbone, Conditioning, Conditions
+    from inlay.diffusion.backbone import Backbone, Conditions, Embedding
     from inlay.diffusion.sample import Sampler, Step
 
 __all__ = [
@@ -49,8 +49,8 @@ class Workspace:
     settings: ModelSettings
     context: Context
     size: tuple[int, int]
-    text: Conditioning
-    negative: Conditioning | None
+    text: Embedding
+    negative: Embedding | None
 
     @classmethod
     def of(

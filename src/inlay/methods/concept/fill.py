@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inlay.checkpoints.concept import Concept
     from inlay.diffusion.attention_masked import MaskedAttention
     from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.text import Conditioning
+    from inlay.diffusion.text import Embedding
 
 __all__ = ["ConceptSettings", "Filler", "filler"]
 
@@ -117,7 +117,7 @@ class Filler:
     work: Workspace
     concept: Concept
     settings: ConceptSettings
-    class_text: Conditioning
+    class_text: Embedding
     done: int = 0
     total: int = 0
 

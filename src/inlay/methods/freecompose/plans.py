@@ -140,7 +140,7 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     source's keys and values, which keeps the subject what it is. Raises InputError for an adapter
     or a layer that the model does not have.
     """
-    from inlay.diffusion.control import control_image, fitted
+    from inlay.diffusion.control import control_image, fit_drawing
 
     window, drawing = work.window, work.context.control
     attention = _sharing(work, settings) if settings.share else None
@@ -150,7 +150,7 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     if drawing is not None:
         part = drawing[window.box.slices]
         _look_at(part, work)
-        lines[1] = fitted(part, work.size, settings.control_type)
+        lines[1] = fit_drawing(part, work.size, settings.control_type)
     region = work.latent_mask(window.mask(work.size), cover=True)
     prompts = settings.semantic_prompts(drawing is not None)
     source, target = (

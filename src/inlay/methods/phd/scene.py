@@ -26,7 +26,7 @@ from inlay.scene.window import Window, crop_box
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.diffusion.backbone import Backbone, Conditioning
+    from inlay.diffusion.backbone import Backbone, Embedding
     from inlay.diffusion.harmonizer import Harmonizer
     from inlay.diffusion.sample import Level, Step
     from inlay.diffusion.tiles import Resolution, Tiling
@@ -54,12 +54,12 @@ class _Scene:
     backbone: Backbone
     settings: PhdSettings
     context: Context
-    conditional: Conditioning
-    unconditional: Conditioning | None
+    conditional: Embedding
+    unconditional: Embedding | None
     done: int = 0
     total: int = 0
 
-    def pasted(self, level: Resolution, made: Image | None) -> tuple[Tensor, Tensor]:
+    def paste(self, level: Resolution, made: Image | None) -> tuple[Tensor, Tensor]:
         """The subject over what was made, (1, 3, H, W) in [-1, 1], and its cover (1, 1, H, W).
 
         Both fill the level's whole patches: what is added to the right and below goes on as the
@@ -86,7 +86,7 @@ class _Scene:
         from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles
 
         backbone, factor, settings = self.backbone, self.backbone.factor, self.settings
-        image, cover = self.pasted(level, made)
+        image, cover = self.paste(level, made)
         hidden = (functional.avg_pool2d(cover, factor) < _SHOWN).float()
         tiling = Tiling.of(
             (hidden.shape[-2], hidden.shape[-1]),
@@ -257,7 +257,7 @@ def _check_scheduler(settings: PhdSettings, backbone: Backbone) -> None:
         backbone.solver(settings.sampler(scene=True), steps)
 
 
-def _prompts(backbone: Backbone, settings: PhdSettings) -> tuple[Conditioning, Conditioning | None]:
+def _prompts(backbone: Backbone, settings: PhdSettings) -> tuple[Embedding, Embedding | None]:
     """The prompts, the second None where guidance is off; windows are of the model's own size."""
     size = backbone.native_size, backbone.native_size
     conditional = backbone.embed([settings.prompt], size)
