@@ -8,6 +8,7 @@ beside it (inlay.diffusion.harmonizer).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +70,7 @@ def run(
         work = Workspace.of(canvas.window, backbone, settings, context)
         if before:
             canvas = inpaint_ring(work, canvas, settings, before + len(levels))
+            work = replace(work, window=canvas.window)
         if composes and settings.inpaint:
             stages.append(("inpaint", canvas))
         if levels:
