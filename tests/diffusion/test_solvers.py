@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from inlay.diffusion import solvers
 from inlay.diffusion.sample import Level, sample
-from inlay.diffusion.solvers import make_solver
 from inlay.diffusion.unet import DdpmLevels
 from inlay.errors import InputError
 
@@ -19,6 +21,10 @@ CONFIG = {
     "steps_offset": 1,
     "skip_prk_steps": True,
 }
+
+
+def make_solver(name: str, config: dict[str, Any], steps: int = 20) -> solvers.Solver:
+    return solvers.make_solver(name, config, DdpmLevels(config), steps)
 
 
 def pull(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:

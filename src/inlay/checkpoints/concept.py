@@ -14,7 +14,6 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inlay import __version__
 from inlay.checkpoints.weights import check_safetensors
 from inlay.errors import InputError
 from inlay.pictures.files import shown
@@ -119,7 +118,7 @@ class Concept(_Loose):
 
     kind: Literal["lora", "full"] = "lora"
     format: Literal[1] = 1
-    inlay: str = __version__
+    inlay: str = ""
     class_name: str = Field(min_length=1)
     token: str = Field(min_length=1)
     prompt: str

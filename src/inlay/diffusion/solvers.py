@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,14 +11,13 @@ import torch
 from torch import Tensor
 
 from inlay.diffusion.sample import Denoise, Level, Levels, Step, step_count
-from inlay.diffusion.unet import DdpmLevels, level_of
 from inlay.errors import InputError
 
 __all__ = ["Solver", "make_solver"]
 
 
 def make_solver(
-    name: str, scheduler_config: Mapping[str, Any], steps: int = 20, levels: Levels | None = None
+    name: str, scheduler_config: Mapping[str, Any], levels: Levels, steps: int
 ) -> Solver:
     """A sampler by the class name of one of diffusers' schedulers, with a checkpoint's levels.
 
@@ -27,7 +27,6 @@ def make_solver(
     """
     import diffusers
 
-    levels = DdpmLevels(scheduler_config) if levels is None else levels
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     config = {**scheduler_config, "clip_sample": False}
     # Runge-Kutta warm-up evaluates the network between its levels; every SD checkpoint skips it.
@@ -76,7 +75,8 @@ class Solver:
 
     def level(self, timestep: int) -> Level:
         """The scheduler's own level, which at zero terminal SNR keeps a little signal."""
-        return level_of(float(self.scheduler.alphas_cumprod[timestep]), timestep)
+        alpha = float(self.scheduler.alphas_cumprod[timestep])
+        return Level(math.sqrt(alpha), math.sqrt(1 - alpha), timestep)
 
     def __call__(
         self,

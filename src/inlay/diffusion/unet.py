@@ -36,7 +36,7 @@ class DdpmLevels:
         return len(self.alphas_cumprod)
 
     def __getitem__(self, timestep: int) -> Level:
-        return level_of(float(self.alphas_cumprod[timestep]), timestep)
+        return _level(float(self.alphas_cumprod[timestep]), timestep)
 
     def rows(self, timesteps: Tensor) -> Level:
         alphas = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
@@ -52,11 +52,11 @@ class DdpmLevels:
         timesteps = [min(int(t), len(self) - 1) for t in self.scheduler.timesteps]
         # Always the final level last: diffusers steps to t - T // S, which for step counts that do
         # not divide T ends a little short of it.
-        end = level_of(float(self.scheduler.final_alpha_cumprod), 0)
+        end = _level(float(self.scheduler.final_alpha_cumprod), 0)
         return [*(self[t] for t in timesteps[-left:]), end]
 
 
-def level_of(alpha: float, timestep: int) -> Level:
+def _level(alpha: float, timestep: int) -> Level:
     """The level of a cumulative alpha."""
     return Level(math.sqrt(alpha), math.sqrt(1 - alpha), timestep)
 
@@ -137,7 +137,7 @@ class UNetBackbone(Backbone):
     def solver(self, name: str, steps: int) -> Sampler:
         from inlay.diffusion.solvers import make_solver
 
-        return make_solver(name, self.scheduler_config, steps, self.levels)
+        return make_solver(name, self.scheduler_config, self.levels, steps)
 
 
 def _sample_size(unet: Any) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inlay import __version__
 from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
 from inlay.diffusion.attention_masked import released_tokens
 from inlay.diffusion.backbone import Backbone, Conditions
@@ -297,6 +298,7 @@ class Learning(Run):
         ]
         return Concept(
             kind=config.train,
+            inlay=__version__,
             class_name=self.class_name,
             token=self.token,
             prompt=self.prompt,
