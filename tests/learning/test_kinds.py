@@ -28,7 +28,7 @@ from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.loop import Processes
-from inlay.learning.lora import PlainTraining, TrainedAttention
+from inlay.learning.lora import PlainTrainingAttention, TrainingAttention
 from inlay.learning.photos import find_views, with_places
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
@@ -63,11 +63,11 @@ def test_one_prompt_for_all_rows_changes_no_sum(inside: torch.Tensor | None) -> 
     backbone = load_backbone(built("sd1"), device="cpu")
     holes = torch.zeros(4, 1, 16, 16)
     holes[0, :, 2:9, 3:12] = holes[1, :, 8:10, :] = holes[2] = 1
-    rules = [kind(holes, "a", inside=inside) for kind in (MaskedAttention, TrainedAttention)]
+    rules = [kind(holes, "a", inside=inside) for kind in (MaskedAttention, TrainingAttention)]
     z = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     text = Conditions(backbone.embed(["a photo of q cup"], (128, 128)).rows(4))
     found = []
-    for rule, plain in zip(rules, (None, PlainTraining()), strict=True):
+    for rule, plain in zip(rules, (None, PlainTrainingAttention()), strict=True):
         x = z.clone().requires_grad_()
         if plain is not None:
             backbone.network.set_attn_processor(processors(plain, backbone.layers()))

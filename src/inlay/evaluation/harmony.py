@@ -101,12 +101,12 @@ def make_cases(
             place += 1
             if index in barren:
                 continue
-            prepared = _prepared(photos[index], short_side, visits.get(index, 0))
+            prepared = _prepare(photos[index], short_side, visits.get(index, 0))
             if prepared is None:
                 barren.add(index)
                 continue
             visits[index] = visits.get(index, 0) + 1
-            found = _disturbed(number, photos[index].name, *prepared, kind, rng)
+            found = _disturb(number, photos[index].name, *prepared, kind, rng)
             if found is not None:
                 break
         if found is None:
@@ -117,7 +117,7 @@ def make_cases(
         yield found
 
 
-def _prepared(
+def _prepare(
     photo: Photo, short_side: int, visit: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
     """The picture and one of its objects; the log says why there is none."""
@@ -136,7 +136,7 @@ def _prepared(
     return picture, objects[visit % len(objects)]
 
 
-def _disturbed(
+def _disturb(
     number: int,
     name: str,
     truth: NDArray[np.uint8],

@@ -97,9 +97,9 @@ def find_photos(
     photos: list[Photo] = []
     for folder in folders:
         if folder == BUNDLED:
-            photos += _matching(_bundled(), include)
+            photos += _matching(_bundled_photos(), include)
             continue
-        listed, known = _listed(folder)
+        listed, known = _photos_of(folder)
         held_out = [photo for photo in listed if is_held_out(photo.name)]
         chosen = split or ("held-out" if known and held_out else "all")
         if chosen == "held-out":
@@ -126,7 +126,7 @@ def _matching(photos: Sequence[Photo], include: Sequence[str]) -> list[Photo]:
     ]
 
 
-def _listed(folder: str) -> tuple[list[Photo], bool]:
+def _photos_of(folder: str) -> tuple[list[Photo], bool]:
     """A folder's photos, and whether its metadata.jsonl lists them."""
     root = Path(folder)
     try:
@@ -152,7 +152,7 @@ def _mask_of(root: Path, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _bundled() -> list[Photo]:
+def _bundled_photos() -> list[Photo]:
     """Colour photographs of scikit-image's wheel, whole and in crops; nothing is downloaded."""
     import skimage
     from PIL import Image as PilImage

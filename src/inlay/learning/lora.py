@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTER",
     "LiveText",
-    "PlainTraining",
-    "Trained",
-    "TrainedAttention",
+    "PlainTrainingAttention",
+    "TrainableWeights",
+    "TrainingAttention",
     "lora_layers",
     "set_up",
 ]
@@ -45,7 +45,7 @@ _EXPLICIT = 1 << 21
 _LENGTHS = 8
 
 
-class Trained(nn.ParameterDict):
+class TrainableWeights(nn.ParameterDict):
     """The trained weights alone, for an optimiser and a state of their own.
 
     They are the networks' own tensors, by the names that they have in the file.
@@ -76,7 +76,7 @@ def lora_layers(unet: Any, layers: str) -> list[str]:
     ]
 
 
-def set_up(backbone: Backbone, config: LearnConfig) -> Trained:
+def set_up(backbone: Backbone, config: LearnConfig) -> TrainableWeights:
     """Make a checkpoint ready to learn and return what learns.
 
     The U-Net runs under autocast to bfloat16 from now on. Raises InputError for a U-Net without
@@ -105,11 +105,11 @@ def set_up(backbone: Backbone, config: LearnConfig) -> Trained:
                 # Files have this part in their names, whether or not the library has it.
                 inner = "" if hasattr(encoder, "text_model") else "text_model."
                 named |= _lora(encoder, f"text_encoder{'_2' if number else ''}.{inner}")
-    unet.set_attn_processor(processors(PlainTraining(), backbone.layers()))
+    unet.set_attn_processor(processors(PlainTrainingAttention(), backbone.layers()))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.forward = torch.autocast(backbone.device.type, torch.bfloat16)(unet.forward)
-    return Trained(named)
+    return TrainableWeights(named)
 
 
 def _add_lora(module: Any, rank: int, layers: list[str]) -> None:
@@ -192,7 +192,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return weights @ value
 
 
-class PlainTraining(AttentionRule):
+class PlainTrainingAttention(AttentionRule):
     """diffusers' attention, explicit on CPUs where that is faster to learn with."""
 
     def layers(self, layers: Sequence[Layer]) -> Sequence[Layer]:
@@ -202,7 +202,7 @@ class PlainTraining(AttentionRule):
         return _attend(query, key, value, layer.scale)
 
 
-class TrainedAttention(MaskedAttention):
+class TrainingAttention(MaskedAttention):
     """Masked attention that is faster where a batch has one prompt.
 
     In cross-attention all rows then read the same keys, so the queries inside of all holes are one

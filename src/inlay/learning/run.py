@@ -23,7 +23,7 @@ from inlay.diffusion.sample import Step, sample
 from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError
 from inlay.learning.loop import Processes, Run, prediction_error, validation_curve
-from inlay.learning.lora import LiveText, TrainedAttention, set_up
+from inlay.learning.lora import LiveText, TrainingAttention, set_up
 from inlay.learning.samples import (
     Example,
     Pool,
@@ -98,7 +98,7 @@ class Learning(Run):
         self.state = TrainState(self.trained, "adamw", config.learning_rate, config.ema_decay)
         inside = released_tokens() if config.layout == "released" else None
         masks = config.self_attention, config.mask_cross_attention
-        self.rule = TrainedAttention(None, *masks, inside=inside)
+        self.rule = TrainingAttention(None, *masks, inside=inside)
         self.pool = self._encode_crops()
         self.prior = encode(backbone, prior) if prior else None
         self.fixed = {

@@ -119,7 +119,7 @@ def example(view: View, config: LearnConfig, resolution: int) -> Example:
     height, width = (max(1, round(length * shrink)) for length in rgb.shape[:2])
     across, down = width / near.width, height / near.height
 
-    def scaled(place: Box, square: bool = False) -> Box:
+    def scale(place: Box, square: bool = False) -> Box:
         at = place.shifted(-near.x, -near.y)
         wide = max(1, round(at.width * across))
         high = wide if square else max(1, round(at.height * down))
@@ -129,8 +129,8 @@ def example(view: View, config: LearnConfig, resolution: int) -> Example:
         np.clip(resize(rgb, (height, width)), 0, 1),
         (resize(known, (height, width)) > 0.5).astype(np.float32),
         (resize(shape, (height, width)) > 0.5).astype(np.float32),
-        scaled(box),
-        scaled(frame, square=True),
+        scale(box),
+        scale(frame, square=True),
         box.width / box.height,
         (box.area / whole.area) ** 0.5,
         picture.name,

@@ -151,7 +151,7 @@ class DeviceLoader:
         """The holes, those in `hide` replaced by the object's shape or box, a little widened."""
         found = (objects > 127).float()
         across, down = found.amax(2, keepdim=True), found.amax(3, keepdim=True)
-        box = _filled(across, 3) * _filled(down, 2)
+        box = _fill_line(across, 3) * _fill_line(down, 2)
         boxed = torch.from_numpy(rng.random(len(mask)) < 0.5).to(self.device).view(-1, 1, 1, 1)
         hole = torch.where(boxed, box, found)
         reach = int(rng.uniform(0, 0.06) * mask.shape[-1])
@@ -161,7 +161,7 @@ class DeviceLoader:
         return torch.where((hide & shown).view(-1, 1, 1, 1), hole, mask)
 
 
-def _filled(line: Tensor, dim: int) -> Tensor:
+def _fill_line(line: Tensor, dim: int) -> Tensor:
     """1 between the first and the last 1 along a dimension."""
     before = line.cummax(dim).values
     after = line.flip(dim).cummax(dim).values.flip(dim)

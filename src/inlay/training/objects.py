@@ -69,7 +69,7 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
             break
         if all(_overlap(solid, other) <= _OVERLAP for other in kept):
             kept.append(solid)
-    return [_outlined(picture, coarse) for coarse in kept]
+    return [_outline(picture, coarse) for coarse in kept]
 
 
 def _tree_parts(lab: Floats) -> Iterator[Flags]:
@@ -80,13 +80,13 @@ def _tree_parts(lab: Floats) -> Iterator[Flags]:
     least = max(12, lab[..., 0].size // 1500)
     labels = felzenszwalb(smooth / 100, scale=30, sigma=0.0, min_size=least, channel_axis=-1)
     count = int(labels.max()) + 1
-    for part in _merged(labels, smooth, count):
+    for part in _merge(labels, smooth, count):
         table = np.zeros(count, bool)
         table[part] = True
         yield table[labels]
 
 
-def _merged(labels: NDArray[np.int64], lab: Floats, count: int) -> list[list[int]]:
+def _merge(labels: NDArray[np.int64], lab: Floats, count: int) -> list[list[int]]:
     """Lists of the labels of each part between the bounds of _AREA, single segments included.
 
     Two neighbours are merged the sooner the nearer their mean colours, the smaller the smaller one
@@ -237,7 +237,7 @@ def _overlap(one: Flags, two: Flags) -> float:
     return float((one & two).sum()) / max(1.0, float(min(one.sum(), two.sum())))
 
 
-def _outlined(picture: Image, coarse: Flags) -> Mask:
+def _outline(picture: Image, coarse: Flags) -> Mask:
     """The coarse mask at the picture's size, its outline settled by GrabCut in a wide band."""
     middle = shrink(picture, 2 * _SEARCH)
     size = middle.shape[1], middle.shape[0]
