@@ -228,7 +228,8 @@ def _run(
         "delta_e": found.delta_e,
         "seconds": round(seconds, 4),
     }
-    about = {key: made.record[key] for key in ("method", "settings", "model", "device", "dtype")}
+    about = {key: made.record[key] for key in ("method", "model", "device", "dtype")}
+    about["settings"] = made.record["request"]["method"]["settings"]
     return result, figures, about
 
 
