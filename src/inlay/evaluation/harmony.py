@@ -229,7 +229,8 @@ def _run(
         "seconds": round(seconds, 4),
     }
     about = {key: made.record[key] for key in ("method", "model", "device", "dtype")}
-    about["settings"] = made.record["request"]["method"]["settings"]
+    own = made.record["request"]["method"]
+    about["settings"] = {key: own[key] for key in own if key not in ("name", "preset")}
     return result, figures, about
 
 
