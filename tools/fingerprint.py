@@ -827,11 +827,9 @@ class Cases:
         )
 
     def _phases(self) -> None:
-        telea = {"remove_method": "telea"}
-        free = {"remove_method": "freecompose",
-                "phase_settings": {"remove": {"num_iterations": 2, "texture": 0.2}}}  # fmt: skip
-        paint = {"remove_method": "inpaint",
-                 "phase_settings": {"remove": {"num_inference_steps": 2}}}  # fmt: skip
+        telea: dict[str, Any] = {"remove": "telea"}
+        free = {"remove": {"name": "freecompose", "num_iterations": 2, "texture": 0.2}}
+        paint = {"remove": {"name": "inpaint", "num_inference_steps": 2}}
         repose = {"num_iterations": 2, "redraw_steps": 3}
         every = "remove,paste,harmonize"
         where: dict[str, Any] = {"box": BOX, "keep_phases": True}
@@ -843,13 +841,13 @@ class Cases:
             "all, inpaint, reinhard": {"phases": every, **paint, "method": "reinhard"},
             "all, mask": {"phases": every, **telea, "method": "poisson",
                           "remove_mask": pasted()[1]},
-            "all, settings": {"phases": every, "remove_method": "telea", "method": "feather",
-                              "phase_settings": {"remove": {"radius": 9.0, "dilate": 0}}},
+            "all, settings": {"phases": every, "method": "feather",
+                              "remove": {"name": "telea", "radius": 9.0, "dilate": 0}},
             "two pictures": {"phases": "paste,harmonize", **CDC, "num_images": 2},
             "repose": {"phases": "paste,repose", "control": lines(),
-                       "phase_settings": {"repose": repose}},
+                       "repose": repose},
             "all and repose": {"phases": f"{every},repose", **CDC, **telea, "control": lines(),
-                               "phase_settings": {"repose": repose}},
+                               "repose": repose},
         }.items():  # fmt: skip
             self._compose(f"phases/{label}", cup(), **where, **more)
         for together in (False, True):
