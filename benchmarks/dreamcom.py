@@ -37,7 +37,7 @@ from inlay.evaluation.photos import find_photos
 from inlay.learning.learn import learn
 from inlay.learning.photos import with_places
 from inlay.learning.settings import LearnConfig
-from inlay.methods import get
+from inlay.methods.choice import get
 from inlay.methods.base import Context
 from inlay.methods.concept.fill import filler
 from inlay.methods.dreamcom import prediction_error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from inlay.errors import Cancelled, InputError
+from inlay.errors import Cancelled, InputError, __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from inlay.request import Request as Request
     from inlay.result import Result as Result
     from inlay.scene.subject import Subject as Subject
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Box",

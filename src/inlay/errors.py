@@ -1,11 +1,13 @@
-"""The two exceptions that callers of inlay meet, and the words that their sentences share."""
+"""What every file may use: the version, the two exceptions that callers meet, and their words."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["Cancelled", "InputError", "nearest", "show"]
+__all__ = ["Cancelled", "InputError", "__version__", "nearest", "show"]
+
+__version__ = "0.1.0"
 
 _SHOWN = 60
 

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import model_serializer, model_validator
 
-from inlay import methods
 from inlay.errors import InputError, nearest, show
 from inlay.methods.choice import (
     RUN_AS,
@@ -25,6 +24,7 @@ from inlay.methods.choice import (
     as_mapping,
     as_phases,
     choice_schema,
+    default_for,
     main_phase,
 )
 from inlay.scene.subject import Flag, Source, Subject, as_subjects
@@ -87,7 +87,7 @@ class Request(Form):
     @classmethod
     def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The values with every method looked up and its settings checked."""
-        default = {"name": methods.default_for(cls.verb)}
+        default = {"name": default_for(cls.verb)}
         return {**values, "method": MethodChoice.of(values.get("method"), cls.verb, default)}
 
     @model_validator(mode="after")
@@ -229,7 +229,7 @@ class ComposeRequest(Request):
         made = {**values, "subjects": subjects, "phases": phases}
         if not phases:
             concept = any(subject.concept for subject in subjects)
-            default = {"name": methods.default_for("compose", concept)}
+            default = {"name": default_for("compose", concept)}
             return {**made, "method": MethodChoice.of(method, "compose", default)}
         main = main_phase(phases)
         own = {word: as_mapping(told[word], word) for word in ("remove", "repose") if told[word]}
@@ -244,7 +244,7 @@ class ComposeRequest(Request):
         own[main] = {**method, **own.get(main, {})}
         for phase in phases:
             verb, default = RUN_AS[phase]
-            default = default or {"name": methods.default_for(verb)}
+            default = default or {"name": default_for(verb)}
             choice = MethodChoice.of(own.get(phase), verb, default)
             made["method" if phase == main else phase] = choice
         made.pop("paste", None)

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from inlay import __version__
-from inlay.errors import InputError
+from inlay.errors import InputError, __version__
 from inlay.methods.choice import main_phase
 from inlay.pictures.box import Box
 from inlay.pictures.files import file_sha256

@@ -17,7 +17,7 @@ from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
 from inlay.plan import Plan, PlannedStep, Task, plan_of, read_inputs
-from inlay.request import ComposeRequest, Model, Request, SceneRequest
+from inlay.request import Model, Request
 from inlay.result import Result, Used, identify, record_of
 from inlay.scene.scene import invert
 from inlay.scene.window import Painted, Window, stitch
@@ -102,15 +102,39 @@ def run(request: Request, checkpoint: Checkpoint, options: Options | None = None
     The checkpoint is loaded only where a method needs one, and held while passes run, so that
     several threads may share it. Raises InputError, and whatever the callback raises.
     """
-    return _Run(request, checkpoint, options or Options()).result()
+    passes = _Passes(request, checkpoint, options or Options())
+    with checkpoint.lock if passes.needs_model else nullcontext():
+        started = time.perf_counter()
+        passes.backbone = checkpoint.backbone if passes.needs_model else None
+        load = round(time.perf_counter() - started, 4)
+        result: Result | None = None
+        for seed in range(request.seed, request.seed + request.num_images):
+            started = time.perf_counter()
+            states: list[State] = []
+            notes = list(passes.inputs.notes)
+            for planned in passes.plan_for(seed).steps:
+                passes.announce(planned)
+                state = None if planned.on is None else states[planned.on]
+                for task in planned.tasks:
+                    state = passes.advance(planned, task, state, states, seed, notes)
+                assert state is not None
+                stages = {name: stage.noted(notes) for name, stage in state.stages.items()}
+                states.append(replace(state.noted(notes), stages=stages))
+            if result is None:
+                last = states[-1]
+                result = Result([], [], last.window, last.region, last.mask, passes.plan.layers)
+            seconds = {"load_s": load, "run_s": round(time.perf_counter() - started, 4)}
+            passes.record(result, states, seed, seconds)
+    assert result is not None
+    return result
 
 
-class _Run:
-    """One request on its way through its passes."""
+class _Passes:
+    """What the passes of one request share: what was read, the plan, windows, the progress."""
 
     def __init__(self, request: Request, checkpoint: Checkpoint, options: Options) -> None:
         self.request, self.checkpoint, self.options = request, checkpoint, options
-        self.keep = isinstance(request, (ComposeRequest, SceneRequest)) and request.keep_phases
+        self.keep = bool(request.kept_names())
         self.inputs = read_inputs(request, options.max_pixels, options.trust_remote_code)
         self.hashes = {
             place: identify(source)
@@ -123,64 +147,39 @@ class _Run:
         self.windows: dict[Task, Window] = {}
         self.progress = _Progress(options.callback, self.plan, request.num_images)
 
-    def result(self) -> Result:
-        with self.checkpoint.lock if self.needs_model else nullcontext():
-            started = time.perf_counter()
-            self.backbone = self.checkpoint.backbone if self.needs_model else None
-            load = round(time.perf_counter() - started, 4)
-            result: Result | None = None
-            for number in range(self.request.num_images):
-                started = time.perf_counter()
-                states = self._states(self.request.seed + number)
-                seconds = {"load_s": load, "run_s": round(time.perf_counter() - started, 4)}
-                if result is None:
-                    last = states[-1]
-                    layers = self.plan.layers
-                    result = Result([], [], last.window, last.region, last.mask, layers)
-                self._add(result, states, self.request.seed + number, seconds)
-        assert result is not None
-        return result
-
-    def _states(self, seed: int) -> list[State]:
-        """What the picture is after each step."""
+    def plan_for(self, seed: int) -> Plan:
+        """The plan of a seed; only random places make it another one."""
         if seed > self.request.seed and any(s.random for s in self.request.subjects_of()):
             self.plan = plan_of(self.request, self.inputs, seed)
             self.windows.clear()
-        states: list[State] = []
-        notes = list(self.inputs.notes)
-        for planned in self.plan.steps:
-            if self.options.on_phase is not None and planned.step.phase:
-                self.options.on_phase(planned.step.phase)
-            state = None if planned.on is None else states[planned.on]
-            before = self.inputs.picture
-            if planned.before is not None:
-                before = states[planned.before].picture
-            for task in planned.tasks:
-                context = Context(seed, verb=planned.step.verb)
-                state = self._pass(planned, task, state, before, context)
-                notes += [line for line in context.notes if line not in notes]
-            assert state is not None
-            stages = {name: stage.noted(notes) for name, stage in state.stages.items()}
-            states.append(replace(state.noted(notes), stages=stages))
-        return states
+        return self.plan
 
-    def _pass(
+    def announce(self, planned: PlannedStep) -> None:
+        if self.options.on_phase is not None and planned.step.phase:
+            self.options.on_phase(planned.step.phase)
+
+    def advance(
         self,
         planned: PlannedStep,
         task: Task,
         state: State | None,
-        before: Picture,
-        context: Context,
+        states: Sequence[State],
+        seed: int,
+        notes: list[str],
     ) -> State:
-        """One run of a step's method on one scene of the picture so far."""
-        step = planned.step
+        """The state after one run of a step's method on one scene of the picture so far.
+
+        states are those after earlier steps; what the method has to say is added to notes.
+        """
+        step, context = planned.step, Context(seed, verb=planned.step.verb)
         method, settings = step.choice.method, step.choice.settings
         picture = self.inputs.picture if state is None else state.picture
         window = self.windows.get(task) if state is None else None
         if window is None:
             native = self.backbone.native_size if self.backbone and method.needs_model else _LEAST
             margin = float(getattr(settings, "context", 0.25))
-            scene = task.scene(picture, before)
+            before = self.inputs if planned.before is None else states[planned.before]
+            scene = task.scene(picture, before.picture)
             if settings.works_on_background():
                 scene = invert(scene)
             window = Window.of(scene, margin, native)
@@ -191,6 +190,7 @@ class _Run:
         context.control, context.models = self.inputs.drawing, self.checkpoint
         backbone = self.backbone if method.needs_model else None
         painted = method.run(window, backbone, settings, context)
+        notes += [line for line in context.notes if line not in notes]
         made = self._after(picture, window, painted, state)
         earlier = None if state is None else state.used
         used = Used(context.opened, context.opened_harmonizer).over(earlier)
@@ -209,7 +209,7 @@ class _Run:
         made = State(stitched, window.box, region, mask)
         return made if state is None else state.then(made)
 
-    def _add(
+    def record(
         self, result: Result, states: Sequence[State], seed: int, seconds: Mapping[str, float]
     ) -> None:
         """Put the pictures of one seed and their records into the result."""

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from inlay import Composer, InputError, Result
-from inlay.methods import get
 from inlay.methods.cdc import erode, next_input
+from inlay.methods.choice import get
 from photos import Photo, five_scenes
 
 

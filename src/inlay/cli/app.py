@@ -13,10 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inlay.cli import bench as benchmarks
-from inlay.cli import cut, learn, listing, make, progress
-from inlay.cli import train as training
-from inlay.cli.options import Quiet
+from inlay.cli import bench, cut, learn, listing, make, progress, train
+from inlay.cli.options import OutFolder
+from inlay.cli.outputs import Order
 from inlay.errors import Cancelled, InputError, nearest, show
 
 # typer exports BadParameter only; its parents are click's, in whichever copy typer uses.
@@ -45,13 +44,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train = typer.Typer(cls=_Group, rich_markup_mode=None, help="Train a checkpoint of your own.")
-bench = typer.Typer(cls=_Group, rich_markup_mode=None, help="Measure methods on known truths.")
 
 
 def _version(value: bool) -> None:
     if value:
-        from inlay import __version__
+        from inlay.errors import __version__
 
         typer.echo(f"inlay {__version__}")
         raise typer.Exit()
@@ -75,17 +72,14 @@ def _root(
 
 @app.command()
 def demo(
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")
-    ] = "demo",
-    quiet: Quiet = False,
+    output: OutFolder = "demo",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Offline tour on real photos; ends with a contact sheet."""
     from inlay.cli.demo import run
-    from inlay.cli.outputs import made_folder
-    from inlay.cli.progress import listening
+    from inlay.cli.train import made_folder
 
-    with made_folder(output) as folder, listening(quiet=quiet, bar=False):
+    with made_folder(output) as folder, progress.listening(quiet=quiet, bar=False):
         run(folder, (lambda line: None) if quiet else typer.echo)
 
 
@@ -100,14 +94,8 @@ app.command()(listing.models)
 app.command()(make.run)
 app.command()(make.rerun)
 app.command()(listing.schema)
-train.command("embedded")(training.train_embedded)
-train.command("adapter")(training.train_adapter)
-train.command("harmonizer")(training.train_harmonizer)
-app.add_typer(train, name="train")
-bench.command("harmony")(benchmarks.harmony)
-# A second command keeps typer from folding the group into its only one.
-bench.callback()(lambda: None)
-app.add_typer(bench, name="bench")
+app.command()(train.train)
+app.command()(bench.bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with progress.interruptible():
             status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
+            if isinstance(status, Order):
+                status.write()
         _flush()
         if status == _INTERRUPTED:
             return _say("interrupted; nothing was written.", _INTERRUPTED)

@@ -3,137 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inlay.cli import options
-from inlay.cli.options import DEVICES, DTYPES, Json, Quiet, _completes, _model_names
+from inlay.cli.options import Checkpoint, OutFolder, Saying, flag, grouped
 from inlay.errors import InputError, nearest, show
 
 if TYPE_CHECKING:
     from inlay.evaluation.harmony import Report
 
+_BENCHMARKS = ("harmony",)
 _SPLITS = ("held-out", "training", "all")
 
 
-def harmony(
+@dataclass(frozen=True)
+class Benchmark(Checkpoint, Saying):
+    """The options of bench."""
+
+    methods: str = flag(
+        "Methods that harmonize; NAME:KEY=VALUE:KEY=VALUE is one with settings.", "A,B",
+        default="reinhard,poisson,cdc",
+    )  # fmt: skip
+    cases: int = flag("Disturbed photos to run on.", "N", default=100)
+    harmless: int | None = flag("Untouched photos to run on; all by default.", "N")
+    seed: int = flag("Of all randomness.", "N", default=0)
+    split: str | None = flag(
+        "held-out (default where metadata.jsonl has any), training or all.", "S", words=_SPLITS
+    )
+    include: list[str] | None = flag("Only such names; may be repeated.", "PATTERN")
+    short_side: int = flag("Reduce photos to this short side.", "N", default=384)
+    set: list[str] | None = flag("A setting of one of the methods.", "METHOD.KEY=VALUE")
+
+    def __post_init__(self) -> None:
+        Checkpoint.__post_init__(self)
+        if self.split is not None:
+            options.one_of(self.split, _SPLITS, "--split")
+        for name, value in (("--cases", self.cases), ("--short-side", self.short_side)):
+            if value < 1:
+                raise InputError(f"{name} is {value}; expected a whole number of at least 1.")
+
+
+@grouped
+def bench(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=", ".join(_BENCHMARKS))],
     folders: Annotated[
         list[str],
         typer.Argument(
             metavar="FOLDER", help="Folders of photos; scikit-image means those it ships."
         ),
     ],
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")
-    ],
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            metavar="A,B",
-            help="Methods that harmonize; NAME:KEY=VALUE:KEY=VALUE is one with settings.",
-        ),
-    ] = "reinhard,poisson,cdc",
-    cases: Annotated[
-        int, typer.Option("--cases", metavar="N", help="Disturbed photos to run on.")
-    ] = 100,
-    harmless: Annotated[
-        int | None,
-        typer.Option("--harmless", metavar="N", help="Untouched photos to run on; all by default."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of all randomness.")] = 0,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split",
-            metavar="S",
-            help="held-out (default where metadata.jsonl has any), training or all.",
-            autocompletion=_completes(*_SPLITS),
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option("--include", metavar="PATTERN", help="Only such names; may be repeated."),
-    ] = None,
-    short_side: Annotated[
-        int, typer.Option("--short-side", metavar="N", help="Reduce photos to this short side.")
-    ] = 384,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="embedded, a diffusers folder, a .safetensors file or a hub id.",
-            autocompletion=_model_names,
-        ),
-    ] = "embedded",
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device", metavar="D", help=", ".join(DEVICES), autocompletion=_completes(*DEVICES)
-        ),
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype", metavar="D", help=", ".join(DTYPES), autocompletion=_completes(*DTYPES)
-        ),
-    ] = "auto",
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of one of the methods."),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    output: OutFolder,
+    given: Benchmark,
 ) -> None:
-    """Harmonization against a known truth: objects of photos, disturbed on purpose.
+    """Measure methods on known truths.
 
-    Writes harmony.json, harmony.md, cases.csv and sheet.png.
+    harmony: objects of photos, disturbed on purpose; writes harmony.json, harmony.md, cases.csv
+    and sheet.png.
     """
-    options.one_of(device, DEVICES, "--device")
-    options.one_of(dtype, DTYPES, "--dtype")
-    if split is not None:
-        options.one_of(split, _SPLITS, "--split")
-    for name, value in (("--cases", cases), ("--short-side", short_side)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; expected a whole number of at least 1.")
-    variants = _variants(methods, sets or [])
+    options.one_of(benchmark, _BENCHMARKS, "BENCHMARK")
+    variants = _variants(given.methods, given.set or [])
 
-    from inlay.cli.outputs import made_folder
     from inlay.cli.progress import listening
+    from inlay.cli.train import made_folder
     from inlay.composer import Composer
     from inlay.evaluation.harmony import run_harmony
     from inlay.evaluation.photos import find_photos
     from inlay.evaluation.tables import as_dict, write_report
 
-    photos = find_photos(folders, split, include or [])
-    composer = Composer(model, device=device, dtype=dtype)
-    with made_folder(output) as folder, listening(quiet=quiet, bar=not json) as listener:
-        listener.label = "harmonizing"
+    photos = find_photos(folders, given.split, given.include or [])
+    composer = Composer(given.model, device=given.device, dtype=given.dtype)
+    with made_folder(output) as folder, listening(quiet=given.quiet, bar=not given.json) as heard:
+        heard.label = "harmonizing"
         report = run_harmony(
             photos,
             variants,
-            count=cases,
-            seed=seed,
-            harmless=harmless,
-            short_side=short_side,
+            count=given.cases,
+            seed=given.seed,
+            harmless=given.harmless,
+            short_side=given.short_side,
             composer=composer,
-            progress=listener.step,
+            progress=heard.step,
         )
         report.settings |= {
             "folders": folders,
-            "split": split,
-            "include": include or [],
+            "split": given.split,
+            "include": given.include or [],
             "photos": len(photos),
-            "model": model,
+            "model": given.model,
         }
         written = write_report(report, folder)
-    if json:
+    if given.json:
         import json as encoder
 
         print(encoder.dumps(as_dict(report), allow_nan=False, indent=1))
-    elif not quiet:
+    elif not given.quiet:
         _print(report)
         for path in written:
             typer.echo(str(path))
@@ -141,7 +107,7 @@ def harmony(
 
 def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Read --methods and --set; the text of each variant is its label."""
-    from inlay import methods
+    from inlay.methods import choice as methods
     from inlay.settings import parse_sets
 
     known = [name for name, method in methods.all_methods().items() if "harmonize" in method.verbs]

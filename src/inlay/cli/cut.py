@@ -2,107 +2,78 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
 from inlay.cli import options
-from inlay.cli.options import (
-    DEFAULT_MAX_PIXELS,
-    Json,
-    MaskFile,
-    MaxPixels,
-    Out,
-    Quiet,
-    TrustRemoteCode,
-)
+from inlay.cli.options import CUTS, Out, Reading, check_cut, flag, grouped
 from inlay.errors import InputError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-Config = TypeVar("Config", bound="BaseModel")
 
 _WITH_ALPHA = (".png", ".webp", ".tif", ".tiff")
 
 
+@dataclass(frozen=True)
+class Cutting(Reading):
+    """The options of cut."""
+
+    box: str | None = flag("Where the subject is.", "X,Y,W,H")
+    mask: str | None = flag("Mask: white is the object.", "FILE")
+    model: str | None = flag("Segmentation model: a hub id or a folder, by transformers.", "MODEL")
+    cut: str | None = flag("alpha, mask, box or grabcut.", "HOW", words=CUTS)
+
+
+@grouped
 def cut(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="Picture of the subject.")],
     output: Out,
-    box: Annotated[
-        str | None, typer.Option("--box", metavar="X,Y,W,H", help="Where the subject is.")
-    ] = None,
-    mask: MaskFile = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="Segmentation model: a hub id or a folder, by transformers.",
-        ),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            "--cut",
-            metavar="HOW",
-            help="alpha, mask, box or grabcut.",
-            autocompletion=options._completes(*options.CUTS),
-        ),
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    json: Json = False,
-    quiet: Quiet = False,
+    given: Cutting,
 ) -> None:
     """Cut the subject out of its picture.
 
     Edges are soft, and no colour of the old background comes along.
     """
-    if by is not None and model is not None:
-        raise InputError("--cut and --model exclude each other; give one of them.")
-    if by is not None:
-        options.one_of(by, options.CUTS, "--cut")
-    if by == "mask" and mask is None:
-        raise InputError("--cut mask needs --mask FILE.")
-    if by == "box" and box is None:
-        raise InputError("--cut box needs --box X,Y,W,H.")
-    where = options.box(box, "--box")
+    if given.cut is not None:
+        if given.model is not None:
+            raise InputError("--cut and --model exclude each other; give one of them.")
+        options.one_of(given.cut, CUTS, "--cut")
+    check_cut(given.cut, given.mask, given.box, "--box")
+    box = None if given.box is None else options.box(given.box, "--box")
 
-    from inlay import __version__
     from inlay.cli.outputs import check_out, tell
     from inlay.cli.progress import listening
+    from inlay.errors import __version__
+    from inlay.pictures.read import read_picture
+    from inlay.pictures.write import write_picture
     from inlay.result import identify
+    from inlay.scene.cutout import cut_rgba
 
-    out = check_out(output, {"picture": picture, "mask": mask})
+    inputs = {"picture": picture} | ({} if given.mask is None else {"mask": given.mask})
+    out = check_out(output, inputs)
     if out.suffix.lower() not in _WITH_ALPHA:
         raise InputError(
             f"{out.name} cannot hold transparency; write to {', '.join(_WITH_ALPHA[:3])}."
         )
-    from inlay.pictures.read import read_picture
-    from inlay.pictures.write import write_picture
-    from inlay.scene.cutout import cut_rgba
-
-    with listening(quiet=quiet, bar=not json):
+    with listening(quiet=given.quiet, bar=not given.json):
         image = cut_rgba(
             picture,
-            by=by or model,
-            mask=mask,
-            box=where,
-            max_pixels=max_pixels,
-            trust_remote_code=trust_remote_code,
+            by=given.cut or given.model,
+            mask=given.mask,
+            box=box,
+            max_pixels=given.max_pixels,
+            trust_remote_code=given.trust_remote_code,
         )
-        write_picture(read_picture(image, max_pixels=max_pixels), out)
-    inputs = {"picture": picture} | ({} if mask is None else {"mask": mask})
+        write_picture(read_picture(image, max_pixels=given.max_pixels), out)
     record = {
         "inlay": __version__,
         "verb": "cut",
         "inputs": {role: identify(path) for role, path in inputs.items()},
         "request": {
-            "cut": by or model,
-            "box": None if where is None else where.as_dict(),
-            "trust_remote_code": trust_remote_code,
+            "cut": given.cut or given.model,
+            "box": None if box is None else box.as_dict(),
+            "trust_remote_code": given.trust_remote_code,
         },
         "outputs": [str(out)],
     }
-    tell(record, as_json=json, quiet=quiet)
+    tell(record, as_json=given.json, quiet=given.quiet)

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.cli.options import Json, _method_names
+from inlay.cli.options import method_names
 
 if TYPE_CHECKING:
     from inlay.methods.base import Method
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def _method_names(incomplete: str) -> list[str]:
+    return [name for name in method_names() if name.startswith(incomplete)]
 
 
 def methods(
@@ -24,7 +31,7 @@ def methods(
 
     Each setting is shown with its bounds and its default.
     """
-    from inlay import methods as registry
+    from inlay.methods import choice as registry
 
     if json:
         chosen = registry.all_methods() if name is None else {name: registry.get(name)}
@@ -74,7 +81,7 @@ def schema(
 
 
 def _facts(method: Method) -> dict[str, Any]:
-    from inlay.methods import default_for
+    from inlay.methods.choice import default_for
     from inlay.settings import knobs
 
     return {

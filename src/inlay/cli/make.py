@@ -1,33 +1,56 @@
-"""compose, harmonize, remove, scene, run, rerun: the commands that make a picture."""
+"""compose, harmonize, remove, scene, run, rerun: what is typed becomes requests.
+
+A command makes no picture itself: it hands back an Order, which app.main has written.
+"""
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from inlay.cli.options import (
-    DEFAULT_MAX_PIXELS,
-    Common,
-    Json,
-    MaskFile,
-    MaxPixels,
-    Out,
-    Quiet,
-    TrustRemoteCode,
-    grouped,
-)
-from inlay.cli.subjects import KeepPhases, Phases, Places, Subjects
+from inlay.cli import options
+from inlay.cli.options import Common, Out, Places, Reading, Subjects, flag, grouped
+from inlay.cli.outputs import Order
 from inlay.errors import InputError, nearest, show
 
-if TYPE_CHECKING:
-    from inlay.request import Request
-    from inlay.result import Record
+
+@dataclass(frozen=True)
+class Phases(Common, Places):
+    """The options of compose."""
+
+    together: bool = flag(
+        "Paste all subjects first and run the method once on all, not on one after the other.",
+        default=False,
+    )
+    phases: str | None = flag(
+        "Some of remove,paste,harmonize,repose: take out what is in the box, paste, run the "
+        "method, re-draw by freecompose's preset semantic. --set PHASE.KEY=VALUE sets another's.",
+        "NAMES",
+    )
+    remove_method: str | None = flag("Method of the phase remove.", "NAME")
+    remove_mask: str | None = flag("What the phase remove takes out, in white.", "FILE")
+    keep_phases: bool = flag(
+        "Write each phase's picture too, as OUT-1-remove; without --phases each stage's of the "
+        "method phd.",
+        default=False,
+    )
+    control: str | None = flag(
+        "Drawing of the background's size, white lines on black, to re-draw the subject by: "
+        "--method freecompose --preset semantic.",
+        "FILE",
+    )
+
+
+@dataclass(frozen=True)
+class Scene(Common, Places):
+    """The options of scene."""
+
+    keep_phases: bool = flag("Write each stage's picture too, as OUT-1-coarse.", default=False)
 
 
 @grouped
@@ -37,39 +60,25 @@ def compose(
     ],
     subject: Subjects,
     output: Out,
-    places: Places,
-    phases: Phases,
-    common: Common,
-    together: Annotated[
-        bool,
-        typer.Option(
-            "--together",
-            help="Paste all subjects first and run the method once on all, not on one after the "
-            "other.",
-        ),
-    ] = False,
-    control: Annotated[
-        str | None,
-        typer.Option(
-            "--control",
-            metavar="FILE",
-            help="Drawing of the background's size, white lines on black, to re-draw the subject "
-            "by: --method freecompose --preset semantic.",
-        ),
-    ] = None,
-) -> None:
+    given: Phases,
+) -> Order:
     """Put subjects into a background."""
+    for option, value in (
+        ("--remove-method", given.remove_method),
+        ("--remove-mask", given.remove_mask),
+    ):
+        if value is not None and given.phases is None:
+            raise InputError(f"{option} goes with --phases; say which.")
     request = {
         "verb": "compose",
         "background": background,
-        "subjects": places.subjects(subject),
-        "together": together,
-        "control": control,
-        "remove_mask": phases.remove_mask,
-        "keep_phases": phases.keep_phases,
+        "subjects": given.subjects(subject),
+        "together": given.together,
+        "control": given.control,
+        "remove_mask": given.remove_mask,
+        "keep_phases": given.keep_phases,
     }
-    variants = _in_phases(phases, common) if phases.phases is not None else None
-    _make(request, output, common, variants, places.trust_remote_code)
+    return _order(request, output, given, None if given.phases is None else _in_phases(given))
 
 
 @grouped
@@ -78,16 +87,18 @@ def harmonize(
         str, typer.Argument(metavar="PICTURE", help="Picture with the object already in it.")
     ],
     output: Out,
-    common: Common,
-    mask: MaskFile = None,
+    given: Common,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FILE", help="Mask: white is the object.")
+    ] = None,
     background: Annotated[
         str | None,
         typer.Option("--background", metavar="CLEAN", help="The picture before pasting."),
     ] = None,
-) -> None:
+) -> Order:
     """Make an object that is already pasted belong."""
     request = {"picture": picture, "mask": mask, "background": background}
-    _make({"verb": "harmonize", **request}, output, common)
+    return _order({"verb": "harmonize", **request}, output, given)
 
 
 @grouped
@@ -97,36 +108,32 @@ def remove(
     ],
     output: Out,
     mask: Annotated[str, typer.Option("--mask", metavar="FILE", help="Mask: white is what goes.")],
-    common: Common,
-) -> None:
+    given: Common,
+) -> Order:
     """Take an object out."""
-    _make({"verb": "remove", "picture": picture, "mask": mask}, output, common)
+    return _order({"verb": "remove", "picture": picture, "mask": mask}, output, given)
 
 
 @grouped
 def scene(
     subject: Subjects,
     output: Out,
-    places: Places,
-    common: Common,
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="Of the scene in pixels, like 768x512.")
     ],
-    keep_phases: KeepPhases = False,
-) -> None:
+    given: Scene,
+) -> Order:
     """Build a scene around subjects from a prompt."""
-    found = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", size, re.ASCII)
-    if found is None:
-        raise InputError(f"--size is {show(size)}; expected WxH in whole pixels, like 768x512.")
     request = {
         "verb": "scene",
-        "subjects": places.subjects(subject),
-        "size": [int(found[1]), int(found[2])],
-        "keep_phases": keep_phases,
+        "subjects": given.subjects(subject),
+        "size": options.size(size, "--size"),
+        "keep_phases": given.keep_phases,
     }
-    _make(request, output, common, trust_remote_code=places.trust_remote_code)
+    return _order(request, output, given)
 
 
+@grouped
 def run(
     request: Annotated[
         str,
@@ -135,82 +142,62 @@ def run(
         ),
     ],
     output: Out,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    trust_remote_code: TrustRemoteCode = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    given: Reading,
+) -> Order:
     """Make what a request asks for: any request as data."""
     from inlay.request import Request
 
     if Path(request).suffix.lower() != ".json":
-        return rerun(request, output, max_pixels, trust_remote_code, json, quiet)
-    how = _How(output, max_pixels, trust_remote_code, json=json, quiet=quiet)
-    _write([("", Request.read(request))], how)
+        return _again(request, output, given)
+    return Order([("", Request.read(request))], output, given)
 
 
+@grouped
 def rerun(
     picture: Annotated[
         str, typer.Argument(metavar="PICTURE", help="Picture that inlay has written.")
     ],
     output: Out,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    trust_remote_code: TrustRemoteCode = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    given: Reading,
+) -> Order:
     """Make a picture again from the record inside it."""
-    from inlay import __version__
+    return _again(picture, output, given)
+
+
+def _again(picture: str, output: str, given: Reading) -> Order:
+    from inlay.errors import __version__
     from inlay.result import read_back
 
     record = read_back(picture)
-    request = record.resolve(Path(picture).parent)
     said = []
     if record.inlay != __version__:
         said.append(
             f"the picture was made by inlay {record.inlay}, this is {__version__}: the result may "
             "differ"
         )
-    how = _How(output, max_pixels, trust_remote_code, json=json, quiet=quiet)
-    _write([("", request)], how, said=said, record=record)
+    request = record.resolve(Path(picture).parent)
+    return Order([("", request)], output, given, said=said, record=record)
 
 
 Variants = list[tuple[str, dict[str, Any]]]
 
 
-@dataclass(frozen=True)
-class _How:
-    """Where pictures go, and how they are made and told of."""
-
-    output: str
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    trust_remote_code: bool = False
-    previews: bool = False
-    json: bool = False
-    quiet: bool = False
-
-
-def _make(
+def _order(
     base: dict[str, Any],
     output: str,
-    common: Common,
+    given: Common,
     variants: tuple[Variants, list[str]] | None = None,
-    trust_remote_code: bool = False,
-) -> None:
-    """Build the request of each variant, check everything, and write the pictures."""
+) -> Order:
+    """The requests of all variants, checked."""
     from inlay.request import Request
     from inlay.scene.subject import as_subjects
 
-    base |= {"seed": common.seed, "num_images": common.num_images, "model": common.checkpoint()}
+    base |= {"seed": given.seed, "num_images": given.num_images, "model": given.checkpoint()}
     if variants is None:
-        verb = base["verb"]
-        concept = any(subject.concept for subject in as_subjects(base.get("subjects", ["-"])))
-        variants = _variants(verb, common.method, common, concept)
+        concept = any(each.concept for each in as_subjects(base.get("subjects", ["-"])))
+        variants = _variants(base["verb"], given.method, given, concept)
     requests = [(label, Request.of({**base, **own})) for label, own in variants[0]]
-    how = _How(
-        output, common.max_pixels, trust_remote_code, common.previews, common.json, common.quiet
-    )
-    _write(requests, how, notes=variants[1])
+    return Order(requests, output, given, given.previews, notes=variants[1])
 
 
 def _variants(
@@ -221,7 +208,7 @@ def _variants(
     The options that all methods share may be given to one that has no such setting: a note says
     that they are passed over.
     """
-    from inlay import methods
+    from inlay.methods import choice as methods
     from inlay.settings import check_count, parse_sets
 
     method = methods.get(methods.default_for(verb, concept) if name is None else name, verb)
@@ -249,34 +236,34 @@ def _variants(
     return [(label, {"method": {**chosen, **values}}) for label, values in variants], notes
 
 
-def _in_phases(phases: Phases, common: Common) -> tuple[Variants, list[str]]:
+def _in_phases(given: Phases) -> tuple[Variants, list[str]]:
     """The same for a composition in phases; lists multiply over all of them.
 
     A --set whose key begins with a phase and a dot is that phase's, all others the main one's.
     """
-    from inlay import methods
+    from inlay.methods import choice as methods
     from inlay.methods.choice import RUN_AS, as_phases, main_phase
     from inlay.settings import check_count
 
-    names = as_phases(phases.phases, "phases")
+    names = as_phases(given.phases, "phases")
     main = main_phase(names)
     if main != "harmonize":
-        for word, value in (("method", common.method), ("preset", common.preset)):
+        for word, value in (("method", given.method), ("preset", given.preset)):
             if value is not None:
                 raise InputError(f"{word} goes with the phase harmonize; add that phase.")
-    if phases.remove_method is not None and "remove" not in names:
+    if given.remove_method is not None and "remove" not in names:
         raise InputError("remove_method goes with the phase remove; add that phase.")
-    sets = _sets_by_phase(common.set or [], names, main)
+    sets = _sets_by_phase(given.set or [], names, main)
     notes: list[str] = []
     series: list[list[tuple[str, str, dict[str, Any]]]] = []
     for phase in sorted(names, key=lambda name: name != main):
         verb, fixed = RUN_AS[phase]
-        name = {"remove": phases.remove_method, "harmonize": common.method}.get(phase)
+        name = {"remove": given.remove_method, "harmonize": given.method}.get(phase)
         if name is None:
             name = fixed.get("name")
-        own = replace(common, set=sets[phase], preset=fixed.get("preset"))
+        own = replace(given, set=sets[phase], preset=fixed.get("preset"))
         if phase == "harmonize":
-            own = replace(own, preset=common.preset)
+            own = replace(own, preset=given.preset)
         if phase != main:
             own = replace(own, num_inference_steps=None, guidance_scale=None)
             if phase != "repose":
@@ -298,7 +285,7 @@ def _in_phases(phases: Phases, common: Common) -> tuple[Variants, list[str]]:
             labels += [f"{prefix}{part}" for part in label.split(",") if part]
         values.pop("paste", None)
         variants.append((",".join(labels), {**values, "phases": names}))
-    check_count(len(variants) * common.num_images)
+    check_count(len(variants) * given.num_images)
     return variants, notes
 
 
@@ -317,45 +304,3 @@ def _sets_by_phase(items: Sequence[str], names: Sequence[str], main: str) -> dic
         else:
             raise InputError(f"--set {show(key)} is for the phase {name}; add that phase.")
     return sets
-
-
-def _write(
-    requests: Sequence[tuple[str, Request]],
-    how: _How,
-    *,
-    notes: Sequence[str] = (),
-    said: Sequence[str] = (),
-    record: Record | None = None,
-) -> None:
-    """Make every picture of the labelled requests, and put them where they belong.
-
-    notes go into the records too, what is said does not; record is what the result must be like.
-    """
-    from inlay.cli.outputs import Outputs, Targets, tell
-    from inlay.cli.progress import listening
-    from inlay.composer import Composer
-    from inlay.run import Options
-
-    targets = Targets.of(how.output, requests, previews=how.previews)
-    model = requests[0][1].model
-    fields = {} if model is None else dict(model)
-    composer = Composer(fields.pop("name", "embedded"), **fields)
-    with (
-        listening(quiet=how.quiet, bar=not how.json, preview_file=targets.preview) as listener,
-        Outputs(targets) as outputs,
-    ):
-        for line in said:
-            listener.note(line)
-        for number, (label, request) in enumerate(requests, 1):
-            counted = f"{number} of {len(requests)}: " if len(requests) > 1 else ""
-            listener.label = counted + label
-            callbacks = Options(
-                listener.step, listener.phase, how.previews, how.max_pixels, how.trust_remote_code
-            )
-            result = composer.run(request, callbacks)
-            if record is not None:
-                record.check(result)
-            for line in outputs.take(result, notes):
-                listener.note(line)
-        summary = outputs.finish()
-    tell(summary, as_json=how.json, quiet=how.quiet)

@@ -1,4 +1,4 @@
-"""Writing what was made: one picture, or several and a labelled contact sheet of them.
+"""Making and writing what was ordered: one picture, or several and a labelled contact sheet.
 
 Several pictures are first written into a temporary folder beside OUT and moved in place when the
 last one is there: an error or an interruption leaves nothing behind.
@@ -12,22 +12,23 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from inlay.cli.progress import raise_interrupt
-from inlay.errors import InputError, show
+from inlay.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from inlay.cli.options import Reading
     from inlay.pictures.picture import Picture
     from inlay.request import Request
-    from inlay.result import Result
+    from inlay.result import Record, Result
 
 _CELL = 320
 
@@ -235,6 +236,59 @@ class Outputs:
         return {**summary, **({"kept": kept} if kept else {}), "records": self.records}
 
 
+@dataclass(frozen=True)
+class Order:
+    """Labelled requests, where their pictures go, and how they are made and told of.
+
+    notes go into the records too, what is said does not; record is what the result must be like.
+    """
+
+    requests: Sequence[tuple[str, Request]]
+    output: str
+    given: Reading
+    previews: bool = False
+    notes: Sequence[str] = ()
+    said: Sequence[str] = ()
+    record: Record | None = None
+
+    def write(self) -> None:
+        """Make every picture, put them where they belong, and say so; raises InputError."""
+        from inlay.cli.progress import listening
+        from inlay.composer import Composer
+        from inlay.run import Options, run
+
+        given = self.given
+        targets = Targets.of(self.output, self.requests, self.previews)
+        model = self.requests[0][1].model
+        opened = {} if model is None else dict(model)
+        composer = Composer(opened.pop("name", "embedded"), **opened)
+        with (
+            listening(
+                quiet=given.quiet, bar=not given.json, preview_file=targets.preview
+            ) as listener,
+            Outputs(targets) as outputs,
+        ):
+            for line in self.said:
+                listener.note(line)
+            for number, (label, request) in enumerate(self.requests, 1):
+                counted = f"{number} of {len(self.requests)}: " if len(self.requests) > 1 else ""
+                listener.label = counted + label
+                how = Options(
+                    listener.step,
+                    listener.phase,
+                    self.previews,
+                    given.max_pixels,
+                    given.trust_remote_code,
+                )
+                result = run(request, composer, how)
+                if self.record is not None:
+                    self.record.check(result)
+                for line in outputs.take(result, self.notes):
+                    listener.note(line)
+            summary = outputs.finish()
+        tell(summary, as_json=given.json, quiet=given.quiet)
+
+
 def _move_all(moves: Sequence[tuple[Path, Path]], folder: Path) -> None:
     """Move every file in place, or none: what was there comes back where one cannot be moved."""
     done: list[tuple[Path, Path, Path | None]] = []
@@ -263,38 +317,6 @@ def _move_all(moves: Sequence[tuple[Path, Path]], folder: Path) -> None:
                 f"{done[-1][1].name} cannot be written ({error.strerror}); give another output."
             ) from None
         raise
-
-
-@contextmanager
-def made_folder(text: str) -> Iterator[Path]:
-    """A folder to write to, made where it is not there yet; raises InputError where it cannot be.
-
-    What was made goes again if the block fails before it has put anything inside.
-    """
-    shown = show(text)
-    if not text or "\0" in text:
-        raise InputError(f"--output is {shown}; expected a folder.")
-    path = Path(text)
-    new: list[Path] = []
-    try:
-        new = [p for p in (path, *path.parents) if not p.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "Permission denied")
-    except OSError as error:
-        _remove_empty(new)
-        raise InputError(f"the folder {shown} cannot be written to ({error.strerror}).") from None
-    try:
-        yield path
-    except BaseException:
-        _remove_empty(new)
-        raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def _file_label(label: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from inlay.cli import options
-from inlay.cli.options import Quiet, Sets
-from inlay.cli.outputs import made_folder
+from inlay.cli.options import OutFolder, flag, grouped
 from inlay.errors import InputError, show
 
 if TYPE_CHECKING:
@@ -17,85 +21,69 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="BaseModel")
 
-TrainFolder = Annotated[
-    str, typer.Argument(metavar="FOLDER", help="Folder of pictures and captions.")
-]
-TrainOut = Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the state in DIR.")]
+KINDS = ("embedded", "adapter", "harmonizer")
 
 
-def train_embedded(
-    folder: TrainFolder,
-    output: TrainOut,
-    resume: Resume = False,
-    sets: Sets = None,
-    quiet: Quiet = False,
+@dataclass(frozen=True)
+class Training:
+    """The options of train."""
+
+    model: str | None = flag(
+        "Checkpoint that an adapter or harmonizer is for; embedded by default.", "MODEL",
+        words=options.model_names,
+    )  # fmt: skip
+    resume: bool = flag("Go on from the state in DIR.", default=False)
+    set: list[str] | None = flag("Any setting of the training.", "KEY=VALUE")
+    quiet: bool = flag("Say nothing but errors.", default=False, name="--quiet -q")
+
+
+@grouped
+def train(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=", ".join(KINDS))],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder of pictures and captions.")
+    ],
+    output: OutFolder,
+    given: Training,
 ) -> None:
-    """Train the small checkpoint that ships with inlay on a folder of photos."""
-    source = _training_folder(folder)
-    from inlay.training.embedded import EmbeddedConfig
-    from inlay.training.embedded import train_embedded as run
+    """Train weights of your own on a folder of pictures.
 
-    config = recipe(EmbeddedConfig, sets)
-    with made_folder(output) as target:
-        run(source, target, config, resume, silent if quiet else typer.echo)
-
-
-def train_adapter(
-    folder: TrainFolder,
-    output: TrainOut,
-    resume: Resume = False,
-    sets: Sets = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train a T2I-Adapter, which makes a checkpoint follow lines, on a folder of photos."""
-    source = _training_folder(folder)
-    from inlay.training.adapter import AdapterConfig
-    from inlay.training.adapter import train_adapter as run
-
-    config = recipe(AdapterConfig, sets)
-    with made_folder(output) as target:
-        run(source, target, config, resume, silent if quiet else typer.echo)
-
-
-def train_harmonizer(
-    folder: TrainFolder,
-    output: TrainOut,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="Checkpoint that the harmonizer is for; embedded by default.",
-            autocompletion=options._model_names,
-        ),
-    ] = None,
-    resume: Resume = False,
-    sets: Sets = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train a harmonizer, a branch beside a frozen checkpoint, on a folder of photos."""
-    source = _training_folder(folder)
-    from inlay.training.harmonizer import HarmonizerConfig
-    from inlay.training.harmonizer import train_harmonizer as run
-
-    config = recipe(HarmonizerConfig, [*(sets or []), *([f"model={model}"] if model else [])])
-    with made_folder(output) as target:
-        run(source, target, config, resume, silent if quiet else typer.echo)
-
-
-def _training_folder(text: str) -> Path:
-    source = Path(text)
+    KIND is embedded, the small checkpoint that ships with inlay; adapter, a T2I-Adapter, which
+    makes a checkpoint follow lines; or harmonizer, a branch beside a frozen checkpoint that gives
+    a pasted object the light of its place.
+    """
+    options.one_of(kind, KINDS, "KIND")
+    source = Path(folder)
     if not _is_folder(source):
-        raise InputError(f"{show(text)} is not a folder; give a folder of pictures.")
-    return source
+        raise InputError(f"{show(folder)} is not a folder; give a folder of pictures.")
+    if given.model is not None and kind == "embedded":
+        raise InputError("--model does not go with embedded, which is a checkpoint of its own.")
+    sets = [*(given.set or []), *([f"model={given.model}"] if given.model is not None else [])]
+    config, run = _trainer(kind, sets)
+    with made_folder(output) as target:
+        run(source, target, config, given.resume, silent if given.quiet else typer.echo)
 
 
-def recipe(kind: type[Config], sets: list[str] | None) -> Config:
+def _trainer(kind: str, sets: list[str]) -> tuple[Any, Callable[..., Any]]:
+    """The checked settings of a training, and what runs it."""
+    if kind == "embedded":
+        from inlay.training.embedded import EmbeddedConfig, train_embedded
+
+        return recipe(EmbeddedConfig, sets), train_embedded
+    if kind == "adapter":
+        from inlay.training.adapter import AdapterConfig, train_adapter
+
+        return recipe(AdapterConfig, sets), train_adapter
+    from inlay.training.harmonizer import HarmonizerConfig, train_harmonizer
+
+    return recipe(HarmonizerConfig, sets), train_harmonizer
+
+
+def recipe(kind: type[Config], sets: list[str]) -> Config:
     """The settings of a training run; raises InputError."""
     from inlay.settings import parse_sets, validate_settings
 
-    variants = parse_sets(sets or [], kind)
+    variants = parse_sets(sets, kind)
     if len(variants) > 1:
         raise InputError("training takes one value for each setting; give no lists.")
     return validate_settings(kind, variants[0][1])
@@ -110,3 +98,35 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+@contextmanager
+def made_folder(text: str) -> Iterator[Path]:
+    """A folder to write to, made where it is not there yet; raises InputError where it cannot be.
+
+    What was made goes again if the block fails before it has put anything inside.
+    """
+    shown = show(text)
+    if not text or "\0" in text:
+        raise InputError(f"--output is {shown}; expected a folder.")
+    path = Path(text)
+    new: list[Path] = []
+    try:
+        new = [p for p in (path, *path.parents) if not p.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+    except OSError as error:
+        _remove_empty(new)
+        raise InputError(f"the folder {shown} cannot be written to ({error.strerror}).") from None
+    try:
+        yield path
+    except BaseException:
+        _remove_empty(new)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from inlay import __version__
+from inlay.errors import __version__
 from inlay.evaluation.harmony import PASTE, Report, summary
 from inlay.pictures.files import replace_file
 from inlay.training.disturb import KINDS

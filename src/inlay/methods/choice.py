@@ -1,16 +1,66 @@
-"""Which methods a request runs: a choice of method and settings, and the phases that chain them."""
+"""Which methods there are, and which a request runs: with which settings, in which phases."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import InstanceOf, model_serializer
 
-from inlay import methods
 from inlay.errors import InputError, nearest, show
 from inlay.methods.base import Method, Settings
 from inlay.settings import Form, as_text, validate_settings
+
+_MODULES = (
+    "cdc",
+    "freecompose",
+    "phd",
+    "dreamcom",
+    "dreamedit",
+    "inpaint",
+    "paste",
+    "feather",
+    "poisson",
+    "reinhard",
+    "telea",
+)
+
+# The default of a verb is the method that measures best on the embedded checkpoint.
+_DEFAULTS = {"compose": "phd", "harmonize": "phd", "remove": "freecompose", "scene": "phd"}
+# Of compose where the subject is a concept.
+_CONCEPT = "dreamcom"
+
+
+def _load(name: str) -> Method:
+    method: Method = importlib.import_module(f"inlay.methods.{name}").METHOD
+    return method
+
+
+def all_methods() -> dict[str, Method]:
+    """Every method by name; loads no model and no torch."""
+    return {name: _load(name) for name in _MODULES}
+
+
+def default_for(verb: str, concept: bool = False) -> str:
+    """The method a verb uses when none is named; `concept` is for concepts as subjects."""
+    return _CONCEPT if concept else _DEFAULTS[verb]
+
+
+def get(name: str, verb: str | None = None) -> Method:
+    """A method by name, checked against a verb.
+
+    Raises InputError for an unknown name (with the nearest one) or a method that does not serve
+    the verb (with those that do).
+    """
+    if name not in _MODULES:
+        raise InputError(f"method {show(name)} is unknown; {nearest(str(name), _MODULES)}")
+    method = _load(name)
+    if verb is not None and verb not in method.verbs:
+        fits = ", ".join(n for n, m in all_methods().items() if verb in m.verbs)
+        raise InputError(f"method {name!r} does not serve {verb}; use one of {fits}.")
+    return method
+
 
 PHASES = ("remove", "paste", "harmonize", "repose")
 # What of the method's settings holds for the phase repose too, unless it is told otherwise.
@@ -43,7 +93,7 @@ class MethodChoice(Form):
         preset = as_text(preset, "preset")
         if name is None:
             name, preset = default["name"], preset or default.get("preset")
-        method = methods.get(str(name), verb)
+        method = get(str(name), verb)
         if preset is not None:
             if not method.presets:
                 raise InputError(f"method {method.name} has no presets; leave preset out.")
@@ -56,7 +106,7 @@ class MethodChoice(Form):
 
     @property
     def method(self) -> Method:
-        return methods.get(self.name)
+        return get(self.name)
 
     @model_serializer
     def _beside(self) -> dict[str, Any]:
@@ -114,7 +164,7 @@ def main_phase(phases: Sequence[str]) -> str:
 def choice_schema(verb: str) -> dict[str, Any]:
     """The JSON schema of a method for a verb: one alternative for each that serves it."""
     alternatives = []
-    for name, method in methods.all_methods().items():
+    for name, method in all_methods().items():
         if verb not in method.verbs:
             continue
         own = method.settings.model_json_schema()
