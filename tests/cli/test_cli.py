@@ -200,7 +200,7 @@ def test_an_input_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> No
             "did you mean immerse?",
         ),
         (["methods", "cdd"], "did you mean cdc?"),
-        (["train", "embeded"], "did you mean embedded?"),
+        (["train", "embeded", "photos", "-o", "run"], "did you mean embedded?"),
         (["cut", "a", "-o", "o.png", "--cut", "grabcat"], "did you mean grabcut?"),
     ],
 )

@@ -19,7 +19,7 @@ from inlay.cli import main
 def test_methods_and_models_as_json_and_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed == {name: listed[name] for name in inlay.methods.all_methods()}
+    assert listed == {name: listed[name] for name in inlay.methods()}
     t_in = next(s for s in listed["cdc"]["settings"] if s["name"] == "T_in")
     assert (t_in["minimum"], t_in["maximum"]) == (0, 1)
     assert sorted(v for m in listed.values() for v in m["default_for"]) == [

@@ -10,6 +10,7 @@ import typer
 from inlay.cli import options
 from inlay.cli.options import CUTS, Out, Reading, check_cut, flag, grouped
 from inlay.errors import InputError
+from inlay.pictures.box import Box
 
 _WITH_ALPHA = (".png", ".webp", ".tif", ".tiff")
 
@@ -39,7 +40,7 @@ def cut(
             raise InputError("--cut and --model exclude each other; give one of them.")
         options.one_of(given.cut, CUTS, "--cut")
     check_cut(given.cut, given.mask, given.box, "--box")
-    box = None if given.box is None else options.box(given.box, "--box")
+    box = None if given.box is None else Box.parse(given.box, "--box")
 
     from inlay.cli.outputs import check_out, tell
     from inlay.cli.progress import listening

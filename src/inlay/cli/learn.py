@@ -11,6 +11,7 @@ import typer
 from inlay.cli import options
 from inlay.cli.options import Reading, flag, grouped
 from inlay.errors import InputError, show
+from inlay.pictures.box import Box
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def learn(
         raise InputError("--box and --mask exclude each other; give one of them.")
     if given.cut is not None and (given.box or given.mask):
         raise InputError("--cut goes without --box and --mask; leave out one of them.")
-    boxes = [options.box(text, "--box") for text in given.box or ()]
+    boxes = [Box.parse(text, "--box") for text in given.box or ()]
 
     from inlay.cli.outputs import tell
     from inlay.cli.progress import listening

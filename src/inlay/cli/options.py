@@ -49,7 +49,7 @@ def flag(
 def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a command's parameters that are groups (dataclasses of flags) be options."""
     signature = inspect.signature(function, eval_str=True)
-    groups: dict[str, Callable[..., Any]] = {}
+    groups: dict[str, Any] = {}
     parameters = []
     for name, parameter in signature.parameters.items():
         kind = parameter.annotation
@@ -62,7 +62,7 @@ def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         made = {
-            name: group(**{own.name: values.pop(own.name) for own in _fields(group)})
+            name: group(**{own.name: values.pop(own.name) for own in fields(group)})
             for name, group in groups.items()
         }
         return function(**values, **made)
@@ -70,10 +70,6 @@ def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
-
-
-def _fields(group: Any) -> tuple[Field[Any], ...]:
-    return fields(group)
 
 
 def _parameter(own: Field[Any], group: type) -> inspect.Parameter:
@@ -205,7 +201,7 @@ class Common(Checkpoint, Reading):
         for option, path in [("--lora", path) for path, _ in loras] + [
             ("--textual-inversion", path) for path in inversions
         ]:
-            if not _is_file(path):
+            if "\0" in path or not os.path.isfile(path):
                 raise InputError(f"{option} {show(path)} is not a file; give its path.")
         return {
             "name": self.model,
@@ -255,13 +251,13 @@ class Places:
         count = len(pictures)
         turns = self.rotate or ["0"]
         columns = {
-            "box": _each(self.box, "--box", count, box),
+            "box": _each(self.box, "--box", count, Box.parse),
             "at": _each(self.at, "--at", count, point),
-            "scale": _each(self.scale, "--scale", count, factor, all_at_once=True),
+            "scale": _each(self.scale, "--scale", count, number, all_at_once=True),
             "rotate": _each(turns, "--rotate", count, number, all_at_once=True),
             "mask": _each(self.mask, "--mask", count),
             "cut": _each(self.cut, "--cut", count, all_at_once=True),
-            "cut_box": _each(self.cut_box, "--cut-box", count, box),
+            "cut_box": _each(self.cut_box, "--cut-box", count, Box.parse),
         }
         made = []
         for index, picture in enumerate(pictures):
@@ -320,25 +316,12 @@ def number(text: str, name: str) -> float:
     return value
 
 
-def factor(text: str, name: str) -> float:
-    """A number above 0."""
-    value = number(text, name)
-    if value <= 0:
-        raise InputError(f"{name} is {show(text)}; expected a number above 0.")
-    return value
-
-
 def point(text: str, name: str) -> tuple[float, float]:
     """Read "X,Y"."""
     parts = text.split(",")
     if len(parts) != 2:
         raise InputError(f"{name} is {show(text)}; expected two numbers X,Y.")
     return number(parts[0], name), number(parts[1], name)
-
-
-def box(text: str, name: str) -> Box:
-    """Read "X,Y,W,H"."""
-    return Box.parse(text, name)
 
 
 def size(text: str, name: str) -> tuple[int, int]:
@@ -361,10 +344,3 @@ def lora(text: str) -> tuple[str, float]:
     if not math.isfinite(weight) or abs(weight) > 10:
         raise InputError(f"the scale of --lora {show(text)} is {scale}; expected -10 to 10.")
     return path, weight
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return os.path.isfile(path)
-    except ValueError:
-        return False
