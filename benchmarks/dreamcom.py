@@ -37,8 +37,8 @@ from inlay.evaluation.photos import find_photos
 from inlay.learning.learn import learn
 from inlay.learning.photos import with_places
 from inlay.learning.settings import LearnConfig
-from inlay.methods.choice import get
 from inlay.methods.base import Context
+from inlay.methods.choice import get
 from inlay.methods.concept.fill import filler
 from inlay.methods.dreamcom import prediction_error
 from inlay.pictures.read import read_picture

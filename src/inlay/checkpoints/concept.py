@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inlay.checkpoints.weights import check_safetensors
-from inlay.errors import InputError, __version__
+from inlay.errors import InputError
 from inlay.pictures.files import shown
 
 if TYPE_CHECKING:
