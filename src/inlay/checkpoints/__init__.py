@@ -1,0 +1,1 @@
+"""Files to networks: folders, single files, the hub, LoRA, branches, concepts."""

@@ -1,4 +1,4 @@
-"""The command line. `main` is its only way in."""
+"""The command line; `main` is its only way in."""
 
 from __future__ import annotations
 

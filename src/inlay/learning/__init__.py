@@ -1,0 +1,1 @@
+"""Learning one object from its photos (DreamCom), into a file that stands for it: a concept."""

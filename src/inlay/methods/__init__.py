@@ -1,4 +1,4 @@
-"""The methods, a file or folder each; `inlay.methods()` lists them, and none is imported before."""
+"""The methods, a file or folder each: settings and the maths of a paper."""
 
 from __future__ import annotations
 

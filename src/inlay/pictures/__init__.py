@@ -1,0 +1,1 @@
+"""Files and arrays: reading, writing, colour, boxes, contact sheets."""

@@ -1,0 +1,1 @@
+"""How the weights that ship are made: embedded checkpoint, T2I-Adapter, harmonizer."""
