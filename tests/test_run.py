@@ -191,7 +191,8 @@ def test_several_subjects_and_settings_as_data() -> None:
     request = Request.of(
         {"verb": "compose", "background": data.chelsea(),
          "method": {"name": "feather", "radius": 9}, "subjects": [
-             {"picture": cup(), "box": [150, 60, 150, 140]}, {"picture": cup(), "at": [60, 60], "scale": 0.2},
+             {"picture": cup(), "box": [150, 60, 150, 140]},
+             {"picture": cup(), "at": [60, 60], "scale": 0.2},
          ]}
     )  # fmt: skip
     other = composer.run(request)
