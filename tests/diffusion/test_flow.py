@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from flows import LATENT, built, loaded
 from inlay import Box, Composer, InputError, Result
-from inlay.checkpoints.folder import is_complete, wanted_files
+from inlay.checkpoints.folder import files_to_fetch, is_complete
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.attention_shared import HiddenRegion
 from inlay.diffusion.backbone import Conditions
@@ -430,7 +430,9 @@ def test_loras_and_textual_inversions_are_refused(tmp_path: Path) -> None:
 def test_a_download_has_all_parts_of_a_folder(name: str, tmp_path: Path) -> None:
     files = [path.relative_to(built(name)) for path in built(name).rglob("*") if path.is_file()]
     names = sorted(path.as_posix() for path in files)
-    assert sorted(wanted_files([*names, "transformer/x.bin", "flux1.safetensors"], False)) == names
+    assert (
+        sorted(files_to_fetch([*names, "transformer/x.bin", "flux1.safetensors"], False)) == names
+    )
     assert is_complete(built(name), False)
     folder = Path(shutil.copytree(built(name), tmp_path / "model"))
     next((folder / "text_encoder_2").glob("*.safetensors")).unlink()

@@ -188,7 +188,10 @@ def _load_file(path: Path, dtype: torch.dtype) -> Loaded:
     folder = _settings(path)
     parts = read_index(folder, str(folder))
     if parts["vae"] != ("diffusers", "AutoencoderKL") or "unet" not in parts:
-        raise InputError(f"The folder {folder} does not describe a Stable Diffusion checkpoint.")
+        raise InputError(
+            f"The folder {folder} does not describe a Stable Diffusion 1.x, 2.x or XL checkpoint; "
+            "those of Stable Diffusion 3 and FLUX.1 are opened by their folder."
+        )
     config = read_scheduler(folder, str(folder))
     index = read_json(folder / "model_index.json")
     # Loading by index imports the libraries it names, so only those of the parts checked above
