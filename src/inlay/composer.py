@@ -11,13 +11,7 @@ from inlay.errors import InputError
 from inlay.methods.base import Callback
 from inlay.pictures.box import Box
 from inlay.pictures.read import Source
-from inlay.request import (
-    ComposeRequest,
-    HarmonizeRequest,
-    RemoveRequest,
-    Request,
-    SceneRequest,
-)
+from inlay.request import ComposeRequest, HarmonizeRequest, RemoveRequest, Request, SceneRequest
 from inlay.result import Result
 from inlay.run import Options, run
 from inlay.scene.subject import Subject
@@ -157,14 +151,11 @@ class Composer:
         background: Source | None = None,
         method: str | None = None,
         preset: str | None = None,
-        seed: int = 0,
-        num_images: int = 1,
         callback: Callback | None = None,
         **more: Any,
     ) -> Result:
         """Make an object that is already pasted belong; see HarmonizeRequest and compose()."""
         more |= {"picture": picture, "mask": mask, "background": background}
-        more |= {"seed": seed, "num_images": num_images}
         return self._made(HarmonizeRequest, None, method, preset, callback, more)
 
     def remove(
@@ -174,13 +165,11 @@ class Composer:
         mask: Source,
         method: str | None = None,
         preset: str | None = None,
-        seed: int = 0,
-        num_images: int = 1,
         callback: Callback | None = None,
         **more: Any,
     ) -> Result:
         """Take out what the mask (white) covers; see RemoveRequest and compose()."""
-        more |= {"picture": picture, "mask": mask, "seed": seed, "num_images": num_images}
+        more |= {"picture": picture, "mask": mask}
         return self._made(RemoveRequest, None, method, preset, callback, more)
 
     def scene(
@@ -191,13 +180,11 @@ class Composer:
         size: Sequence[int],
         method: str | None = None,
         preset: str | None = None,
-        seed: int = 0,
-        num_images: int = 1,
         callback: Callback | None = None,
         **more: Any,
     ) -> Result:
         """Make a scene of size (width, height) round subjects; see SceneRequest and compose()."""
-        more |= {"prompt": prompt, "size": size, "seed": seed, "num_images": num_images}
+        more |= {"prompt": prompt, "size": size}
         return self._made(SceneRequest, subject, method, preset, callback, more)
 
     def _made(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from pydantic import model_serializer, model_validator
 
 from inlay.errors import InputError, nearest, show
@@ -27,25 +25,8 @@ from inlay.methods.choice import (
     default_for,
     main_phase,
 )
-from inlay.scene.subject import Flag, Source, Subject, as_subjects
+from inlay.scene.subject import Flag, Source, Subject, as_size, as_subjects
 from inlay.settings import Form, checked, whole
-
-_LEAST_SIDE, _LARGEST_SIDE = 64, 8192
-
-
-def _sides(value: Any, name: str) -> tuple[int, int]:
-    listed = value.tolist() if isinstance(value, np.ndarray) else value
-    sides = list(listed) if isinstance(listed, (list, tuple)) else []
-    whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in sides]
-    if len(sides) != 2 or not all(whole):
-        raise InputError(f"{name} is {show(value)}; expected two whole numbers, width and height.")
-    width, height = int(sides[0]), int(sides[1])
-    if not all(_LEAST_SIDE <= side <= _LARGEST_SIDE for side in (width, height)):
-        raise InputError(
-            f"{name} is {show(f'{width}x{height}')}; expected sides of {_LEAST_SIDE} to "
-            f"{_LARGEST_SIDE} pixels."
-        )
-    return width, height
 
 
 class Model(Form):
@@ -61,12 +42,12 @@ class Model(Form):
 class Request(Form):
     """What every verb asks: a method, a seed, how many pictures, and the checkpoint to make them.
 
-    The k-th picture is made with seed + k. model None is whatever checkpoint is open. Raises
+    The k-th picture is made with seed + k. model None is whatever is open. `sources` are the fields
+    that name files. Raises
     InputError, one sentence for the first thing that is wrong.
     """
 
     verb: ClassVar[str]
-    # The fields that name files.
     sources: ClassVar[tuple[str, ...]] = ()
 
     method: MethodChoice
@@ -129,26 +110,22 @@ class Request(Form):
 
     def with_inputs(self, paths: Mapping[str, str]) -> Request:
         """The request with other files at dotted places; raises InputError for a strange place."""
-        data = self.model_dump(mode="json")
+        data, known = self.model_dump(mode="json"), self.inputs()
         for place, path in paths.items():
-            word, _, rest = place.partition(".")
-            number, _, inner = rest.partition(".")
-            if place in self.sources:
-                data[place] = path
-            elif word == "subjects" and number.isdigit() and int(number) < len(self.subjects_of()):
-                data["subjects"][int(number)][inner] = path
-            else:
+            if place not in known:
                 raise InputError(f"the request has no picture {show(place)}.")
+            *above, last = place.split(".")
+            inner = data["subjects"][int(above[1])] if above else data
+            inner[last] = path
         return Request.of(data)
 
     def role(self, place: str) -> str:
         """What a sentence calls the picture at a dotted place: "subject 2"."""
-        parts = place.split(".")
-        if len(parts) != 3 or not parts[1].isdigit():
+        *above, last = place.split(".")
+        if len(above) != 2 or not above[1].isdigit():
             return place.replace("_", " ")
-        _, number, word = parts
-        what = "subject" if word == "picture" else word
-        return f"{what} {int(number) + 1}" if len(self.subjects_of()) > 1 else what
+        what = "subject" if last == "picture" else last
+        return f"{what} {int(above[1]) + 1}" if len(self.subjects_of()) > 1 else what
 
     @classmethod
     def of(cls, data: Any) -> Request:
@@ -157,8 +134,8 @@ class Request(Form):
             raise InputError("the request is no JSON object; expected one with verb and method.")
         kind = _KINDS.get(str(data.get("verb")))
         if kind is None:
-            known = ", ".join(_KINDS)
-            raise InputError(f"verb is {show(data.get('verb'))}; expected one of {known}.")
+            verb, known = show(data.get("verb")), ", ".join(_KINDS)
+            raise InputError(f"verb is {verb}; expected one of {known}.")
         return kind(**{str(key): value for key, value in data.items()})
 
     @classmethod
@@ -331,7 +308,7 @@ class SceneRequest(Request):
     verb: ClassVar[str] = "scene"
 
     subjects: tuple[Subject, ...]
-    size: Annotated[tuple[int, int], checked(_sides)]
+    size: Annotated[tuple[int, int], checked(as_size)]
     keep_phases: Flag = False
 
     @classmethod
@@ -358,15 +335,14 @@ VERBS = tuple(_KINDS)
 def _check_kinds(request: ComposeRequest | SceneRequest, joint: bool) -> None:
     """Raises InputError where the subjects are not of the kind that a method takes."""
     concepts = [subject.concept for subject in request.subjects if subject.concept]
-    for step in request.steps():
-        method = step.choice.method
+    for method, phase in ((step.choice.method, step.phase) for step in request.steps()):
         if method.concept and len(concepts) < len(request.subjects):
             raise InputError(
                 f"{method.name} puts in concepts that `inlay learn` has made, and one of the "
                 "subjects is a picture; learn it first, or use another method."
             )
         if concepts and not method.concept:
-            where = f"the phase {step.phase}" if step.phase else f"the method {method.name}"
+            where = f"the phase {phase}" if phase else f"the method {method.name}"
             raise InputError(
                 f"{concepts[0].name} is a concept, and {where} needs a picture of the subject; use "
                 "dreamcom without phases, or a picture."

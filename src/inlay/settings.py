@@ -60,42 +60,29 @@ class Knob:
             return f"at most {self.max_length} characters"
         if self.pattern is not None:
             return f"matching {self.pattern}"
-        low, high = _number(self.minimum), _number(self.maximum)
-        if low and high:
-            return f"{low} to {high}"
-        parts = [
-            text
-            for value, text in (
-                (self.minimum, f"at least {low}"),
-                (self.above, f"above {_number(self.above)}"),
-                (self.maximum, f"at most {high}"),
-                (self.below, f"below {_number(self.below)}"),
-            )
-            if value is not None
-        ]
-        return " and ".join(parts)
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:.10g} to {self.maximum:.10g}"
+        words = ("at least", "above", "at most", "below")
+        limits = (self.minimum, self.above, self.maximum, self.below)
+        pairs = zip(words, limits, strict=True)
+        return " and ".join(f"{word} {limit:.10g}" for word, limit in pairs if limit is not None)
 
     @property
     def expected(self) -> str:
         """What a value must be, as it ends a sentence: "a number from 0 to 1"."""
-        if self.type == "choice":
-            text = "one of " + ", ".join(str(choice) for choice in self.choices)
-        elif self.type == "boolean":
-            text = "true or false"
-        else:
-            kind = {
-                "integer": "a whole number",
-                "number": "a finite number",
-                "text": "text",
-                "list": "a comma list",
-            }.get(self.type, "another kind of value")
-            bounds = self.bounds
-            if self.minimum is not None and self.maximum is not None:
-                text = f"{kind} from {bounds}"
-            elif bounds and (self.max_length is not None or self.minimum is not None):
-                text = f"{kind} of {bounds}"
-            else:
-                text = f"{kind} {bounds}".rstrip()
+        kinds = {
+            "choice": f"one of {self.bounds}",
+            "boolean": "true or false",
+            "integer": "a whole number",
+            "number": "a finite number",
+            "text": "text",
+            "list": "a comma list",
+        }
+        text = kinds.get(self.type, "another kind of value")
+        if self.type not in ("choice", "boolean") and self.bounds:
+            both = self.minimum is not None and self.maximum is not None
+            of = self.max_length is not None or self.minimum is not None
+            text += f"{' from' if both else ' of' if of else ''} {self.bounds}"
         return f"{text}, or none" if self.nullable else text
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,10 +93,6 @@ class Knob:
             for key, value in asdict(self).items()
             if key in always or (value is not None and value is not False and value != ())
         }
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.10g}"
 
 
 def knobs(settings: type[BaseModel]) -> dict[str, Knob]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checke
 __all__ = ["BoxField", "Flag", "Source", "Subject", "as_box", "as_subjects", "path_of"]
 
 _CONCEPT = ".safetensors"
+# Of a scene, in pixels.
+LEAST_SIDE, LARGEST_SIDE = 64, 8192
 # The longer side of what stands for a concept, where no box says it; a scale is a factor on it.
 _STAND_IN = 512
 
@@ -55,6 +58,22 @@ def _point(value: Any, name: str) -> tuple[float, float] | None:
 
 def path_of(source: Any) -> str | None:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+
+
+def as_size(value: Any, name: str) -> tuple[int, int]:
+    """A scene's (width, height); raises InputError."""
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    sides = list(listed) if isinstance(listed, (list, tuple)) else []
+    whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in sides]
+    if len(sides) != 2 or not all(whole):
+        raise InputError(f"{name} is {show(value)}; expected two whole numbers, width and height.")
+    width, height = int(sides[0]), int(sides[1])
+    if not all(LEAST_SIDE <= side <= LARGEST_SIDE for side in (width, height)):
+        raise InputError(
+            f"{name} is {show(f'{width}x{height}')}; expected sides of {LEAST_SIDE} to "
+            f"{LARGEST_SIDE} pixels."
+        )
+    return width, height
 
 
 def as_source(value: Any, name: str) -> Any:
