@@ -43,8 +43,7 @@ class Request(Form):
     """What every verb asks: a method, a seed, how many pictures, and the checkpoint to make them.
 
     The k-th picture is made with seed + k. model None is whatever is open. `sources` are the fields
-    that name files. Raises
-    InputError, one sentence for the first thing that is wrong.
+    that name files. Raises InputError, one sentence for the first thing that is wrong.
     """
 
     verb: ClassVar[str]
