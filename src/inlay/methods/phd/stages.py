@@ -133,20 +133,22 @@ def harmonize(
     from inlay.diffusion.harmonizer import correct
 
     backbone, window, context = work.backbone, canvas.window, work.context
-    mask, source = _soft_mask(window, work.size), work.encode(work.picture)
+    # Not the workspace's picture: the ring may have been painted since.
+    picture = window.tensor("pasted", work.size)
+    mask, source = _soft_mask(window, work.size), work.encode(picture)
     reach = max(settings.harmonize_grow, settings.shadow_reach)
     region = torch.maximum(window.mask(work.size, reach), mask)
     # As in training: every latent pixel that the mask touches.
     latent_mask = work.latent_mask((region > 1 / 512).float(), cover=True)
     guide = negative = None
     if harmonizer is not None:
-        guide = harmonizer.guide(work.picture, mask, settings.harmonizer_scale)
+        guide = harmonizer.guide(picture, mask, settings.harmonizer_scale)
     if settings.harmonize_guidance_scale != 1 and settings.prompt != settings.negative_prompt:
         negative = backbone.embed([settings.negative_prompt], work.size)
     mean, spread = correct(
         backbone,
         replace(
-            work.conditions(latent_mask, work.picture),
+            work.conditions(latent_mask, picture),
             negative=negative,
             guidance_scale=settings.harmonize_guidance_scale,
             guide=guide,
