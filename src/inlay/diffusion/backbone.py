@@ -245,15 +245,18 @@ class Backbone:
         scaled: Tensor = (z.float() - self._shift) * self._scaling
         return scaled
 
-    def encode_masked(self, x: Tensor, mask: Tensor) -> Tensor | None:
+    def encode_masked(
+        self, x: Tensor, mask: Tensor, encode: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor | None:
         """Conditions.masked_latent of pictures (N, 3, H, W): the latent without what latent masks
         (1 or N, 1, h, w) cover, whole patches set to 0; None where the network does not read it.
+        `encode` may be another way to encode, such as by tiles.
         """
         if self.kind == "plain":
             return None
         # Whole patches: one half erased would be neither seen nor hole.
         erased = functional.interpolate(mask.to(x), x.shape[-2:], mode="nearest")
-        return self.encode(x * (1 - erased))
+        return (encode or self.encode)(x * (1 - erased))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (N, C, h, w) to (N, 3, H, W) around [-1, 1], not clamped, float32."""

@@ -93,17 +93,18 @@ class _Scene:
             backbone.native_size // factor,
             settings.outpaint_tile_overlap,
         )
-        source, masked = in_tiles(backbone.encode, image, tiling, factor, 1), None
-        if backbone.kind == "inpaint":
-            whole = functional.interpolate(hidden, level.padded, mode="nearest")
-            masked = in_tiles(backbone.encode, image * (1 - whole), tiling, factor, 1)
+
+        def encode(picture: Tensor) -> Tensor:
+            return in_tiles(backbone.encode, picture, tiling, factor, 1)
+
+        source = encode(image)
         conditions = Conditions(
             self.conditional,
             self.unconditional,
             settings.guidance_scale,
             _RESCALE,
             hidden.to(backbone.device),
-            masked,
+            backbone.encode_masked(image, hidden, encode),
         )
         run = step_count(steps, strength)
         result = backbone.solver(settings.sampler(scene=True), steps)(
