@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ __all__ = [
     "DeviceLoader",
     "DisturbedLoader",
     "HostLoader",
-    "Loader",
     "Samples",
     "cover",
 ]
@@ -50,12 +48,6 @@ class Batch:
     x: Tensor
     mask: Tensor
     captions: list[str]
-
-
-class Loader(Protocol):
-    def batch(self, count: int, size: int, rng: Rng) -> Batch:
-        """`count` pictures drawn by their weights, at `size` pixels."""
-        ...
 
 
 class HostLoader:

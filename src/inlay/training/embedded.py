@@ -19,19 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inlay.checkpoints.load import load_backbone
+from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.unet import DdpmLevels
+from inlay.errors import InputError
 from inlay.learning.loop import Run, train, validation_curve
 from inlay.learning.state import TrainState, check_state
-from inlay.training.batches import Augmentation, DeviceLoader, HostLoader, Loader
+from inlay.training.batches import Augmentation, DeviceLoader, HostLoader
 from inlay.training.corpus import load_corpus, with_rendered
 from inlay.training.losses import channel_weight, contrast, erase, latent_mask, other_captions
 from inlay.training.networks import (
     EmbeddedConfig,
     Networks,
-    checkpoint_folder,
+    copy_autoencoder,
     fit_autoencoder,
     noise_scheduler,
-    read_autoencoder,
     read_tokenizer,
     train_tokenizer,
 )
@@ -60,30 +62,27 @@ class EmbeddedTrainer(Run):
         self.corpus = with_rendered(photos, config)
         if resume:
             check_state(out)
-        start = None if config.start_from is None else checkpoint_folder(config.start_from)
-        vae = fit_autoencoder(photos, config.seed) if start is None else read_autoencoder(start)
+        start = _start(config.start_from)
         if start is not None:
-            self.tokenizer = read_tokenizer(start / "tokenizer")
+            self.tokenizer = start.text.tokenizers[0]
         elif resume:
             # Words that are as frequent as each other may be numbered otherwise another time.
             self.tokenizer = read_tokenizer(out / "tokenizer")
         else:
             self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
-        self.vae = vae.to(self.device)
         end = int(self.tokenizer.eos_token_id)
         self.networks = Networks(config, len(self.tokenizer), end).to(self.device)
         if start is not None:
             self.networks.load(start)
+        vae = fit_autoencoder(photos, config.seed) if start is None else copy_autoencoder(start.vae)
+        self.vae = vae.to(self.device)
         self.state = TrainState(
             self.networks, config.optimizer, config.learning_rate, config.ema_decay
         )
         augmentation = Augmentation(config.object_mask_share, config.recolour_share)
         on_gpu = self.device.type == "cuda"
-        self.loader: Loader = (
-            DeviceLoader(self.corpus, augmentation, self.device, config.seed)
-            if on_gpu
-            else HostLoader(self.corpus, augmentation, self.device)
-        )
+        place = self.corpus, augmentation, self.device
+        self.loader = DeviceLoader(*place, config.seed) if on_gpu else HostLoader(*place)
         compiled = on_gpu if config.compile is None else config.compile
         unet: Any = self.networks.unet
         self._unet = torch.compile(unet) if compiled else unet
@@ -234,6 +233,16 @@ class EmbeddedTrainer(Run):
             "vae": ["inlay.diffusion.autoencoder", "PatchAutoencoder"],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _start(name: str | None) -> Backbone | None:
+    """The checkpoint that a run begins with; raises InputError when it cannot be read."""
+    if name is None:
+        return None
+    try:
+        return load_backbone(name, device="cpu", dtype="float32")
+    except InputError as error:
+        raise InputError(f"start_from is {name!r}, which cannot be read. {error}") from None
 
 
 def train_embedded(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
-from safetensors.torch import load_file
 from torch import nn
 
 from inlay.diffusion.autoencoder import PatchAutoencoder
+from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
 from inlay.learning.crops import random_crop
 from inlay.learning.settings import Decay, Optimizer, Steps, Warmup
@@ -26,10 +25,9 @@ if TYPE_CHECKING:
 __all__ = [
     "EmbeddedConfig",
     "Networks",
-    "checkpoint_folder",
+    "copy_autoencoder",
     "fit_autoencoder",
     "noise_scheduler",
-    "read_autoencoder",
     "read_tokenizer",
     "train_tokenizer",
 ]
@@ -138,27 +136,16 @@ class Networks(nn.Module):
             )
         )
 
-    def load(self, folder: Path) -> None:
-        """Begin with the weights of a checkpoint folder.
-
-        Raises InputError when its networks are not of this shape.
-        """
-        for part, network in (("unet", self.unet), ("text_encoder", self.text_encoder)):
-            name = "diffusion_pytorch_model" if part == "unet" else "model"
-            try:
-                network.load_state_dict(load_file(folder / part / f"{name}.safetensors"))
-            except (OSError, RuntimeError):
-                raise InputError(
-                    f"the {part} of {str(folder)!r} cannot be begun with; expected a checkpoint "
-                    "that this command wrote, with the same widths, layers and vocabulary."
-                ) from None
-
-
-def checkpoint_folder(checkpoint: str) -> Path:
-    """The folder of a checkpoint by its path, or by "embedded", the shipped one."""
-    if checkpoint == "embedded":
-        return Path(str(package_files("inlay"))) / "assets" / "embedded"
-    return Path(checkpoint)
+    def load(self, start: Backbone) -> None:
+        """Begin with the weights of a checkpoint; InputError when it is not of this shape."""
+        try:
+            self.unet.load_state_dict(start.network.state_dict())
+            self.text_encoder.load_state_dict(start.text.encoders[0].state_dict())
+        except RuntimeError:
+            raise InputError(
+                f"start_from is {start.name!r}, whose weights do not fit; expected a checkpoint "
+                "that this command wrote, with the same widths, layers and vocabulary."
+            ) from None
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -174,24 +161,12 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def read_autoencoder(folder: Path) -> PatchAutoencoder:
-    """That of a checkpoint folder; raises InputError when it cannot be read."""
-    if not (folder / "vae" / "config.json").is_file():
-        raise InputError(
-            f"start_from is {str(folder)!r}; expected 'embedded' or a folder with a vae."
-        )
-    try:
-        read = PatchAutoencoder.from_pretrained(folder / "vae", local_files_only=True)
-    except (OSError, ValueError, TypeError):
-        raise InputError(
-            f"the vae of {str(folder)!r} cannot be read; expected a checkpoint that this command "
-            "wrote."
-        ) from None
-    c = read.config
-    # A new one: diffusers notes in the config where a model was read from.
-    vae: PatchAutoencoder = PatchAutoencoder(c.patch_size, c.latent_channels, c.scaling_factor)
-    vae.load_state_dict(read.state_dict())
-    return vae
+def copy_autoencoder(vae: Any) -> PatchAutoencoder:
+    """A new one: diffusers notes in the config where a model was read from."""
+    c = vae.config
+    copied: PatchAutoencoder = PatchAutoencoder(c.patch_size, c.latent_channels, c.scaling_factor)
+    copied.load_state_dict(vae.state_dict())
+    return copied
 
 
 def noise_scheduler() -> Any:
