@@ -46,7 +46,7 @@ def _run(out: Path, model: str = "sd1_inpaint", **changes: Any) -> Learning:
 
 
 def _state(backbone: Backbone) -> dict[str, torch.Tensor]:
-    modules = (backbone.unet, *backbone.text.encoders)
+    modules = (backbone.network, *backbone.text.encoders)
     return {
         f"{number}.{name}": value.clone()
         for number, module in enumerate(modules)
@@ -88,7 +88,7 @@ def test_one_prompt_for_all_rows_changes_no_sum(inside: torch.Tensor | None) -> 
 
 def test_lean_layers_are_the_librarys(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", layers="all", rank=4)
-    unet = run.backbone.unet
+    unet = run.backbone.network
     layers = [m for m in unet.modules() if hasattr(m, "lora_A")]
     assert {type(m.base_layer) for m in layers} == {nn.Linear, nn.Conv2d}
     generator = torch.Generator().manual_seed(0)
@@ -133,13 +133,13 @@ def test_a_whole_unet_goes_in_and_out(tmp_path: Path) -> None:
     held = load_file(path)
     backbone = load_backbone(model, device="cpu")
     before = _state(backbone)
-    assert {key.removeprefix("unet.") for key in held} == backbone.unet.state_dict().keys()
+    assert {key.removeprefix("unet.") for key in held} == backbone.network.state_dict().keys()
     assert {value.dtype for value in held.values()} == {torch.float16}
     with attach(backbone, [(path, 1.0)]) as (concept,):
         assert concept.kind == "full"
         assert all(
             torch.equal(value, held[f"unet.{name}"].float())
-            for name, value in backbone.unet.state_dict().items()
+            for name, value in backbone.network.state_dict().items()
         )
     assert _same(before, _state(backbone))
     with attach(backbone, [(path, 0.0)]):

@@ -18,7 +18,7 @@ from inlay import Box, InputError
 from inlay.checkpoints.concept import attach, is_concept, read_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.text import embed_prompt
 from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.photos import find_views, with_places
@@ -208,7 +208,7 @@ def test_prompts_are_laid_out_as_told() -> None:
 
 
 def _weights(backbone: Backbone) -> dict[str, torch.Tensor]:
-    modules = (backbone.unet, backbone.vae, *backbone.text.encoders)
+    modules = (backbone.network, backbone.vae, *backbone.text.encoders)
     return {
         f"{number}.{name.replace('.base_layer', '')}": value.clone()
         for number, module in enumerate(modules)
@@ -241,8 +241,8 @@ def test_the_lora_learns_and_the_checkpoint_stays(
     now = run.trained.state_dict()
     assert not [name for name, value in fresh.items() if torch.equal(value, now[name])]
     assert len(fresh) > 100
-    learning = {name for name, p in backbone.unet.named_parameters() if p.requires_grad}
-    assert learning == {name for name, _ in backbone.unet.named_parameters() if "lora_" in name}
+    learning = {name for name, p in backbone.network.named_parameters() if p.requires_grad}
+    assert learning == {name for name, _ in backbone.network.named_parameters() if "lora_" in name}
 
 
 def test_training_masks_cross_attention(photos: list[str], tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_training_masks_cross_attention(photos: list[str], tmp_path: Path) -> No
 
     def apart(hole: torch.Tensor) -> float:
         with torch.no_grad(), run.masked(hole):
-            outputs = [run.backbone.predict(z, t, text) for text in (one, other)]
+            outputs = [run.backbone.predict(z, t, Conditions(text)) for text in (one, other)]
         return float((outputs[0] - outputs[1]).abs().max())
 
     assert apart(torch.zeros_like(pool.hole)) == 0
@@ -296,7 +296,7 @@ def _prediction(backbone: Backbone) -> torch.Tensor:
     hole[..., 4:12, 4:12] = 1
     with torch.no_grad():
         text = backbone.embed(["a photo of q cup"], (128, 128))
-        return backbone.predict(z, 500, text, hole, seen)
+        return backbone.predict(z, 500, Conditions(text, mask=hole, masked_latent=seen))
 
 
 def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
@@ -320,7 +320,7 @@ def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
     library: Any = diffusers
     pipe = library.StableDiffusionInpaintPipeline.from_pretrained(model, safety_checker=None)
     pipe.load_lora_weights(str(learnt.parent), weight_name=learnt.name)
-    base.unet = pipe.unet.eval()
+    base.unet = base.network = pipe.unet.eval()
     torch.testing.assert_close(_prediction(base), inside, atol=1e-4, rtol=0)
     # By hand, from the file alone: what a layer adds is B A x.
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -71,7 +71,7 @@ def test_the_adapter_learns_and_the_checkpoint_stays_as_it_is(
     embedded = name == "embedded-like"
     source, side = (model, 32) if embedded else (str(built(name)), 64)
     trainer = AdapterTrainer(folder, tmp_path, tiny(source, resolution=side, optimizer="muon"))
-    frozen = (trainer.backbone.unet, trainer.backbone.vae, *trainer.backbone.text.encoders)
+    frozen = (trainer.backbone.network, trainer.backbone.vae, *trainer.backbone.text.encoders)
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in frozen]
     start = {k: v.clone() for k, v in trainer.state.network.state_dict().items()}
     assert np.isfinite([trainer.train_step() for _ in range(3)]).all()

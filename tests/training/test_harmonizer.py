@@ -226,7 +226,7 @@ def test_the_branch_learns_and_the_checkpoint_stays_as_it_is(
     source, side = (model, 32) if name == "embedded-like" else (str(built(name)), 64)
     config = tiny(source, resolution=side, warmup_steps=1)
     trainer = HarmonizerTrainer(folder, tmp_path, config)
-    frozen = (trainer.backbone.unet, trainer.backbone.vae, *trainer.backbone.text.encoders)
+    frozen = (trainer.backbone.network, trainer.backbone.vae, *trainer.backbone.text.encoders)
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in frozen]
     start = {k: v.clone() for k, v in trainer.state.network.state_dict().items()}
     assert np.isfinite([trainer.train_step() for _ in range(4)]).all()
