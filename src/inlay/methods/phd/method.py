@@ -8,7 +8,6 @@ beside it (inlay.diffusion.harmonizer).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +69,6 @@ def run(
         work = Workspace.of(canvas.window, backbone, settings, context)
         if before:
             canvas = inpaint_ring(work, canvas, settings, before + len(levels))
-            work = replace(work, window=canvas.window)
         if composes and settings.inpaint:
             stages.append(("inpaint", canvas))
         if levels:
