@@ -16,10 +16,13 @@ from skimage import data
 
 from inlay import Box, Composer, InputError, Result, Subject
 from inlay.cli import main
-from inlay.diffusion.harmonizer import new_harmonizer
+from inlay.diffusion.harmonizer import few_levels, new_harmonizer
+from inlay.methods.base import Context
 from inlay.methods.phd.settings import PhdSettings
-from inlay.methods.phd.stages import shrinkage
+from inlay.methods.phd.stages import harmonize, inpaint_ring, shrinkage, soften_paste
+from inlay.methods.workspace import Workspace
 from inlay.pictures.read import read_record
+from inlay.scene.window import Window
 from inlay.settings import validate_settings
 from photos import Photo, cup
 
@@ -160,6 +163,32 @@ def test_the_inpainting_changes_the_ring_alone(region: str, decoding: str) -> No
     assert (np.asarray(result.mask)[changed] == 255).all()
 
 
+@torch.inference_mode()
+def test_the_harmonizing_sees_the_ring_as_it_was_painted() -> None:
+    backbone = composer().backbone
+    settings = PhdSettings(**QUICK, strength=1.0, grow=0.2, decoding="plain")
+    around = Box(30, 130, 160, 160)
+    before, pasted = (
+        (image[around.slices] / 255).astype(np.float32) for image in (data.chelsea(), paste())
+    )
+    cover = alpha()[around.slices].astype(np.float32)
+    window = Window(around, before, pasted, cover, before)
+    work = Workspace.of(window, backbone, settings, Context(3))
+    # Kept with the window, as when a stage has looked at the picture before.
+    work.source()
+    canvas = inpaint_ring(work, soften_paste(window, 0.0), settings, 10)
+    ring = np.abs(canvas.window.pasted - pasted).max(-1)[cover == 0]
+    assert (ring > 0.05).mean() > 0.1
+    made = [
+        harmonize(on, canvas, settings, few_levels(backbone, 2, 0.3), None, 6).window.pasted
+        for on in (
+            Workspace.of(window, backbone, settings, Context(7)),
+            Workspace.of(canvas.window, backbone, settings, Context(7)),
+        )
+    ]
+    assert np.array_equal(made[0], made[1])
+
+
 def test_the_harmonizing_changes_the_subject_alone() -> None:
     got = pixels(composed(inpaint=False, paste_blur=0.0))
     changed = (got != paste()).any(-1)
@@ -209,7 +238,7 @@ def test_a_scale_of_0_is_training_free_to_the_byte(folder: Path) -> None:
 def test_a_new_harmonizer_changes_nothing_beside_the_bare_model(folder: Path) -> None:
     """Its layers end in zeros, so the one-step answers are the bare model's from noise alone."""
     from inlay.diffusion.backbone import Conditions, Guide
-    from inlay.diffusion.harmonizer import correct, few_levels
+    from inlay.diffusion.harmonizer import correct
 
     backbone = composer().backbone
     network = composer().harmonizer(harmonizer(folder, 0.0))
