@@ -55,7 +55,8 @@ def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
         kind = parameter.annotation
         if isinstance(kind, type) and is_dataclass(kind):
             groups[name] = kind
-            parameters += [_parameter(own, kind) for own in fields(kind)]
+            hints = get_type_hints(kind)
+            parameters += [_parameter(own, hints[own.name]) for own in fields(kind)]
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -72,7 +73,7 @@ def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _parameter(own: Field[Any], group: type) -> inspect.Parameter:
+def _parameter(own: Field[Any], kind: Any) -> inspect.Parameter:
     made = own.metadata
     names = (made["name"] or "--" + own.name.replace("_", "-")).split()
     words = made["words"]
@@ -91,7 +92,7 @@ def _parameter(own: Field[Any], group: type) -> inspect.Parameter:
         own.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if own.default is MISSING else own.default,
-        annotation=Annotated[get_type_hints(group)[own.name], option],
+        annotation=Annotated[kind, option],
     )
 
 
