@@ -8,6 +8,11 @@ and, from a cold start, the whole command `inlay compose` with its default metho
 memory of its process.
 
     python benchmarks/speed.py [RUNS]
+
+What compose costs besides its network calls, in this tree and in another, by turns in processes of
+their own (CPU seconds, both warm):
+
+    python benchmarks/speed.py [RUNS] --against TREE
 """
 
 from __future__ import annotations
@@ -98,6 +103,8 @@ def help_cpu_seconds() -> float:
 
 def inpainting(composer: Composer) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Both sides of the third ratio."""
+    from inlay.diffusion.backbone import Conditions
+
     backbone = composer.backbone
     picture = background(128, 128)
     mask = np.zeros((128, 128), np.uint8)
@@ -108,12 +115,52 @@ def inpainting(composer: Composer) -> tuple[Callable[[], Any], Callable[[], Any]
     def whole() -> None:
         composer.remove(picture, mask=mask, method="inpaint", num_inference_steps=25, seed=1)
 
+    denoiser = backbone.denoiser(Conditions(words, mask=z[:, :1], masked_latent=z))
+
     def bare() -> None:
         with torch.inference_mode():
             for t in range(999, -1, -40):
-                backbone.predict(z, t, words, z[:, :1], z)
+                denoiser(z, backbone.levels[t])
 
     return whole, bare
+
+
+def overhead(runs: int) -> float:
+    """CPU seconds of one warm compose besides its network calls: the median of its differences."""
+    composer = Composer.from_pretrained("embedded", device="cpu")
+    cup, picture, box = subject(), background(500, 500), Box(180, 180, 128, 128)
+
+    def whole() -> None:
+        composer.compose(picture, cup, box=box, method="cdc", seed=1, num_inference_steps=10)
+
+    whole()
+    recorder = Recorder(composer)
+    whole()
+    calls, differences = list(recorder.calls), []
+    for _ in range(runs):
+        start = time.process_time()
+        whole()
+        middle = time.process_time()
+        recorder.calls = list(calls)
+        recorder.replay()
+        differences.append(2 * middle - start - time.process_time())
+    return statistics.median(differences)
+
+
+def against(tree: str, runs: int) -> None:
+    """Both trees by turns."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    found: dict[str, list[float]] = {here: [], os.path.abspath(tree): []}
+    for _ in range(3):
+        for root, seconds in found.items():
+            environment = {**os.environ, "PYTHONPATH": os.path.join(root, "src")}
+            command = [sys.executable, __file__, str(runs), "--overhead"]
+            done = subprocess.run(command, env=environment, check=True, capture_output=True)
+            seconds.append(float(done.stdout))
+    ours, theirs = (statistics.median(seconds) for seconds in found.values())
+    shown = [f"{name} {each:.4f} s" for name, each in (("here", ours), ("there", theirs))]
+    print(f"compose besides its network calls, CPU: {', '.join(shown)}; ratio {ours / theirs:.3f}")
+    print({root: [round(one, 4) for one in seconds] for root, seconds in found.items()})
 
 
 def cold_start() -> tuple[float, float]:
@@ -176,4 +223,11 @@ def main(runs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    how_often = numbers[0] if numbers else 7
+    if "--overhead" in sys.argv:
+        print(overhead(how_often))
+    elif "--against" in sys.argv:
+        against(sys.argv[sys.argv.index("--against") + 1], how_often)
+    else:
+        main(how_often)

@@ -5,6 +5,7 @@ Tables, sweeps and messages are all made from one reading of a settings class's 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,7 @@ class Knob:
         }
 
 
+@functools.cache
 def knobs(settings: type[BaseModel]) -> dict[str, Knob]:
     """Every setting of a class by name, in the order of its definition."""
     schema = settings.model_json_schema()
