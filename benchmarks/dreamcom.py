@@ -42,8 +42,7 @@ from inlay.methods.choice import get
 from inlay.methods.concept.fill import filler
 from inlay.methods.dreamcom import prediction_error
 from inlay.pictures.read import read_picture
-from inlay.scene.scene import region_scene
-from inlay.scene.window import Window
+from inlay.scene.window import Region, Scene, Window
 from inlay.settings import parse_sets
 
 OWN_BOXES = Path(__file__).parent / "dreambooth_boxes.json"
@@ -109,7 +108,7 @@ def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.n
     mask = np.zeros((picture.height, picture.width), np.float32)
     mask[box.slices] = 1
     backbone = composer.backbone
-    window = Window.of(region_scene(picture, mask), 0.5, backbone.native_size)
+    window = Window.of(Scene(picture, Region.of(mask)), 0.5, backbone.native_size)
     window.concept = file
     settings = get("dreamcom").settings.model_validate({"prompt": prompt, "lora_scale": scale})
     values = []

@@ -13,7 +13,7 @@ from skimage import data
 
 from inlay import Box, Composer, InputError
 from inlay.pictures.read import read_mask, read_picture
-from inlay.scene.scene import guess_mask
+from inlay.scene.cutout import guess_mask
 from photos import cup
 
 

@@ -44,15 +44,15 @@ _LAZY = {
 def cut(picture: Source, **options: Any) -> Image:
     """Cut the subject out of its picture: PIL "RGBA" of the picture's size.
 
-    Options are those of inlay.scene.cutout.cut_rgba: by ("alpha", "mask", "box", "grabcut" or
+    Options are those of inlay.scene.cutout.cut: by ("alpha", "mask", "box", "grabcut" or
     the name of a segmentation model), mask, box, max_pixels. Raises InputError.
     """
-    from inlay.scene.cutout import cut_rgba
+    from inlay.scene.cutout import cut
     from inlay.scene.subject import as_box
 
     if "box" in options:
         options["box"] = as_box(options["box"], "box")
-    return cut_rgba(picture, **options)
+    return cut(picture, **options).to_pil()
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,9 +27,10 @@ from inlay.request import (
     Request,
     SceneRequest,
 )
-from inlay.scene.cutout import Cutout
-from inlay.scene.placement import Placement, bounding_size, choose_seeds, layer_scene, place
-from inlay.scene.scene import Layer, Region, Scene, guess_mask, invert, merge, region_scene
+from inlay.scene.cutout import Cutout, guess_mask
+from inlay.scene.placement import bounding_size, place_all
+from inlay.scene.subject import Subject
+from inlay.scene.window import Layer, Region, Scene, invert, merge
 
 __all__ = ["Inputs", "Plan", "PlannedStep", "plan_of", "read_inputs"]
 
@@ -57,7 +58,7 @@ class Insert:
     layer: Layer
 
     def scene(self, picture: Picture, before: Picture) -> Scene:
-        return layer_scene(picture, self.layer)
+        return Scene(picture, self.layer.region, self.layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class Surround:
     layer: Layer
 
     def scene(self, picture: Picture, before: Picture) -> Scene:
-        return invert(layer_scene(picture, self.layer))
+        return invert(Scene(picture, self.layer.region, self.layer))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class Redraw:
     layer: Layer
 
     def scene(self, picture: Picture, before: Picture) -> Scene:
-        return Scene(picture, None, Region(self.layer.box, self.layer.alpha), before)
+        return Scene(picture, self.layer.region, clean=before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class Change:
     clean: Picture | None = None
 
     def scene(self, picture: Picture, before: Picture) -> Scene:
-        return Scene(picture, None, self.region, self.clean)
+        return Scene(picture, self.region, clean=self.clean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
     picture = _picture(request, request.picture, "picture", max_pixels)
     mask = read_mask(request.mask, size=picture.size, role="mask", max_pixels=max_pixels)
     read = {"picture": picture, "mask": request.mask}
-    return Inputs(picture, region=region_scene(picture, mask).region, read=read)
+    return Inputs(picture, region=Region.of(mask), read=read)
 
 
 def _compose_inputs(request: ComposeRequest, max_pixels: int, trust: bool) -> Inputs:
@@ -201,8 +202,7 @@ def _harmonize_inputs(request: HarmonizeRequest, max_pixels: int) -> Inputs:
                 f"{picture.width}x{picture.height}; they must be of one size."
             )
     read = {"picture": picture, "mask": request.mask, "background": clean}
-    region = region_scene(picture, mask, clean).region
-    return Inputs(picture, region=region, clean=clean, read=read, notes=notes)
+    return Inputs(picture, region=Region.of(mask), clean=clean, read=read, notes=notes)
 
 
 def _picture(
@@ -258,7 +258,7 @@ def _hole(request: ComposeRequest, picture: Picture, max_pixels: int) -> Region:
         white = read_mask(
             request.remove_mask, size=picture.size, role="remove mask", max_pixels=max_pixels
         )
-        return region_scene(picture, white).region
+        return Region.of(white)
     inside = []
     for subject in request.subjects:
         if subject.box is None:
@@ -289,11 +289,11 @@ def plan_of(request: Request, inputs: Inputs, seed: int) -> Plan:
         assert inputs.region is not None
         return Plan([PlannedStep(steps[0], [Change(inputs.region, inputs.clean)])])
     size = inputs.picture.size
-    placements = [subject.placement for subject in request.subjects]
+    subjects = list(request.subjects)
     if isinstance(request, SceneRequest):
         sizes = [cutout.size for cutout in inputs.cutouts]
-        placements = [_grounded(*pair, size) for pair in zip(placements, sizes, strict=True)]
-    layers = _placed(inputs.cutouts, placements, size, seed)
+        subjects = [_grounded(*pair, size) for pair in zip(subjects, sizes, strict=True)]
+    layers = place_all(inputs.cutouts, size, subjects, seed)
     if isinstance(request, SceneRequest):
         return Plan([PlannedStep(steps[0], [Surround(merge(layers))])], layers)
     laid = [merge(layers)] if request.together and len(layers) > 1 else layers
@@ -311,26 +311,15 @@ def plan_of(request: Request, inputs: Inputs, seed: int) -> Plan:
     return Plan(planned, layers)
 
 
-def _placed(
-    cutouts: Sequence[Cutout], placements: Sequence[Placement], size: tuple[int, int], seed: int
-) -> list[Layer]:
-    """The subjects as they lie in a picture of (width, height); random places keep apart."""
-    seeds = choose_seeds([cutout.size for cutout in cutouts], size, placements, seed)
-    return [
-        place(cutout, size, placement, own)
-        for cutout, placement, own in zip(cutouts, placements, seeds, strict=True)
-    ]
-
-
-def _grounded(placement: Placement, subject: tuple[int, int], size: tuple[int, int]) -> Placement:
-    """The placement, in the lower middle of a scene where it names no place."""
-    if placement.box is not None or placement.at is not None or placement.random:
-        return placement
-    width, height = bounding_size(*subject, placement.rotate)
-    scale = placement.scale or min(
+def _grounded(subject: Subject, shape: tuple[int, int], size: tuple[int, int]) -> Subject:
+    """The subject, in the lower middle of a scene where it names no place."""
+    if subject.box is not None or subject.at is not None or subject.random:
+        return subject
+    width, height = bounding_size(*shape, subject.rotate)
+    scale = subject.scale or min(
         _SHARE * min(size) / max(width, height), size[0] / width, size[1] / height
     )
     tall = height * scale
     # One that is higher than that keeps its head in the picture as long as it can.
     y = max(_GROUND * size[1] - tall / 2, min(tall / 2, size[1] / 2))
-    return replace(placement, at=(size[0] / 2, y), scale=scale)
+    return subject.model_copy(update={"at": (size[0] / 2, y), "scale": scale})

@@ -31,7 +31,7 @@ from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_record
 from inlay.pictures.write import write_picture
 from inlay.request import VERBS, Request
-from inlay.scene.scene import Layer
+from inlay.scene.window import Layer
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -308,7 +308,7 @@ def as_number(value: Any, name: str, expected: str) -> float:
     raise InputError(f"{name} is {show(value)}; expected {expected}.")
 
 
-def as_numbers(value: Any, count: int, name: str, expected: str) -> list[float]:
+def as_numbers(value: Any, name: str, count: int, expected: str) -> list[float]:
     listed = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(listed, (list, tuple)) or len(listed) != count:
         raise InputError(f"{name} is {show(value)}; expected {expected}.")

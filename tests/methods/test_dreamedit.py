@@ -24,8 +24,9 @@ from inlay.methods.dreamedit import DreamEditSettings, paste_photo
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
 from inlay.scene.cutout import Cutout
-from inlay.scene.placement import Placement, layer_scene, place
-from inlay.scene.window import Window
+from inlay.scene.placement import place
+from inlay.scene.subject import Subject
+from inlay.scene.window import Scene, Window
 from inlay.settings import validate_settings
 from photos import Photo
 
@@ -52,8 +53,8 @@ def pixels(result: Result) -> Photo:
 def window() -> Window:
     picture = read_picture(data.chelsea())
     grey, solid = np.full((120, 130, 3), 0.5, np.float32), np.ones((120, 130), np.float32)
-    layer = place(Cutout(grey, solid, "", "", learnt("sd1")), picture.size, Placement(BOX))
-    return Window.of(layer_scene(picture, layer), 0.5, 128)
+    layer = place(Cutout(grey, solid, "", "", learnt("sd1")), picture.size, Subject("", box=BOX))
+    return Window.of(Scene(picture, layer.region, layer), 0.5, 128)
 
 
 def test_the_rounds_calm_down_in_equal_steps() -> None:

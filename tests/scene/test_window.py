@@ -11,8 +11,9 @@ from skimage import data
 from inlay.methods.base import Painted
 from inlay.pictures.box import Box
 from inlay.pictures.read import read_picture
-from inlay.scene.scene import region_scene
 from inlay.scene.window import (
+    Region,
+    Scene,
     Window,
     crop_box,
     model_size,
@@ -56,7 +57,7 @@ def _window(depth: int = 8) -> tuple[object, Window, np.ndarray]:
     mask = np.zeros(photo.shape[:2], np.float32)
     mask[100:180, 200:330] = 1
     picture = read_picture(photo)
-    window = Window.of(region_scene(picture, mask, None), 0.5, 128)
+    window = Window.of(Scene(picture, Region.of(mask)), 0.5, 128)
     return picture, window, mask
 
 
@@ -118,13 +119,14 @@ def test_a_thin_region_still_has_a_mask() -> None:
     photo = data.coffee()
     mask = np.zeros(photo.shape[:2], np.float32)
     mask[50:350, 300] = 1
-    window = Window.of(region_scene(read_picture(photo), mask, None), 0.5, 1)
+    window = Window.of(Scene(read_picture(photo), Region.of(mask)), 0.5, 1)
     assert window.mask((128, 128)).sum() > 0
 
 
 def test_see_through_background_keeps_the_law_of_over() -> None:
     from inlay.scene.cutout import Cutout
-    from inlay.scene.placement import Placement, layer_scene, place
+    from inlay.scene.placement import place
+    from inlay.scene.subject import Subject
 
     background = np.zeros((64, 64, 4), np.uint8)
     background[..., 0], background[..., 3] = 200, 128
@@ -135,8 +137,8 @@ def test_see_through_background_keeps_the_law_of_over() -> None:
         sha256="",
     )
     picture = read_picture(background)
-    layer = place(subject, picture.size, Placement(box=Box(24, 24, 16, 16)))
-    scene = layer_scene(picture, layer)
+    layer = place(subject, picture.size, Subject("subject.png", box=Box(24, 24, 16, 16)))
+    scene = Scene(picture, layer.region, layer)
     window = Window.of(scene, 0.5)
     painted = Painted(window.pasted, window.alpha > 0)
     result, _, _ = stitch(picture, window, painted)

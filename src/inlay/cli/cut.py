@@ -48,7 +48,7 @@ def cut(
     from inlay.pictures.read import read_picture
     from inlay.pictures.write import write_picture
     from inlay.result import identify
-    from inlay.scene.cutout import cut_rgba
+    from inlay.scene.cutout import cut as cut_out
 
     inputs = {"picture": picture} | ({} if given.mask is None else {"mask": given.mask})
     out = check_out(output, inputs)
@@ -57,7 +57,7 @@ def cut(
             f"{out.name} cannot hold transparency; write to {', '.join(_WITH_ALPHA[:3])}."
         )
     with listening(quiet=given.quiet, bar=not given.json):
-        image = cut_rgba(
+        cutout = cut_out(
             picture,
             by=given.cut or given.model,
             mask=given.mask,
@@ -65,7 +65,7 @@ def cut(
             max_pixels=given.max_pixels,
             trust_remote_code=given.trust_remote_code,
         )
-        write_picture(read_picture(image, max_pixels=given.max_pixels), out)
+        write_picture(read_picture(cutout.to_pil(), max_pixels=given.max_pixels), out)
     record = {
         "inlay": __version__,
         "verb": "cut",

@@ -156,7 +156,7 @@ class _Search:
 
     def _cutout(self, picture: Picture, box: Box | None) -> Image:
         """The mask of a cutout, looked for in a smaller picture where the photo is large."""
-        from inlay.scene.cutout import cut_rgba
+        from inlay.scene.cutout import cut
 
         scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
         image = picture.to_pil().convert("RGB")
@@ -167,7 +167,7 @@ class _Search:
             near = Box(*(max(round(edge * scale), int(i > 1)) for i, edge in enumerate(edges)))
         by = self.cut or ("box" if near is not None else "grabcut")
         try:
-            cutout = cut_rgba(
+            cutout = cut(
                 image.resize(small), by=by, box=near, trust_remote_code=self.trust_remote_code
             )
         except InputError:
@@ -176,5 +176,5 @@ class _Search:
             raise InputError(
                 f"no object stands out in {picture.name}; give its box or its mask."
             ) from None
-        alpha = np.asarray(cutout, np.float32)[..., 3] / np.float32(255)
+        alpha = np.asarray(cutout.to_pil(), np.float32)[..., 3] / np.float32(255)
         return resize(alpha, (picture.height, picture.width))

@@ -25,7 +25,7 @@ from inlay.scene.matte import colours, matte
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Cutout", "cut", "cut_rgba"]
+__all__ = ["Cutout", "cut", "guess_mask"]
 
 Image = NDArray[np.float32]
 
@@ -47,7 +47,8 @@ class Cutout:
     """A subject without its background, cropped to where it is not transparent.
 
     rgb (h, w, 3) is the subject's own colour even where the old background shone through. concept
-    is the file of a concept, whose picture is yet to be made: then all of it is grey.
+    is the file of a concept, whose picture is yet to be made: then all of it is grey. place is
+    where it lay in its picture, whose (width, height) is whole.
     """
 
     rgb: Image
@@ -55,11 +56,24 @@ class Cutout:
     name: str
     sha256: str
     concept: Path | None = None
+    place: Box | None = None
+    whole: tuple[int, int] = (0, 0)
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height)."""
         return self.alpha.shape[1], self.alpha.shape[0]
+
+    def to_pil(self) -> PILImage.Image:
+        """An 8-bit RGBA picture of its picture's size, clear round the subject."""
+        from PIL import Image as PILImage
+
+        assert self.place is not None
+        samples = np.zeros((self.whole[1], self.whole[0], 4), np.uint8)
+        levels = to_uint8(np.dstack([self.rgb, self.alpha]))
+        levels[self.alpha <= FAINT] = 0
+        samples[self.place.slices] = levels
+        return PILImage.fromarray(samples, "RGBA")
 
 
 def cut(
@@ -82,39 +96,6 @@ def cut(
     Lischinski and Weiss 2008), colours are multi-level foreground estimation (Germer et al.
     2020). Raises InputError where nothing is found or the inputs do not fit.
     """
-    rgb, alpha, _, picture = _cut(source, by, mask, box, max_pixels, trust_remote_code)
-    return Cutout(rgb, alpha, picture.name, picture.sha256)
-
-
-def cut_rgba(
-    source: Source,
-    *,
-    by: str | None = None,
-    mask: Source | None = None,
-    box: Box | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    trust_remote_code: bool = False,
-) -> PILImage.Image:
-    """As `cut`, but an 8-bit RGBA picture of the source's own size, clear round the subject."""
-    from PIL import Image as PILImage
-
-    rgb, alpha, place, picture = _cut(source, by, mask, box, max_pixels, trust_remote_code)
-    whole = np.zeros((picture.height, picture.width, 4), np.uint8)
-    levels = to_uint8(np.dstack([rgb, alpha]))
-    levels[alpha <= FAINT] = 0
-    whole[place.slices] = levels
-    return PILImage.fromarray(whole, "RGBA")
-
-
-def _cut(
-    source: Source,
-    by: str | None,
-    mask: Source | None,
-    box: Box | None,
-    max_pixels: int,
-    trust_remote_code: bool,
-) -> tuple[Image, Image, Box, Picture]:
-    """Colours and alpha cropped to the subject, where that is, and the picture."""
     picture = read_picture(source, role="subject", max_pixels=max_pixels)
     opacity = picture.alpha()
     if by is None:
@@ -124,66 +105,56 @@ def _cut(
         raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
     box = None if box is None else picture.clip(box, "cut box")
     if by == "alpha":
-        return _by_alpha(picture, opacity, box)
-    rgb = picture.rgb()
-    if by == "mask":
-        if mask is None:
-            raise InputError("the cut is by mask but there is no mask; give one.")
-        outline = read_mask(mask, size=picture.size, role="mask", max_pixels=max_pixels)
-        if box is not None:
-            outline = _inside(outline, box)
-        if bounds(outline) is None:
-            raise InputError("the mask is empty; paint the subject in white.")
-        alpha = outline if _is_soft(outline) else matte(rgb, outline > 0.5, "thin")
-    elif by in ("box", "grabcut"):
-        if by == "box" and box is None:
-            raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
-        alpha = matte(rgb, _grabcut(rgb, box, picture.name), "wide")
+        if opacity is None:
+            raise InputError(f"{picture.name} has no transparency to cut by; give a mask or a box.")
+        alpha, missing = _inside(opacity, box), "is fully transparent; give a subject with opacity"
     else:
-        from inlay.scene.segment import segment
+        rgb, missing = picture.rgb(), "shows no subject; give a mask"
+        if by == "mask":
+            if mask is None:
+                raise InputError("the cut is by mask but there is no mask; give one.")
+            white = read_mask(mask, size=picture.size, role="mask", max_pixels=max_pixels)
+            alpha = _by_mask(rgb, _inside(white, box))
+        elif by in ("box", "grabcut"):
+            if by == "box" and box is None:
+                raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
+            alpha = matte(rgb, _grabcut(rgb, box, picture.name), "wide")
+        else:
+            from inlay.scene.segment import segment
 
-        found = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
-        alpha = found.mask if found.soft else matte(rgb, found.mask > 0.5, "wide", found.reach)
-    if opacity is not None:
-        alpha = alpha * opacity
+            found = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
+            alpha = found.mask if found.soft else matte(rgb, found.mask > 0.5, "wide", found.reach)
+        if opacity is not None:
+            alpha = alpha * opacity
     place = bounds(alpha)
     if place is None:
-        raise InputError(f"no subject was found in {picture.name}; give a mask.")
-    return colours(rgb, alpha, place), np.ascontiguousarray(alpha[place.slices]), place, picture
+        raise InputError(f"{picture.name} {missing}.")
+    own = picture.rgb(place) if by == "alpha" else colours(rgb, alpha, place)
+    alpha = np.ascontiguousarray(alpha[place.slices])
+    return Cutout(own, alpha, picture.name, picture.sha256, None, place, picture.size)
 
 
-def _by_alpha(
-    picture: Picture, opacity: Image | None, box: Box | None
-) -> tuple[Image, Image, Box, Picture]:
-    """The picture's own transparency; its colours are the subject's already."""
-    if opacity is None:
-        raise InputError(f"{picture.name} has no transparency to cut by; give a mask or a box.")
-    alpha = opacity if box is None else _inside(opacity, box)
-    place = bounds(alpha)
-    if place is None:
-        raise InputError(
-            f"{picture.name} is fully transparent; expected a subject with some opacity."
-        )
-    return picture.rgb(place), np.ascontiguousarray(alpha[place.slices]), place, picture
-
-
-def _inside(mask: Image, box: Box) -> Image:
+def _inside(mask: Image, box: Box | None) -> Image:
     """The mask with nothing left outside a box."""
+    if box is None:
+        return mask
     kept = np.zeros_like(mask)
     kept[box.slices] = mask[box.slices]
     return kept
 
 
-def _is_soft(mask: Image) -> bool:
-    """Whether a mask has an edge of its own: many in-between values for the edge's length.
+def _by_mask(rgb: Image, mask: Image) -> Image:
+    """The alpha that a mask says: itself where it has an edge of its own, else a matte.
 
-    An antialiased edge has about one a pixel of length; a hard one that went through JPEG has
-    values near 0 and 1 only.
+    A soft edge has many in-between values for its length, an antialiased one about one a pixel; a
+    hard one that went through JPEG has values near 0 and 1 only.
     """
+    if bounds(mask) is None:
+        raise InputError("the mask is empty; paint the subject in white.")
     hard = mask > 0.5
     edge = np.count_nonzero(hard[:, 1:] != hard[:, :-1]) + np.count_nonzero(hard[1:] != hard[:-1])
     between = np.count_nonzero((mask > 0.1) & (mask < 0.9))
-    return not hard.any() or bool(between > 0.25 * edge)
+    return mask if not hard.any() or between > 0.25 * edge else matte(rgb, hard, "thin")
 
 
 def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
@@ -192,13 +163,11 @@ def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
 
     height, width = rgb.shape[:2]
     whole = Box.of_size((width, height))
-    inset = max(1, round(_INSET * min(width, height)))
-    room = Box(inset, inset, max(width - 2 * inset, 1), max(height - 2 * inset, 1))
     if box is None:
-        box = room
         _log.info("no box and no mask: looking for the subject in all of %s", name)
-    elif box == whole:
-        box = room
+    if box is None or box == whole:
+        inset = max(1, round(_INSET * min(width, height)))
+        box = Box(inset, inset, max(width - 2 * inset, 1), max(height - 2 * inset, 1))
     # What lies outside the box is the sample of the background, so some of it must be seen.
     crop = box.grown(max(box.width, box.height) // 3 + 2).intersect(whole) or whole
     scale = min(1.0, (_GRABCUT_PIXELS / crop.area) ** 0.5)
@@ -207,17 +176,34 @@ def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
     left, top = (round(v * scale) for v in (box.x - crop.x, box.y - crop.y))
     right, bottom = (round(v * scale) for v in (box.right - crop.x, box.bottom - crop.y))
     labels[top : max(bottom, top + 1), left : max(right, left + 1)] = cv2.GC_PR_FGD
-    nothing = InputError(f"no subject stands out inside the box in {name}; give a mask instead.")
-    if not (labels == cv2.GC_BGD).any() or min(box.width, box.height) < 4:
-        raise nothing
-    found = grabcut(resize(to_uint8(rgb[crop.slices]), size), labels, _GRABCUT_ROUNDS)
-    if found is None:
-        raise nothing
-    found = without_specks(found, _SMALLEST_PIECE, _LARGEST_PINHOLE)
-    if found.sum() < 0.005 * max((right - left) * (bottom - top), 1):
-        raise nothing
+    found = None
+    if min(box.width, box.height) >= 4:
+        found = grabcut(resize(to_uint8(rgb[crop.slices]), size), labels, _GRABCUT_ROUNDS)
+    if found is not None:
+        found = without_specks(found, _SMALLEST_PIECE, _LARGEST_PINHOLE)
+    if found is None or found.sum() < 0.005 * max((right - left) * (bottom - top), 1):
+        raise InputError(f"no subject stands out inside the box in {name}; give a mask instead.")
     shape = crop.width, crop.height
-    large = cv2.resize(found.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR) > 0.5
     mask = np.zeros((height, width), np.bool_)
-    mask[crop.slices] = large
+    large = cv2.resize(found.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR)
+    mask[crop.slices] = large > 0.5
     return mask
+
+
+def guess_mask(picture: Picture, notes: list[str]) -> Image:
+    """The object's mask where none is given: the alpha channel, else Otsu's threshold."""
+    import cv2
+
+    alpha = picture.alpha()
+    if alpha is not None and alpha.min() < 1 and alpha.max() > 0:
+        notes.append("no mask was given: the picture's alpha channel is used")
+        return alpha
+    # In bands of rows, so that the colours of a large picture are never all there as floats.
+    grey = np.empty((picture.height, picture.width), np.uint8)
+    for rows in picture.bands():
+        grey[rows.slices] = cv2.cvtColor(to_uint8(picture.rgb(rows)), cv2.COLOR_RGB2GRAY)
+    _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    notes.append("no mask was given: Otsu's threshold of the picture is used")
+    _log.warning(notes[-1])
+    # The object is taken to be the smaller of the two sides.
+    return np.asarray(mask if mask.mean() <= 0.5 else 1 - mask, np.float32)

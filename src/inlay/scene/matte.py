@@ -6,7 +6,8 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,19 +52,13 @@ def matte(
     half = float(np.clip(share * np.sqrt(outline.sum()) * scale, least, most))
     half = max(half, min(reach * scale, 4 * most))
     margin = int(np.ceil((2 * half + 2) / scale)) + 1
-    crop = tight.grown(margin).intersect(Box.of_size((width, height)))
-    assert crop is not None
+    crop = tight.grown(margin).intersect(Box.of_size((width, height))) or tight
     size = max(1, round(crop.height * scale)), max(1, round(crop.width * scale))
     part = resize(np.clip(rgb[crop.slices], 0, 1), size)
-    shape = resize(alpha[crop.slices], size) > 0.5
-    trimap = _trimap(shape, half)
-    if trimap is None:
-        return alpha
-    solved = _closed_form(np.asarray(part, np.float64), trimap)
-    if solved is None:
-        return alpha
-    solved = resize(solved, (crop.height, crop.width))
-    alpha[crop.slices] = np.clip((solved - _HAZE) / (1 - 2 * _HAZE), 0, 1)
+    solved = _closed_form(part, resize(alpha[crop.slices], size) > 0.5, half)
+    if solved is not None:
+        solved = resize(solved, (crop.height, crop.width))
+        alpha[crop.slices] = np.clip((solved - _HAZE) / (1 - 2 * _HAZE), 0, 1)
     return alpha
 
 
@@ -85,42 +80,36 @@ def colours(rgb: Image, alpha: Image, place: Box) -> Image:
     if solid.all() or max(crop.width, crop.height) < 2:
         return np.ascontiguousarray(part[inner], np.float32)
     scale = min(1.0, (_COLOUR_PIXELS / crop.area) ** 0.5)
-    if scale < 1:
-        size = max(2, round(crop.height * scale)), max(2, round(crop.width * scale))
-        found = _estimated_colours(resize(part, size), np.clip(resize(cover, size), 0, 1))
-        found = cv2.resize(found, (crop.width, crop.height), interpolation=cv2.INTER_LINEAR)
-    else:
-        found = _estimated_colours(part, cover)
+    size = max(1, round(crop.height * scale)), max(1, round(crop.width * scale))
+    with _matting():
+        from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
+
+        found = estimate_foreground_ml(resize(part, size), np.clip(resize(cover, size), 0, 1))
+    found = cv2.resize(found, (crop.width, crop.height), interpolation=cv2.INTER_LINEAR)
     own = np.where(solid[..., None], part[inner], np.clip(found[inner], 0, 1))
     return np.ascontiguousarray(own, np.float32)
 
 
-def _trimap(outline: Mask, half: float) -> NDArray[np.float64] | None:
-    """0 and 1 where sure, 0.5 within `half` pixels of the edge; None where there is no such map.
+def _closed_form(image: Image, outline: Mask, half: float) -> Image | None:
+    """Alpha that is unknown within `half` pixels of an outline's edge.
 
-    The band is narrowed until some of the subject and some of the background are sure.
+    The band is narrowed until some of the subject and some of the background are sure. None where
+    that cannot be, or the solver does not settle.
     """
     inward, outward = distance(~outline), distance(outline)
     half = min(half, 0.7 * float(inward.max()), 0.9 * float(outward.max()))
-    if half < 0.5:
+    if half < 0.5 or min(outline.shape) < 3:
         return None
     trimap = np.full(outline.shape, 0.5)
     trimap[inward > half] = 1
     trimap[outward > half] = 0
-    return trimap
-
-
-def _closed_form(image: NDArray[np.float64], trimap: NDArray[np.float64]) -> Image | None:
-    """Alpha for a trimap, or None where the solver does not settle."""
-    if min(trimap.shape) < 3 or not (trimap == 1).any() or not (trimap == 0).any():
-        return None
     try:
         # A right-hand side of zero makes its solver divide by zero.
         with _matting(), np.errstate(divide="ignore", invalid="ignore"):
             from pymatting.alpha.estimate_alpha_cf import estimate_alpha_cf
 
             alpha = estimate_alpha_cf(
-                image,
+                image.astype(np.float64),
                 trimap,
                 laplacian_kwargs={"epsilon": 1e-6},
                 cg_kwargs={"maxiter": 2000, "rtol": 1e-5},
@@ -128,13 +117,6 @@ def _closed_form(image: NDArray[np.float64], trimap: NDArray[np.float64]) -> Ima
     except ValueError:
         return None
     return np.asarray(alpha, np.float32) if np.isfinite(alpha).all() else None
-
-
-def _estimated_colours(image: Any, alpha: Any) -> Any:
-    with _matting():
-        from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
-
-        return estimate_foreground_ml(image, alpha)
 
 
 @contextmanager
@@ -152,12 +134,7 @@ def _matting() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-_said = False
-
-
+@cache
 def _say_compiling() -> None:
     """The matting library compiles itself at its first use after an install: say so, once."""
-    global _said
-    if not _said:
-        _said = True
-        _log.info("estimating the matte (the first time after an install takes a minute)")
+    _log.info("estimating the matte (the first time after an install takes a minute)")

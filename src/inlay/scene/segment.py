@@ -57,27 +57,30 @@ def segment(
     """
     import torch
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_MASK_GENERATION_MAPPING_NAMES as PROMPTED,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES as SEMANTIC,
-    )
+    from transformers.models.auto import modeling_auto as kinds
 
+    if not os.path.isdir(model) and not _HUB_ID.fullmatch(model):
+        raise InputError(
+            f"cannot cut by {model}; expected alpha, mask, box, grabcut, a model's folder or its "
+            "hub id owner/name."
+        )
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    config, options = _config(AutoConfig, model, options)
-    kind = config.model_type
+    fault = (
+        f"{model} holds no model that this version of transformers can read; expected a "
+        "config.json and safetensors weights."
+    )
+    config = _read(AutoConfig, model, options, fault)
     custom = "AutoModelForImageSegmentation" in (getattr(config, "auto_map", None) or {})
     with torch.inference_mode():
-        if kind in SEMANTIC:
+        if config.model_type in kinds.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES:
             found = _semantic(rgb, model, box, options)
-        elif kind in PROMPTED:
+        elif config.model_type in kinds.MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
             found = _prompted(rgb, model, box, options)
         elif custom:
             found = _foreground(rgb, model, options)
         else:
             raise InputError(
-                f"{model} is a {kind} model, which is no segmenter inlay can use; "
+                f"{model} is a {config.model_type} model, which is no segmenter inlay can use; "
                 "give one for semantic segmentation, of the SAM family, or like BiRefNet."
             )
     mask = found.mask
@@ -89,69 +92,49 @@ def segment(
     return Segmentation(mask, found.soft, found.reach)
 
 
-def _config(auto: Any, model: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model's config, from disk where it is there, else from the hub."""
-    local = os.path.isdir(model)
-    if not local and not _HUB_ID.fullmatch(model):
-        raise InputError(
-            f"cannot cut by {model}; expected alpha, mask, box, grabcut, a model's folder or its "
-            "hub id owner/name."
-        )
-    for online in (False, True):
-        if online:
-            _reachable(model)
-            _log.info("downloading %s", model)
-        options = {**options, "local_files_only": not online}
-        try:
-            return auto.from_pretrained(model, **options), options
-        except (OSError, ValueError, KeyError) as error:
-            if "trust_remote_code" in str(error):
-                raise InputError(
-                    f"{model} brings code of its own; allow it with trust_remote_code only if "
-                    "you trust its author."
-                ) from error
-            if local or online or not isinstance(error, OSError):
-                raise InputError(
-                    f"{model} holds no model that this version of transformers can read; "
-                    "expected a config.json and safetensors weights."
-                ) from error
-    raise AssertionError("the second round returns or raises")
+def _read(auto: Any, model: str, options: dict[str, Any], fault: str, **more: Any) -> Any:
+    """What `auto` makes of a model's files, from disk where they are there, else from the hub.
 
-
-def _reachable(model: str) -> None:
-    """One quick question to the hub, so that no run hangs in retries without a network."""
+    The hub is asked one quick question first, so that no run hangs in retries without a network;
+    options say from then on that it may be used. Raises InputError: fault, where nothing else is
+    known to be wrong.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    missing = InputError(
-        f"the model {model} is not on this machine and the hub does not have it or cannot be "
-        "reached; give a folder, or download it first."
-    )
-    if HF_HUB_OFFLINE:
-        raise missing
-    try:
-        HfApi().model_info(model, timeout=_PATIENCE)
-    except Exception as error:  # whatever the HTTP library raises: it is not to be had
-        raise missing from error
-
-
-def _load(auto: Any, model: str, options: dict[str, Any]) -> Any:
-    """A model in float32, ready to run; weights are read from safetensors only."""
-    import torch
     from safetensors import SafetensorError
 
     try:
-        net = auto.from_pretrained(model, use_safetensors=True, dtype=torch.float32, **options)
+        try:
+            return auto.from_pretrained(model, **options, **more)
+        except OSError:
+            if os.path.isdir(model) or not options["local_files_only"]:
+                raise
+        try:
+            HfApi().model_info(model, timeout=_PATIENCE)
+        except Exception as error:  # whatever the HTTP library raises: it is not to be had
+            raise InputError(
+                f"the model {model} is not on this machine and the hub does not have it or cannot "
+                "be reached; give a folder, or download it first."
+            ) from error
+        _log.info("downloading %s", model)
+        options["local_files_only"] = False
+        return auto.from_pretrained(model, **options, **more)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if isinstance(error, OSError) and options["local_files_only"] and not os.path.isdir(model):
-            # The config lies in the cache but the weights do not.
-            _reachable(model)
-            options["local_files_only"] = False
-            return _load(auto, model, options)
-        raise InputError(
-            f"the weights of {model} could not be loaded; expected whole safetensors files."
-        ) from error
-    return net.eval()
+        if "trust_remote_code" in str(error):
+            fault = (
+                f"{model} brings code of its own; allow it with trust_remote_code only if you "
+                "trust its author."
+            )
+        raise InputError(fault) from error
+
+
+def _network(auto: Any, model: str, options: dict[str, Any]) -> Any:
+    """A network in float32, ready to run; weights are read from safetensors only."""
+    import torch
+
+    fault = f"the weights of {model} could not be loaded; expected whole safetensors files."
+    return _read(auto, model, options, fault, use_safetensors=True, dtype=torch.float32).eval()
 
 
 def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) -> Segmentation:
@@ -160,13 +143,9 @@ def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
     from PIL import Image as PILImage
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-    net = _load(AutoModelForSemanticSegmentation, model, options)
-    try:
-        processor = AutoImageProcessor.from_pretrained(model, backend="pil", **options)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{model} has no preprocessor_config.json; save its image processor beside it."
-        ) from error
+    net = _network(AutoModelForSemanticSegmentation, model, options)
+    fault = f"{model} has no preprocessor_config.json; save its image processor beside it."
+    processor = _read(AutoImageProcessor, model, options, fault, backend="pil")
     picture = PILImage.fromarray(to_uint8(rgb))
     height, width = rgb.shape[:2]
     # A centre crop would lose the picture's rim, and the map would not lie over the picture.
@@ -176,14 +155,16 @@ def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
     reach = max(height / logits.shape[-2], width / logits.shape[-1])
     logits = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear")
     classes = logits.argmax(1)[0].numpy()
-    names = {int(key): str(name).lower() for key, name in net.config.id2label.items()}
+    background = [
+        int(number)
+        for number, name in net.config.id2label.items()
+        if str(name).lower() in _BACKGROUND and int(number) < logits.shape[1]
+    ]
     # Without a box, the middle of the picture is where a subject is expected.
     view = box or Box(width // 4, height // 4, max(width // 2, 1), max(height // 2, 1))
     for area in (classes[view.slices], classes if box is None else classes[:0]):
         counts = np.bincount(area.ravel(), minlength=logits.shape[1])
-        for number, name in names.items():
-            if name in _BACKGROUND and number < len(counts):
-                counts[number] = 0
+        counts[background] = 0
         if counts.any():
             return Segmentation((classes == counts.argmax()).astype(np.float32), False, reach)
     raise InputError(f"{model} sees only background; give a mask or a box round the subject.")
@@ -196,7 +177,7 @@ def _prompted(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
 
     if box is None:
         raise InputError(f"{model} has to be asked with a box; give the cut box X,Y,W,H.")
-    net = _load(AutoModelForMaskGeneration, model, options)
+    net = _network(AutoModelForMaskGeneration, model, options)
     side = net.config.prompt_encoder_config.image_size
     side = int(side if isinstance(side, int) else max(side))
     height, width = rgb.shape[:2]
@@ -226,7 +207,7 @@ def _foreground(rgb: Image, model: str, options: dict[str, Any]) -> Segmentation
     import torch
     from transformers import AutoModelForImageSegmentation
 
-    net = _load(AutoModelForImageSegmentation, model, options)
+    net = _network(AutoModelForImageSegmentation, model, options)
     answer = net(_tensor(rgb, (_SIDE, _SIDE), model, options))
     answer = getattr(answer, "logits", answer)
     while not isinstance(answer, torch.Tensor):

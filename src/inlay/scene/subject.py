@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import (
-    InstanceOf,
-    PlainSerializer,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validator
 
 from inlay.errors import InputError, show
 from inlay.pictures.box import Box
-from inlay.scene.cutout import Cutout
-from inlay.scene.placement import LARGEST_AREA, Placement
+from inlay.scene.cutout import Cutout, cut
+from inlay.scene.placement import LARGEST_AREA
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
 
-__all__ = ["BoxField", "Flag", "Source", "Subject", "as_box", "as_subjects", "path_of"]
+__all__ = ["BoxField", "Flag", "Source", "Subject", "as_box", "as_size", "as_subjects", "path_of"]
 
 _CONCEPT = ".safetensors"
 # Of a scene, in pixels.
@@ -37,23 +33,8 @@ def as_box(value: Any, name: str) -> Box | None:
         return value
     if isinstance(value, Mapping) and set(value) == {"x", "y", "width", "height"}:
         value = [value["x"], value["y"], value["width"], value["height"]]
-    numbers = as_numbers(value, 4, name, "a Box or four numbers x, y, width, height")
+    numbers = as_numbers(value, name, 4, "a Box or four numbers x, y, width, height")
     return Box(*numbers)  # type: ignore[arg-type]
-
-
-def _scale(value: Any, name: str) -> float | None:
-    return None if value is None else as_number(value, name, "a number above 0")
-
-
-def _degrees(value: Any, name: str) -> float:
-    return as_number(value, name, "a finite number of degrees")
-
-
-def _point(value: Any, name: str) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    x, y = as_numbers(value, 2, name, "two numbers x, y")
-    return x, y
 
 
 def path_of(source: Any) -> str | None:
@@ -62,12 +43,10 @@ def path_of(source: Any) -> str | None:
 
 def as_size(value: Any, name: str) -> tuple[int, int]:
     """A scene's (width, height); raises InputError."""
-    listed = value.tolist() if isinstance(value, np.ndarray) else value
-    sides = list(listed) if isinstance(listed, (list, tuple)) else []
-    whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in sides]
-    if len(sides) != 2 or not all(whole):
-        raise InputError(f"{name} is {show(value)}; expected two whole numbers, width and height.")
-    width, height = int(sides[0]), int(sides[1])
+    expected = "two whole numbers, width and height"
+    width, height = (int(side) for side in as_numbers(value, name, 2, expected))
+    if not all(isinstance(side, Integral) for side in value):
+        raise InputError(f"{name} is {show(value)}; expected {expected}.")
     if not all(LEAST_SIDE <= side <= LARGEST_SIDE for side in (width, height)):
         raise InputError(
             f"{name} is {show(f'{width}x{height}')}; expected sides of {LEAST_SIDE} to "
@@ -101,25 +80,34 @@ BoxField = Annotated[
 ]
 Flag = Annotated[bool, checked(as_flag)]
 Text = Annotated[str | None, checked(as_text)]
+_Point = Annotated[
+    tuple[float, float], checked(partial(as_numbers, count=2, expected="two numbers x, y"))
+]
+_Scale = Annotated[float, checked(partial(as_number, expected="a number above 0"))]
+_Degrees = Annotated[float, checked(partial(as_number, expected="a finite number of degrees"))]
 
 
 class Subject(Form):
     """What goes into a background: its picture, what it is in there, and where it goes.
 
     mask, cut ("alpha", "mask", "box", "grabcut" or a segmentation model; None chooses) and cut_box
-    say what of the picture it is. One of box (background pixels; it keeps its aspect, centred in
-    it), at (its centre; scale is a factor on its pixels) and random says where it goes, else it
-    lies in the middle. rotate is in degrees counter-clockwise, after flip, which mirrors it.
-    The picture may be a file that `inlay learn` wrote. Raises InputError.
+    say what of the picture it is. The picture may be a file that `inlay learn` wrote.
+
+    One of box, at and random says where it goes, else it lies in the middle. box: background
+    pixels; it keeps its aspect and is centred there. at: its centre, in background pixels; scale:
+    its pixels are multiplied by it (None: its longer side becomes 40% of the background's shorter
+    side). random: a place, and where scale is None a scale, drawn from the seed, wholly inside.
+    rotate: degrees, counter-clockwise. flip: mirrored left to right, before it is turned.
+    Raises InputError.
     """
 
     picture: Source
     mask: Source = None
     box: BoxField = None
-    at: Annotated[tuple[float, float] | None, checked(_point)] = None
-    scale: Annotated[float | None, checked(_scale)] = None
+    at: _Point | None = None
+    scale: _Scale | None = None
     random: Flag = False
-    rotate: Annotated[float, checked(_degrees)] = 0.0
+    rotate: _Degrees = 0.0
     flip: Flag = False
     cut: Text = None
     cut_box: BoxField = None
@@ -129,26 +117,23 @@ class Subject(Form):
 
     @model_validator(mode="after")
     def _fits(self) -> Subject:
-        # Placement refuses places that exclude each other.
-        placement = self.placement
+        if (self.box is not None) + (self.at is not None) + self.random > 1:
+            raise InputError("the place is given twice; use only one of box, at and random.")
+        if self.box is not None and self.scale is not None:
+            raise InputError("scale goes with at or random; a box already says how large.")
+        if self.at is not None and not all(abs(v) <= 1e6 for v in self.at):
+            raise InputError(f"at is {self.at}; expected X,Y in pixels of the background.")
+        if self.scale is not None and not 0 < self.scale <= 1e6:
+            raise InputError(f"scale is {self.scale}; expected a number above 0, at most 1e6.")
         if self.concept is not None:
-            for name, value in (
-                ("mask", self.mask),
-                ("cut", self.cut),
-                ("cut_box", self.cut_box),
-                ("rotate", placement.rotate or None),
-                ("flip", placement.flip or None),
-            ):
-                if value is not None:
+            for name in ("mask", "cut", "cut_box", "rotate", "flip"):
+                value = getattr(self, name)
+                if value is not None and not (isinstance(value, (bool, float)) and not value):
                     raise InputError(
                         f"{name} does not go with {self.concept.name}, a concept, which has no "
                         "picture of its own; leave it out."
                     )
         return self
-
-    @property
-    def placement(self) -> Placement:
-        return Placement(self.box, self.at, self.scale, self.random, self.rotate, self.flip)
 
     @property
     def path(self) -> str | None:
@@ -158,7 +143,7 @@ class Subject(Form):
     @property
     def concept(self) -> Path | None:
         """The file, if it is one that `inlay learn` wrote, told by its suffix."""
-        path = path_of(self.picture)
+        path = self.path
         return Path(path) if path is not None and path.lower().endswith(_CONCEPT) else None
 
     def cutout(self, max_pixels: int, trust_remote_code: bool = False) -> Cutout:
@@ -174,8 +159,6 @@ class Subject(Form):
             )
         if self.concept is not None:
             return self._stand_in(self.concept)
-        from inlay.scene.cutout import cut
-
         return cut(
             self.picture,
             by=self.cut,
@@ -208,24 +191,18 @@ def as_subjects(value: Any) -> tuple[Subject, ...]:
     listed = list(value) if isinstance(value, (list, tuple)) else [value]
     if not listed or value is None:
         raise InputError("there is no subject; give at least one picture.")
-    made = []
+    subjects = []
     for number, item in enumerate(listed, 1):
         try:
-            made.append(
-                Subject(**item)
-                if isinstance(item, Mapping)
-                else item
-                if isinstance(item, Subject)
-                else Subject(item)
-            )
+            made = Subject(**item) if isinstance(item, Mapping) else item
+            subjects.append(made if isinstance(made, Subject) else Subject(made))
         except InputError as error:
-            raise InputError(
-                f"subject {number}: {error}" if len(listed) > 1 else str(error)
-            ) from None
-    lost = sum(not (each.box or each.at or each.random) for each in made)
+            where = f"subject {number}: " if len(listed) > 1 else ""
+            raise InputError(f"{where}{error}") from None
+    lost = sum(not (each.box or each.at or each.random) for each in subjects)
     if lost > 1:
         raise InputError(
             f"{lost} subjects would all lie in the middle; give each a box or a point, or random "
             "places."
         )
-    return tuple(made)
+    return tuple(subjects)

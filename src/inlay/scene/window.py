@@ -1,19 +1,22 @@
-"""The crop that a method works on, and the only code that writes into a background.
+"""A scene, the crop of it that a method works on, and the only code that writes into a background.
 
-Outside the pixels that a method may change, the background's samples are copied, never re-encoded.
+Colours are float32 sRGB in [0, 1], never multiplied with alpha; alpha and masks are float32 in
+[0, 1]. Outside the pixels that a method may change, the background's samples are copied, never
+re-encoded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inlay.errors import InputError
 from inlay.pictures.arrays import bounds, distance, resize, soft_rim
 from inlay.pictures.box import Box
 
@@ -21,11 +24,96 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.pictures.picture import Picture
-    from inlay.scene.scene import Scene
 
-__all__ = ["Painted", "Window", "crop_box", "model_size", "stitch"]
+__all__ = [
+    "Layer",
+    "Painted",
+    "Region",
+    "Scene",
+    "Window",
+    "crop_box",
+    "invert",
+    "merge",
+    "model_size",
+    "stitch",
+]
 
 Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """What is to change: a box inside the background and a mask (h, w) over it."""
+
+    box: Box
+    mask: Image
+
+    @classmethod
+    def of(cls, mask: Image) -> Region:
+        """The region of a whole picture's mask (height, width); raises InputError for none."""
+        box = bounds(mask)
+        if box is None:
+            raise InputError("the mask is empty; paint what is to change in white.")
+        return cls(box, np.clip(mask[box.slices], 0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A cutout as it lies in a background: resampled, turned, clipped to the picture."""
+
+    box: Box
+    rgb: Image
+    alpha: Image
+    concept: Path | None = None
+
+    @property
+    def region(self) -> Region:
+        return Region(self.box, self.alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Everything a picture is made from, besides a method and its settings.
+
+    layer is what is to be laid over the background; clean is the picture before something was
+    pasted into it, where the user has it.
+    """
+
+    background: Picture
+    region: Region
+    layer: Layer | None = None
+    clean: Picture | None = None
+
+
+def merge(layers: Sequence[Layer]) -> Layer:
+    """Several layers as one, later ones over earlier ones (Porter and Duff 1984, "over")."""
+    whole = layers[0].box
+    for layer in layers[1:]:
+        whole = whole.hull(layer.box)
+    rgb = np.zeros((whole.height, whole.width, 3), np.float32)
+    alpha = np.zeros((whole.height, whole.width), np.float32)
+    for layer in layers:
+        here = layer.box.shifted(-whole.x, -whole.y).slices
+        over, below = layer.alpha, alpha[here]
+        rest = below * (1 - over)
+        total = over + rest
+        mixed = layer.rgb * over[..., None] + rgb[here] * rest[..., None]
+        mixed /= np.maximum(total, 1e-6)[..., None]
+        # Where only one of the two is, its colour stays as it is to the last bit.
+        mixed = np.where((rest == 0)[..., None], layer.rgb, mixed)
+        rgb[here] = np.where((over == 0)[..., None], rgb[here], mixed)
+        alpha[here] = total
+    return Layer(whole, rgb, alpha)
+
+
+def invert(scene: Scene) -> Scene:
+    """The scene whose region is the whole picture less the subject."""
+    size = scene.background.size
+    mask = np.ones((size[1], size[0]), np.float32)
+    mask[scene.region.box.slices] -= scene.region.mask
+    if not (mask > 0.5).any():
+        raise InputError("the subject covers the whole picture; no background is left to change.")
+    return replace(scene, region=Region(Box.of_size(size), np.clip(mask, 0, 1)))
 
 
 @dataclass(frozen=True)
@@ -93,26 +181,23 @@ class Window:
         box = crop_box(scene.region.box, picture.size, context, at_least)
         was = picture.rgb(box)
         alpha = np.zeros(was.shape[:2], np.float32)
-        inner = scene.region.box.shifted(-box.x, -box.y)
-        alpha[inner.slices] = scene.region.mask
+        alpha[scene.region.box.shifted(-box.x, -box.y).slices] = scene.region.mask
         clean = was if scene.clean is None else scene.clean.rgb(box)
-        pasted, under = was, None
-        if scene.layer is not None:
-            pasted = was.copy()
-            place = scene.layer.box.shifted(-box.x, -box.y).slices
-            cover = scene.layer.alpha[..., None]
-            below = picture.alpha(box)
-            if below is None:
-                pasted[place] = scene.layer.rgb * cover + was[place] * (1 - cover)
-            else:
-                # Over a see-through background: Porter and Duff's "over", not premultiplied.
-                rest = below[place][..., None] * (1 - cover)
-                total = np.maximum(cover + rest, 1e-6)
-                pasted[place] = (scene.layer.rgb * cover + was[place] * rest) / total
-                under = below.copy()
-                under[place] = (cover + rest)[..., 0]
-        concept = None if scene.layer is None else scene.layer.concept
-        return cls(box, clean, pasted, alpha, was, under, concept)
+        layer = scene.layer
+        if layer is None:
+            return cls(box, clean, was, alpha, was)
+        pasted, under = was.copy(), picture.alpha(box)
+        place = layer.box.shifted(-box.x, -box.y).slices
+        cover = layer.alpha[..., None]
+        if under is None:
+            pasted[place] = layer.rgb * cover + was[place] * (1 - cover)
+        else:
+            # Over a see-through background: Porter and Duff's "over", not premultiplied.
+            rest = under[place][..., None] * (1 - cover)
+            total = cover + rest
+            pasted[place] = (layer.rgb * cover + was[place] * rest) / np.maximum(total, 1e-6)
+            under[place] = total[..., 0]
+        return cls(box, clean, pasted, alpha, was, under, layer.concept)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -177,14 +262,10 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
     changed = mask & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
     samples = picture.samples.copy()
     target = samples[box.slices]
-    new = picture.native(np.ascontiguousarray(rgb))
-    if picture.mode in ("LA", "RGBA"):
-        colours = target[..., :-1]
-        colours[changed] = new.reshape(*changed.shape, -1)[changed]
-        if window.under is not None:
-            top = float(np.iinfo(samples.dtype).max)
-            opacity = np.round(window.under[inner.slices] * top).astype(samples.dtype)
-            target[..., -1][mask] = np.maximum(target[..., -1], opacity)[mask]
-    else:
-        target[changed] = new[changed]
+    colours = target[..., :-1] if picture.mode in ("LA", "RGBA") else target
+    colours[changed] = picture.native(np.ascontiguousarray(rgb)).reshape(colours.shape)[changed]
+    if window.under is not None:
+        top = float(np.iinfo(samples.dtype).max)
+        opacity = np.round(window.under[inner.slices] * top).astype(samples.dtype)
+        target[..., -1][mask] = np.maximum(target[..., -1], opacity)[mask]
     return picture.with_samples(samples), box, mask.astype(np.float32)

@@ -19,9 +19,11 @@ from inlay.methods.dreamcom import DreamComSettings
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
 from inlay.scene.cutout import Cutout
-from inlay.scene.placement import Placement, layer_scene, place
+from inlay.scene.placement import place
+from inlay.scene.subject import Subject
 from inlay.scene.window import (
     Painted,
+    Scene,
     Window,
     crop_box,
     stitch,
@@ -72,8 +74,10 @@ def window() -> Window:
     """That of a concept's grey box, as Composer cuts it."""
     picture = read_picture(data.chelsea())
     grey, solid = np.full((120, 130, 3), 0.5, np.float32), np.ones((120, 130), np.float32)
-    layer = place(Cutout(grey, solid, "", "", learnt("embedded")), picture.size, Placement(BOX))
-    return Window.of(layer_scene(picture, layer), 0.5, composer().backbone.native_size)
+    layer = place(
+        Cutout(grey, solid, "", "", learnt("embedded")), picture.size, Subject("", box=BOX)
+    )
+    return Window.of(Scene(picture, layer.region, layer), 0.5, composer().backbone.native_size)
 
 
 def laid_in(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
