@@ -131,11 +131,11 @@ def test_srgb_profiles_are_known_and_cost_nothing() -> None:
     assert np.abs(gamma.to_srgb(photo) - photo / 255).max() > 2 / 255
 
 
-def test_tables_are_littlecms_in_8_bits() -> None:
+def test_tables_are_those_of_littlecms() -> None:
     inks = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
     cmyk = profiles.cmyk_profile()
     ours = np.round(conversion(cmyk, "CMYK").to_srgb(inks) * 255).astype(int)
-    assert np.array_equal(ours, by_littlecms(inks, "CMYK", cmyk))
+    assert np.abs(ours - by_littlecms(inks, "CMYK", cmyk)).max() <= 1
     photo = data.astronaut()
     found = conversion(profiles.table_profile(), "RGB")
     shown = found.to_srgb(photo)
@@ -144,15 +144,14 @@ def test_tables_are_littlecms_in_8_bits() -> None:
     assert np.abs(found.from_srgb(shown, 8).astype(int) - photo).mean() < 1
 
 
-def test_16_bit_tables_interpolate_the_8_bit_ones() -> None:
+def test_16_bit_tables_agree_with_the_8_bit_ones() -> None:
     found = conversion(profiles.table_profile(), "RGB")
     samples = np.random.default_rng(0).integers(0, 256, (100, 300, 3), dtype=np.uint8)
     deep = samples.astype(np.uint16) * 257
     assert np.abs(found.to_srgb(samples) - found.to_srgb(deep)).max() <= 1.01 / 255
     rgb = (samples / 255).astype(np.float32)
     back = np.abs(found.from_srgb(rgb, 16) / 257 - found.from_srgb(rgb, 8))
-    assert back.max() <= 5
-    assert back.mean() <= 0.2
+    assert back.max() <= 1
     ramp = np.repeat(np.linspace(0, 65535, 5000).astype(np.uint16)[None, :, None], 3, -1)
     shown = found.to_srgb(ramp)[0, :, 0]
     assert (np.diff(shown) >= 0).all()

@@ -47,7 +47,7 @@ def encoded(kind: str) -> bytes:
 
 
 KINDS = [
-    "PNG", "JPEG", "progressive", "WEBP", "TIFF", "tiff_lzw", "BMP", "GIF", "palette", "cmyk",
+    "PNG", "JPEG", "progressive", "WEBP", "TIFF", "tiff_lzw", "BMP", "GIF", "AVIF", "palette", "cmyk",
     "deep png", "deep tif",
 ]  # fmt: skip
 
@@ -88,6 +88,9 @@ def header(kind: str, width: int, height: int) -> bytes:
         small[18:26] = struct.pack("<ii", width, height)
     elif kind == "GIF":
         small[6:10] = struct.pack("<HH", width, height)
+    elif kind == "AVIF":
+        at = small.index(b"ispe") + 8
+        small[at : at + 8] = struct.pack(">II", width, height)
     elif kind == "WEBP":
         small[26:30] = struct.pack("<HH", width & 0x3FFF, height & 0x3FFF)
     elif kind in ("JPEG", "progressive", "cmyk"):
@@ -108,7 +111,7 @@ def header(kind: str, width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bombs_are_refused_by_their_header(tmp_path: Path, kind: str) -> None:
-    side = 16000 if kind == "WEBP" else 60000
+    side = {"WEBP": 16000, "AVIF": 20000}.get(kind, 60000)
     path = tmp_path / "bomb.png"
     path.write_bytes(header(kind, side, side))
     assert f"{side} x {side} pixels" in refused(read_picture, path)
@@ -158,6 +161,19 @@ def test_a_cut_jpeg_with_a_new_end_is_refused(tmp_path: Path, kind: str) -> None
         refused(read_picture, path)
 
 
+def test_a_jpeg_with_stray_bytes_or_without_its_last_ones_is_read(tmp_path: Path) -> None:
+    whole = WHOLE["JPEG"]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    expected = read_picture(path).samples
+    scan = whole.index(b"\xff\xda")
+    for data_ in (whole[:scan] + b"abc" + whole[scan:], whole[:-2]):
+        path.write_bytes(data_)
+        assert np.array_equal(read_picture(path).samples, expected)
+    path.write_bytes(whole[:-20] + b"\xff\xd9")
+    assert np.array_equal(read_picture(path).samples[:-16], expected[:-16])
+
+
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("I am a text.\n")
     assert "not a PNG, JPEG, WebP" in refused(read_picture, tmp_path / "text.png")
@@ -204,6 +220,7 @@ def test_samples_of_other_kinds_are_refused(tmp_path: Path) -> None:
 MAGIC = [
     b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8 ", b"II*\0", b"MM\0*",
     b"RIFF\x40\0\0\0WEBPVP8X", b"RIFF\x40\0\0\0WEBPVP8L", b"BM", b"GIF89a", b"II+\0",
+    b"\0\0\0\x18ftypavif",
 ]  # fmt: skip
 
 

@@ -30,7 +30,8 @@ PHOTO = data.chelsea()[60:140, 100:220]
 RECORD = json.dumps({"inlay": "0.1", "prompt": "a cat"})
 ADOBE = profiles.matrix_profile(profiles.ADOBE, profiles.gamma(2.2))
 GREY = profiles.grey_profile(profiles.gamma(2.2))
-SUFFIXES = ["png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp"]
+SUFFIXES = ["png", "jpg", "jpeg", "webp", "avif", "tif", "tiff", "bmp"]
+FREE = ("webp", "avif")
 CHANNELS = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}
 
 
@@ -115,14 +116,16 @@ def test_every_mode_into_every_format(tmp_path: Path, mode: str, depth: int, suf
     kept = {"png": 16, "tif": 16, "tiff": 16}.get(suffix, 8)
     if mode != "CMYK":
         assert back.depth == min(kept, depth)
-    holds_alpha = suffix in ("png", "webp", "tif", "tiff")
+    holds_alpha = suffix in ("png", "webp", "avif", "tif", "tiff")
     assert (back.alpha() is not None) == (holds_alpha and mode in ("LA", "RGBA"))
     if suffix in ("jpg", "jpeg", "tif", "tiff"):
         assert (back.mode == "CMYK") == (mode == "CMYK")
-    # Transparent colours are free in WebP.
-    weight = 1.0 if source.alpha() is None or suffix != "webp" else source.alpha()[..., None] > 0.1
+    # Transparent colours are free in these.
+    weight = (
+        1.0 if source.alpha() is None or suffix not in FREE else source.alpha()[..., None] > 0.1
+    )
     error = np.abs(back.rgb() - source.rgb()) * weight
-    assert error.mean() < (0.03 if suffix in ("jpg", "jpeg", "webp") else 0.003)
+    assert error.mean() < (0.03 if suffix in ("jpg", "jpeg", *FREE) else 0.003)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -134,12 +137,12 @@ def test_profiles_are_kept_or_lived_through(tmp_path: Path, suffix: str) -> None
         write_picture(source, path)
         back = read_picture(path)
         keeps = {
-            "png": mode != "CMYK", "bmp": False, "webp": mode == "RGB",
+            "png": mode != "CMYK", "bmp": False, "webp": mode == "RGB", "avif": mode == "RGB",
         }.get(suffix, True)  # fmt: skip
         assert (back.icc == icc) == keeps
         if not keeps:
             assert back.icc is None
-        lossy = suffix in ("jpg", "jpeg", "webp")
+        lossy = suffix in ("jpg", "jpeg", *FREE)
         assert np.abs(back.rgb() - source.rgb()).mean() < (0.04 if lossy else 0.003)
         if keeps and not lossy:
             assert np.array_equal(back.samples, source.samples)
@@ -173,7 +176,7 @@ def test_16_bits_are_rounded_not_cut(tmp_path: Path) -> None:
     assert np.array_equal(read_picture(tmp_path / "a.bmp").samples, np.round(levels / 257))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "tif"])
 def test_records_of_others_are_not_ours(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(PHOTO).save(path, exif=exif_block("a holiday"))
@@ -218,7 +221,7 @@ def test_an_existing_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.png", "link.png"]
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "tif"])
 def test_a_failure_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     write_picture(picture("RGB"), path)

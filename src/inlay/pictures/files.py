@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 1 << 30
-FORMATS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
+FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 # A folder of this name holds masks of the pictures beside it.
 MASKS = "masks"

@@ -1,7 +1,9 @@
 """Files, PIL images and arrays to pictures whose samples are as they are stored.
 
-The size in the header is checked before anything is decoded, and whatever a decoder raises becomes
-one InputError. PNG, JPEG, WebP, TIFF, BMP and GIF are told apart by their first bytes, not by name.
+libvips decodes PNG, JPEG, WebP, AVIF and TIFF, each by its own loader and no other; Pillow decodes
+BMP, which libvips lacks, and GIF, whose colours under transparency libvips leaves out. The first
+bytes tell which, not the name. Size and kind in the header are checked before anything is decoded,
+and whatever a decoder raises becomes one InputError.
 """
 
 from __future__ import annotations
@@ -11,32 +13,23 @@ import io
 import logging
 import os
 import re
-import struct
-import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyvips
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import from_levels, luma, upright
-from inlay.pictures.decode import (
-    UnsupportedError,
-    deep_colour,
-    deep_grey,
-    is_whole,
-)
+from inlay.pictures.colour import samples_of
 from inlay.pictures.files import FORMATS, read_file, shown
 from inlay.pictures.picture import Picture
 
@@ -52,18 +45,30 @@ __all__ = [
 DEFAULT_MAX_PIXELS = 100_000_000
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
-_BITS, _ORIENTATION, _EXIF_IFD, _USER_COMMENT = 0x0102, 0x0112, 0x8769, 0x9286
-_OPENERS: dict[bytes, type[ImageFile]] = {
-    rb"\x89PNG\r\n\x1a\n": PngImageFile,
-    rb"\xff\xd8\xff": JpegImageFile,
-    rb"(?s)RIFF....WEBP": WebPImageFile,
-    rb"II[*+]\0|MM\0[*+]": TiffImageFile,
-    rb"BM": BmpImageFile,
-    rb"GIF8[79]a": GifImageFile,
+_ORIENTATION, _EXIF_IFD, _USER_COMMENT = 0x0112, 0x8769, 0x9286
+_STARTS = {
+    rb"\x89PNG\r\n\x1a\n": "png",
+    rb"\xff\xd8\xff": "jpeg",
+    rb"(?s)RIFF....WEBP": "webp",
+    rb"(?s)....ftyp(avif|avis|mif1)": "heif",
+    rb"II[*+]\0|MM\0[*+]": "tiff",
+    rb"BM": "bmp",
+    rb"GIF8[79]a": "gif",
 }
+_BY_PILLOW: dict[str, type[ImageFile]] = {"bmp": BmpImageFile, "gif": GifImageFile}
+# What libvips calls the kinds of samples, by their number of channels.
+_GREY, _COLOUR = {1: "L", 2: "LA"}, {3: "RGB", 4: "RGBA"}
+_MODES = {
+    "b-w": _GREY, "grey16": _GREY, "srgb": _COLOUR, "rgb16": _COLOUR, "cmyk": {4: "CMYK"},
+}  # fmt: skip
+_FORGIVEN_ROWS = 16
+_KINDS = "grey, palette, RGB, RGBA or CMYK of 8 or 16 bits"
 
 _log = logging.getLogger("inlay")
-_limit_lock = threading.Lock()
+
+
+class _UnsupportedError(Exception):
+    """A whole picture of a kind that inlay does not take; the text says which."""
 
 
 def read_picture(
@@ -142,77 +147,108 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
     Raises InputError where the file is no picture or cannot be read.
     """
     name = shown(path)
-    image = _open_header(read_file(path, name), name, 1 << 31)
-    text = image.info.get("inlay")
-    if not isinstance(text, str):
-        try:
-            exif = image.getexif()
-            # In TIFF it stands beside the other tags, where programs look as well.
-            comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
-            text = _user_comment(comment, getattr(exif, "endian", None) or "<")
-        except Exception:
-            # A damaged EXIF block holds nothing that we wrote.
-            return None
+    data = read_file(path, name)
+    image = _header(data, name, 1 << 31)
+    if isinstance(image, ImageFile):
+        return None
+    fields = image.get_fields()
+    chunks = [field for field in fields if re.fullmatch(r"png-comment-\d+-inlay", field)]
+    if chunks:
+        text = str(image.get(chunks[0]))
+    else:
+        exif = image.get("exif-data") if "exif-data" in fields else data
+        text = _user_comment(exif)
     # Cameras and other programs have comments of their own.
-    return str(text) if text is not None and text.lstrip().startswith("{") else None
+    return text if text.lstrip().startswith("{") else None
 
 
-def _user_comment(value: object, byte_order: str) -> str | None:
-    """The text of a UserComment ("<" or ">" as its EXIF block); None where it cannot be read."""
-    if not isinstance(value, bytes):
-        return None
+def _user_comment(block: bytes) -> str:
+    """The UserComment of an EXIF block or a TIFF file; "" where there is none to be read."""
+    exif = PilImage.Exif()
     try:
-        if value.startswith(b"UNICODE\0"):
-            return value[8:].decode("utf-16-le" if byte_order == "<" else "utf-16-be")
-        return value[8:].decode("ascii") if value.startswith(b"ASCII\0\0\0") else None
-    except UnicodeDecodeError:
-        return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif.load(block)
+            # Some versions of inlay put it beside a TIFF's other tags.
+            comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT) or exif[_USER_COMMENT]
+        if comment.startswith(b"UNICODE\0"):
+            return str(comment[8:], "utf-16-le" if exif.endian == "<" else "utf-16-be")
+        return str(comment[8:], "ascii") if comment.startswith(b"ASCII\0\0\0") else ""
+    except Exception:
+        # A damaged block holds nothing that we wrote.
+        return ""
 
 
 def decode(data: bytes, name: str, max_pixels: int) -> Picture:
     """Decode a file's bytes; the first picture where there are several. Raises InputError."""
-    image = _open_header(data, name, max_pixels)
-    kinds = "grey, palette, RGB, RGBA or CMYK of 8 or 16 bits"
+    image = _header(data, name, max_pixels)
     damage = f"is damaged or cut short; expected a whole {FORMATS} picture"
-    with _one_sentence(name, kinds, damage):
-        with _pillow_limit(image.size):
-            # TIFF is turned upright by Pillow itself and loses the tag on the way; of the others
-            # Pillow decodes all, and forgives damage, when asked for the tag before.
-            tiff = _orientation(image) if isinstance(image, TiffImageFile) else None
-            image.load()
-        orientation = _orientation(image) if tiff is None else tiff
-        if isinstance(image, JpegImageFile) and not is_whole(data, np.asarray(image)):
-            raise EOFError
-        if not isinstance(image, JpegImageFile) and _animated(image):
+    with _one_sentence(name, _KINDS, damage):
+        if not isinstance(image, ImageFile):
+            return _from_vips(image, data, name)
+        image.load()
+        if getattr(image, "is_animated", False):
             _log.info("%s holds several pictures; the first one is used", name)
-        deep = deep_colour(data, image, orientation, name) if _is_deep(data, image) else None
-        return deep or _from_pil(image, name)
+        return _from_pil(image, name)
 
 
-def _open_header(data: bytes, name: str, max_pixels: int) -> ImageFile:
-    """Pillow's view of a file: the header is read and its size checked, nothing is decoded."""
-    opener = next((kind for start, kind in _OPENERS.items() if re.match(start, data)), None)
-    if opener is None:
+def _header(data: bytes, name: str, max_pixels: int) -> pyvips.Image | ImageFile:
+    """A file whose header is read and whose size is checked; nothing is decoded."""
+    kind = next((kind for start, kind in _STARTS.items() if re.match(start, data)), None)
+    if kind is None:
         raise InputError(f"{name} is not a {FORMATS} picture; convert it to one of these.")
     damage = f"is damaged or of a kind that cannot be read; expected a whole {FORMATS} picture"
     with _one_sentence(name, "", damage):
-        # Pillow's WebP reader makes its canvas on opening, so the size must be known before.
-        size = _webp_size(data) if opener is WebPImageFile else (1, 1)
-        _check_size(size, name, max_pixels)
-        with _pillow_limit(size):
-            image = opener(io.BytesIO(data))
-    _check_size(image.size, name, max_pixels)
+        if kind in _BY_PILLOW:
+            image = _BY_PILLOW[kind](io.BytesIO(data))
+        else:
+            image = _loaded(data, kind, "warning" if kind == "jpeg" else "error")
+    _check_size((image.width, image.height), name, max_pixels)
     return image
+
+
+def _loaded(data: bytes, kind: str, fail_on: str) -> pyvips.Image:
+    load = getattr(pyvips.Image, f"{kind}load_buffer")
+    return load(data, access="sequential", fail_on=fail_on)
+
+
+def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
+    """Decode. Raises _UnsupportedError, or pyvips.Error where the file is damaged."""
+    mode = _MODES.get(image.interpretation, {}).get(image.bands)
+    if mode is None or image.format not in ("uchar", "ushort"):
+        raise _UnsupportedError(
+            f"{image.bands} channels of kind {image.interpretation} ({image.format})"
+        )
+    fields = image.get_fields()
+    start = data[: max(data.find(b"IDAT"), 0)]
+    if ("n-pages" in fields and image.get("n-pages") > 1) or b"acTL" in start:
+        _log.info("%s holds several pictures; the first one is used", name)
+    icc = image.get("icc-profile-data") if "icc-profile-data" in fields else None
+    if icc is None and b"iCCP" in start:
+        _log.info("%s: its colour profile is passed over (it is damaged or does not suit)", name)
+    try:
+        samples = samples_of(image)
+    except pyvips.Error as error:
+        # libjpeg only warns: of stray bytes, which do no harm, as of data that end too early.
+        if image.get("vips-loader") != "jpegload_buffer":
+            raise
+        if "remature end" in str(error):
+            # Cameras are known to lose some bytes of the last blocks; what is above must be whole.
+            above = max(image.height - _FORGIVEN_ROWS, 1)
+            samples_of(_loaded(data, "jpeg", "warning").crop(0, 0, image.width, above))
+        samples = samples_of(_loaded(data, "jpeg", "error"))
+    orientation = image.get("orientation") if "orientation" in fields else 1
+    return Picture(upright(samples, orientation), mode, icc, name)
 
 
 @contextmanager
 def _one_sentence(name: str, kinds: str, damage: str) -> Iterator[None]:
-    """Whatever Pillow raises as an InputError: which kinds are expected, what damage means."""
+    """Whatever a decoder raises as an InputError: which kinds are expected, what damage means."""
     try:
         yield
     except InputError:
         raise
-    except UnsupportedError as error:
+    except _UnsupportedError as error:
         raise InputError(f"{name} holds {error}; expected {kinds}.") from None
     except MemoryError:
         raise InputError(f"{name} does not fit into memory; expected a smaller picture.") from None
@@ -255,81 +291,33 @@ def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
 
 
 def _from_pil(image: PilImage.Image, name: str) -> Picture:
-    """Samples of a loaded image. Raises UnsupportedError, or what Pillow raises."""
-    orientation = _orientation(image)
+    """Samples of a loaded image. Raises _UnsupportedError, or what Pillow raises."""
     profile = image.info.get("icc_profile")
     icc = profile if isinstance(profile, bytes) and profile else None
-    transparent = image.has_transparency_data
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N"):
-        samples = deep_grey(image)
-        mode = "L" if samples.ndim == 2 else "LA"
-        return Picture(upright(samples, orientation), mode, icc, name)
-    if image.mode == "I":
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise UnsupportedError("samples of 32 bits")
-        return Picture(upright(values.astype(np.uint16), orientation), "L", icc, name)
-    if image.mode in ("1", "L", "LA", "La"):
-        mode = "LA" if transparent else "L"
-    elif image.mode in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"):
-        mode = "RGBA" if transparent else "RGB"
-    elif image.mode == "CMYK":
-        mode = "CMYK"
+    alpha = image.has_transparency_data
+    if image.mode.startswith("I"):
+        samples = np.asarray(image)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise _UnsupportedError("samples of 32 bits")
+        mode, samples = "L", samples.astype(np.uint16)
+        if isinstance(clear := image.info.get("transparency"), int):
+            shown_ = np.where(samples == clear, 0, 65535).astype(np.uint16)
+            mode, samples = "LA", np.stack([samples, shown_], axis=-1)
     else:
-        raise UnsupportedError(f"samples of kind {image.mode!r}")
-    if image.mode in ("YCbCr", "HSV"):
-        icc = None
-    samples = np.asarray(image if image.mode == mode else image.convert(mode))
+        if image.mode in ("1", "L", "LA", "La"):
+            mode = "LA" if alpha else "L"
+        elif image.mode in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"):
+            mode = "RGBA" if alpha else "RGB"
+        elif image.mode == "CMYK":
+            mode = "CMYK"
+        else:
+            raise _UnsupportedError(f"samples of kind {image.mode!r}")
+        if image.mode in ("YCbCr", "HSV"):
+            icc = None
+        samples = np.asarray(image if image.mode == mode else image.convert(mode))
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        # A damaged EXIF block says nothing.
+        orientation = 1
     return Picture(upright(samples, orientation), mode, icc, name)
-
-
-def _is_deep(data: bytes, image: ImageFile) -> bool:
-    """Whether a file is a PNG of 16-bit colour or a TIFF of 16 bits."""
-    if isinstance(image, PngImageFile):
-        return data[24] == 16 and image.mode in ("RGB", "RGBA")
-    return isinstance(image, TiffImageFile) and bool(np.equal(image.tag_v2.get(_BITS, 1), 16).all())
-
-
-def _orientation(image: PilImage.Image) -> int:
-    """The EXIF orientation; 1 where there is none or the EXIF block is damaged."""
-    try:
-        tag = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
-    return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
-
-
-def _animated(image: ImageFile) -> bool:
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:
-        # What follows the first picture is damaged, and is not used.
-        return False
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the canvas (WebP container specification; RFC 6386, 9.1)."""
-    if data[12:16] == b"VP8X":
-        width, height = data[24:27], data[27:30]
-        return int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
-    if data[12:16] == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-@contextmanager
-def _pillow_limit(size: tuple[int, int]) -> Iterator[None]:
-    """Let Pillow pass a picture that our own bound has passed; its own bound is global."""
-    pixels = size[0] * size[1]
-    if PilImage.MAX_IMAGE_PIXELS is None or pixels <= PilImage.MAX_IMAGE_PIXELS:
-        yield
-        return
-    with _limit_lock:
-        before = PilImage.MAX_IMAGE_PIXELS
-        PilImage.MAX_IMAGE_PIXELS = pixels
-        try:
-            yield
-        finally:
-            PilImage.MAX_IMAGE_PIXELS = before

@@ -1,11 +1,13 @@
 """Writing pictures: the suffix names the format, what the format can hold is kept as it is.
 
 PNG and TIFF keep every sample; JPEG is written at quality 95 without chroma subsampling, WebP at
-quality 95. What a format cannot hold is reduced, and the log says so: JPEG has no alpha and 8 bits,
-WebP neither grey nor CMYK, PNG no CMYK (it becomes sRGB), BMP neither alpha nor profile nor record.
+quality 95, AVIF at 90. What a format cannot hold is reduced, and the log says so: JPEG has no alpha
+and 8 bits, WebP and AVIF neither grey nor CMYK, PNG no CMYK (it becomes sRGB), BMP neither alpha
+nor profile nor record.
 
-16-bit PNG, which Pillow cannot write, is written here. Sources: PNG 3rd edition (W3C 2025), 5.3
-chunks, 9.2 filter types; Exif 2.32, 4.6.5 UserComment.
+libvips encodes all but BMP; the record's place in PNG and TIFF, which it does not write as we need
+it, is added here. Sources: PNG 3rd edition (W3C 2025), 5.3 chunks; TIFF 6.0, section 2; Exif 2.32,
+4.6.5 UserComment.
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ import logging
 import os
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pyvips
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import to_levels
+from inlay.pictures.colour import vips_image
 from inlay.pictures.files import check_target, replace_file, shown
 from inlay.pictures.picture import Picture, to_8_bits
 
@@ -34,30 +38,39 @@ _log = logging.getLogger("inlay")
 
 @dataclass(frozen=True)
 class _Format:
+    """What a format holds, and how libvips writes it."""
+
     name: str
     modes: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
     deep: bool = False
     profile: bool = True
     record: bool = True
     longest: int = 1 << 31
 
 
-_PNG = _Format("PNG", ("L", "LA", "RGB", "RGBA"), deep=True)
-_JPEG = _Format("JPEG", ("L", "RGB", "CMYK"), longest=65500)
-_WEBP = _Format("WEBP", ("RGB", "RGBA"), longest=16383)
-_TIFF = _Format("TIFF", ("L", "LA", "RGB", "RGBA", "CMYK"), deep=True)
+_PNG = _Format("PNG", ("L", "LA", "RGB", "RGBA"), {"compression": 3, "filter": "up"}, deep=True)
+_JPEG = _Format("JPEG", ("L", "RGB", "CMYK"), {"Q": 95, "subsample_mode": "off"}, longest=65500)
+_WEBP = _Format("WebP", ("RGB", "RGBA"), {"Q": 95}, longest=16383)
+_AVIF = _Format("AVIF", ("RGB", "RGBA"), {"Q": 90, "subsample_mode": "off"}, longest=16384)
+_TIFF = _Format(
+    "TIFF",
+    ("L", "LA", "RGB", "RGBA", "CMYK"),
+    {"compression": "deflate", "predictor": "horizontal", "level": 4},
+    deep=True,
+)
 _BMP = _Format("BMP", ("L", "RGB"), profile=False, record=False)
 _SUFFIXES = {
-    ".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP,
+    ".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, ".avif": _AVIF,
     ".tif": _TIFF, ".tiff": _TIFF, ".bmp": _BMP,
 }  # fmt: skip
-_QUALITY = 95
-_PNG_LEVEL, _DEEP_LEVEL = 3, 4
-# The longest EXIF block of a JPEG: one segment of 65535 bytes with its own length.
-_JPEG_EXIF = 65533
+# The longest EXIF block of a JPEG: a segment of 65535 bytes, in which libvips adds some fields.
+_JPEG_EXIF = 65000
 _MAX_TIFF = 4_000_000_000
 _EXIF_IFD, _USER_COMMENT = 34665, 37510
 _LONG, _UNDEFINED = 4, 7
+# Length of a PNG's signature and header.
+_PNG_HEADER = 33
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -75,10 +88,10 @@ def write_picture(
 ) -> None:
     """Write a picture; size, mode, depth and profile stay as far as the format holds them.
 
-    The format follows the suffix: png, jpg, jpeg, webp, tif, tiff, bmp. `record` (JSON text) goes
-    into a PNG text chunk "inlay", else into the EXIF UserComment. The file is put in place in one
-    step, so a failure leaves nothing. Raises InputError for an unknown suffix, a missing folder, a
-    place that cannot be written, or a picture that the format cannot hold.
+    The format follows the suffix: png, jpg, jpeg, webp, avif, tif, tiff, bmp. `record` (JSON text)
+    goes into a PNG text chunk "inlay", else into the EXIF UserComment. The file is put in place in
+    one step, so a failure leaves nothing. Raises InputError for an unknown suffix, a missing
+    folder, a place that cannot be written, or a picture that the format cannot hold.
     """
     form = _format(path)
     name = shown(path)
@@ -137,103 +150,68 @@ def _fit(picture: Picture, form: _Format, name: str) -> Picture:
 def _encode(
     file: IO[bytes], picture: Picture, form: _Format, record: str | None, name: str
 ) -> None:
-    if form is _TIFF:
-        return _write_tiff(file, picture, record)
-    if picture.depth == 16:
-        return _write_png16(file, picture, record)
-    samples = np.ascontiguousarray(picture.samples)
-    image = PilImage.frombuffer(picture.mode, picture.size, samples, "raw", picture.mode, 0, 1)
-    options: dict[str, Any] = {}
-    if form.profile:
-        options["icc_profile"] = picture.icc
-    if form is _PNG:
-        from PIL.PngImagePlugin import PngInfo
-
-        options["compress_level"] = _PNG_LEVEL
-        if record is not None:
-            options["pnginfo"] = info = PngInfo()
-            (info.add_text if record.isascii() else info.add_itxt)("inlay", record)
-    elif record is not None:
+    if form is _BMP:
+        buffer = io.BytesIO()
+        PilImage.fromarray(picture.samples).save(buffer, form.name)
+        file.write(buffer.getbuffer())
+        return
+    image, keep = vips_image(picture.samples, picture.mode, picture.icc), "icc"
+    if record is not None and form not in (_PNG, _TIFF):
         block = exif_block(record)
         if form is _JPEG and len(block) > _JPEG_EXIF:
             _log.info("%s: the record is too long for a JPEG; it is left out", name)
         else:
-            options["exif"] = block
-    if form is _JPEG:
-        options |= {"quality": _QUALITY, "subsampling": 0}
-    elif form is _WEBP:
-        options |= {"quality": _QUALITY}
-    # Given a real file, Pillow writes past Python and takes no notice of a disk that fills up.
-    buffer = io.BytesIO()
-    image.save(buffer, format=form.name, **options)
-    file.write(buffer.getbuffer())
+            image.set_type(pyvips.GValue.blob_type, "exif-data", block)
+            keep = "exif:icc"
+    try:
+        data = image.write_to_buffer(f".{form.name.lower()}", keep=keep, **form.options)
+    except pyvips.Error:
+        raise InputError(f"{name} cannot be written as {form.name}; write a png or tif.") from None
+    parts = [data]
+    if record is not None and form is _PNG:
+        parts = _with_text(data, record)
+    elif record is not None and form is _TIFF:
+        parts = _with_exif(data, record)
+    for part in parts:
+        file.write(part)
 
 
-def _write_png16(file: IO[bytes], picture: Picture, text: str | None) -> None:
-    """A PNG of uint16 samples; `text` goes into a text chunk "inlay"."""
-
-    def chunk(name: bytes, body: bytes) -> None:
-        checksum = zlib.crc32(body, zlib.crc32(name))
-        file.write(struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum))
-
-    colour_type = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}[picture.mode]
-    file.write(b"\x89PNG\r\n\x1a\n")
-    chunk(b"IHDR", struct.pack(">IIBBBBB", *picture.size, 16, colour_type, 0, 0, 0))
-    if picture.icc is not None:
-        chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
-    if text is not None and text.isascii():
-        chunk(b"tEXt", b"inlay\0" + text.encode("ascii"))
-    elif text is not None:
-        chunk(b"iTXt", b"inlay\0\0\0\0\0" + text.encode("utf-8"))
-    packer = zlib.compressobj(_DEEP_LEVEL)
-    above = np.uint8(0)
-    for rows in picture.bands():
-        stored = np.ascontiguousarray(picture.samples[rows.slices].astype(">u2")).view(np.uint8)
-        stored = stored.reshape(rows.height, -1)
-        # Filter type 2: what differs from the row above, modulo 256.
-        filtered = np.full((rows.height, stored.shape[1] + 1), 2, np.uint8)
-        filtered[0, 1:] = stored[0] - above
-        filtered[1:, 1:] = stored[1:] - stored[:-1]
-        above = stored[-1]
-        if packed := packer.compress(filtered.tobytes()):
-            chunk(b"IDAT", packed)
-    chunk(b"IDAT", packer.flush())
-    chunk(b"IEND", b"")
+def _with_text(png: bytes, text: str) -> list[bytes]:
+    """The parts of a PNG with a text chunk "inlay" more, behind its signature and header."""
+    kind, body = b"tEXt", b"inlay\0" + text.encode()
+    if not text.isascii():
+        kind, body = b"iTXt", b"inlay\0\0\0\0\0" + text.encode()
+    checksum = zlib.crc32(kind + body)
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+    return [png[:_PNG_HEADER], chunk, png[_PNG_HEADER:]]
 
 
-def _write_tiff(file: IO[bytes], picture: Picture, text: str | None) -> None:
-    """A deflated TIFF of any mode; `text` goes into a tag as EXIF's UserComment."""
-    import tifffile
-
-    photometric = {"L": "minisblack", "LA": "minisblack", "CMYK": "separated"}
-    comment = b"" if text is None else _comment(text)
-    tifffile.imwrite(
-        file,
-        picture.samples,
-        photometric=photometric.get(picture.mode, "rgb"),
-        planarconfig=None if picture.samples.ndim == 2 else "contig",
-        extrasamples=["unassalpha"] if picture.mode in ("LA", "RGBA") else None,
-        compression="zlib",
-        predictor=True,
-        rowsperstrip=next(picture.bands()).height,
-        iccprofile=picture.icc,
-        extratags=[(_USER_COMMENT, _UNDEFINED, len(comment), comment, True)] if comment else [],
-        metadata=None,
-        software=False,
-    )
+def _with_exif(tiff: bytes, text: str) -> list[bytes]:
+    """The parts of a little-endian TIFF with an EXIF directory more and its own directory last."""
+    (at,) = struct.unpack_from("<I", tiff, 4)
+    (count,) = struct.unpack_from("<H", tiff, at)
+    entries = [tiff[at + 2 + 12 * i : at + 14 + 12 * i] for i in range(count)]
+    # Directories begin at even places, and the entries of one are sorted by their tags.
+    end = len(tiff) + len(tiff) % 2
+    exif = _directory(text, end)
+    entries.append(struct.pack("<HHII", _EXIF_IFD, _LONG, 1, end))
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
+    directory = struct.pack("<H", count + 1) + b"".join(entries) + bytes(4)
+    first = struct.pack("<I", end + len(exif))
+    return [tiff[:4], first, tiff[8:], bytes(end - len(tiff)), exif, directory]
 
 
-def _comment(text: str) -> bytes:
-    """A text as EXIF's UserComment holds it."""
+def _directory(text: str, at: int) -> bytes:
+    """An EXIF directory, to stand at a place in a file, of one UserComment; its length is even."""
+    comment = b"UNICODE\0" + text.encode("utf-16-le")
     if text.isascii():
-        return b"ASCII\0\0\0" + text.encode("ascii")
-    return b"UNICODE\0" + text.encode("utf-16-le")
+        comment = b"ASCII\0\0\0" + text.encode("ascii")
+    entry = struct.pack("<HHHIII", 1, _USER_COMMENT, _UNDEFINED, len(comment), at + 18, 0)
+    return entry + comment + bytes(len(comment) % 2)
 
 
 def exif_block(text: str) -> bytes:
     """An EXIF block ("Exif", then a little-endian TIFF) that holds one UserComment."""
-    comment = _comment(text)
-    # Two directories of one entry, 18 bytes each: IFD0 at 8 points to the EXIF IFD at 26.
+    # The first directory, of 18 bytes at 8, points to EXIF's own.
     first = struct.pack("<HHHIII", 1, _EXIF_IFD, _LONG, 1, 26, 0)
-    second = struct.pack("<HHHIII", 1, _USER_COMMENT, _UNDEFINED, len(comment), 44, 0)
-    return b"Exif\0\0II*\0\x08\0\0\0" + first + second + comment
+    return b"Exif\0\0II*\0\x08\0\0\0" + first + _directory(text, 26)
