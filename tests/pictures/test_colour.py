@@ -184,7 +184,8 @@ def test_damaged_profiles_are_refused_or_used_but_never_break(draw: st.DataObjec
         assert np.isfinite(rgb).all()
         assert rgb.min() >= 0
         assert rgb.max() <= 1
-        assert found.from_srgb(rgb, 16).shape == shape
+        if found.two_way:
+            assert found.from_srgb(rgb, 16).shape == shape
 
 
 def test_wrong_kinds_are_refused() -> None:

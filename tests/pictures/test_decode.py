@@ -47,8 +47,8 @@ def encoded(kind: str) -> bytes:
 
 
 KINDS = [
-    "PNG", "JPEG", "progressive", "WEBP", "TIFF", "tiff_lzw", "BMP", "GIF", "AVIF", "palette", "cmyk",
-    "deep png", "deep tif",
+    "PNG", "JPEG", "progressive", "WEBP", "TIFF", "tiff_lzw", "BMP", "GIF", "AVIF", "palette",
+    "cmyk", "deep png", "deep tif",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from inlay.cli.options import CUTS, Out, Reading, check_cut, flag, grouped
 from inlay.errors import InputError
 from inlay.pictures.box import Box
 
-_WITH_ALPHA = (".png", ".webp", ".tif", ".tiff")
+_WITH_ALPHA = (".png", ".webp", ".avif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)

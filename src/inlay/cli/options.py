@@ -111,7 +111,7 @@ def model_names() -> Iterable[str]:
 Out = Annotated[
     str,
     typer.Option(
-        "--output", "-o", metavar="OUT", help="Picture to write: png, jpg, webp, tif or bmp."
+        "--output", "-o", metavar="OUT", help="Picture to write: png, jpg, webp, avif, tif or bmp."
     ),
 ]
 OutFolder = Annotated[

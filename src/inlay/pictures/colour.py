@@ -210,35 +210,24 @@ class _Tables(Conversion):
             file.write(self.icc)
             file.flush()
             own = samples_of(image.icc_transform(file.name, input_profile="srgb", **options))
-        return own / np.float64(_top(own))
+        values: Floats = own / np.float64(_top(own))
+        return values
 
 
 def vips_image(samples: Samples, mode: str, icc: bytes | None) -> pyvips.Image:
-    """Samples (h, w) or (h, w, C) of a mode of Picture as libvips sees them, at 72 dpi."""
-    height, width = samples.shape[:2]
-    deep = samples.dtype == np.uint16
-    shades, colours = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    image = pyvips.Image.new_from_memory(
-        np.ascontiguousarray(samples).data,
-        width,
-        height,
-        samples[:1, :1].size,
-        "ushort" if deep else "uchar",
-    ).copy(
-        interpretation={"L": shades, "LA": shades, "CMYK": "cmyk"}.get(mode, colours),
-        xres=72 / 25.4,
-        yres=72 / 25.4,
-    )
+    """Samples (h, w) or (h, w, C) of a mode of Picture as libvips sees them."""
+    shades, colours = ("b-w", "srgb") if samples.dtype == np.uint8 else ("grey16", "rgb16")
+    kind = {"L": shades, "LA": shades, "CMYK": "cmyk"}.get(mode, colours)
+    image = pyvips.Image.new_from_array(samples, interpretation=kind)
     if icc is not None:
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", icc)
     return image
 
 
 def samples_of(image: pyvips.Image) -> Samples:
-    """The samples of a libvips image of 8 or 16 bits: (h, w), or (h, w, C) for several bands."""
-    dtype = np.uint16 if image.format == "ushort" else np.uint8
+    """The samples of a libvips image: (h, w), or (h, w, C) where it has several bands."""
     shape = (image.height, image.width, image.bands)
-    return np.frombuffer(image.write_to_memory(), dtype).reshape(shape[: 2 + (shape[2] > 1)])
+    return np.asarray(image.numpy()).reshape(shape[:2] if image.bands == 1 else shape)
 
 
 def _invert(table: Floats, values: Floats) -> Floats:

@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -61,6 +61,9 @@ _GREY, _COLOUR = {1: "L", 2: "LA"}, {3: "RGB", 4: "RGBA"}
 _MODES = {
     "b-w": _GREY, "grey16": _GREY, "srgb": _COLOUR, "rgb16": _COLOUR, "cmyk": {4: "CMYK"},
 }  # fmt: skip
+# And what becomes of Pillow's modes, alpha aside.
+_PIL_MODES = dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"), "RGB")
+_PIL_MODES |= {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}
 _FORGIVEN_ROWS = 16
 _KINDS = "grey, palette, RGB, RGBA or CMYK of 8 or 16 bits"
 
@@ -153,11 +156,8 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
         return None
     fields = image.get_fields()
     chunks = [field for field in fields if re.fullmatch(r"png-comment-\d+-inlay", field)]
-    if chunks:
-        text = str(image.get(chunks[0]))
-    else:
-        exif = image.get("exif-data") if "exif-data" in fields else data
-        text = _user_comment(exif)
+    exif = image.get("exif-data") if "exif-data" in fields else data
+    text = str(image.get(chunks[0])) if chunks else _user_comment(exif)
     # Cameras and other programs have comments of their own.
     return text if text.lstrip().startswith("{") else None
 
@@ -186,10 +186,12 @@ def decode(data: bytes, name: str, max_pixels: int) -> Picture:
     with _one_sentence(name, _KINDS, damage):
         if not isinstance(image, ImageFile):
             return _from_vips(image, data, name)
-        image.load()
+        picture = _from_pil(image, name)
+    # What follows the first picture may be damaged, and is not used.
+    with suppress(Exception):
         if getattr(image, "is_animated", False):
             _log.info("%s holds several pictures; the first one is used", name)
-        return _from_pil(image, name)
+    return picture
 
 
 def _header(data: bytes, name: str, max_pixels: int) -> pyvips.Image | ImageFile:
@@ -273,7 +275,6 @@ def _from_image(image: PilImage.Image, name: str, max_pixels: int) -> Picture:
     _check_size(image.size, name, max_pixels)
     kinds = "a PIL image of mode L, LA, P, RGB, RGBA or CMYK"
     with _one_sentence(name, kinds, "cannot be decoded; expected a whole PIL image"):
-        image.load()
         return _from_pil(image, name)
 
 
@@ -291,27 +292,24 @@ def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
 
 
 def _from_pil(image: PilImage.Image, name: str) -> Picture:
-    """Samples of a loaded image. Raises _UnsupportedError, or what Pillow raises."""
+    """Decode what Pillow has opened. Raises _UnsupportedError, or what Pillow raises."""
+    image.load()
     profile = image.info.get("icc_profile")
     icc = profile if isinstance(profile, bytes) and profile else None
-    alpha = image.has_transparency_data
     if image.mode.startswith("I"):
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
             raise _UnsupportedError("samples of 32 bits")
         mode, samples = "L", samples.astype(np.uint16)
         if isinstance(clear := image.info.get("transparency"), int):
-            shown_ = np.where(samples == clear, 0, 65535).astype(np.uint16)
-            mode, samples = "LA", np.stack([samples, shown_], axis=-1)
+            alpha = np.where(samples == clear, 0, 65535).astype(np.uint16)
+            mode, samples = "LA", np.stack([samples, alpha], axis=-1)
     else:
-        if image.mode in ("1", "L", "LA", "La"):
-            mode = "LA" if alpha else "L"
-        elif image.mode in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"):
-            mode = "RGBA" if alpha else "RGB"
-        elif image.mode == "CMYK":
-            mode = "CMYK"
-        else:
+        if image.mode not in _PIL_MODES:
             raise _UnsupportedError(f"samples of kind {image.mode!r}")
+        mode = _PIL_MODES[image.mode]
+        if mode != "CMYK" and image.has_transparency_data:
+            mode += "A"
         if image.mode in ("YCbCr", "HSV"):
             icc = None
         samples = np.asarray(image if image.mode == mode else image.convert(mode))

@@ -71,6 +71,8 @@ _EXIF_IFD, _USER_COMMENT = 34665, 37510
 _LONG, _UNDEFINED = 4, 7
 # Length of a PNG's signature and header.
 _PNG_HEADER = 33
+# 72 dots an inch, in pixels a millimetre: what files say that say nothing.
+_DENSITY = 72 / 25.4
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -155,7 +157,8 @@ def _encode(
         PilImage.fromarray(picture.samples).save(buffer, form.name)
         file.write(buffer.getbuffer())
         return
-    image, keep = vips_image(picture.samples, picture.mode, picture.icc), "icc"
+    image = vips_image(picture.samples, picture.mode, picture.icc)
+    image, keep = image.copy(xres=_DENSITY, yres=_DENSITY), "icc"
     if record is not None and form not in (_PNG, _TIFF):
         block = exif_block(record)
         if form is _JPEG and len(block) > _JPEG_EXIF:
