@@ -6,12 +6,15 @@ Unless said otherwise images are float32 (h, w) or (h, w, c) and masks bool or f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inlay.pictures.box import Box
+
+if TYPE_CHECKING:
+    import pyvips
 
 __all__ = [
     "FAINT",
@@ -24,12 +27,14 @@ __all__ = [
     "masked_blur",
     "resize",
     "row_bands",
+    "samples_of",
     "shrink",
     "smoothstep",
     "soft_rim",
     "to_levels",
     "to_uint8",
     "upright",
+    "vips_image",
 ]
 
 Image = NDArray[np.float32]
@@ -132,6 +137,24 @@ def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (2, 3, 6, 7):
         samples = samples[:, ::-1]
     return np.ascontiguousarray(samples)
+
+
+def vips_image(samples: NDArray[Any], mode: str, icc: bytes | None) -> pyvips.Image:
+    """NDArray[Any] (h, w) or (h, w, C) of a mode of Picture as libvips sees them."""
+    import pyvips
+
+    shades, colours = ("b-w", "srgb") if samples.dtype == np.uint8 else ("grey16", "rgb16")
+    kind = {"L": shades, "LA": shades, "CMYK": "cmyk"}.get(mode, colours)
+    image = pyvips.Image.new_from_array(samples, interpretation=kind)
+    if icc is not None:
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", icc)
+    return image
+
+
+def samples_of(image: pyvips.Image) -> NDArray[Any]:
+    """The samples of a libvips image: (h, w), or (h, w, C) where it has several bands."""
+    shape = (image.height, image.width, image.bands)
+    return np.asarray(image.numpy()).reshape(shape[:2] if image.bands == 1 else shape)
 
 
 def blur(image: Image, sigma: float, *, mirror: bool = False) -> Image:

@@ -20,23 +20,22 @@ import struct
 import tempfile
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import from_levels, row_bands, to_levels
+from inlay.pictures.arrays import from_levels, row_bands, samples_of, to_levels, vips_image
 
 __all__ = [
     "Conversion",
     "conversion",
     "curve",
-    "samples_of",
     "srgb_decode",
     "srgb_encode",
     "tags",
-    "vips_image",
 ]
 
 # One thread and nothing kept: a picture is decoded row by row and never asked for twice.
@@ -206,28 +205,12 @@ class _Tables(Conversion):
     def _backward(self, rgb: Floats, depth: int) -> Floats:
         image = vips_image(to_levels(rgb, 16), "RGB", None)
         options = {"intent": self.back, "black_point_compensation": True, "depth": depth}
-        with tempfile.NamedTemporaryFile(suffix=".icc") as file:
-            file.write(self.icc)
-            file.flush()
-            own = samples_of(image.icc_transform(file.name, input_profile="srgb", **options))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "own.icc"
+            path.write_bytes(self.icc)
+            own = samples_of(image.icc_transform(str(path), input_profile="srgb", **options))
         values: Floats = own / np.float64(_top(own))
         return values
-
-
-def vips_image(samples: Samples, mode: str, icc: bytes | None) -> pyvips.Image:
-    """Samples (h, w) or (h, w, C) of a mode of Picture as libvips sees them."""
-    shades, colours = ("b-w", "srgb") if samples.dtype == np.uint8 else ("grey16", "rgb16")
-    kind = {"L": shades, "LA": shades, "CMYK": "cmyk"}.get(mode, colours)
-    image = pyvips.Image.new_from_array(samples, interpretation=kind)
-    if icc is not None:
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", icc)
-    return image
-
-
-def samples_of(image: pyvips.Image) -> Samples:
-    """The samples of a libvips image: (h, w), or (h, w, C) where it has several bands."""
-    shape = (image.height, image.width, image.bands)
-    return np.asarray(image.numpy()).reshape(shape[:2] if image.bands == 1 else shape)
 
 
 def _invert(table: Floats, values: Floats) -> Floats:

@@ -4,6 +4,8 @@ libvips decodes PNG, JPEG, WebP, AVIF and TIFF, each by its own loader and no ot
 BMP, which libvips lacks, and GIF, whose colours under transparency libvips leaves out. The first
 bytes tell which, not the name. Size and kind in the header are checked before anything is decoded,
 and whatever a decoder raises becomes one InputError.
+
+libvips waits for ever in a process forked from one that has used it: spawn processes instead.
 """
 
 from __future__ import annotations
@@ -28,8 +30,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import from_levels, luma, upright
-from inlay.pictures.colour import samples_of
+from inlay.pictures.arrays import from_levels, luma, samples_of, upright
 from inlay.pictures.files import FORMATS, read_file, shown
 from inlay.pictures.picture import Picture
 

@@ -26,8 +26,7 @@ import pyvips
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import to_levels
-from inlay.pictures.colour import vips_image
+from inlay.pictures.arrays import to_levels, vips_image
 from inlay.pictures.files import check_target, replace_file, shown
 from inlay.pictures.picture import Picture, to_8_bits
 
