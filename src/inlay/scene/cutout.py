@@ -19,15 +19,15 @@ from inlay.pictures.arrays import FAINT, bounds, resize, to_uint8
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
-from inlay.scene.grabcut import grabcut, without_specks
 from inlay.scene.matte import colours, matte
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Cutout", "cut", "guess_mask"]
+__all__ = ["Cutout", "cut", "grabcut", "guess_mask", "without_specks"]
 
 Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 _log = logging.getLogger("inlay")
 
@@ -157,7 +157,7 @@ def _by_mask(rgb: Image, mask: Image) -> Image:
     return mask if not hard.any() or between > 0.25 * edge else matte(rgb, hard, "thin")
 
 
-def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
+def _grabcut(rgb: Image, box: Box | None, name: str) -> Mask:
     """The subject inside a box (h, w), by GrabCut on a crop round it."""
     import cv2
 
@@ -187,6 +187,44 @@ def _grabcut(rgb: Image, box: Box | None, name: str) -> NDArray[np.bool_]:
     mask = np.zeros((height, width), np.bool_)
     large = cv2.resize(found.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR)
     mask[crop.slices] = large > 0.5
+    return mask
+
+
+def grabcut(picture: NDArray[np.uint8], labels: NDArray[np.uint8], rounds: int) -> Mask | None:
+    """The thing in a picture (h, w, 3), bool (h, w) (Rother, Kolmogorov and Blake 2004).
+
+    labels (h, w) are OpenCV's: GC_BGD and GC_FGD stay what they are, GC_PR_BGD and GC_PR_FGD are
+    guesses, of which `rounds` of fitting colours and cutting make up their mind. The labels are
+    not written to, and the same input gives the same mask. None where thing or background have
+    too few pixels to fit colours to.
+    """
+    import cv2
+
+    picture, labels = np.ascontiguousarray(picture), labels.copy(order="C")
+    # The fit starts from k-means, which draws from OpenCV's own, global generator.
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    try:
+        cv2.grabCut(picture, labels, (0, 0, 1, 1), *models, rounds, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:
+        return None
+    return np.asarray((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
+
+
+def without_specks(mask: Mask, piece: float, gap: float) -> Mask:
+    """A mask (h, w) without pieces below the share `piece` of the largest one's area, and with the
+    gaps inside filled that are below the share `gap` of its whole area.
+    """
+    import cv2
+
+    for keep in (True, False):
+        _, labels, facts, _ = cv2.connectedComponentsWithStats(
+            (mask == keep).astype(np.uint8), connectivity=8 if keep else 4
+        )
+        areas = facts[:, cv2.CC_STAT_AREA]
+        small = areas < (piece * areas[1:].max(initial=0) if keep else gap * mask.sum())
+        small[0] = False
+        mask = mask ^ small[labels]
     return mask
 
 

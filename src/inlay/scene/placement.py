@@ -46,7 +46,20 @@ def outline(shape: Size, background: Size, subject: Subject, seed: Seed = 0) -> 
     """
     rng = np.random.default_rng(seed)
     width, height = shape
-    scale, option = _scale(bounding_size(*shape, subject.rotate), background, subject, rng)
+    turned = bounding_size(*shape, subject.rotate)
+    fits = min(background[0] / turned[0], background[1] / turned[1])
+    if subject.box is not None:
+        scale, option = min(subject.box.width / turned[0], subject.box.height / turned[1]), "box"
+    elif subject.scale is not None:
+        scale, option = subject.scale, f"scale {subject.scale:g}"
+        if subject.random and scale > fits:
+            raise InputError(
+                f"{option} makes the subject larger than the background; expected at most "
+                f"{fits:.3g} for a random place wholly inside."
+            )
+    else:
+        share = rng.uniform(*RANDOM_SHARE) if subject.random else DEFAULT_SHARE
+        scale, option = min(share * min(background) / max(turned), fits), "the default scale"
     new = max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
     if max(width, height) * scale < 0.5:
         raise InputError(f"{option} makes the subject smaller than one pixel; give a larger one.")
@@ -125,24 +138,6 @@ def bounding_size(width: float, height: float, degrees: float) -> tuple[float, f
     if degrees % 90 == 0:
         cos, sin = float(round(cos)), float(round(sin))
     return width * cos + height * sin, width * sin + height * cos
-
-
-def _scale(
-    turned: tuple[float, float], size: Size, subject: Subject, rng: np.random.Generator
-) -> tuple[float, str]:
-    """What the subject's pixels are multiplied by, and the option that says so."""
-    if subject.box is not None:
-        return min(subject.box.width / turned[0], subject.box.height / turned[1]), "box"
-    fits = min(size[0] / turned[0], size[1] / turned[1])
-    if subject.scale is not None:
-        if subject.random and subject.scale > fits:
-            raise InputError(
-                f"scale {subject.scale:g} makes the subject larger than the background; "
-                f"expected at most {fits:.3g} for a random place wholly inside."
-            )
-        return subject.scale, f"scale {subject.scale:g}"
-    share = rng.uniform(*RANDOM_SHARE) if subject.random else DEFAULT_SHARE
-    return min(share * min(size) / max(turned), fits), "the default scale"
 
 
 def _corner(drawn: Size, size: Size, subject: Subject, rng: np.random.Generator) -> Size:

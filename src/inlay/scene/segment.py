@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inlay.checkpoints.hub import is_hub_id
 from inlay.errors import InputError
 from inlay.pictures.arrays import resize, to_uint8
 from inlay.pictures.box import Box
@@ -26,7 +26,6 @@ Image = NDArray[np.float32]
 
 _log = logging.getLogger("inlay")
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Seconds to find out whether the hub can be reached at all.
 _PATIENCE = 5.0
 _BACKGROUND = {"background", "__background__", "unlabeled", "void", "label_0"}
@@ -59,7 +58,7 @@ def segment(
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto as kinds
 
-    if not os.path.isdir(model) and not _HUB_ID.fullmatch(model):
+    if not os.path.isdir(model) and not is_hub_id(model):
         raise InputError(
             f"cannot cut by {model}; expected alpha, mask, box, grabcut, a model's folder or its "
             "hub id owner/name."

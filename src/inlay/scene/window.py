@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,9 +88,7 @@ class Scene:
 
 def merge(layers: Sequence[Layer]) -> Layer:
     """Several layers as one, later ones over earlier ones (Porter and Duff 1984, "over")."""
-    whole = layers[0].box
-    for layer in layers[1:]:
-        whole = whole.hull(layer.box)
+    whole = reduce(Box.hull, (layer.box for layer in layers))
     rgb = np.zeros((whole.height, whole.width, 3), np.float32)
     alpha = np.zeros((whole.height, whole.width), np.float32)
     for layer in layers:
@@ -147,11 +146,8 @@ def crop_box(region: Box, size: tuple[int, int], context: float, at_least: int =
 def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
     """(height, width) the model works at: the longer side is `native`, both are multiples."""
     scale = native / max(box.width, box.height)
-
-    def rounded(length: int) -> int:
-        return max(multiple, round(length * scale / multiple) * multiple)
-
-    return rounded(box.height), rounded(box.width)
+    height, width = (max(1, round(v * scale / multiple)) for v in (box.height, box.width))
+    return height * multiple, width * multiple
 
 
 @dataclass(eq=False)
@@ -254,8 +250,7 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
     """
     inner = bounds(painted.mask)
     if inner is None:
-        box = Box(window.box.x, window.box.y, 1, 1)
-        return picture, box, np.zeros((1, 1), np.float32)
+        return picture, Box(window.box.x, window.box.y, 1, 1), np.zeros((1, 1), np.float32)
     box = inner.shifted(window.box.x, window.box.y)
     rgb = np.clip(painted.rgb[inner.slices], 0, 1)
     mask = painted.mask[inner.slices]

@@ -23,7 +23,7 @@ from inlay.learning.settings import TrainingConfig
 from inlay.pictures.arrays import bounds, shrink
 from inlay.pictures.files import is_held_out, picture_names
 from inlay.pictures.read import read_picture
-from inlay.scene.grabcut import grabcut
+from inlay.scene.cutout import grabcut
 
 __all__ = [
     "Corpus",

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.pictures.arrays import blur, bounds, resize, shrink
-from inlay.scene.grabcut import grabcut
+from inlay.scene.cutout import grabcut
 
 __all__ = ["ObjectCache", "find_objects"]
 

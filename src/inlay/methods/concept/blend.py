@@ -12,7 +12,7 @@ from inlay.methods.base import Painted
 from inlay.methods.concept.details import Reference, add_details
 from inlay.pictures.arrays import blur, bounds, resize, soft_rim, to_uint8
 from inlay.pictures.box import Box
-from inlay.scene.grabcut import grabcut, without_specks
+from inlay.scene.cutout import grabcut, without_specks
 from inlay.scene.matte import matte
 from inlay.scene.window import Window
 
