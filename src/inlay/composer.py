@@ -77,9 +77,10 @@ class Composer:
     def adapter(self, name: str) -> ControlAdapter:
         """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
         if name not in self._adapters:
-            from inlay.checkpoints.branch import load_adapter
+            from inlay.checkpoints.branch import load_branch
+            from inlay.diffusion.control import ControlAdapter
 
-            self._adapters[name] = load_adapter(name, self.backbone)
+            self._adapters[name] = load_branch(ControlAdapter, name, self.backbone)
         return self._adapters[name]
 
     def harmonizer(self, name: str = "auto") -> Harmonizer | None:
@@ -88,11 +89,12 @@ class Composer:
         "auto" is that of the embedded checkpoint; None where there is none.
         """
         if name not in self._harmonizers:
-            from inlay.checkpoints.branch import load_harmonizer
+            from inlay.checkpoints.branch import load_branch
+            from inlay.diffusion.harmonizer import Harmonizer
 
             found: Harmonizer | None = None
             if name != "auto":
-                found = load_harmonizer(name, self.backbone)
+                found = load_branch(Harmonizer, name, self.backbone)
             elif self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file():
                 found = self.harmonizer("embedded")
             self._harmonizers[name] = found

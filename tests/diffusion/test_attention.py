@@ -17,7 +17,6 @@ from inlay.diffusion.attention import (
     LocalizedPrompt,
     attention_mask_at,
     change_attention,
-    localized_bonus,
     token_positions,
     unet_layers,
 )
@@ -49,9 +48,7 @@ def test_bonus_is_the_formula_entry_by_entry() -> None:
                 region = m if inside[k] else (1 - m) if outside[k] else 0.0
                 expected = w * math.log(1 + sigma) * largest * region
                 assert float(got.expand_as(scores)[h, q, k]) == pytest.approx(expected, abs=1e-5)
-    assert torch.equal(
-        localized_bonus(scores, mask.reshape(-1), inside, 0.0), torch.zeros(1, queries, keys)
-    )
+    assert not LocalizedPrompt(mask, inside, outside, 0.0, sigma).bonus(scores).any()
 
 
 def test_localized_attention_layer_is_literal_attention_with_the_bonus() -> None:

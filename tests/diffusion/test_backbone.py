@@ -286,7 +286,7 @@ def test_a_guided_run_equals_the_pipeline_of_diffusers(name: str) -> None:
 
 def test_the_text_cache_gives_the_same_tensor_and_stays_small() -> None:
     b = loaded("sdxl")
-    text = TextStack(b.text.tokenizers, b.text.encoders, penultimate=True, cache_size=2)
+    text = TextStack(b.text.tokenizers, b.text.encoders, cache_size=2)
     first = text.embed(["a cat"], SIZE)
     again = text.embed(["a cat"], (32, 32))
     assert again.hidden is first.hidden

@@ -18,7 +18,7 @@ from skimage import data
 
 from checkpoints import built, loaded, predictions, raw
 from inlay import InputError
-from inlay.checkpoints.branch import load_adapter
+from inlay.checkpoints.branch import load_branch
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.control import (
@@ -296,18 +296,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_loads_frozen_and_as_it_was_saved(folder: Path) -> None:
     backbone = loaded("sd1")
-    expected, adapter = adapter_of(backbone), load_adapter(str(folder), backbone)
+    expected, adapter = adapter_of(backbone), load_branch(ControlAdapter, str(folder), backbone)
     lines = drawing(backbone)
     pairs = zip(adapter.features(lines, 0.9), expected.features(lines, 0.9), strict=True)
     assert all(torch.equal(got, wanted) for got, wanted in pairs)
     assert not any(p.requires_grad for p in adapter.network.parameters())
     assert len(adapter.hash) == 64
-    half = load_adapter(str(folder), loaded("sd1", "bfloat16"))
+    half = load_branch(ControlAdapter, str(folder), loaded("sd1", "bfloat16"))
     assert {p.dtype for p in half.network.parameters()} == {torch.bfloat16}
     other = copy.deepcopy(expected.network)
     next(other.parameters()).add_(1)
     other.save_pretrained(folder.parent / "other")
-    assert load_adapter(str(folder.parent / "other"), backbone).hash != adapter.hash
+    assert load_branch(ControlAdapter, str(folder.parent / "other"), backbone).hash != adapter.hash
 
 
 def test_a_cached_hub_id_loads_offline(
@@ -321,10 +321,10 @@ def test_a_cached_hub_id_loads_offline(
     shutil.copytree(folder, root / "snapshots" / "0123abcd")
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text("0123abcd")
-    adapter = load_adapter("someone/an-adapter", loaded("sd1"))
+    adapter = load_branch(ControlAdapter, "someone/an-adapter", loaded("sd1"))
     assert adapter.name == "someone/an-adapter"
     with pytest.raises(InputError, match=r"^The adapter someone/another is not in the local"):
-        load_adapter("someone/another", loaded("sd1"))
+        load_branch(ControlAdapter, "someone/another", loaded("sd1"))
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -357,24 +357,24 @@ def pickled(folder: Path) -> None:
 def test_what_is_wrong_with_a_folder_is_one_sentence(folder: Path, spoil: Any, says: str) -> None:
     spoil(folder)
     with pytest.raises(InputError, match=says) as error:
-        load_adapter(str(folder), loaded("sd1"))
+        load_branch(ControlAdapter, str(folder), loaded("sd1"))
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["", "no such folder", "a/b/c", "adapter.safetensors", "\0"])
 def test_names_that_name_nothing_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="neither 'embedded', a folder nor a hub id"):
-        load_adapter(name, loaded("sd1"))
+        load_branch(ControlAdapter, name, loaded("sd1"))
 
 
 def test_an_adapter_for_another_model_is_refused(folder: Path) -> None:
     for name in ("sdxl", "embedded"):
         with pytest.raises(InputError, match="does not fit the model"):
-            load_adapter(str(folder), backbone_of(name))
+            load_branch(ControlAdapter, str(folder), backbone_of(name))
     with pytest.raises(InputError, match="does not fit the model"):
         adapter_of(loaded("sd1"), downscale_factor=16)
     with pytest.raises(InputError, match="reads 4 channels"):
         adapter_of(loaded("sd1"), in_channels=4)
     # A whole checkpoint is no adapter.
     with pytest.raises(InputError, match=r"no config\.json"):
-        load_adapter(str(built("sd1")), loaded("sd1"))
+        load_branch(ControlAdapter, str(built("sd1")), loaded("sd1"))

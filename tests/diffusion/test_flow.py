@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from flows import LATENT, built, loaded
 from inlay import Box, Composer, InputError, Result
-from inlay.checkpoints.folder import files_to_fetch, is_complete
+from inlay.checkpoints.hub import files_to_fetch, is_complete
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.attention_shared import HiddenRegion
 from inlay.diffusion.backbone import Conditions

@@ -14,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load, load_file, save_file
 
 from checkpoints import BUILDERS, NOISE, WIDTH, loaded, predictions, raw
-from inlay.checkpoints.branch import load_harmonizer
+from inlay.checkpoints.branch import load_branch
 from inlay.diffusion.autoencoder import PatchAutoencoder
 from inlay.diffusion.backbone import Backbone, Conditions, Guide
 from inlay.diffusion.harmonizer import (
@@ -275,10 +275,10 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def test_what_was_saved_loads_frozen_and_predicts_the_same(saved: Path) -> None:
     backbone = embedded_like()
-    harmonizer, i = load_harmonizer(str(saved), backbone), inputs(backbone)
+    harmonizer, i = load_branch(Harmonizer, str(saved), backbone), inputs(backbone)
     assert not any(p.requires_grad for p in harmonizer.network.parameters())
     assert len(harmonizer.hash) == 64
-    assert harmonizer.hash == load_harmonizer(str(saved), backbone).hash
+    assert harmonizer.hash == load_branch(Harmonizer, str(saved), backbone).hash
     condition = i["condition"]
     one, two = (
         raw(backbone, i["z"], T, i["cond"], *i["masks"], guide=guide)
@@ -304,7 +304,7 @@ def test_one_that_does_not_fit_is_refused(tmp_path: Path, key: str, value: Any, 
     config = {**new_harmonizer(embedded_like()).config, key: value}
     ControlNetModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(InputError) as error:
-        load_harmonizer(str(tmp_path), embedded_like())
+        load_branch(Harmonizer, str(tmp_path), embedded_like())
     assert says in str(error.value) and str(error.value).count(". ") == 0
 
 
@@ -313,7 +313,7 @@ def test_broken_folders_are_refused_in_one_sentence(saved: Path, tmp_path: Path)
 
     def refused(name: str, says: str) -> None:
         with pytest.raises(InputError, match=says) as error:
-            load_harmonizer(name, backbone)
+            load_branch(Harmonizer, name, backbone)
         assert "\n" not in str(error.value)
 
     refused(str(tmp_path / "nowhere"), "neither 'embedded', a folder nor a hub id")
@@ -339,11 +339,11 @@ def test_embedded_is_there_and_fits_or_its_absence_is_said() -> None:
     folder = Path(str(files("inlay"))) / "assets" / "harmonizer"
     if not folder.exists():
         with pytest.raises(InputError, match="embedded harmonizer is not in this installation"):
-            load_harmonizer("embedded", embedded_like())
+            load_branch(Harmonizer, "embedded", embedded_like())
         return
     from inlay.checkpoints.load import load_backbone
 
-    network = load_harmonizer("embedded", load_backbone("embedded", device="cpu")).network
+    network = load_branch(Harmonizer, "embedded", load_backbone("embedded", device="cpu")).network
     written = load_file(folder / WEIGHTS)
     assert {str(x.dtype) for x in written.values()} == {"torch.float16"}
     assert any(network.state_dict()["controlnet_mid_block.weight"].flatten())

@@ -15,9 +15,10 @@ from skimage import data
 
 from checkpoints import built
 from inlay import InputError
-from inlay.checkpoints.branch import load_adapter
+from inlay.checkpoints.branch import load_branch
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
+from inlay.diffusion.control import ControlAdapter
 from inlay.pictures.files import is_held_out
 from inlay.training.adapter import (
     AdapterConfig,
@@ -136,7 +137,9 @@ def test_what_it_writes_is_the_average_in_half_precision_and_loads(
     recipe = json.loads((out / "training.json").read_text())
     assert recipe["step"] == 4 and recipe["config"]["control_type"] == "sketch"
     assert set(recipe["figures"]["validation_v_loss"]) == {"100", "300", "500", "700", "900"}
-    adapter = load_adapter(str(out), load_backbone(model, device="cpu", dtype="float32"))
+    adapter = load_branch(
+        ControlAdapter, str(out), load_backbone(model, device="cpu", dtype="float32")
+    )
     assert [level.shape[1] for level in adapter.features(torch.zeros(1, 1, 32, 32))] == [16, 16, 32]
 
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from skimage import data
 
 from checkpoints import built
-from inlay.checkpoints.branch import load_harmonizer
+from inlay.checkpoints.branch import load_branch
 from inlay.cli import main
 from inlay.diffusion.backbone import Conditions, Guide
-from inlay.diffusion.harmonizer import correct
+from inlay.diffusion.harmonizer import Harmonizer, correct
 from inlay.pictures.files import is_held_out
 from inlay.training.batches import DisturbedLoader, cover
 from inlay.training.corpus import Corpus
@@ -353,7 +353,7 @@ def test_what_it_writes_is_the_average_in_half_precision_and_loads(
     assert str(tmp_path) not in (out / "config.json").read_text()
     begun = tiny(model, start_from=str(out), learning_rate=1e-12, steps=1, resolution=32)
     trainer = HarmonizerTrainer(folder, tmp_path / "next", begun)
-    load_harmonizer(str(out), trainer.backbone)
+    load_branch(Harmonizer, str(out), trainer.backbone)
     for key, value in trainer.state.network.state_dict().items():
         torch.testing.assert_close(value, written[key].float())
 

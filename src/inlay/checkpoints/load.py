@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ import torch
 
 from inlay.checkpoints.folder import (
     Loaded,
-    files_to_fetch,
-    is_complete,
+    assemble,
+    check_safetensors,
+    fingerprint,
+    library_of,
     load_folder,
     read_index,
     read_scheduler,
-    text_stack,
 )
-from inlay.checkpoints.hub import hub_folder, is_hub_id
+from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete, is_hub_id
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
-from inlay.checkpoints.weights import check_safetensors, fingerprint, read_json
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.unet import UNetBackbone
@@ -32,29 +31,11 @@ from inlay.errors import InputError
 
 __all__ = ["load_backbone", "own_weights", "pick_device", "pick_dtype", "plain_errors"]
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES = ("float32", "bfloat16", "float16")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
-# Of a single file: what its tensors' names begin with, what is fetched to go with it, and the parts
-# of a pipeline that are left out.
+# Of a single file: what its tensors' names begin with, and what is fetched to go with it.
 _SIGNATURE = "model.diffusion_model."
 _SETTINGS = ("model_index.json", "*/*.json", "tokenizer*/*")
-_ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
-
-
-@dataclass(frozen=True)
-class _Base:
-    """A checkpoint without any LoRA; its hash is read only where it is asked for."""
-
-    name: str
-    files: tuple[tuple[str, Path], ...]
-
-    @property
-    def hash(self) -> str:
-        return fingerprint(self.files)
 
 
 def load_backbone(
@@ -83,17 +64,17 @@ def load_backbone(
     flow = isinstance(loaded.text, FlowText)
     if flow and loras:
         raise InputError(f"The model {name} is a transformer, but a LoRA is merged into a U-Net.")
-    base = _Base(name, tuple(loaded.files))
+    beside: list[tuple[str, Path]] = []
     for number, (path, scale) in enumerate(loras):
         file = Path(path).expanduser()
         with plain_errors(f"The LoRA {file}"):
-            load_lora(file, scale, loaded.network, loaded.text, base)
-        loaded.files.append((f"lora {number} at {scale:g}", file))
+            load_lora(file, scale, loaded)
+        beside.append((f"lora {number} at {scale:g}", file))
     for number, path in enumerate(textual_inversions):
         file = Path(path).expanduser()
         with plain_errors(f"The textual inversion {file}"):
             load_textual_inversion(file, loaded.text)
-        loaded.files.append((f"textual inversion {number}", file))
+        beside.append((f"textual inversion {number}", file))
     # float32 for the autoencoder: it runs once, many overflow in float16, and bfloat16 is coarser
     # than eight bits. Those that say they are safe in float16 may have it.
     if kind == torch.float16 and getattr(loaded.vae.config, "force_upcast", True) is False:
@@ -107,7 +88,7 @@ def load_backbone(
             loaded.text,
             loaded.scheduler_config,
             name=name,
-            hasher=lambda: fingerprint(loaded.files),
+            hasher=lambda: fingerprint([*loaded.files, *beside]),
         )
 
 
@@ -135,7 +116,8 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise InputError(f"The dtype {name!r} is none of auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[name]
+    kind: torch.dtype = getattr(torch, name)
+    return kind
 
 
 def own_weights(module: torch.nn.Module) -> None:
@@ -161,7 +143,7 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
         return load_folder(path, name, dtype)
     if path.is_file() or path.suffix.lower() in _FILES:
         check_safetensors(path, "model")
-        return _load_file(path, dtype)
+        return _load_file(path, name, dtype)
     if is_hub_id(name):
         folder = hub_folder(
             name, lambda found: is_complete(found, half), lambda names: files_to_fetch(names, half)
@@ -173,12 +155,15 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
     )
 
 
-def _load_file(path: Path, dtype: torch.dtype) -> Loaded:
+def _load_file(path: Path, name: str, dtype: torch.dtype) -> Loaded:
     """Load one file whose settings and tokenizer come from a diffusers folder.
 
     That is the folder of the file's name beside it, else the folder it lies in, else the one
     that diffusers knows for the kind of checkpoint, from the hub or its local cache.
     """
+    from diffusers.loaders.single_file import load_single_file_sub_model
+    from safetensors.torch import load_file
+
     keys = check_safetensors(path, "model")
     if not any(key.startswith(_SIGNATURE) for key in keys):
         raise InputError(
@@ -187,52 +172,29 @@ def _load_file(path: Path, dtype: torch.dtype) -> Loaded:
         )
     folder = _settings(path)
     parts = read_index(folder, str(folder))
-    if parts["vae"] != ("diffusers", "AutoencoderKL") or "unet" not in parts:
+    if parts["vae"] != "AutoencoderKL" or "unet" not in parts:
         raise InputError(
             f"The folder {folder} does not describe a Stable Diffusion 1.x, 2.x or XL checkpoint; "
             "those of Stable Diffusion 3 and FLUX.1 are opened by their folder."
         )
     config = read_scheduler(folder, str(folder))
-    index = read_json(folder / "model_index.json")
-    # Loading by index imports the libraries it names, so only those of the parts checked above
-    # may stand there; the rest is passed as absent.
-    strange = [
-        name
-        for name, entry in index.items()
-        if isinstance(entry, list)
-        and name not in (*parts, "scheduler", *_ABSENT)
-        and entry != [None, None]
-    ]
-    if strange:
-        raise InputError(f"The folder {folder} names a part that inlay cannot use: {strange[0]!r}.")
-    pipe = _pipeline(path, folder, dtype, "text_encoder_2" in parts)
-    loaded: dict[str, Any] = {part: getattr(pipe, part) for part in parts}
+    weights, loaded = load_file(path), dict[str, Any]()
+    for part, class_name in parts.items():
+        loaded[part] = load_single_file_sub_model(
+            library_of(class_name),
+            class_name,
+            part,
+            weights,
+            pipelines=None,
+            is_pipeline_module=False,
+            cached_model_config_path=str(folder),
+            local_files_only=True,
+            torch_dtype=torch.float32 if part == "vae" else dtype,
+        )
     for part in ("unet", "vae"):
         if any(weight.is_meta for weight in loaded[part].parameters()):
             raise InputError(f"The model {path} lacks some of the weights of its {part}.")
-    text = text_stack(loaded, bool(index.get("force_zeros_for_empty_prompt", True)))
-    return Loaded(loaded["unet"], loaded["vae"], text, config, [(path.name, path)])
-
-
-def _pipeline(path: Path, folder: Path, dtype: torch.dtype, xl: bool) -> Any:
-    import diffusers
-
-    library: Any = diffusers
-    cls = library.StableDiffusionXLPipeline if xl else library.StableDiffusionPipeline
-    absent: dict[str, Any] = dict.fromkeys(_ABSENT[1:] if xl else _ABSENT)
-    options: dict[str, Any] = {"config": str(folder), "local_files_only": True}
-    vae = library.AutoencoderKL.from_single_file(
-        str(path), subfolder="vae", torch_dtype=torch.float32, **options
-    )
-    return cls.from_single_file(
-        str(path),
-        vae=vae,
-        torch_dtype=dtype,
-        # A stand-in: the schedule is read from the folder, whatever sampler it names.
-        scheduler=library.DDIMScheduler(steps_offset=1, clip_sample=False),
-        **options,
-        **absent,
-    )
+    return assemble(folder, name, loaded, config, [(path.name, path)])
 
 
 def _settings(path: Path) -> Path:

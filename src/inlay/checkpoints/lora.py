@@ -9,30 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.checkpoints.concept import Checkpoint, is_concept, read_concept
-from inlay.checkpoints.weights import check_safetensors
+from inlay.checkpoints.concept import is_concept, read_concept
+from inlay.checkpoints.folder import Loaded, check_safetensors
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
 __all__ = ["load_lora", "load_textual_inversion"]
 
 
-def load_lora(
-    path: Path, scale: float, unet: Any, text: TextStack, base: Checkpoint | None = None
-) -> None:
-    """Merge a LoRA (Hu et al. 2021, arXiv 2106.09685) into a U-Net and text encoders, times scale.
+def load_lora(path: Path, scale: float, loaded: Loaded) -> None:
+    """Merge a LoRA (Hu et al. 2021, arXiv 2106.09685) into a checkpoint of the Stable Diffusion
+    1.x, 2.x or XL kind, times scale.
 
     The file may be in kohya's or diffusers' format, with or without layers for the text encoders.
-    Merged, it costs nothing at run time and leaves attention processors alone. `base` is the
-    checkpoint without any LoRA: a file that `inlay learn` wrote is for one alone. Raises InputError
-    for a file of another kind or for another model.
+    Merged, it costs nothing at run time and leaves attention processors alone. loaded.files are
+    those of the checkpoint without any LoRA: a file that `inlay learn` wrote is for one alone.
+    Raises InputError for a file of another kind or for another model.
     """
     import diffusers
 
     if not math.isfinite(scale):
         raise InputError(f"The scale of the LoRA {path} must be a finite number, not {scale}.")
     keys = check_safetensors(path, "LoRA")
-    if is_concept(path) and read_concept(path, base).kind == "full":
+    if is_concept(path) and read_concept(path, loaded).kind == "full":
         raise InputError(
             f"{path.name} holds a whole U-Net, which cannot be merged like a LoRA; use it as a "
             "concept, or learn the object without --full."
@@ -41,9 +40,10 @@ def load_lora(
         raise InputError(f"The LoRA {path} holds tensors of other kinds, so it is no LoRA file.")
     # The pipeline is a shell round our modules: its loaders know every format of LoRA file.
     library: Any = diffusers
+    text = loaded.text
     shell: dict[str, Any] = {
         "vae": None,
-        "unet": unet,
+        "unet": loaded.network,
         "scheduler": library.DDIMScheduler(steps_offset=1, clip_sample=False),
         "text_encoder": text.encoders[0],
         "tokenizer": text.tokenizers[0],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionRule", "Layer", "LocalizedPrompt", "attention_mask_at", "change_attention",
-    "localized_bonus", "processors", "token_positions", "unet_layers",
+    "processors", "token_positions", "unet_layers",
 ]  # fmt: skip
 
 _ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
@@ -59,11 +59,13 @@ class Layer:
             context = hidden
         elif attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
+        projected = attn.to_q(hidden), attn.to_k(context), attn.to_v(context)
+        query, key, value = (self.split(x) for x in projected)
+        return query, key, value
 
-        def split(x: Tensor) -> Tensor:
-            return x.reshape(len(x), x.shape[1], attn.heads, -1).transpose(1, 2)
-
-        return split(attn.to_q(hidden)), split(attn.to_k(context)), split(attn.to_v(context))
+    def split(self, x: Tensor) -> Tensor:
+        """What is projected, (rows, tokens, channels), by heads: (rows, heads, tokens, width)."""
+        return x.reshape(len(x), x.shape[1], self.attn.heads, -1).transpose(1, 2)
 
     def finish(self, heads: Tensor, residual: Tensor) -> Tensor:
         """What the layer makes of its heads' output (rows, heads, tokens, width).
@@ -166,16 +168,6 @@ def attention_mask_at(mask: Tensor, tokens: int, mode: str = "area") -> Tensor:
     return functional.interpolate(mask.float(), (height, width), mode=mode).reshape(-1)
 
 
-def localized_bonus(scores: Tensor, mask: Tensor, tokens: Tensor, weight: float) -> Tensor:
-    """Paint-with-Words' score bonus: weight * max(scores) * mask at the named tokens.
-
-    scores is (heads, queries, keys) of one picture, mask (queries,), tokens bool (keys,);
-    `weight` already holds w * log(1 + sigma). Returns (1, queries, keys). Source: Balaji et al.
-    2022 (eDiff-I, arXiv 2211.01324, section 5), as used by Cross-domain Compositing.
-    """
-    return weight * scores.max() * mask[None, :, None] * tokens.to(scores.dtype)[None, None, :]
-
-
 @dataclass
 class LocalizedPrompt(AttentionRule):
     """Steers words to the inside or the outside of a mask, on conditional rows only.
@@ -197,12 +189,17 @@ class LocalizedPrompt(AttentionRule):
         self.sigma = level.sigma
 
     def bonus(self, scores: Tensor) -> Tensor:
-        """The bonus for the scores (heads, queries, keys) of one conditional row."""
-        mask = attention_mask_at(self.mask, scores.shape[1]).to(scores)
+        """Paint-with-Words' bonus for the scores (heads, queries, keys) of one conditional row:
+        weight * log(1 + sigma) * max(scores) at the named tokens, inside or outside of the mask.
+
+        Source: Balaji et al. 2022 (eDiff-I, arXiv 2211.01324, section 5), as used by Cross-domain
+        Compositing.
+        """
+        mask = attention_mask_at(self.mask, scores.shape[1]).to(scores)[None, :, None]
         # Infinite sigma (zero terminal SNR) would drown the prompt: stop at SD's own largest.
-        strength = self.weight * math.log1p(min(self.sigma, 15.0))
-        result = localized_bonus(scores, mask, self.inside.to(scores.device), strength)
-        return result + localized_bonus(scores, 1 - mask, self.outside.to(scores.device), strength)
+        most = self.weight * math.log1p(min(self.sigma, 15.0)) * scores.max()
+        inside, outside = (tokens.to(scores) for tokens in (self.inside, self.outside))
+        return most * mask * inside + most * (1 - mask) * outside
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """With explicit scores, and the bonus on the last half of the rows."""

@@ -18,15 +18,7 @@ from torch.nn import functional
 
 from inlay.diffusion.attention import AttentionRule, Layer, attention_mask_at
 
-__all__ = [
-    "MaskedAttention",
-    "Preset",
-    "Region",
-    "inside_at",
-    "masked_layers",
-    "regional_attention",
-    "released_tokens",
-]
+__all__ = ["MaskedAttention", "Preset", "Region", "inside_at", "released_tokens"]
 
 # Queries of cross-attention that are run at once on a CPU, without gradients.
 _AT_ONCE = 256
@@ -190,15 +182,15 @@ class MaskedAttention(AttentionRule):
         # In cross-attention, None is all tokens inside of the box, but none outside.
         if second is not None and second.any():
             pairs.append((~inside, second))
-        return [_region(queries, keys) for queries, keys in pairs if queries.any()]
-
-
-def _region(queries: Tensor, keys: Tensor | None) -> Region:
-    """With the queries' indices; what stands for everything is None, so that it costs nothing."""
-    return Region(
-        None if queries.all() else queries.nonzero()[:, 0],
-        None if keys is None or keys.all() else keys,
-    )
+        # What stands for everything is None, so that it costs nothing.
+        return [
+            Region(
+                None if queries.all() else queries.nonzero()[:, 0],
+                None if keys is None or keys.all() else keys,
+            )
+            for queries, keys in pairs
+            if queries.any()
+        ]
 
 
 def _run(layer: Layer, hidden: Tensor, context: Tensor | None, regions: Sequence[Region]) -> Tensor:
@@ -207,42 +199,27 @@ def _run(layer: Layer, hidden: Tensor, context: Tensor | None, regions: Sequence
         query, key, value = layer.project(hidden, context)
         heads = regional_attention(query, key, value, regions, layer.scale)
         return layer.finish(heads, hidden)
-    # Queries outside of the only region read nothing, so all of them come out as zeros do: the
-    # layer, projections included, is run for the others alone.
-    if hidden.device.type == "cpu" and not torch.is_grad_enabled():
-        return _read_in_parts(layer, hidden, context, regions[0])
-    read, unread = _read(layer, hidden, context, regions[0])
-    everywhere = unread.expand(-1, hidden.shape[1], -1)
-    return everywhere.index_copy(1, regions[0].queries, read)
+    return _read(layer, hidden, context, regions[0].queries, regions[0].keys)
 
 
-def _read(layer: Layer, hidden: Tensor, context: Tensor, region: Region) -> tuple[Tensor, Tensor]:
-    """What a layer makes of a region's queries (rows, n, channels), and of one that reads nothing.
+def _read(
+    layer: Layer, hidden: Tensor, context: Tensor, queries: Tensor, keys: Tensor | None
+) -> Tensor:
+    """A cross-attention layer (rows, tokens, channels) of which only some queries read something.
 
-    A function of its own, so that what it needs on the way is free before the whole is made.
+    All others come out as zeros do, so the layer, projections included, is run for these alone. On
+    a CPU without gradients a part of them at a time: beside the result that needs little memory,
+    and what it needs stays in the cache.
     """
-    if region.queries is not None:
-        hidden = hidden.index_select(1, region.queries)
-    query, key, value = layer.project(hidden, context)
-    heads = regional_attention(query, key, value, [Region(None, region.keys)], layer.scale)
-    blank = torch.zeros_like(heads[:, :, :1])
-    return layer.finish(heads, hidden), layer.finish(blank, hidden[:, :1])
-
-
-def _read_in_parts(layer: Layer, hidden: Tensor, context: Tensor, region: Region) -> Tensor:
-    """The layer (rows, tokens, channels) without gradients, a part of a region's queries at a time:
-    beside the result it then needs little memory, and what it needs stays in the cache.
-    """
-    assert region.queries is not None
-    attn = layer.attn
     blank, key, value = layer.project(hidden[:, :1], context)
-    if region.keys is not None:
-        value = value.masked_fill(~region.keys[:, None], 0)
+    if keys is not None:
+        value = value.masked_fill(~keys[:, None], 0)
     unread = layer.finish(torch.zeros_like(blank), hidden[:, :1])
-    result = unread.repeat(1, hidden.shape[1], 1)
-    for part in region.queries.split(_AT_ONCE):
+    result = unread.expand(-1, hidden.shape[1], -1).clone()
+    in_parts = hidden.device.type == "cpu" and not torch.is_grad_enabled()
+    for part in queries.split(_AT_ONCE if in_parts else len(queries)):
         own = hidden.index_select(1, part)
-        query = attn.to_q(own).reshape(len(own), len(part), attn.heads, -1).transpose(1, 2)
+        query = layer.split(layer.attn.to_q(own))
         heads = functional.scaled_dot_product_attention(query, key, value, scale=layer.scale)
         result.index_copy_(1, part, layer.finish(heads, own))
     return result

@@ -64,16 +64,23 @@ class _Views(AttentionRule):
         raise NotImplementedError
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads = torch.empty_like(query)
-        for view in self.views(len(query), query.shape[2]):
-            rows = torch.tensor(view.rows, device=query.device)
-            seen = torch.tensor(view.seen, device=query.device)
-            k, v = key[seen], value[seen]
-            if view.keep is not None:
-                # Dropped, not masked: fewer keys also make the call cheaper.
-                keep = view.keep.to(key.device)
-                k, v = k[:, :, keep], v[:, :, keep]
-            heads[rows] = functional.scaled_dot_product_attention(query[rows], k, v)
+        return self.heads(query, key, value, 0, query.shape[2])
+
+    def heads(self, query: Tensor, key: Tensor, value: Tensor, start: int, tokens: int) -> Tensor:
+        """attend() where the picture's `tokens` begin at `start` of the sequence (rows, heads, n,
+        width). The others are text, of which each row sees its own.
+        """
+        heads, end = torch.empty_like(query), start + tokens
+        for view in self.views(len(query), tokens):
+            rows, seen = (torch.tensor(x, device=query.device) for x in (view.rows, view.seen))
+            both = []
+            for x in (key, value):
+                picture, text = x[seen][:, :, start:end], x[rows]
+                if view.keep is not None:
+                    # Dropped, not masked: fewer keys also make the call cheaper.
+                    picture = picture[:, :, view.keep.to(x.device)]
+                both.append(torch.cat([text[:, :, :start], picture, text[:, :, end:]], 2))
+            heads[rows] = functional.scaled_dot_product_attention(query[rows], both[0], both[1])
         return heads
 
 

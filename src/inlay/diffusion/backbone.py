@@ -5,10 +5,10 @@ Nothing here knows where weights come from (checkpoints/load.py does) or how to 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from inlay.diffusion.attention import AttentionRule, Layer, change_attention
 from inlay.diffusion.sample import Level, Levels, Sampler
 from inlay.diffusion.text import Embedding, TextStack, join
 
-__all__ = ["Backbone", "Conditions", "Denoiser", "Embedding", "Guide", "Kind"]
+__all__ = ["Backbone", "Branch", "Conditions", "Denoiser", "Embedding", "Guide", "Kind"]
 
 Kind = Literal["plain", "inpaint"]
 
@@ -93,7 +93,7 @@ class Conditions:
             negative=None,
             mask=_twice(self.mask),
             masked_latent=_twice(self.masked_latent),
-            control=None if self.control is None else [_twice(x) for x in self.control],
+            control=self.control and [_twice(x) for x in self.control],
             guide=self.guide and replace(self.guide, condition=_twice(self.guide.condition)),
         )
 
@@ -103,32 +103,29 @@ class Conditions:
 
         What one of them has all must have, and none a guide; ValueError otherwise.
         """
-        one = parts[0]
-        for name in ("negative", "mask", "masked_latent", "control"):
-            if len({getattr(part, name) is None for part in parts}) > 1:
-                raise ValueError(f"all conditions of a batch must have {name}, or none")
         if any(part.guide is not None for part in parts):
             raise ValueError("a guide cannot be joined")
-
-        def cat(name: str) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            return None if tensors[0] is None else torch.cat(tensors)
-
-        negatives = [part.negative for part in parts if part.negative is not None]
-        controls = [part.control for part in parts if part.control is not None]
-        return replace(
-            one,
-            text=join(*(part.text for part in parts)),
-            negative=join(*negatives) if negatives else None,
-            mask=cat("mask"),
-            masked_latent=cat("masked_latent"),
-            control=[torch.cat(x) for x in zip(*controls, strict=True)] if controls else None,
-        )
+        rows: dict[str, Any] = {}
+        for name in ("text", "negative", "mask", "masked_latent", "control"):
+            values = [getattr(part, name) for part in parts]
+            if len({value is None for value in values}) > 1:
+                raise ValueError(f"all conditions of a batch must have {name}, or none")
+            rows[name] = _stack(values)
+        return replace(parts[0], **rows)
 
 
 def _twice(x: Any) -> Any:
     """The rows once for either half of a guided batch; a single one serves all as it is."""
     return x if x is None or len(x) == 1 else torch.cat([x, x])
+
+
+def _stack(values: Sequence[Any]) -> Any:
+    """The rows of embeddings, tensors, lists of tensors or None, in order."""
+    if isinstance(values[0], Embedding):
+        return join(*values)
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    return values[0] and [torch.cat(x) for x in zip(*values, strict=True)]
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0) -> Tensor:
@@ -169,6 +166,8 @@ class Denoiser:
         determine it.
         """
         backbone, conditions, count = self.backbone, self.conditions, len(z)
+        if backbone.told_scale:
+            conditions = replace(conditions, negative=None)
         for rule in backbone.rules:
             rule.begin(level, count, conditions.guided)
         inputs = torch.cat([z, z]) if conditions.guided else z
@@ -184,42 +183,42 @@ class Backbone:
     """What methods may use of a loaded checkpoint, whatever it is built of.
 
     Its weights are frozen; gradients flow to inputs that ask for them. It draws no random numbers.
-    Whoever runs it holds `lock`, so that one may be shared by threads.
+    One thread may run it at a time.
 
     Attributes: name; device; dtype (of the network and the text encoders; the autoencoder may run
     in float32); kind, "plain", or "inpaint" where the network reads a mask; family, such as "sd1",
     "sdxl" or "embedded"; latent_channels; factor, pixels per latent pixel; native_size, the window
     side in pixels that the checkpoint was trained at; multiple, what window sides must be
     multiples of; levels, the noise levels of its training; prediction_type, in diffusers' words;
-    network, vae and text as loaded; and unet, the network where it is one, else InputError.
+    told_scale, where the network reads the guidance scale in place of being guided; network, vae,
+    text and scheduler_config as loaded.
 
-    A subclass sets these and has layers(), predict() and solver().
+    A subclass has set_up(), layers(), predict() and solver().
     """
 
     kind: Kind
     family: str
-    factor: int
     multiple: int
     native_size: int
     latent_channels: int
     levels: Levels
     prediction_type: str
-    unet: Any
+    told_scale: bool = False
 
     def __init__(
         self,
         network: Any,
         vae: Any,
         text: TextStack,
+        scheduler_config: Mapping[str, Any],
         *,
         name: str,
         hasher: Callable[[], str] = lambda: "",
     ) -> None:
         self.network, self.vae, self.text, self.name = network, vae, text, name
-        self.lock = threading.RLock()
+        self.scheduler_config = dict(scheduler_config)
         self.rules: list[AttentionRule] = []
         self._hasher = hasher
-        self._hash: str | None = None
         for module in (network, vae, *text.encoders):
             module.requires_grad_(False).eval()
         self.device: torch.device = network.device
@@ -227,13 +226,21 @@ class Backbone:
         self.factor = _vae_factor(vae)
         self._scaling: float = vae.config.scaling_factor
         self._shift: float = getattr(vae.config, "shift_factor", None) or 0.0
+        self.set_up()
 
-    @property
+    def set_up(self) -> None:
+        """Set the attributes that follow from the parts; InputError for parts that do not fit."""
+        raise NotImplementedError
+
+    @cached_property
     def hash(self) -> str:
         """SHA-256 over the bytes of every weight file that was loaded; read once, when asked."""
-        if self._hash is None:
-            self._hash = self._hasher()
-        return self._hash
+        return self._hasher()
+
+    @property
+    def unet(self) -> Any:
+        """The network where it is a U-Net; InputError where it is not."""
+        return self.network
 
     def encode(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to scaled latents (N, C, H / factor, W / factor), float32.
@@ -280,12 +287,17 @@ class Backbone:
         if rule is None:
             yield
             return
+        change = self.change(rule)
         self.rules.append(rule)
         try:
-            with change_attention(self.network, rule, self.layers()):
+            with change:
                 yield
         finally:
             self.rules.remove(rule)
+
+    def change(self, rule: AttentionRule) -> AbstractContextManager[None]:
+        """What a rule needs to be put into the network for; InputError where it cannot be."""
+        return change_attention(self.network, rule, self.layers())
 
     def layers(self) -> list[Layer]:
         """The network's attention layers in the order in which they run."""
@@ -303,6 +315,35 @@ class Backbone:
         """A sampler by the class name of one of diffusers' schedulers; InputError for one that does
         not sample this checkpoint in so many steps.
         """
+        raise NotImplementedError
+
+
+class Branch:
+    """A network that works beside a backbone's U-Net.
+
+    network is diffusers', on the backbone's device; name is what the user gave. Raises InputError
+    where it does not fit.
+
+    A subclass has check(), and how messages call it, what and article, and diffusers' class.
+    """
+
+    what: str
+    article: str
+    class_name: str
+
+    def __init__(
+        self, network: Any, backbone: Backbone, *, name: str, hasher: Callable[[], str] = lambda: ""
+    ) -> None:
+        self.network, self.name, self._hasher = network, name, hasher
+        self.check(backbone)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the weight files; read once, when asked."""
+        return self._hasher()
+
+    def check(self, backbone: Backbone) -> None:
+        """Raises InputError where the network does not fit a backbone."""
         raise NotImplementedError
 
 

@@ -8,8 +8,7 @@ Canny's edges, or on soft lines as of a pencil.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,19 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.backbone import Backbone, Branch
 from inlay.errors import InputError
 
-__all__ = [
-    "ControlAdapter",
-    "ControlType",
-    "canny",
-    "control_image",
-    "feature_shapes",
-    "fit_drawing",
-    "new_adapter",
-    "sketch",
-]
+__all__ = ["ControlAdapter", "ControlType", "control_image", "fit_drawing", "new_adapter"]
 
 Shape = tuple[int, int, int]
 ControlType = Literal["canny", "sketch"]
@@ -102,22 +92,10 @@ def fit_drawing(lines: Lines, size: tuple[int, int], kind: ControlType) -> Tenso
     return drawing
 
 
-class ControlAdapter:
-    """An adapter that fits a backbone; raises InputError where it does not.
+class ControlAdapter(Branch):
+    """An adapter that makes features of a control image."""
 
-    network is diffusers' T2IAdapter, on the backbone's device; name is what the user gave.
-    """
-
-    def __init__(
-        self, network: Any, backbone: Backbone, *, name: str, hasher: Callable[[], str]
-    ) -> None:
-        _check(network, backbone, name)
-        self.network, self.name, self._hasher = network, name, hasher
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 over the weight files; read once, when asked."""
-        return self._hasher()
+    what, article, class_name = "adapter", "a T2I-Adapter", "T2IAdapter"
 
     def features(self, control: Tensor, scale: float = 1.0) -> list[Tensor]:
         """What a control image (N, 1, H, W) in [0, 1] adds to the U-Net, coarser and coarser.
@@ -128,6 +106,29 @@ class ControlAdapter:
         network = self.network
         shown = control.expand(-1, int(network.config.in_channels), -1, -1)
         return [scale * level for level in network(shown.to(network.device, network.dtype))]
+
+    def check(self, backbone: Backbone) -> None:
+        network, name = self.network, self.name
+        reads = int(network.config.in_channels)
+        if reads not in (1, 3):
+            raise InputError(
+                f"The adapter {name} reads {reads} channels, but lines have 1, or 3 in colour."
+            )
+        side = 2 * backbone.multiple
+        wanted = feature_shapes(backbone.unet, side // backbone.factor, side // backbone.factor)
+        blank = torch.zeros(1, reads, side, side, device=network.device, dtype=network.dtype)
+        try:
+            with torch.no_grad():
+                made = [tuple(level.shape[1:]) for level in network(blank)]
+        except RuntimeError:
+            # Its first layer cuts the picture into squares, which may not be this model's.
+            made = []
+        # With the middle or without it.
+        if made not in (wanted, wanted[:-1]):
+            raise InputError(
+                f"The adapter {name} does not fit the model {backbone.name}: of {side} pixels it "
+                f"makes {_listed(made)}, but the U-Net takes {_listed(wanted[:-1])}."
+            )
 
 
 def feature_shapes(unet: Any, height: int, width: int) -> list[Shape]:
@@ -146,29 +147,6 @@ def feature_shapes(unet: Any, height: int, width: int) -> list[Shape]:
         shapes.append((wide, *(size if attends else after)))
         size = after
     return [*shapes, (channels[-1], *size)]
-
-
-def _check(network: Any, backbone: Backbone, name: str) -> None:
-    reads = int(network.config.in_channels)
-    if reads not in (1, 3):
-        raise InputError(
-            f"The adapter {name} reads {reads} channels, but lines have 1, or 3 in colour."
-        )
-    side = 2 * backbone.multiple
-    wanted = feature_shapes(backbone.unet, side // backbone.factor, side // backbone.factor)
-    blank = torch.zeros(1, reads, side, side, device=network.device, dtype=network.dtype)
-    try:
-        with torch.no_grad():
-            made = [tuple(level.shape[1:]) for level in network(blank)]
-    except RuntimeError:
-        # Its first layer cuts the picture into squares, which may not be this model's.
-        made = []
-    # With the middle or without it.
-    if made not in (wanted, wanted[:-1]):
-        raise InputError(
-            f"The adapter {name} does not fit the model {backbone.name}: of {side} pixels it makes "
-            f"{_listed(made)}, but the U-Net takes {_listed(wanted[:-1])}."
-        )
 
 
 def _listed(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from inlay.diffusion.backbone import Conditions
-from inlay.diffusion.sample import Denoise, Level, Levels, Sampler, Step
+from inlay.diffusion.sample import Denoise, Level, Levels, Sampler, Step, draw_noise
 
 __all__ = [
-    "Branch", "Descent", "Draw", "Iterate", "Outcome", "Span", "Term", "delta", "distill",
+    "Branch", "Descent", "Draw", "Iterate", "Span", "Term", "delta", "distill",
     "draw_levels", "redraw",
 ]  # fmt: skip
 
 Optimizer = Literal["SGD", "AdamW"]
 # A function of (z, level) under some conditions, such as Backbone.denoiser.
 DenoiserOf = Callable[[Conditions], Denoise]
-Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +102,13 @@ class Iterate:
     z: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """The last latent, and how many iterations were made before the run ended or stood still."""
-
-    z: Tensor
-    iterations: int
-
-
 def draw_levels(
-    descent: Descent, timesteps: int, like: Tensor, generator: torch.Generator, noise: Noise
+    descent: Descent, timesteps: int, like: Tensor, generator: torch.Generator
 ) -> Iterator[Draw]:
     """One draw an iteration, span after span.
 
-    The timestep comes from `generator`, on the CPU, and the noise from `noise(like)`. Those of a
-    pool are made when first needed; the same objects come back. Raises ValueError for a span beyond
+    The timestep comes from `generator`, and the noise, of the shape of `like`. Those of a pool are
+    made when first needed; the same objects come back. Raises ValueError for a span beyond
     `timesteps` or shares without a sum.
     """
     for span in descent.spans:
@@ -131,11 +122,13 @@ def draw_levels(
         size = descent.pool_size
         while size == 0:
             place = float(torch.rand((), generator=generator))
-            yield Draw(span.timestep(place), noise(like))
+            yield Draw(span.timestep(place), draw_noise(like, generator))
         # Stratified, and in mixed order: so a small pool still covers the whole range of t.
         order = torch.randperm(size, generator=generator)
         places = ((order + torch.rand(size, generator=generator)) / size).tolist()
-        yield from itertools.cycle(Draw(span.timestep(place), noise(like)) for place in places)
+        yield from itertools.cycle(
+            Draw(span.timestep(place), draw_noise(like, generator)) for place in places
+        )
 
     done, number = 0.0, 0
     for span in descent.spans:
@@ -176,16 +169,16 @@ def distill(
     target: Branch,
     descent: Descent,
     *,
-    noise: Noise,
     generator: torch.Generator,
     rerun_source: bool = False,
     weight: Tensor | None = None,
     terms: Sequence[Term] = (),
     progress: Callable[[Iterate], None] = lambda iterate: None,
-) -> Outcome:
-    """Move the target's latent: z <- z - eta * (weight * g + gradients of `terms`).
+) -> tuple[Tensor, int]:
+    """Move the target's latent: z <- z - eta * (weight * g + gradients of `terms`). Returns the
+    last one, and how many iterations were made before the run ended or stood still.
 
-    g is delta()'s, at a timestep drawn on the CPU from `generator` and with `noise(like)`. The
+    g is delta()'s, at a timestep and with a noise drawn on the CPU from `generator`. The
     source stays as it is; None is score distillation. It is predicted once for each pair of a pool,
     and then only the target's rows run, unless `rerun_source` (for attention that reads the
     source's rows) asks for all of them. weight (1, 1, h, w) acts on g alone, the terms act
@@ -196,7 +189,7 @@ def distill(
     """
     z, step = target.z, _stepper(descent, target.z)
     stands_still = _plateau(descent, weight)
-    for number, draw in enumerate(draw_levels(descent, len(levels), z, generator, noise)):
+    for number, draw in enumerate(draw_levels(descent, len(levels), z, generator)):
         known = None if rerun_source else draw.source
         moved = replace(target, z=z)
         g, draw.source = delta(denoiser, source, moved, levels[draw.t], draw.noise, known)
@@ -205,8 +198,8 @@ def distill(
         z = step(z, pull if extra is None else pull + extra)
         progress(Iterate(number, descent.iterations, draw.t, g, z))
         if stands_still(z):
-            return Outcome(z, number + 1)
-    return Outcome(z, descent.iterations)
+            return z, number + 1
+    return z, descent.iterations
 
 
 def _gradient(terms: Sequence[Term], z: Tensor, number: int) -> Tensor | None:
@@ -261,7 +254,6 @@ def redraw(
     target: Branch,
     *,
     strength: float,
-    noise: Noise,
     generator: torch.Generator,
     keep_outside: Tensor | None = None,
     progress: Callable[[Step], None] = lambda step: None,
@@ -274,7 +266,7 @@ def redraw(
     lines, and reads the keys and values of the source, which is noised instead of inverted here.
     """
     denoise = denoiser(Conditions.join(source.conditions, target.conditions))
-    fixed = noise(source.z)
+    fixed = draw_noise(source.z, generator)
 
     def beside(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         eps, x0 = denoise(torch.cat([level.add_noise(source.z, fixed), z]), level)
@@ -284,7 +276,6 @@ def redraw(
         beside,
         target.z,
         strength=strength,
-        noise=noise,
         generator=generator,
         keep_outside=keep_outside,
         progress=progress,

@@ -8,9 +8,8 @@ has no paper: what it is fed is what diffusers' pipelines feed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from inlay.diffusion.attention import AttentionRule, Layer
 from inlay.diffusion.attention_shared import HiddenRegion, SharedSource
-from inlay.diffusion.backbone import Backbone, Conditions, Denoiser
-from inlay.diffusion.sample import CLEAN, Level, LevelSampler, Sampler, step_count
-from inlay.diffusion.text import Embedding, TextStack
+from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.sample import CLEAN, Level, Sampler, step_count
+from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
 __all__ = ["FlowBackbone", "FlowLevels", "FlowText"]
@@ -50,11 +49,8 @@ class FlowText(TextStack):
         super().__init__(tokenizers, encoders)
         self.joined = len(self.encoders) == 3
 
-    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Embedding:
-        """One row a prompt; the size makes no difference."""
-        rows = [self._row(prompt) for prompt in prompts]
-        pooled = torch.cat([row[1] for row in rows if row[1] is not None])
-        return Embedding(torch.cat([row[0] for row in rows]), {"pooled_projections": pooled})
+    def _added(self, pooled: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        return {"pooled_projections": torch.cat(list(pooled))}
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
@@ -144,17 +140,10 @@ class FlowBackbone(Backbone):
     transformer that this package cannot drive.
     """
 
-    def __init__(
-        self,
-        network: Any,
-        vae: Any,
-        text: TextStack,
-        scheduler_config: Mapping[str, Any],
-        *,
-        name: str,
-        hasher: Callable[[], str] = lambda: "",
-    ) -> None:
-        super().__init__(network, vae, text, name=name, hasher=hasher)
+    levels: FlowLevels
+
+    def set_up(self) -> None:
+        network, vae, text, name = self.network, self.vae, self.text, self.name
         config = network.config
         self.family = "flux" if type(network).__name__.startswith("Flux") else "sd3"
         self.prediction_type = "flow_prediction"
@@ -177,12 +166,12 @@ class FlowBackbone(Backbone):
         self.kind = "plain" if read == made else "inpaint"
         if packs:
             # It has no size of its own: that of the longest sequence it was trained at.
-            tokens = int(scheduler_config.get("max_image_seq_len", 4096))
+            tokens = int(self.scheduler_config.get("max_image_seq_len", 4096))
             self.native_size = int(tokens**0.5) * self.multiple
         else:
             self.native_size = int(config.sample_size) * self.factor
         tokens = (self.native_size // self.multiple) ** 2
-        self.levels: FlowLevels = FlowLevels(scheduler_config, tokens, even=packs)
+        self.levels = FlowLevels(self.scheduler_config, tokens, even=packs)
 
     @property
     def unet(self) -> Any:
@@ -192,10 +181,6 @@ class FlowBackbone(Backbone):
             "are for U-Nets."
         )
 
-    def denoiser(self, conditions: Conditions) -> Denoiser:
-        """The network under conditions, as a function of (z, level)."""
-        return (_ToldDenoiser if self.told_scale else Denoiser)(self, conditions)
-
     def layers(self) -> list[Layer]:
         """The joint attention layers in their order; the latter half stands for a decoder."""
         names = list(self.network.attn_processors)
@@ -203,24 +188,16 @@ class FlowBackbone(Backbone):
         later = [2 * number >= len(names) for number in range(len(names))]
         return [Layer(x, "self", y, z) for x, y, z in zip(names, later, modules, strict=True)]
 
-    @contextmanager
-    def attention(self, rule: AttentionRule | None) -> Iterator[None]:
-        """See Backbone. Picture and text attend to one sequence here, so of the rules only those
-        go that say which places of the picture are seen; InputError for any other.
+    def change(self, rule: AttentionRule) -> nullcontext[None]:
+        """Picture and text attend to one sequence here, so of the rules only those go that say
+        which places of the picture are seen; InputError for any other. predict() minds them.
         """
-        if rule is None:
-            yield
-            return
         if not isinstance(rule, HiddenRegion | SharedSource):
             raise InputError(
                 f"the model {self.name} attends to text and picture at once, so words cannot be "
                 "steered to a place (words_inside, words_outside) and concepts cannot be used."
             )
-        self.rules.append(rule)
-        try:
-            yield
-        finally:
-            self.rules.remove(rule)
+        return nullcontext()
 
     def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """The velocity (N, C, h, w) in float32, without guidance; see Backbone.predict()."""
@@ -273,15 +250,7 @@ class FlowBackbone(Backbone):
                 f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
                 "FlowMatchEulerDiscreteScheduler or EulerAncestralDiscreteScheduler."
             )
-        return LevelSampler(self.levels, steps, _FRESH_NOISE[name])
-
-
-class _ToldDenoiser(Denoiser):
-    """A network that is told the guidance scale: not guided, whatever the conditions say."""
-
-    def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        self.conditions = replace(self.conditions, negative=None)
-        return super().__call__(z, level)
+        return Sampler(self.levels, steps, _FRESH_NOISE[name])
 
 
 class _JointAttention(TorchFunctionMode):
@@ -314,22 +283,4 @@ class _JointAttention(TorchFunctionMode):
         given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         query, key, value = given["query"], given["key"], given["value"]
         start = key.shape[2] - self.tokens if self.text_first else 0
-        output = torch.empty_like(query)
-        for view in self.rule.views(len(query), self.tokens):
-            rows = torch.tensor(view.rows, device=query.device)
-            seen = torch.tensor(view.seen, device=query.device)
-            k, v = (self._seen(x, rows, seen, start, view.keep) for x in (key, value))
-            output[rows] = func(query[rows], k, v)
-        return output
-
-    def _seen(
-        self, x: Tensor, rows: Tensor, seen: Tensor, start: int, keep: Tensor | None
-    ) -> Tensor:
-        """What some rows see of keys or values (rows, heads, tokens, width): their own text, and
-        of the picture of `seen` what is kept.
-        """
-        own, end = x[rows], start + self.tokens
-        picture = x[seen][:, :, start:end]
-        if keep is not None:
-            picture = picture[:, :, keep.to(x.device)]
-        return torch.cat([own[:, :, :start], picture, own[:, :, end:]], 2)
+        return self.rule.heads(query, key, value, start, self.tokens)

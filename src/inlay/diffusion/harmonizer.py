@@ -10,13 +10,12 @@ the pasted picture in [-1, 1] and the mask in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.backbone import Backbone, Branch, Conditions, Guide
 from inlay.diffusion.sample import CLEAN, Level, Step, sample
 from inlay.errors import InputError
 
@@ -38,44 +37,31 @@ _SHARED = (
 )
 
 
-class Harmonizer:
-    """A harmonizer that fits a backbone; raises InputError where it does not.
+class Harmonizer(Branch):
+    """A harmonizer, which makes guides."""
 
-    network is diffusers' ControlNetModel, on the backbone's device; name is what the user gave.
-    """
-
-    def __init__(
-        self, network: Any, backbone: Backbone, *, name: str, hasher: Callable[[], str]
-    ) -> None:
-        _check(network, backbone, name)
-        self.network, self.name, self._hasher = network, name, hasher
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 over the weight files; read once, when asked."""
-        return self._hasher()
+    what, article, class_name = "harmonizer", "a harmonizer", "ControlNetModel"
 
     def guide(self, pasted: Tensor, mask: Tensor, scale: float = 1.0) -> Guide:
         """The guide for pictures (N, 3, H, W) in [-1, 1] and their masks (N, 1, H, W) in [0, 1]."""
         return Guide(self.network, torch.cat([pasted, mask.to(pasted)], 1), scale)
 
-
-def _check(network: Any, backbone: Backbone, name: str) -> None:
-    config = network.config
-    if config.conditioning_channels != _CHANNELS:
-        raise InputError(
-            f"The harmonizer {name} reads {config.conditioning_channels} channels, but a pasted "
-            f"picture and its mask have {_CHANNELS}."
-        )
-    pairs = [(key, config.get(key), backbone.unet.config.get(key)) for key in _SHARED]
-    factor = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
-    pairs.append(("number of pixels to a latent pixel", factor, backbone.factor))
-    for key, mine, wanted in pairs:
-        if _plain(mine) != _plain(wanted):
+    def check(self, backbone: Backbone) -> None:
+        config, name = self.network.config, self.name
+        if config.conditioning_channels != _CHANNELS:
             raise InputError(
-                f"The harmonizer {name} does not fit the model {backbone.name}: its {key} is "
-                f"{_plain(mine)}, but the model's is {_plain(wanted)}."
+                f"The harmonizer {name} reads {config.conditioning_channels} channels, but a "
+                f"pasted picture and its mask have {_CHANNELS}."
             )
+        pairs = [(key, config.get(key), backbone.unet.config.get(key)) for key in _SHARED]
+        factor = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+        pairs.append(("number of pixels to a latent pixel", factor, backbone.factor))
+        for key, mine, wanted in pairs:
+            if _plain(mine) != _plain(wanted):
+                raise InputError(
+                    f"The harmonizer {name} does not fit the model {backbone.name}: its {key} is "
+                    f"{_plain(mine)}, but the model's is {_plain(wanted)}."
+                )
 
 
 def _plain(value: Any) -> Any:

@@ -19,17 +19,7 @@ from inlay.errors import InputError
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
 
-__all__ = [
-    "Features",
-    "Kind",
-    "encoder_features",
-    "features_of",
-    "has_encoder",
-    "laplacian_pyramid",
-    "latent_loss",
-    "lpips_loss",
-    "perceptual_loss",
-]
+__all__ = ["latent_loss"]
 
 Features = Callable[[Tensor], list[Tensor]]
 Kind = Literal["auto", "encoder", "laplacian", "lpips"]
@@ -68,22 +58,18 @@ def laplacian_pyramid(x: Tensor, levels: int = 4, base: bool = True) -> list[Ten
     return [*bands, x] if base or not bands else bands
 
 
-def has_encoder(vae: Any) -> bool:
-    """Whether an autoencoder's encoder has levels to take features from."""
-    return hasattr(getattr(vae, "encoder", None), "down_blocks")
-
-
 def features_of(vae: Any, kind: Kind = "auto", *, base: bool = True) -> Features:
     """The features of a kind: encoder where the checkpoint has one, else the pyramid (auto).
 
     `base` is the pyramid's. Raises InputError for "encoder" on a linear autoencoder.
     """
-    if kind == "encoder" and not has_encoder(vae):
+    deep = hasattr(getattr(vae, "encoder", None), "down_blocks")
+    if kind == "encoder" and not deep:
         raise InputError(
             "perceptual is 'encoder', but this model's autoencoder is linear and has no features; "
             "use laplacian or auto."
         )
-    if kind == "laplacian" or not has_encoder(vae):
+    if kind == "laplacian" or not deep:
         return lambda x: laplacian_pyramid(x, base=base)
     return lambda x: encoder_features(vae, x)
 

@@ -7,18 +7,20 @@ t.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "CLEAN", "Denoise", "Level", "LevelSampler", "Levels", "Sampler", "Step", "ddim_step",
-    "descents", "repaint", "sample", "step_count",
+    "CLEAN", "Denoise", "Level", "Levels", "Sampler", "Step", "ddim_step", "descents",
+    "draw_noise", "repaint", "sample", "step_count",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -35,6 +37,11 @@ class Level:
     signal: float | Tensor
     noise: float | Tensor
     timestep: float | Tensor
+
+    @classmethod
+    def of_alpha(cls, alpha: float, timestep: int) -> Level:
+        """The variance-preserving level of a cumulative alpha."""
+        return cls(math.sqrt(alpha), math.sqrt(1 - alpha), timestep)
 
     @property
     def sigma(self) -> float:
@@ -130,26 +137,9 @@ class Step:
     z: Tensor
 
 
-class Sampler(Protocol):
-    """Noises `source` (1, C, h, w) to the level of `strength` and samples from there to the end.
-
-    `noise` draws in the shape of a tensor; `generator` is for samplers that draw themselves. With
-    `keep_outside`, a mask (1, 1, h, w), the sample outside of it is replaced after each step by the
-    source noised to that step's level (blended latents, Avrahami et al. 2023, arXiv 2206.02779).
-    strength 0 returns the source.
-    """
-
-    def __call__(
-        self,
-        denoiser: Denoise,
-        source: Tensor,
-        *,
-        strength: float,
-        noise: Callable[[Tensor], Tensor],
-        generator: torch.Generator,
-        keep_outside: Tensor | None = None,
-        progress: Callable[[Step], None] = lambda step: None,
-    ) -> Tensor: ...
+def draw_noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape, device and dtype of `like`, drawn on the CPU."""
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
 
 
 def step_count(steps: int, strength: float) -> int:
@@ -203,12 +193,17 @@ def _up(before: Level, after: Level) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class LevelSampler:
-    """A Sampler that is nothing but sample() on the run of some levels."""
+class Sampler:
+    """Noises a picture to the level of a strength and samples from there to the end.
+
+    By sample() with `eta` over a run of the levels; or by one of diffusers' schedulers, for methods
+    whose maths does not need DDIM. The denoiser is called at the levels either way.
+    """
 
     levels: Levels
     steps: int
     eta: float = 0.0
+    scheduler: Any = None
 
     def __call__(
         self,
@@ -216,25 +211,73 @@ class LevelSampler:
         source: Tensor,
         *,
         strength: float,
-        noise: Callable[[Tensor], Tensor],
         generator: torch.Generator,
         keep_outside: Tensor | None = None,
         progress: Callable[[Step], None] = lambda step: None,
     ) -> Tensor:
+        """What becomes of `source` (1, C, h, w), noised by `generator`; at strength 0 itself.
+
+        With `keep_outside`, a mask (1, 1, h, w), the sample outside of it is replaced after each
+        step by the source noised to that step's level (blended latents, Avrahami et al. 2023, arXiv
+        2206.02779).
+        """
+
+        def keep(z: Tensor, noised: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
+            if keep_outside is None:
+                return z
+            known = noised(source, draw_noise(source, generator)) if noised else source
+            return z * keep_outside + known * (1 - keep_outside)
+
+        if self.scheduler is not None:
+            return self._scheduled(denoiser, source, strength, generator, keep, progress)
         levels = self.levels.run(self.steps, strength)
         if not levels:
             return source
-
-        def kept(step: Step) -> Tensor:
-            if keep_outside is None:
-                return step.z
-            known = source if step.to.noise == 0 else step.to.add_noise(source, noise(source))
-            return step.z * keep_outside + known * (1 - keep_outside)
-
-        start = levels[0].add_noise(source, noise(source))
         return sample(
-            denoiser, start, levels, noise=noise, eta=self.eta, on_step=kept, progress=progress
+            denoiser,
+            levels[0].add_noise(source, draw_noise(source, generator)),
+            levels,
+            noise=partial(draw_noise, generator=generator),
+            eta=self.eta,
+            on_step=lambda step: keep(step.z, step.to.add_noise if step.to.noise else None),
+            progress=progress,
         )
+
+    def _scheduled(
+        self,
+        denoiser: Denoise,
+        source: Tensor,
+        strength: float,
+        generator: torch.Generator,
+        keep: Callable[..., Tensor],
+        progress: Callable[[Step], None],
+    ) -> Tensor:
+        scheduler, count = self.scheduler, len(self.levels)
+        run = step_count(self.steps, strength)
+        if run == 0:
+            return source
+        scheduler.set_timesteps(self.steps)
+        # Leading spacing plus an offset can name a timestep beyond the last one.
+        scheduler.timesteps = scheduler.timesteps.clamp(max=count - 1)
+        # Solvers of higher order list each level more than once: `order` entries make a step.
+        begin = (self.steps - run) * int(getattr(scheduler, "order", 1))
+        timesteps = scheduler.timesteps[begin:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        z: Tensor = scheduler.add_noise(source, draw_noise(source, generator), timesteps[:1])
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        extra = {"generator": generator} if draws else {}
+        for number, t in enumerate(timesteps):
+            timestep = min(max(round(float(t)), 0), count - 1)
+            # The scheduler's own level: at zero terminal SNR it keeps a little signal.
+            level = Level.of_alpha(float(scheduler.alphas_cumprod[timestep]), timestep)
+            eps, x0 = denoiser(scheduler.scale_model_input(z, t), self.levels[timestep])
+            output = level.output(x0, eps, scheduler.config.prediction_type)
+            z = scheduler.step(output, t, z, **extra).prev_sample
+            after = timesteps[number + 1 : number + 2]
+            z = keep(z, partial(scheduler.add_noise, timesteps=after) if len(after) else None)
+            progress(Step(number, len(timesteps), level, level, x0, eps, z))
+        return z
 
 
 def ddim_step(step: Step, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:

@@ -60,11 +60,11 @@ def join(*parts: Embedding) -> Embedding:
 class TextStack:
     """The tokenizers and text encoders of a checkpoint, with a cache of what they made.
 
-    One encoder gives its last hidden state, after the final layer norm (SD 1.x, SD 2.x).
-    With `penultimate` (SDXL; Podell et al. 2023, arXiv 2307.01952, section 2.1) the encoders'
-    last hidden states but one are joined along the width, and the last encoder's projected
-    pooled output goes along. With `empty_is_zero` an empty prompt embeds to zeros, which is what
-    SDXL was trained on in place of captions that were dropped.
+    One encoder gives its last hidden state, after the final layer norm (SD 1.x, SD 2.x). Of two
+    (SDXL; Podell et al. 2023, arXiv 2307.01952, section 2.1) the last hidden states but one are
+    joined along the width, and the last encoder's projected pooled output goes along. With
+    `empty_is_zero` an empty prompt embeds to zeros, which is what SDXL was trained on in place of
+    captions that were dropped.
     """
 
     def __init__(
@@ -72,13 +72,12 @@ class TextStack:
         tokenizers: Sequence[Any],
         encoders: Sequence[Any],
         *,
-        penultimate: bool = False,
         empty_is_zero: bool = False,
         cache_size: int = 64,
     ) -> None:
         self.tokenizers = list(tokenizers)
         self.encoders = list(encoders)
-        self.penultimate = penultimate
+        self.penultimate = len(self.encoders) == 2
         self.empty_is_zero = empty_is_zero
         self.cache_size = cache_size
         # A textual inversion of n vectors is n tokens, of which a prompt names only the first:
@@ -99,16 +98,16 @@ class TextStack:
         if not prompts:
             raise ValueError("embed() needs at least one prompt")
         rows = [self._row(prompt) for prompt in prompts]
-        one = len(rows) == 1
-        hidden = rows[0][0] if one else torch.cat([row[0] for row in rows])
-        if not self.penultimate:
-            return Embedding(hidden)
-        pooled = torch.cat([row[1] for row in rows if row[1] is not None])
+        hidden = rows[0][0] if len(rows) == 1 else torch.cat([row[0] for row in rows])
+        return Embedding(hidden, self._added([row[1] for row in rows if row[1] is not None], size))
+
+    def _added(self, pooled: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor] | None:
+        if not pooled:
+            return None
         # Original size, crop offset, target size: what SDXL was told of its training pictures.
         # In float32: bfloat16 cannot hold such numbers.
-        ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=hidden.device)
-        added = {"text_embeds": pooled, "time_ids": ids.expand(len(rows), -1)}
-        return Embedding(hidden, added)
+        ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=pooled[0].device)
+        return {"text_embeds": torch.cat(list(pooled)), "time_ids": ids.expand(len(pooled), -1)}
 
     def _row(self, prompt: str) -> tuple[Tensor, Tensor | None]:
         if prompt in self._cache:
@@ -136,10 +135,12 @@ class TextStack:
                 hidden.append(output.last_hidden_state)
         return torch.cat(hidden, -1), pooled
 
-    def word_ids(self, word: str, number: int = 0) -> list[int]:
-        """The ids of a word as it stands inside a prompt, for encoder `number`."""
-        plain = self.tokenizers[number](word, add_special_tokens=False, verbose=False).input_ids
-        expand = self.expansions[number]
+    def word_ids(self, word: str, number: int = 0, special: bool = False) -> list[int]:
+        """The ids of a word as it stands inside a prompt, for encoder `number`; with `special`
+        between those of start and end.
+        """
+        tokenizer, expand = self.tokenizers[number], self.expansions[number]
+        plain = tokenizer(word, add_special_tokens=special, verbose=False).input_ids
         return [part for token in plain for part in expand.get(token, (token,))]
 
     def token_ids(self, prompt: str, number: int = 0) -> list[int]:
@@ -147,9 +148,7 @@ class TextStack:
         tokenizer, encoder = self.tokenizers[number], self.encoders[number]
         # Some tokenizers in the wild carry no length of their own.
         length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
-        expand = self.expansions[number]
-        plain = tokenizer(prompt, verbose=False).input_ids
-        ids = [part for token in plain for part in expand.get(token, (token,))]
+        ids = self.word_ids(prompt, number, special=True)
         if len(ids) > length:
             _log.warning("only the first %d of the prompt's %d tokens are read", length, len(ids))
             ids = [*ids[: length - 1], ids[-1]]

@@ -116,24 +116,14 @@ class Tiling:
         return torch.cat([self.crop(x, number, scale) for number in numbers])
 
 
-@dataclass
 class _Mean:
     """The weighted mean of what windows say, (1, C, H * scale, W * scale)."""
 
-    tiling: Tiling
-    scale: int
-    total: Tensor
-    weights: Tensor
-
-    @classmethod
-    def of(cls, tiling: Tiling, channels: int, device: torch.device, scale: int = 1) -> _Mean:
+    def __init__(self, tiling: Tiling, channels: int, device: torch.device, scale: int = 1) -> None:
+        self.tiling, self.scale = tiling, scale
         height, width = (side * scale for side in tiling.size)
-        return cls(
-            tiling,
-            scale,
-            torch.zeros(1, channels, height, width, device=device),
-            torch.zeros(1, 1, height, width, device=device),
-        )
+        self.total = torch.zeros(1, channels, height, width, device=device)
+        self.weights = torch.zeros(1, 1, height, width, device=device)
 
     def add(self, numbers: Sequence[int], rows: Tensor) -> None:
         weight = self.tiling.weight(self.scale).to(rows.device)
@@ -160,7 +150,7 @@ def in_tiles(
     for numbers in tiling.batches(range(len(tiling.corners))):
         rows = call(tiling.stack(x, numbers, reads))
         if mean is None:
-            mean = _Mean.of(tiling, rows.shape[1], rows.device, makes)
+            mean = _Mean(tiling, rows.shape[1], rows.device, makes)
         mean.add(numbers, rows)
     assert mean is not None
     return mean.result()
@@ -189,7 +179,7 @@ class TiledDenoiser:
     def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """(eps, x0), both (1, C, H, W) in float32."""
         tiling, whole = self.tiling, self.conditions
-        means = [_Mean.of(tiling, z.shape[1], z.device) for _ in range(2)]
+        means = [_Mean(tiling, z.shape[1], z.device) for _ in range(2)]
         for numbers in tiling.batches(self.used):
             shown = [
                 None if x is None else tiling.stack(x, numbers)

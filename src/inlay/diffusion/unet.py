@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from inlay.diffusion.sample import Level, Sampler, step_count
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
-__all__ = ["DdpmLevels", "UNetBackbone"]
+__all__ = ["DdpmLevels", "UNetBackbone", "solver_of"]
 
 
 class DdpmLevels:
@@ -36,7 +35,7 @@ class DdpmLevels:
         return len(self.alphas_cumprod)
 
     def __getitem__(self, timestep: int) -> Level:
-        return _level(float(self.alphas_cumprod[timestep]), timestep)
+        return Level.of_alpha(float(self.alphas_cumprod[timestep]), timestep)
 
     def rows(self, timesteps: Tensor) -> Level:
         alphas = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
@@ -52,52 +51,38 @@ class DdpmLevels:
         timesteps = [min(int(t), len(self) - 1) for t in self.scheduler.timesteps]
         # Always the final level last: diffusers steps to t - T // S, which for step counts that do
         # not divide T ends a little short of it.
-        end = _level(float(self.scheduler.final_alpha_cumprod), 0)
+        end = Level.of_alpha(float(self.scheduler.final_alpha_cumprod), 0)
         return [*(self[t] for t in timesteps[-left:]), end]
-
-
-def _level(alpha: float, timestep: int) -> Level:
-    """The level of a cumulative alpha."""
-    return Level(math.sqrt(alpha), math.sqrt(1 - alpha), timestep)
 
 
 class UNetBackbone(Backbone):
     """diffusers' UNet2DConditionModel with its autoencoder, text encoders and schedule.
 
-    family is "sd1", "sd2", "sdxl" or "embedded"; scheduler_config is as loaded. Raises InputError
-    for a U-Net that this package cannot drive (a number of input channels that is neither plain nor
-    inpainting, added conditions other than SDXL's, an unknown schedule).
+    family is "sd1", "sd2", "sdxl" or "embedded". Raises InputError for a U-Net that this package
+    cannot drive (a number of input channels that is neither plain nor inpainting, added conditions
+    other than SDXL's, an unknown schedule).
     """
 
-    def __init__(
-        self,
-        unet: Any,
-        vae: Any,
-        text: TextStack,
-        scheduler_config: Mapping[str, Any],
-        *,
-        name: str,
-        hasher: Callable[[], str] = lambda: "",
-    ) -> None:
-        super().__init__(unet, vae, text, name=name, hasher=hasher)
-        self.unet = unet
+    levels: DdpmLevels
+
+    def set_up(self) -> None:
+        unet, vae = self.network, self.vae
         self.latent_channels = int(unet.config.out_channels)
         self.multiple = self.factor * 2 ** (len(unet.config.down_block_types) - 1)
         self.native_size = _sample_size(unet) * self.factor
-        _check(unet, vae, text, name)
+        _check(unet, vae, self.text, self.name)
         self.kind = "plain" if unet.config.in_channels == self.latent_channels else "inpaint"
         self.family = _family(unet, vae)
-        self.scheduler_config = dict(scheduler_config)
-        self.levels: DdpmLevels = DdpmLevels(scheduler_config)
+        self.levels = DdpmLevels(self.scheduler_config)
         self.prediction_type = str(self.levels.scheduler.config.prediction_type)
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise InputError(
-                f"The model {name} predicts {self.prediction_type!r}, but inlay runs models "
+                f"The model {self.name} predicts {self.prediction_type!r}, but inlay runs models "
                 "that predict epsilon, v_prediction or sample."
             )
 
     def layers(self) -> list[Layer]:
-        return unet_layers(self.unet)
+        return unet_layers(self.network)
 
     def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """See Backbone; an inpainting U-Net is fed [z, mask, masked_latent]."""
@@ -123,7 +108,7 @@ class UNetBackbone(Backbone):
             features = [
                 x.to(self.device, self.dtype).expand(count, -1, -1, -1) for x in conditions.control
             ]
-        output: Tensor = self.unet(
+        output: Tensor = self.network(
             inputs,
             step,
             encoder_hidden_states=hidden,
@@ -135,9 +120,48 @@ class UNetBackbone(Backbone):
         return output.float()
 
     def solver(self, name: str, steps: int) -> Sampler:
-        from inlay.diffusion.solvers import make_solver
+        """See Backbone. The scheduler is tried on a few numbers with a network that knows the
+        answer.
+        """
+        return solver_of(name, self.scheduler_config, self.levels, steps)
 
-        return make_solver(name, self.scheduler_config, self.levels, steps)
+
+def solver_of(
+    name: str, scheduler_config: Mapping[str, Any], levels: DdpmLevels, steps: int
+) -> Sampler:
+    """UNetBackbone.solver() of a scheduler's config and its levels."""
+    import diffusers
+
+    kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    # Runge-Kutta warm-up evaluates the network between its levels; every SD checkpoint skips it.
+    config = {**scheduler_config, "clip_sample": False, "skip_prk_steps": True}
+
+    def make() -> Sampler:
+        return Sampler(levels, steps, scheduler=kind.from_config(config))
+
+    try:
+        if kind is None or not _finds_the_answer(make()):
+            raise LookupError(name)
+        return make()
+    # Schedulers of other kinds of model, or with needs that are not installed, fail in many ways.
+    except Exception:
+        raise InputError(
+            f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
+            "DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
+        ) from None
+
+
+def _finds_the_answer(solver: Sampler) -> bool:
+    clean = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+
+    def oracle(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        alpha = float(solver.scheduler.alphas_cumprod[level.timestep])
+        return (z - alpha**0.5 * clean) / max((1 - alpha) ** 0.5, 1e-3), clean
+
+    generator = torch.Generator().manual_seed(0)
+    result = solver(oracle, torch.zeros_like(clean), strength=1.0, generator=generator)
+    # NaN is not below anything.
+    return bool((result - clean).abs().max() < 0.3)
 
 
 def _sample_size(unet: Any) -> int:

@@ -170,7 +170,6 @@ class LiveText(TextStack):
         super().__init__(
             text.tokenizers,
             text.encoders,
-            penultimate=text.penultimate,
             empty_is_zero=text.empty_is_zero,
             cache_size=0,
         )

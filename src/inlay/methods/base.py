@@ -143,10 +143,9 @@ class Context:
 
     def noise(self, like: torch.Tensor) -> torch.Tensor:
         """Standard normal noise of the shape, device and dtype of `like`."""
-        import torch
+        from inlay.diffusion.sample import draw_noise
 
-        draw = torch.randn(like.shape, generator=self.generator, dtype=torch.float32)
-        return draw.to(device=like.device, dtype=like.dtype)
+        return draw_noise(like, self.generator)
 
     def adapter(self, name: str) -> ControlAdapter:
         """The T2I-Adapter of this name; afterwards `opened`, for the record."""

@@ -139,7 +139,6 @@ class Workspace:
             denoiser,
             source,
             strength=strength,
-            noise=self.context.noise,
             generator=self.context.generator,
             keep_outside=denoiser.keep_outside,
             progress=self.progress(done, total),

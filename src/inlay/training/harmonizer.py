@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from inlay.checkpoints.branch import load_harmonizer
+from inlay.checkpoints.branch import load_branch
 from inlay.diffusion.backbone import Conditions, Guide
-from inlay.diffusion.harmonizer import new_harmonizer
+from inlay.diffusion.harmonizer import Harmonizer, new_harmonizer
 from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes, train
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
 from inlay.training.batches import DisturbedLoader, Samples, cover
@@ -162,7 +162,7 @@ class HarmonizerTrainer(BranchRun):
     def new_network(self) -> Any:
         network = new_harmonizer(self.backbone)
         if self.config.start_from is not None:
-            begun = load_harmonizer(self.config.start_from, self.backbone)
+            begun = load_branch(Harmonizer, self.config.start_from, self.backbone)
             network.load_state_dict(begun.network.state_dict())
         return network
 

@@ -89,7 +89,7 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
         context.progress(iterate.number + 1, _total(settings), preview)
 
     with backbone.attention(plan.attention):
-        outcome = distill(
+        z, iterations = distill(
             _steered(work, settings).denoiser,
             backbone.levels,
             plan.source,
@@ -103,7 +103,6 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
                 settings.plateau,
                 settings.patience,
             ),
-            noise=context.noise,
             generator=context.generator,
             # Sharing reads the source's rows, which must then run each time.
             rerun_source=isinstance(plan.attention, SharedSource),
@@ -111,10 +110,10 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
             terms=_terms(work, settings, plan),
             progress=progress,
         )
-    if outcome.iterations < settings.num_iterations:
-        context.note(f"freecompose: stood still after {outcome.iterations} steps, so it stopped")
+    if iterations < settings.num_iterations:
+        context.note(f"freecompose: stood still after {iterations} steps, so it stopped")
         context.progress(settings.num_iterations, _total(settings))
-    return outcome.z
+    return z
 
 
 def _sample(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
@@ -125,7 +124,6 @@ def _sample(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tenso
         denoiser,
         z,
         strength=settings.texture,
-        noise=work.context.noise,
         generator=work.context.generator,
         keep_outside=denoiser.keep_outside,
     )
@@ -148,7 +146,6 @@ def _redraw(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tenso
             plan.source,
             replace(plan.target, z=z),
             strength=settings.redraw,
-            noise=context.noise,
             generator=context.generator,
             keep_outside=backbone.denoiser(work.conditions(plan.region)).keep_outside,
             progress=work.progress(settings.num_iterations, _total(settings)),

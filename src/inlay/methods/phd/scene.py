@@ -111,7 +111,6 @@ class _Scene:
             TiledDenoiser(backbone.denoiser, conditions, tiling, source),
             source,
             strength=strength,
-            noise=self.context.noise,
             generator=self.context.generator,
             keep_outside=backbone.denoiser(conditions).keep_outside,
             progress=lambda step: self._tell(step, run, tiling, level),
