@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from checkpoints import loaded
 from inlay.diffusion.sample import Level, Sampler, sample
-from inlay.diffusion.unet import DdpmLevels, solver_of
+from inlay.diffusion.unet import DdpmLevels, UNetBackbone
 from inlay.errors import InputError
 
 CONFIG = {
@@ -23,7 +24,8 @@ CONFIG = {
 
 
 def make_solver(name: str, config: dict[str, Any], steps: int = 20) -> Sampler:
-    return solver_of(name, config, DdpmLevels(config), steps)
+    b = loaded("sd1")
+    return UNetBackbone(b.unet, b.vae, b.text, config, name="x").solver(name, steps)
 
 
 def pull(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from inlay.diffusion.sample import Level, Sampler, step_count
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
-__all__ = ["DdpmLevels", "UNetBackbone", "solver_of"]
+__all__ = ["DdpmLevels", "UNetBackbone"]
 
 
 class DdpmLevels:
@@ -123,32 +123,26 @@ class UNetBackbone(Backbone):
         """See Backbone. The scheduler is tried on a few numbers with a network that knows the
         answer.
         """
-        return solver_of(name, self.scheduler_config, self.levels, steps)
+        import diffusers
 
-
-def solver_of(
-    name: str, scheduler_config: Mapping[str, Any], levels: DdpmLevels, steps: int
-) -> Sampler:
-    """UNetBackbone.solver() of a scheduler's config and its levels."""
-    import diffusers
-
-    kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    # Runge-Kutta warm-up evaluates the network between its levels; every SD checkpoint skips it.
-    config = {**scheduler_config, "clip_sample": False, "skip_prk_steps": True}
-
-    def make() -> Sampler:
-        return Sampler(levels, steps, scheduler=kind.from_config(config))
-
-    try:
-        if kind is None or not _finds_the_answer(make()):
-            raise LookupError(name)
-        return make()
-    # Schedulers of other kinds of model, or with needs that are not installed, fail in many ways.
-    except Exception:
+        kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+        # Runge-Kutta warm-up evaluates the network between its levels; every SD checkpoint skips
+        # it.
+        config = {**self.scheduler_config, "clip_sample": False, "skip_prk_steps": True}
+        try:
+            trial, solver = (
+                Sampler(self.levels, steps, scheduler=kind.from_config(config)) for _ in range(2)
+            )
+            if _finds_the_answer(trial):
+                return solver
+        # Schedulers of other kinds of model, or with needs that are not installed, fail in many
+        # ways.
+        except Exception:
+            pass
         raise InputError(
             f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
             "DDIMScheduler, EulerDiscreteScheduler or UniPCMultistepScheduler."
-        ) from None
+        )
 
 
 def _finds_the_answer(solver: Sampler) -> bool:
