@@ -100,7 +100,6 @@ class Model:
             fast,
             torch.zeros_like(seen),
             strength=1.0,
-            noise=lambda like: torch.randn(like.shape, generator=generator),
             generator=generator,
         )
         return torch.where(mask > 0, backbone.decode(z).clamp(-1, 1), x)
