@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from inlay.request import (
 from inlay.scene.cutout import Cutout, guess_mask
 from inlay.scene.placement import bounding_size, place_all
 from inlay.scene.subject import Subject
-from inlay.scene.window import Layer, Region, Scene, invert, merge
+from inlay.scene.window import Layer, Region, Scene, merge
 
 __all__ = ["Inputs", "Plan", "PlannedStep", "plan_of", "read_inputs"]
 
@@ -43,67 +43,20 @@ _GROUND = 0.9
 _GREY = 128
 
 
-class Task(Protocol):
-    """What one pass works on."""
-
-    def scene(self, picture: Picture, before: Picture) -> Scene:
-        """The scene in the picture so far; `before` is the picture without the subjects."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Insert:
-    """Lay a subject over the picture."""
-
-    layer: Layer
-
-    def scene(self, picture: Picture, before: Picture) -> Scene:
-        return Scene(picture, self.layer.region, self.layer)
-
-
-@dataclass(frozen=True, eq=False)
-class Surround:
-    """Make everything but the subject."""
-
-    layer: Layer
-
-    def scene(self, picture: Picture, before: Picture) -> Scene:
-        return invert(Scene(picture, self.layer.region, self.layer))
-
-
-@dataclass(frozen=True, eq=False)
-class Redraw:
-    """Change a subject that lies in the picture already."""
-
-    layer: Layer
-
-    def scene(self, picture: Picture, before: Picture) -> Scene:
-        return Scene(picture, self.layer.region, clean=before)
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """Change a region; clean is the picture before something was pasted there."""
-
-    region: Region
-    clean: Picture | None = None
-
-    def scene(self, picture: Picture, before: Picture) -> Scene:
-        return Scene(picture, self.region, clean=self.clean)
-
-
 @dataclass(frozen=True, eq=False)
 class PlannedStep:
-    """A step of a request with the tasks that its method runs on, one after the other.
+    """A step of a request with the scenes that its method works on, one after the other.
 
     on and before are numbers of earlier steps, None for the picture that was handed in: on whose
-    picture the first task works, and which one has no subjects yet.
+    picture the first scene lies, and which one has no subjects yet; it is the scenes' clean picture
+    where the step redraws what lies in the picture already.
     """
 
     step: Step
-    tasks: Sequence[Task]
+    scenes: Sequence[Scene]
     on: int | None = None
     before: int | None = None
+    redraws: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +240,7 @@ def plan_of(request: Request, inputs: Inputs, seed: int) -> Plan:
     steps = request.steps()
     if not isinstance(request, (ComposeRequest, SceneRequest)):
         assert inputs.region is not None
-        return Plan([PlannedStep(steps[0], [Change(inputs.region, inputs.clean)])])
+        return Plan([PlannedStep(steps[0], [Scene(inputs.region, clean=inputs.clean)])])
     size = inputs.picture.size
     subjects = list(request.subjects)
     if isinstance(request, SceneRequest):
@@ -295,19 +248,21 @@ def plan_of(request: Request, inputs: Inputs, seed: int) -> Plan:
         subjects = [_grounded(*pair, size) for pair in zip(subjects, sizes, strict=True)]
     layers = place_all(inputs.cutouts, size, subjects, seed)
     if isinstance(request, SceneRequest):
-        return Plan([PlannedStep(steps[0], [Surround(merge(layers))])], layers)
+        whole = merge(layers)
+        return Plan([PlannedStep(steps[0], [Scene(whole.region, whole, inverted=True)])], layers)
     laid = [merge(layers)] if request.together and len(layers) > 1 else layers
     below = 0 if "remove" in request.phases else None
     planned: list[PlannedStep] = []
     for number, step in enumerate(steps):
         if step.phase == "remove":
             assert inputs.region is not None
-            planned.append(PlannedStep(step, [Change(inputs.region)]))
+            planned.append(PlannedStep(step, [Scene(inputs.region)]))
         elif step.phase == "repose":
-            redraws = [Redraw(layer) for layer in laid]
-            planned.append(PlannedStep(step, redraws, number - 1, below))
+            scenes = [Scene(layer.region) for layer in laid]
+            planned.append(PlannedStep(step, scenes, number - 1, below, redraws=True))
         else:
-            planned.append(PlannedStep(step, [Insert(layer) for layer in laid], below, below))
+            scenes = [Scene(layer.region, layer) for layer in laid]
+            planned.append(PlannedStep(step, scenes, below))
     return Plan(planned, layers)
 
 

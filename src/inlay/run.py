@@ -16,10 +16,10 @@ from inlay.methods.base import Callback, Context, Models, Settings
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
-from inlay.plan import Plan, PlannedStep, Task, plan_of, read_inputs
+from inlay.plan import Plan, PlannedStep, plan_of, read_inputs
 from inlay.request import Model, Request
 from inlay.result import Result, Used, identify, record_of
-from inlay.scene.window import Painted, Window, invert, stitch
+from inlay.scene.window import Painted, Scene, Window, stitch
 from inlay.settings import as_flag
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def run(request: Request, checkpoint: Checkpoint, options: Options | None = None
             for planned in passes.plan_for(seed).steps:
                 passes.announce(planned)
                 state = None if planned.on is None else states[planned.on]
-                for task in planned.tasks:
-                    state = passes.advance(planned, task, state, states, seed, notes)
+                for scene in planned.scenes:
+                    state = passes.advance(planned, scene, state, states, seed, notes)
                 assert state is not None
                 stages = {name: stage.noted(notes) for name, stage in state.stages.items()}
                 states.append(replace(state.noted(notes), stages=stages))
@@ -143,7 +143,7 @@ class _Passes:
         self.plan = plan_of(request, self.inputs, request.seed)
         self.needs_model = any(each.choice.method.needs_model for each in request.steps())
         self.backbone: Backbone | None = None
-        self.windows: dict[Task, Window] = {}
+        self.windows: dict[Scene, Window] = {}
         self.progress = _Progress(options.callback, self.plan, request.num_images)
 
     def plan_for(self, seed: int) -> Plan:
@@ -160,7 +160,7 @@ class _Passes:
     def advance(
         self,
         planned: PlannedStep,
-        task: Task,
+        scene: Scene,
         state: State | None,
         states: Sequence[State],
         seed: int,
@@ -173,18 +173,20 @@ class _Passes:
         step, context = planned.step, Context(seed, verb=planned.step.verb)
         method, settings = step.choice.method, step.choice.settings
         picture = self.inputs.picture if state is None else state.picture
-        window = self.windows.get(task) if state is None else None
+        window = self.windows.get(scene) if state is None else None
         if window is None:
             native = self.backbone.native_size if self.backbone and method.needs_model else _LEAST
             margin = float(getattr(settings, "context", 0.25))
-            before = self.inputs if planned.before is None else states[planned.before]
-            scene = task.scene(picture, before.picture)
+            full = scene
+            if planned.redraws:
+                before = self.inputs if planned.before is None else states[planned.before]
+                full = replace(full, clean=before.picture)
             if settings.works_on_background():
-                scene = invert(scene)
-            window = Window.of(scene, margin, native)
+                full = replace(full, inverted=True)
+            window = Window.of(picture, full, margin, native)
             if state is None:
                 # A window on the picture that was handed in serves every seed.
-                self.windows[task] = window
+                self.windows[scene] = window
         context.callback, context.previews = self.progress.next(), self.options.previews
         context.control, context.models = self.inputs.drawing, self.checkpoint
         backbone = self.backbone if method.needs_model else None
@@ -267,7 +269,7 @@ class _Progress:
     def __init__(self, callback: Callback | None, plan: Plan, seeds: int) -> None:
         self.callback = callback
         steps = plan.steps
-        self.sizes = [_length(each.step.choice.settings) for each in steps for _ in each.tasks]
+        self.sizes = [_length(each.step.choice.settings) for each in steps for _ in each.scenes]
         self.sizes *= seeds
         # The passes of one method all take as many steps as it says of the first.
         self.alike = len(steps) == 1

@@ -54,7 +54,7 @@ def window() -> Window:
     picture = read_picture(data.chelsea())
     grey, solid = np.full((120, 130, 3), 0.5, np.float32), np.ones((120, 130), np.float32)
     layer = place(Cutout(grey, solid, "", "", learnt("sd1")), picture.size, Subject("", box=BOX))
-    return Window.of(Scene(picture, layer.region, layer), 0.5, 128)
+    return Window.of(picture, Scene(layer.region, layer), 0.5, 128)
 
 
 def test_the_rounds_calm_down_in_equal_steps() -> None:

@@ -15,7 +15,7 @@ from inlay.pictures.read import read_picture
 from inlay.scene.cutout import Cutout
 from inlay.scene.placement import place
 from inlay.scene.subject import Subject
-from inlay.scene.window import Layer, Region, Scene, merge
+from inlay.scene.window import Layer, Region, Scene, Window, merge
 
 CUP = (data.coffee()[:200:2, :300:2] / 255).astype(np.float32)
 
@@ -242,10 +242,11 @@ def test_clipping_cuts_and_does_not_move(
 def test_the_region_of_a_layer_is_its_alpha() -> None:
     background = read_picture(data.chelsea())
     layer = place(cutout(alpha=disc(150, 40)[25:125]), background.size, put())
-    scene = Scene(background, layer.region, layer)
-    assert scene.layer is layer and scene.clean is None
-    assert scene.region.box == layer.box
-    np.testing.assert_array_equal(scene.region.mask, layer.alpha)
+    window = Window.of(background, Scene(layer.region, layer), 0.5)
+    inner = layer.box.shifted(-window.box.x, -window.box.y).slices
+    np.testing.assert_array_equal(window.alpha[inner], layer.alpha)
+    assert window.alpha.sum() == pytest.approx(layer.alpha.sum())
+    np.testing.assert_array_equal(window.clean, background.rgb(window.box))
 
 
 def test_the_region_of_a_mask() -> None:

@@ -57,7 +57,7 @@ def _window(depth: int = 8) -> tuple[object, Window, np.ndarray]:
     mask = np.zeros(photo.shape[:2], np.float32)
     mask[100:180, 200:330] = 1
     picture = read_picture(photo)
-    window = Window.of(Scene(picture, Region.of(mask)), 0.5, 128)
+    window = Window.of(picture, Scene(Region.of(mask)), 0.5, 128)
     return picture, window, mask
 
 
@@ -119,7 +119,7 @@ def test_a_thin_region_still_has_a_mask() -> None:
     photo = data.coffee()
     mask = np.zeros(photo.shape[:2], np.float32)
     mask[50:350, 300] = 1
-    window = Window.of(Scene(read_picture(photo), Region.of(mask)), 0.5, 1)
+    window = Window.of(read_picture(photo), Scene(Region.of(mask)), 0.5, 1)
     assert window.mask((128, 128)).sum() > 0
 
 
@@ -138,8 +138,7 @@ def test_see_through_background_keeps_the_law_of_over() -> None:
     )
     picture = read_picture(background)
     layer = place(subject, picture.size, Subject("subject.png", box=Box(24, 24, 16, 16)))
-    scene = Scene(picture, layer.region, layer)
-    window = Window.of(scene, 0.5)
+    window = Window.of(picture, Scene(layer.region, layer), 0.5)
     painted = Painted(window.pasted, window.alpha > 0)
     result, _, _ = stitch(picture, window, painted)
     b = 128 / 255

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,6 @@ __all__ = [
     "Scene",
     "Window",
     "crop_box",
-    "invert",
     "merge",
     "model_size",
     "stitch",
@@ -57,6 +56,16 @@ class Region:
             raise InputError("the mask is empty; paint what is to change in white.")
         return cls(box, np.clip(mask[box.slices], 0, 1))
 
+    def rest(self, size: tuple[int, int]) -> Region:
+        """The whole of a picture of (width, height) less the region."""
+        mask = np.ones((size[1], size[0]), np.float32)
+        mask[self.box.slices] -= self.mask
+        if not (mask > 0.5).any():
+            raise InputError(
+                "the subject covers the whole picture; no background is left to change."
+            )
+        return Region(Box.of_size(size), np.clip(mask, 0, 1))
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -74,16 +83,16 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Everything a picture is made from, besides a method and its settings.
+    """What is to happen in a background: where it may change, and what is laid over it.
 
-    layer is what is to be laid over the background; clean is the picture before something was
-    pasted into it, where the user has it.
+    clean is the picture before something was pasted into it, where the user has it. inverted: all
+    but the region is to change.
     """
 
-    background: Picture
     region: Region
     layer: Layer | None = None
     clean: Picture | None = None
+    inverted: bool = False
 
 
 def merge(layers: Sequence[Layer]) -> Layer:
@@ -103,16 +112,6 @@ def merge(layers: Sequence[Layer]) -> Layer:
         rgb[here] = np.where((over == 0)[..., None], rgb[here], mixed)
         alpha[here] = total
     return Layer(whole, rgb, alpha)
-
-
-def invert(scene: Scene) -> Scene:
-    """The scene whose region is the whole picture less the subject."""
-    size = scene.background.size
-    mask = np.ones((size[1], size[0]), np.float32)
-    mask[scene.region.box.slices] -= scene.region.mask
-    if not (mask > 0.5).any():
-        raise InputError("the subject covers the whole picture; no background is left to change.")
-    return replace(scene, region=Region(Box.of_size(size), np.clip(mask, 0, 1)))
 
 
 @dataclass(frozen=True)
@@ -171,13 +170,13 @@ class Window:
     cache: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, scene: Scene, context: float, at_least: int = 1) -> Window:
-        """Cut the window round a scene's region."""
-        picture = scene.background
-        box = crop_box(scene.region.box, picture.size, context, at_least)
+    def of(cls, picture: Picture, scene: Scene, context: float, at_least: int = 1) -> Window:
+        """Cut the window round a scene's region out of its background."""
+        region = scene.region.rest(picture.size) if scene.inverted else scene.region
+        box = crop_box(region.box, picture.size, context, at_least)
         was = picture.rgb(box)
         alpha = np.zeros(was.shape[:2], np.float32)
-        alpha[scene.region.box.shifted(-box.x, -box.y).slices] = scene.region.mask
+        alpha[region.box.shifted(-box.x, -box.y).slices] = region.mask
         clean = was if scene.clean is None else scene.clean.rgb(box)
         layer = scene.layer
         if layer is None:

@@ -77,7 +77,7 @@ def window() -> Window:
     layer = place(
         Cutout(grey, solid, "", "", learnt("embedded")), picture.size, Subject("", box=BOX)
     )
-    return Window.of(Scene(picture, layer.region, layer), 0.5, composer().backbone.native_size)
+    return Window.of(picture, Scene(layer.region, layer), 0.5, composer().backbone.native_size)
 
 
 def laid_in(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
