@@ -16,7 +16,7 @@ from skimage import data
 from checkpoints import built
 from inlay import Box, Composer, InputError, Subject
 from inlay.cli import main
-from inlay.diffusion.backbone import guide
+from inlay.diffusion.sample import guide
 from inlay.diffusion.tiles import resolutions
 from inlay.pictures.read import read_record
 from inlay.request import SceneRequest

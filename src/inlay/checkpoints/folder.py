@@ -345,4 +345,4 @@ def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
 def _cache_folder() -> Path:
     """Where inlay keeps what it can make again: INLAY_CACHE, or a folder in the user's caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(os.environ.get("INLAY_CACHE") or Path(caches or Path.home() / ".cache") / "inlay")
+    return Path(os.environ.get("INLAY_CACHE") or f"{caches or Path.home() / '.cache'}/inlay")

@@ -22,7 +22,6 @@ from inlay.checkpoints.folder import (
     read_index,
     read_scheduler,
 )
-from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete, is_hub_id
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.flow import FlowBackbone, FlowText
@@ -144,6 +143,8 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
     if path.is_file() or path.suffix.lower() in _FILES:
         check_safetensors(path, "model")
         return _load_file(path, name, dtype)
+    from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete, is_hub_id
+
     if is_hub_id(name):
         folder = hub_folder(
             name, lambda found: is_complete(found, half), lambda names: files_to_fetch(names, half)
@@ -203,6 +204,8 @@ def _settings(path: Path) -> Path:
             return folder
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
     from safetensors.torch import load_file
+
+    from inlay.checkpoints.hub import hub_folder
 
     fetch: Any = fetch_diffusers_config
     repo_id = str(fetch(load_file(path))["pretrained_model_name_or_path"])

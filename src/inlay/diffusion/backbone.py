@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.diffusion.attention import AttentionRule, Layer, change_attention
-from inlay.diffusion.sample import Level, Levels, Sampler
+from inlay.diffusion.sample import Level, Levels, Sampler, guide
 from inlay.diffusion.text import Embedding, TextStack, join
 
 __all__ = ["Backbone", "Branch", "Conditions", "Denoiser", "Embedding", "Guide", "Kind"]
@@ -126,22 +126,6 @@ def _stack(values: Sequence[Any]) -> Any:
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
     return values[0] and [torch.cat(x) for x in zip(*values, strict=True)]
-
-
-def guide(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598) on raw outputs (n, C, h, w).
-
-    g = u + scale * (c - u). With `rescale` the result is rescale * g * std(c) / std(g) +
-    (1 - rescale) * g, standard deviations over a row (Lin et al. 2024, arXiv 2305.08891, eq. 14 to
-    16): where little is given, plain guidance drives large areas to pure black or white.
-    """
-    guided = unconditional + scale * (conditional - unconditional)
-    if rescale == 0:
-        return guided
-    spread = [
-        x.flatten(1).std(1).clamp_min(1e-6)[:, None, None, None] for x in (conditional, guided)
-    ]
-    return guided * (rescale * spread[0] / spread[1] + 1 - rescale)
 
 
 class Denoiser:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 __all__ = [
     "CLEAN", "Denoise", "Level", "Levels", "Sampler", "Step", "ddim_step", "descents",
-    "draw_noise", "repaint", "sample", "step_count",
+    "draw_noise", "guide", "repaint", "sample", "step_count",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -135,6 +135,22 @@ class Step:
     x0: Tensor
     eps: Tensor
     z: Tensor
+
+
+def guide(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598) on raw outputs (n, C, h, w).
+
+    g = u + scale * (c - u). With `rescale` the result is rescale * g * std(c) / std(g) +
+    (1 - rescale) * g, standard deviations over a row (Lin et al. 2024, arXiv 2305.08891, eq. 14 to
+    16): where little is given, plain guidance drives large areas to pure black or white.
+    """
+    guided = unconditional + scale * (conditional - unconditional)
+    if rescale == 0:
+        return guided
+    spread = [
+        x.flatten(1).std(1).clamp_min(1e-6)[:, None, None, None] for x in (conditional, guided)
+    ]
+    return guided * (rescale * spread[0] / spread[1] + 1 - rescale)
 
 
 def draw_noise(like: Tensor, generator: torch.Generator) -> Tensor:
