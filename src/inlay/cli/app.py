@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inlay.cli import bench, cut, learn, listing, make, progress, train
+from inlay.cli import bench, cut, listing, make, progress, train
 from inlay.cli.options import OutFolder
 from inlay.cli.outputs import Order
 from inlay.errors import Cancelled, InputError, nearest, show
@@ -88,7 +88,7 @@ app.command()(make.harmonize)
 app.command()(make.remove)
 app.command()(make.scene)
 app.command()(cut.cut)
-app.command()(learn.learn)
+app.command()(train.learn)
 app.command()(listing.methods)
 app.command()(listing.models)
 app.command()(make.run)
