@@ -38,9 +38,9 @@ from inlay.learning.learn import learn
 from inlay.learning.photos import with_places
 from inlay.learning.settings import LearnConfig
 from inlay.methods.base import Context
-from inlay.methods.choice import get
 from inlay.methods.concept.fill import filler
 from inlay.methods.dreamcom import prediction_error
+from inlay.methods.registry import get
 from inlay.pictures.read import read_picture
 from inlay.scene.window import Region, Scene, Window
 from inlay.settings import parse_sets

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from inlay.methods.choice import all_methods
+from inlay.methods.registry import all_methods
 
 Image.MAX_IMAGE_PIXELS = None
 

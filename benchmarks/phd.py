@@ -28,7 +28,7 @@ from skimage.metrics import structural_similarity
 
 from inlay import Box, Composer
 from inlay.evaluation.photos import Photo, find_photos
-from inlay.methods.choice import get
+from inlay.methods.registry import get
 from inlay.pictures.sheet import contact_sheet
 from inlay.settings import parse_sets
 from inlay.training.objects import find_objects

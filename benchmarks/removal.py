@@ -25,7 +25,7 @@ from PIL import Image
 
 from inlay import Composer
 from inlay.evaluation.photos import Photo, find_photos
-from inlay.methods.choice import get
+from inlay.methods.registry import get
 from inlay.pictures.sheet import contact_sheet
 from inlay.settings import parse_sets
 from inlay.training.objects import find_objects

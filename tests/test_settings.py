@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inlay.errors import InputError
-from inlay.methods.choice import all_methods
+from inlay.methods.registry import all_methods
 from inlay.settings import MAX_PICTURES, knobs, parse_sets, validate_settings
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.methods.choice import Step
+from inlay.methods.registry import Step
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import Source, read_mask, read_picture

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import model_serializer, model_validator
 
 from inlay.errors import InputError, nearest, show
-from inlay.methods.choice import (
+from inlay.methods.registry import (
     RUN_AS,
     SHARED,
     MethodChoice,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from inlay.errors import InputError, __version__
-from inlay.methods.choice import main_phase
+from inlay.methods.registry import main_phase
 from inlay.pictures.box import Box
 from inlay.pictures.files import file_sha256
 from inlay.pictures.picture import Picture

@@ -14,7 +14,7 @@ import torch
 
 from inlay import Composer, InputError, Result
 from inlay.methods.cdc import erode, next_input
-from inlay.methods.choice import get
+from inlay.methods.registry import get
 from photos import Photo, five_scenes
 
 

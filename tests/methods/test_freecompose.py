@@ -11,7 +11,7 @@ import torch
 
 from checkpoints import built
 from inlay import Box, Cancelled, Composer, InputError, Result
-from inlay.methods.choice import get
+from inlay.methods.registry import get
 from inlay.settings import validate_settings
 from photos import Photo, cutout
 

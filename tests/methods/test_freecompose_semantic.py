@@ -22,7 +22,7 @@ from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.control import new_adapter
 from inlay.diffusion.distill import Branch, redraw
 from inlay.diffusion.text import join
-from inlay.methods.choice import get
+from inlay.methods.registry import get
 from inlay.settings import validate_settings
 from photos import Photo, cutout
 

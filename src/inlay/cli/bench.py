@@ -107,7 +107,7 @@ def bench(
 
 def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Read --methods and --set; the text of each variant is its label."""
-    from inlay.methods import choice as methods
+    from inlay.methods import registry as methods
     from inlay.settings import parse_sets
 
     known = [name for name, method in methods.all_methods().items() if "harmonize" in method.verbs]

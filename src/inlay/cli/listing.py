@@ -31,7 +31,7 @@ def methods(
 
     Each setting is shown with its bounds and its default.
     """
-    from inlay.methods import choice as registry
+    from inlay.methods import registry
 
     if json:
         chosen = registry.all_methods() if name is None else {name: registry.get(name)}
@@ -81,7 +81,7 @@ def schema(
 
 
 def _facts(method: Method) -> dict[str, Any]:
-    from inlay.methods.choice import default_for
+    from inlay.methods.registry import default_for
     from inlay.settings import knobs
 
     return {

@@ -208,7 +208,7 @@ def _variants(
     The options that all methods share may be given to one that has no such setting: a note says
     that they are passed over.
     """
-    from inlay.methods import choice as methods
+    from inlay.methods import registry as methods
     from inlay.settings import check_count, parse_sets
 
     method = methods.get(methods.default_for(verb, concept) if name is None else name, verb)
@@ -241,8 +241,8 @@ def _in_phases(given: Phases) -> tuple[Variants, list[str]]:
 
     A --set whose key begins with a phase and a dot is that phase's, all others the main one's.
     """
-    from inlay.methods import choice as methods
-    from inlay.methods.choice import RUN_AS, as_phases, main_phase
+    from inlay.methods import registry as methods
+    from inlay.methods.registry import RUN_AS, as_phases, main_phase
     from inlay.settings import check_count
 
     names = as_phases(given.phases, "phases")
@@ -291,7 +291,7 @@ def _in_phases(given: Phases) -> tuple[Variants, list[str]]:
 
 def _sets_by_phase(items: Sequence[str], names: Sequence[str], main: str) -> dict[str, list[str]]:
     """Each phase's --set items, without its name; plain ones are the main phase's."""
-    from inlay.methods.choice import PHASES
+    from inlay.methods.registry import PHASES
 
     sets: dict[str, list[str]] = {name: [] for name in names}
     for item in items:

@@ -97,7 +97,7 @@ def _parameter(own: Field[Any], kind: Any) -> inspect.Parameter:
 
 
 def method_names() -> Iterable[str]:
-    from inlay.methods.choice import all_methods
+    from inlay.methods.registry import all_methods
 
     return all_methods()
 

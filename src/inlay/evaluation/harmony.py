@@ -22,7 +22,7 @@ from inlay.composer import Composer
 from inlay.errors import InputError
 from inlay.evaluation.metrics import Figures, fmse, measure, psnr
 from inlay.evaluation.photos import Photo
-from inlay.methods import choice as methods
+from inlay.methods import registry as methods
 from inlay.pictures.arrays import to_uint8
 from inlay.settings import validate_settings
 from inlay.training.disturb import KINDS, disturb_object, draw

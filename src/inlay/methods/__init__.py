@@ -14,7 +14,7 @@ class _Callable(types.ModuleType):
     """Lets `inlay.methods()` list the methods although `inlay.methods` is this package."""
 
     def __call__(self) -> dict[str, Method]:
-        from inlay.methods.choice import all_methods
+        from inlay.methods.registry import all_methods
 
         return all_methods()
 
