@@ -65,7 +65,7 @@ def one(recipe: str, folder: Path, out: Path, minutes: float, size: int) -> dict
     while time.monotonic() - started < minutes * 60:
         trainer.train_step()
     seconds = time.monotonic() - started
-    validation = trainer.validate(128)
+    validation = trainer.validate(pictures=128)
     return {
         "recipe": name,
         "millions": sum(p.numel() for p in trainer.networks.unet.parameters()) / 1e6,

@@ -20,7 +20,7 @@ from inlay.learning.crops import random_crop, random_mask
 from inlay.learning.loop import reports
 from inlay.learning.state import JointOptimizer
 from inlay.pictures.files import is_held_out
-from inlay.training.batches import Augmentation, DeviceLoader, HostLoader
+from inlay.training.batches import Ahead, CorpusLoader
 from inlay.training.corpus import (
     Corpus,
     load_corpus,
@@ -29,6 +29,7 @@ from inlay.training.corpus import (
     with_rendered,
 )
 from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer, train_embedded
+from inlay.training.trainer import favoured_timesteps
 from render_scenes import write_scenes
 from rendered.render import render
 
@@ -332,64 +333,44 @@ def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> N
         train_embedded(folder, tmp_path / "four", nowhere)
 
 
-def test_the_device_cuts_what_the_host_cuts(folder: Path) -> None:
-    """Of the same numbers, the same piece; resizing may differ by a rounding."""
+def test_batches_are_what_they_say(folder: Path) -> None:
+    """The same numbers make the same batch: pictures in [-1, 1], holes of 0 and 1."""
     corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
-    feed = DeviceLoader(corpus, Augmentation(), device, seed=0, pool=8)
-    for index in range(6):
-        for size in (48, 160):
-            one = random_crop(corpus.images[index], size, np.random.default_rng(index))
-            two = feed._crop(index, size, np.random.default_rng(index))
-            assert two.shape == (4, size, size)
-            difference = np.abs(two[:3].permute(1, 2, 0).numpy() - one)
-            assert difference.mean() < 2.5
-
-
-def test_the_device_feeds_by_the_same_policy_as_the_host(folder: Path) -> None:
-    corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
-    policy = Augmentation(object_mask_share=0.5, recolour_share=0.5)
-    host = HostLoader(corpus, policy, device)
-    feed = DeviceLoader(corpus, policy, device, seed=0, pool=64)
-    means = []
-    for source in (host, feed):
-        one, two = (source.batch(96, 32, np.random.default_rng(7)) for _ in range(2))
+    loader = CorpusLoader(corpus, device, object_mask_share=0.5, recolour_share=0.5)
+    for size in (32, 48):
+        one, two = (loader.batch(24, size, np.random.default_rng(7)) for _ in range(2))
         torch.testing.assert_close(one.x, two.x, rtol=0, atol=0)
         torch.testing.assert_close(one.mask, two.mask, rtol=0, atol=0)
         assert one.captions == two.captions
-        assert one.x.shape == (96, 3, 32, 32)
-        assert one.mask.shape == (96, 1, 32, 32)
+        assert one.x.shape == (24, 3, size, size)
+        assert one.mask.shape == (24, 1, size, size)
         assert one.x.abs().max() <= 1
         assert set(one.mask.unique().tolist()) == {0.0, 1.0}
-        means.append((one.mask.mean().item(), one.x.mean().item(), one.x.std().item()))
-    np.testing.assert_allclose(means[0], means[1], atol=0.12)
 
 
-def test_boxes_of_the_device_feed_are_the_objects_bounding_boxes(folder: Path) -> None:
-    shape = torch.from_numpy(ellipse(40)).float()[None, None]
-    rows, columns = np.nonzero(ellipse(40))
-    expected = torch.zeros_like(shape)
-    expected[..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = 1
-    corpus = load_corpus(folder, held_out=False)
-    feed = DeviceLoader(corpus, Augmentation(), torch.device("cpu"), seed=0, pool=4)
-    nothing, everywhere = torch.zeros_like(shape), torch.tensor([True])
+def test_holes_of_a_batch_hide_its_objects() -> None:
+    """Where all holes shall do so, each is the object's shape or box, or a little more."""
+    picture = np.dstack([np.zeros((96, 96, 3), np.uint8), ellipse(96)])
+    corpus = Corpus([picture], ["an ellipse"], np.ones(1))
+    loader = CorpusLoader(corpus, torch.device("cpu"), object_mask_share=1.0)
+    batch = loader.batch(12, 48, np.random.default_rng(3))
+    for number in range(12):
+        again = np.random.default_rng(3)
+        again.choice(1, 12, p=corpus.weights)
+        if number == 0:
+            again.random()
+            shape = random_crop(picture, 48, again)[..., 3] > 127
+            assert (batch.mask[0, 0].numpy()[shape] == 1).all()
+        assert 0.03 <= batch.mask[number].mean() < 1
 
-    class Numbers:
-        """A generator whose numbers are known: a box or a shape, and no widening."""
 
-        def __init__(self, boxed: bool) -> None:
-            self.boxed = boxed
+def test_what_is_made_ahead_is_the_same() -> None:
+    def make(step: int, row: int) -> int:
+        return int(np.random.default_rng([step, row]).integers(1 << 30))
 
-        def random(self, count: int) -> np.ndarray:
-            return np.full(count, 0.0 if self.boxed else 0.9)
-
-        def uniform(self, low: float, high: float) -> float:
-            return low
-
-    for boxed, hole in ((True, expected), (False, (shape > 127).float())):
-        found = feed._hidden(nothing, shape, everywhere, Numbers(boxed))  # type: ignore[arg-type]
-        torch.testing.assert_close(found, hole)
-    kept = feed._hidden(nothing, shape, ~everywhere, Numbers(True))  # type: ignore[arg-type]
-    assert not kept.any()
+    plain, ahead = Ahead(make, 0), Ahead(make, 2)
+    for step in (0, 1, 2, 7):
+        assert plain.get(step, range(3)) == ahead.get(step, range(3))
 
 
 def test_a_run_leaves_curves_for_tensorboard(folder: Path, tmp_path: Path) -> None:
@@ -401,15 +382,10 @@ def test_a_run_leaves_curves_for_tensorboard(folder: Path, tmp_path: Path) -> No
         assert f"v_loss_in_hole/{t}".encode() in written
 
 
-def test_timesteps_cover_all_levels_and_lean_to_the_noisy_ones(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_timesteps_cover_all_levels_and_lean_to_the_noisy_ones() -> None:
     u = (np.arange(20000) + 0.5) / 20000
     for share in (0.0, 0.35):
-        trainer = EmbeddedTrainer(
-            folder, tmp_path, TINY.model_copy(update={"high_noise_share": share})
-        )
-        t = trainer._timesteps(u)
+        t = favoured_timesteps(u, share, 0.6)
         assert t.min() == 0
         assert t.max() == 999
         assert (t >= 600).mean() == pytest.approx(0.4 + 0.6 * share, abs=0.001)

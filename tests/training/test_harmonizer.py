@@ -32,11 +32,11 @@ from inlay.training.embedded import EmbeddedConfig, train_embedded
 from inlay.training.harmonizer import (
     HarmonizerConfig,
     HarmonizerTrainer,
-    guided_timesteps,
     train_harmonizer,
 )
 from inlay.training.objects import ObjectCache
 from inlay.training.restoration import restoration
+from inlay.training.trainer import favoured_timesteps
 
 # The hash of the last two files' names holds them out.
 NUMBERS = (*range(10), 20, 21)
@@ -210,13 +210,13 @@ def test_threads_make_the_same_batches(tmp_path: Path) -> None:
 def test_timesteps_lean_to_the_noisiest_tenth() -> None:
     u = (np.arange(20000) + 0.5) / 20000
     for share in (0.0, 0.5, 1.0):
-        t = guided_timesteps(u, share)
+        t = favoured_timesteps(u, share, 0.9)
         assert (t >= 900).mean() == pytest.approx(0.1 + 0.9 * share, abs=0.001)
         assert t.max() == 999 and t.min() == (900 if share == 1 else 0)
         # Uniform on either side.
         assert np.median(t[t >= 900]) == pytest.approx(950, abs=1)
         assert share == 1 or np.median(t[t < 900]) == pytest.approx(450, abs=1)
-    assert guided_timesteps(np.array([0.0, 0.9999]), 0.5, 40).tolist() == [0, 39]
+    assert favoured_timesteps(np.array([0.0, 0.9999]), 0.5, 0.9, 40).tolist() == [0, 39]
 
 
 @pytest.mark.parametrize("name", ["embedded-like", "sd1", "sd1_inpaint", "sdxl"])
@@ -276,7 +276,7 @@ def test_the_loss_is_the_error_inside_the_masks(
         sample = trainer.loader.batch(0, [row])
         rng = np.random.default_rng([0, 5, 0, row])
         u = rng.random(2)[0]
-        t = int(guided_timesteps(np.array([(row + u) / 3]), 0.5)[0])
+        t = int(favoured_timesteps(np.array([(row + u) / 3]), 0.5, 0.9)[0])
         if start == "pasted":
             t = int(200 + 600 * (row + u) / 3)
         noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))

@@ -9,10 +9,12 @@ A case hangs on the photographs, the seed and its own number alone, not on how m
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from inlay.composer import Composer
 from inlay.errors import InputError
-from inlay.evaluation.metrics import Figures, fmse, measure, psnr
+from inlay.evaluation.metrics import fmse, measure, psnr
 from inlay.evaluation.photos import Photo
 from inlay.methods import registry as methods
 from inlay.pictures.arrays import to_uint8
@@ -28,11 +30,13 @@ from inlay.settings import validate_settings
 from inlay.training.disturb import KINDS, disturb_object, draw
 from inlay.training.objects import find_objects
 
-__all__ = ["MAX_CASES", "PASTE", "Case", "Report", "make_cases", "run_harmony", "summary"]
+__all__ = ["FIGURES", "PASTE", "Case", "Report", "make_cases", "run_harmony", "summary"]
 
 PASTE = "paste"
 MAX_CASES = 10_000
 SHORT_SIDE = 384
+# Of one method on one picture.
+FIGURES = ("fmse", "fpsnr", "delta_e", "seconds")
 
 # Foreground PSNR of the disturbed object, in dB: more cannot be seen, less is no photograph.
 _VISIBLE = (14.0, 32.0)
@@ -89,32 +93,29 @@ def make_cases(
     finds no photograph at all.
     """
     order = np.random.default_rng([seed, 0, 1]).permutation(len(photos)).tolist()
-    visits: dict[int, int] = {}
+    dealt = itertools.cycle(order)
+    visits: Counter[int] = Counter()
     barren: set[int] = set()
-    place = 0
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
         rng = np.random.default_rng([seed, number])
-        found: Case | None = None
-        for _ in range(2 * len(order)):
-            index = order[place % len(order)]
-            place += 1
+        for index in itertools.islice(dealt, 2 * len(order)):
             if index in barren:
                 continue
-            prepared = _prepare(photos[index], short_side, visits.get(index, 0))
+            prepared = _prepare(photos[index], short_side, visits[index])
             if prepared is None:
                 barren.add(index)
                 continue
-            visits[index] = visits.get(index, 0) + 1
+            visits[index] += 1
             found = _disturb(number, photos[index].name, *prepared, kind, rng)
             if found is not None:
+                yield found
                 break
-        if found is None:
+        else:
             raise InputError(
                 f"case {number} ({kind}): none of the {len(photos)} photos shows an object that "
                 "can be disturbed; give other photos, or masks."
             )
-        yield found
 
 
 def _prepare(
@@ -193,13 +194,10 @@ def run_harmony(
         for picture, rows in ((case.pasted, report.cases), (case.truth, report.harm)):
             if rows is report.harm and case.number >= harmless:
                 continue
-            results = {}
-            views = {}
+            results, views = {}, {}
             for label, variant in everything.items():
-                result, figures, about = _run(composer, picture, case, variant, seed)
+                views[label], results[label], about = _run(composer, picture, case, variant, seed)
                 report.methods.setdefault(label, about)
-                results[label] = figures
-                views[label] = result
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -221,13 +219,7 @@ def _run(
     made = composer.harmonize(picture, mask=mask, method=name, seed=seed, **settings)
     seconds = time.perf_counter() - started - made.record["timings"]["load_s"]
     result = np.asarray(made.image.convert("RGB"), np.uint8)
-    found: Figures = measure(result, case.truth, case.mask)
-    figures = {
-        "fmse": found.fmse,
-        "fpsnr": found.fpsnr,
-        "delta_e": found.delta_e,
-        "seconds": round(seconds, 4),
-    }
+    figures = {**asdict(measure(result, case.truth, case.mask)), "seconds": round(seconds, 4)}
     about = {key: made.record[key] for key in ("method", "model", "device", "dtype")}
     own = made.record["request"]["method"]
     about["settings"] = {key: own[key] for key in own if key not in ("name", "preset")}
@@ -271,26 +263,25 @@ def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:
     for label in report.methods if cases else ():
         own, paste = _column(cases, label), _column(cases, PASTE)
         gains = own["fpsnr"] - paste["fpsnr"]
-        untouched = _column(harm, label) if harm else None
+        means = {name: float(values.mean()) for name, values in own.items()}
+        untouched = _column(harm, label) if harm else {}
         rows.append(
             {
                 "label": label,
                 "cases": len(cases),
-                "fmse": float(own["fmse"].mean()),
+                **means,
                 "fmse_ratio": float(own["fmse"].mean() / paste["fmse"].mean()),
-                "fpsnr": float(own["fpsnr"].mean()),
                 "gain": float(gains.mean()),
                 "gain_error": float(gains.std(ddof=1) / len(cases) ** 0.5) if cases[1:] else None,
-                "delta_e": float(own["delta_e"].mean()),
                 "improved": float((own["fmse"] < paste["fmse"]).mean()),
-                "seconds": float(own["seconds"].mean()),
-                "harm_delta_e": None if untouched is None else float(untouched["delta_e"].mean()),
-                "harm_fpsnr": None if untouched is None else float(untouched["fpsnr"].mean()),
+                **{
+                    f"harm_{name}": float(untouched[name].mean()) if harm else None
+                    for name in ("delta_e", "fpsnr")
+                },
             }
         )
     return rows
 
 
 def _column(cases: Sequence[Mapping[str, Any]], label: str) -> dict[str, NDArray[np.float64]]:
-    names = ("fmse", "fpsnr", "delta_e", "seconds")
-    return {name: np.array([case["results"][label][name] for case in cases]) for name in names}
+    return {name: np.array([case["results"][label][name] for case in cases]) for name in FIGURES}

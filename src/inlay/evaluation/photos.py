@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from inlay.errors import InputError
 from inlay.pictures.arrays import shrink
 from inlay.pictures.box import Box
-from inlay.pictures.files import (
-    MASKS,
-    SUFFIXES,
-    is_held_out,
-    picture_names,
-)
+from inlay.pictures.files import MASKS, SUFFIXES, is_held_out, picture_names
 from inlay.pictures.read import read_mask, read_picture
 from inlay.training.corpus import metadata_rows
 
@@ -29,13 +24,7 @@ __all__ = ["BUNDLED", "SPLITS", "Photo", "find_photos"]
 BUNDLED = "scikit-image"
 SPLITS = ("held-out", "training", "all")
 
-_BUNDLED_FILES = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "motorcycle_left.png",
-    "rocket.jpg",
-)
+_BUNDLED_FILES = ["astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"]
 # Left, top, width and height of their crops, as shares of the photograph.
 _CROPS = (
     (0.0, 0.0, 0.65, 0.65),
@@ -97,16 +86,18 @@ def find_photos(
     photos: list[Photo] = []
     for folder in folders:
         if folder == BUNDLED:
-            photos += _matching(_bundled_photos(), include)
+            photos += _bundled_photos()
             continue
         listed, known = _photos_of(folder)
-        held_out = [photo for photo in listed if is_held_out(photo.name)]
-        chosen = split or ("held-out" if known and held_out else "all")
-        if chosen == "held-out":
-            listed = held_out
-        elif chosen == "training":
-            listed = [photo for photo in listed if not is_held_out(photo.name)]
-        photos += _matching(listed, include)
+        sides = {"held-out": [photo for photo in listed if is_held_out(photo.name)], "all": listed}
+        sides["training"] = [photo for photo in listed if not is_held_out(photo.name)]
+        photos += sides[split or ("held-out" if known and sides["held-out"] else "all")]
+    photos = [
+        photo
+        for photo in photos
+        if not include
+        or any(fnmatchcase(n, p) for p in include for n in (photo.name, photo.path.name))
+    ]
     if not photos:
         kept = " that --split and --include leave" if split or include else ""
         raise InputError(
@@ -114,16 +105,6 @@ def find_photos(
             f"give a folder of {', '.join(s[1:] for s in SUFFIXES[:4])} pictures."
         )
     return photos
-
-
-def _matching(photos: Sequence[Photo], include: Sequence[str]) -> list[Photo]:
-    if not include:
-        return list(photos)
-    return [
-        photo
-        for photo in photos
-        if any(fnmatchcase(n, p) for p in include for n in (photo.name, photo.path.name))
-    ]
 
 
 def _photos_of(folder: str) -> tuple[list[Photo], bool]:
@@ -135,21 +116,15 @@ def _photos_of(folder: str) -> tuple[list[Photo], bool]:
                 f"{folder[:80]!r} is not a folder; give a folder of pictures or {BUNDLED}."
             )
         rows = metadata_rows(root)
-        if rows is None:
-            return [Photo(n, root / n, _mask_of(root, n)) for n in picture_names(root)], False
+        names = picture_names(root) if rows is None else [row["file_name"] for _, row in rows]
+        masks = [None] * len(names) if rows is None else [row.get("mask") for _, row in rows]
     except OSError as error:
         raise InputError(f"{folder[:80]!r} cannot be read ({type(error).__name__}).") from None
     photos = []
-    for _, row in rows:
-        name, mask = row["file_name"], row.get("mask")
-        given = _mask_of(root, name) if mask is None else root / str(mask)
-        photos.append(Photo(name, root / name, given))
-    return photos, True
-
-
-def _mask_of(root: Path, name: str) -> Path | None:
-    path = root / MASKS / f"{PurePosixPath(name).stem}.png"
-    return path if path.is_file() else None
+    for name, mask in zip(names, masks, strict=True):
+        path = root / (mask or f"{MASKS}/{PurePosixPath(name).stem}.png")
+        photos.append(Photo(name, root / name, path if mask or path.is_file() else None))
+    return photos, rows is not None
 
 
 def _bundled_photos() -> list[Photo]:

@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from inlay.errors import __version__
-from inlay.evaluation.harmony import PASTE, Report, summary
+from inlay.evaluation.harmony import FIGURES, PASTE, Report, summary
 from inlay.pictures.files import replace_file
 from inlay.training.disturb import KINDS
 
@@ -115,22 +116,21 @@ def sheet(report: Report) -> Image:
 
     from inlay.pictures.sheet import contact_sheet
 
-    others = [label for label in report.methods if label != PASTE]
     pictures, labels = [], []
-    for label in others or [PASTE]:
+    for label in [label for label in report.methods if label != PASTE] or [PASTE]:
         ranked = sorted(range(len(report.cases)), key=lambda i: -_rank(report.cases[i], label))
         for word, place in (("best", 0), ("median", len(ranked) // 2), ("worst", -1)):
             case, views = report.cases[ranked[place]], report.views[ranked[place]]
+            found = {n: f"{n} {f['fpsnr']:.1f} dB" for n, f in case["results"].items()}
             captions = {
                 "truth": f"{label} {word}: {case['file']}",
                 "mask": f"case {case['number']}: {case['kind']}",
+                **found,
             }
-            for name in ("truth", "mask", *report.methods):
+            for name, caption in captions.items():
                 with PilImage.open(io.BytesIO(views[name])) as view:
                     pictures.append(view.convert("RGB"))
-                labels.append(
-                    captions.get(name) or f"{name} {case['results'][name]['fpsnr']:.1f} dB"
-                )
+                labels.append(caption)
     return contact_sheet(pictures, labels, columns=2 + len(report.methods), cell=_CELL)
 
 
@@ -143,14 +143,13 @@ def _rank(case: Mapping[str, Any], label: str) -> float:
 def _csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    figures = ("fmse", "fpsnr", "delta_e", "seconds")
-    writer.writerow(["case", "file", "disturbed", "kind", "parameters", "label", *figures])
+    writer.writerow(["case", "file", "disturbed", "kind", "parameters", "label", *FIGURES])
     for rows, disturbed in ((report.cases, 1), (report.harm, 0)):
         for row in rows:
             # What was done to the picture, so nothing where it was left alone.
             what = [row.get("kind", ""), json.dumps(row["parameters"]) if disturbed else ""]
             for label, found in row["results"].items():
-                values = [found[name] for name in figures]
+                values = [found[name] for name in FIGURES]
                 writer.writerow([row["number"], row["file"], disturbed, *what, label, *values])
     return text.getvalue()
 
@@ -161,7 +160,6 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     Each file appears whole or not at all; those of an earlier run are replaced. Raises InputError
     where one cannot be written.
     """
-
     picture = io.BytesIO()
     sheet(report).save(picture, format="PNG")
     files = {
@@ -171,12 +169,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         "harmony.json": (json.dumps(as_dict(report), allow_nan=False, indent=1) + "\n").encode(),
     }
     for name, data in files.items():
-        replace_file(folder / name, _writer(data))
+        replace_file(folder / name, partial(_put, data))
     return [folder / name for name in files]
 
 
-def _writer(data: bytes) -> Callable[[IO[bytes]], None]:
-    def write(file: IO[bytes]) -> None:
-        file.write(data)
-
-    return write
+def _put(data: bytes, file: IO[bytes]) -> None:
+    file.write(data)

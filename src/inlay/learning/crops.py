@@ -8,32 +8,26 @@ from numpy.typing import NDArray
 
 from inlay.pictures.arrays import blur, resize
 
-__all__ = ["draw_square", "random_crop", "random_mask"]
+__all__ = ["random_crop", "random_mask"]
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 
 
-def draw_square(
-    height: int, width: int, size: int, rng: np.random.Generator
-) -> tuple[int, int, int, bool]:
-    """Top, left and side of a square crop, 55% to 100% of the short side, and whether to mirror.
+def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
+    """A square crop of a picture (H, W, C), resized to (size, size, C), half of them mirrored.
 
-    No crop is smaller than half of `size`, unless the picture is.
+    Its side is 55% to 100% of the short side, and no less than half of `size`, unless the picture's
+    is.
     """
+    height, width = image.shape[:2]
     short = min(height, width)
     side = round(short * rng.uniform(0.55, 1.0))
     side = min(short, max(side, min(short, size // 2)))
     top = int(rng.integers(0, height - side + 1))
     left = int(rng.integers(0, width - side + 1))
-    return top, left, side, bool(rng.random() < 0.5)
-
-
-def random_crop(image: Image, size: int, rng: np.random.Generator) -> Image:
-    """A crop of draw_square() of a picture (H, W, C), resized to (size, size, C)."""
-    top, left, side, mirrored = draw_square(image.shape[0], image.shape[1], size, rng)
-    crop = image[top : top + side, left : left + side]
-    crop = resize(crop, (size, size))
+    mirrored = bool(rng.random() < 0.5)
+    crop = resize(image[top : top + side, left : left + side], (size, size))
     return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
 
 

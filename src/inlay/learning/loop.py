@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,26 +41,22 @@ class Processes:
     process's rows touches has no gradient there, which wrappers wait for.
     """
 
-    def __init__(self) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", 1))
+    def __init__(self, alone: bool = False) -> None:
+        self.count = 1 if alone else int(os.environ.get("WORLD_SIZE", 1))
         self.number = 0
-        self._accelerator: Any = None
+        # This process's own device where there are several.
+        self.device: torch.device | None = None
         if self.count > 1:
             from accelerate import Accelerator
 
             # Precision is set by the run itself: the frozen U-Net, too, is under autocast.
-            self._accelerator = Accelerator(mixed_precision="no")
-            self.number = self._accelerator.process_index
+            state = Accelerator(mixed_precision="no")
+            self.number, self.device = state.process_index, state.device
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and tells."""
         return self.number == 0
-
-    @property
-    def device(self) -> torch.device | None:
-        """This process's own device where there are several."""
-        return None if self._accelerator is None else self._accelerator.device
 
     def rows(self, batch: int) -> list[int]:
         """This process's rows of a batch. Raises InputError where they cannot be shared out."""
@@ -73,7 +68,7 @@ class Processes:
 
     def goes_on(self, say: bool = True) -> bool:
         """Whether another step is made: what the first process says goes for all."""
-        if self._accelerator is None:
+        if self.count == 1:
             return say
         from accelerate.utils import broadcast
 
@@ -81,17 +76,16 @@ class Processes:
 
     def add_up(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
         """Add up the gradients of all processes in place, and their losses (a scalar)."""
-        if self._accelerator is None:
+        if self.count == 1:
             return loss
+        from accelerate.utils import reduce
+
         learning = list(parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
-        flat = torch.cat([*(grad.reshape(-1).float() for grad in grads), loss.reshape(1)])
-        flat = self._accelerator.reduce(flat, reduction="sum")
-        parts = flat.split([*(grad.numel() for grad in grads), 1])
-        for parameter, part in zip(learning, parts, strict=False):
-            parameter.grad = part.view_as(parameter).to(parameter)
-        total: Tensor = parts[-1][0]
-        return total
+        *grads, total = reduce([*grads, loss], reduction="sum")
+        for parameter, grad in zip(learning, grads, strict=True):
+            parameter.grad = grad
+        return cast("Tensor", total)
 
 
 class Run(ABC):
@@ -100,8 +94,8 @@ class Run(ABC):
     config: TrainingConfig
     out: Path
     state: TrainState
-    # Which other processes make the same steps; None where no others can.
-    processes: Processes | None = None
+    # Which other processes make the same steps; by default there are none.
+    processes = Processes(alone=True)
 
     @property
     def step(self) -> int:
@@ -131,8 +125,7 @@ class Run(ABC):
         """Write a resumable state into the run's folder."""
         self.state.save(self.out)
 
-    @abstractmethod
-    def export(self, figures: dict[str, Any]) -> None:
+    def export(self, figures: dict[str, Any]) -> None:  # noqa: B027
         """Write what is trained so far, with figures of it, where the run writes it at reports."""
 
 
@@ -165,36 +158,6 @@ def validation_curve(
     return result
 
 
-class _Log:
-    """What a run tells: one JSON line a report in OUT/log.jsonl, and curves for TensorBoard."""
-
-    def __init__(self, out: Path) -> None:
-        self._file = out / "log.jsonl"
-        self._writer: Any = None
-        if importlib.util.find_spec("tensorboardX") is not None:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(out / "events"))
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures by name, for the curves alone."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-
-    def row(self, row: Mapping[str, Any], curves: Mapping[str, float]) -> None:
-        """One report: a line of JSON with a step in it, and its curves."""
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
-        self.scalars(int(row["step"]), curves)
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
 def reports(step: int, every: int) -> bool:
     """Whether a step is reported and kept: each `every`-th, and before the first of these the 25th,
     50th, 100th ..., so that a short run, too, shows where it goes.
@@ -211,45 +174,66 @@ def train(run: Run, log: Callable[[str], None]) -> None:
     first one writes and tells, and the others follow it.
     """
     shared = run.processes
-    if shared is None or shared.first:
-        _lead(run, log)
-        if shared is not None and run.step < run.config.steps:
-            shared.goes_on(False)
-        return
-    while run.step < run.config.steps and shared.goes_on():
-        run.train_step()
-
-
-def _lead(run: Run, log: Callable[[str], None]) -> None:
-    config, told = run.config, _Log(run.out)
-    if importlib.util.find_spec("tensorboardX") is None:
-        log("for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures")
-    started = time.monotonic()
-    losses: list[float] = []
+    told = _Log(run, log) if shared.first else None
     stop = False
-    while run.step < config.steps and not stop:
-        if run.processes is not None:
-            run.processes.goes_on()
-        losses.append(run.train_step())
-        minutes = (time.monotonic() - started) / 60
+    while run.step < run.config.steps and shared.goes_on(not stop):
+        loss = run.train_step()
+        stop = told is not None and told.step(loss)
+    if told is not None:
+        told.close()
+
+
+class _Log:
+    """What the first process tells of a run and writes after its steps."""
+
+    def __init__(self, run: Run, log: Callable[[str], None]) -> None:
+        self.run, self.log = run, log
+        self.started, self.losses = time.monotonic(), list[float]()
+        self.writer: Any = None
+        try:
+            from tensorboardX import SummaryWriter
+
+            self.writer = SummaryWriter(str(run.out / "events"))
+        except ImportError:
+            log(
+                "for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures"
+            )
+
+    def step(self, loss: float) -> bool:
+        """After a step: its loss is noted, and what is due is written. Whether time is up."""
+        run, config = self.run, self.run.config
+        self.losses.append(loss)
+        minutes = (time.monotonic() - self.started) / 60
         stop = config.max_minutes is not None and minutes >= config.max_minutes
         if run.step % 50 == 0:
-            recent, curves = float(np.mean(losses[-50:])), run.curves()
-            scalars = {"loss/training": recent, "rate": run.learning_rate(), **curves}
-            told.scalars(run.step, scalars)
+            recent, curves = float(np.mean(self.losses[-50:])), run.curves()
+            self.scalars({"loss/training": recent, "rate": run.learning_rate(), **curves})
             parts = [f"step {run.step} loss {recent:.4f} minutes {minutes:.1f}"]
             parts += [f"{name.rpartition('/')[2]} {value:.5f}" for name, value in curves.items()]
-            log(" ".join(parts))
+            self.log(" ".join(parts))
         if reports(run.step, config.save_every) or stop or run.step == config.steps:
             run.save_state()
             validation, curves = run.report()
             row = {
                 "step": run.step,
                 "minutes": round(minutes, 2),
-                "train_loss": round(float(np.mean(losses[-config.save_every :])), 5),
+                "train_loss": round(float(np.mean(self.losses[-config.save_every :])), 5),
                 **validation,
             }
-            told.row(row, curves)
+            with (run.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self.scalars(curves)
             run.export({"figures": row})
-            log(json.dumps(row))
-    told.close()
+            self.log(json.dumps(row))
+        return stop
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        """Figures by the name of their curve in TensorBoard."""
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, self.run.step)
+            self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -137,39 +137,33 @@ class _Search:
 
     def _shape(self, picture: Picture, box: Box | None, mask: Source | None) -> Image:
         """The object's mask (h, w) of 0 and 1: what is more than half there, else all of it."""
-        alpha = self._alpha(picture, box, mask)
-        hard = (alpha > 0.5).astype(np.float32)
-        return hard if hard.any() else (alpha > FAINT).astype(np.float32)
-
-    def _alpha(self, picture: Picture, box: Box | None, mask: Source | None) -> Image:
+        opacity = picture.alpha() if mask is None and box is None else None
         if mask is not None:
-            return read_mask(mask, size=picture.size, max_pixels=self.max_pixels)
-        opacity = picture.alpha()
-        clear = opacity is not None and bool((opacity < 1).any())
-        if box is None and opacity is not None and (clear or self.cut == "alpha"):
-            return opacity
-        if self.cut == "alpha":
+            alpha = read_mask(mask, size=picture.size, max_pixels=self.max_pixels)
+        elif opacity is not None and ((opacity < 1).any() or self.cut == "alpha"):
+            alpha = opacity
+        elif self.cut == "alpha":
             raise InputError(
                 f"{picture.name} has no transparency to take the object from; give a mask or a box."
             )
-        return self._cutout(picture, box)
+        else:
+            alpha = self._cutout(picture, box)
+        hard = (alpha > 0.5).astype(np.float32)
+        return hard if hard.any() else (alpha > FAINT).astype(np.float32)
 
     def _cutout(self, picture: Picture, box: Box | None) -> Image:
         """The mask of a cutout, looked for in a smaller picture where the photo is large."""
         from inlay.scene.cutout import cut
 
         scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
-        image = picture.to_pil().convert("RGB")
         small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        near = None
+        image, near = picture.to_pil().convert("RGB").resize(small), None
         if box is not None:
             edges = (box.x, box.y, box.width, box.height)
             near = Box(*(max(round(edge * scale), int(i > 1)) for i, edge in enumerate(edges)))
-        by = self.cut or ("box" if near is not None else "grabcut")
+        by = self.cut or ("grabcut" if near is None else "box")
         try:
-            cutout = cut(
-                image.resize(small), by=by, box=near, trust_remote_code=self.trust_remote_code
-            )
+            cutout = cut(image, by=by, box=near, trust_remote_code=self.trust_remote_code)
         except InputError:
             if by not in ("box", "grabcut"):
                 raise

@@ -19,7 +19,7 @@ from inlay import __version__
 from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
 from inlay.diffusion.attention_masked import released_tokens
 from inlay.diffusion.backbone import Backbone, Conditions
-from inlay.diffusion.sample import Step, sample
+from inlay.diffusion.sample import Sampler
 from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError
 from inlay.learning.loop import Processes, Run, prediction_error, validation_curve
@@ -47,7 +47,6 @@ class Learning(Run):
     """One run: the checkpoint, what of it or beside it learns, the encoded photos."""
 
     config: LearnConfig
-    processes: Processes
 
     def __init__(
         self,
@@ -221,28 +220,17 @@ class Learning(Run):
         write_picture(read_picture(np.ascontiguousarray(levels), role="preview"), path)
 
     def _fill(self, pool: Pool) -> Tensor:
-        """A sample (1, C, h, w) for a pool's one frame, by DDIM from noise, without guidance.
-
-        On a plain checkpoint what is not its box is replaced by the photo's noised latent after
-        every step (blended latents, arXiv 2206.02779).
-        """
+        """A sample (1, C, h, w) for a pool's one frame, by DDIM without guidance."""
         generator = torch.Generator().manual_seed(0)
-
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator).to(like)
-
-        start, text = noise(pool.z), self.conditioning(self.prompt)
-        conditions = Conditions(text, mask=pool.hole, masked_latent=pool.seen)
-        denoiser = self.backbone.denoiser(conditions)
-
-        def outside(step: Step) -> Tensor:
-            mask = denoiser.keep_outside
-            if mask is None:
-                return step.z
-            return step.z * mask + step.to.add_noise(pool.z, start) * (1 - mask)
-
-        levels = self.backbone.levels.run(self.config.preview_steps)
-        return sample(denoiser, start, levels, noise=noise, on_step=outside)
+        text = self.conditioning(self.prompt)
+        denoiser = self.backbone.denoiser(Conditions(text, mask=pool.hole, masked_latent=pool.seen))
+        return Sampler(self.backbone.levels, self.config.preview_steps)(
+            denoiser,
+            pool.z,
+            strength=1.0,
+            generator=generator,
+            keep_outside=denoiser.keep_outside,
+        )
 
     def error_in_hole(self, pool: Pool) -> dict[int, float]:
         """The mean squared error inside the holes of a pool by timestep, always with the same
@@ -276,9 +264,6 @@ class Learning(Run):
                 row[f"loss_in_box_{key}"] = round(float(np.mean(list(curve.values()))), 5)
             curves |= {f"loss_in_box_{name}/{t}": value for t, value in now.items()}
         return row, curves
-
-    def export(self, figures: dict[str, Any]) -> None:
-        """Nothing: the file is written once, by learn(), when the run is over."""
 
     def write(self, path: Path) -> Concept:
         """Write the averaged weights and what they were learnt from; returns the latter."""

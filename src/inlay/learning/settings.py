@@ -30,7 +30,7 @@ Optimizer = Annotated[Literal["adamw", "muon"], Field(description="of the weight
 class TrainingConfig(BaseModel):
     """What every training run can be told; it is written next to, or into, the weights it made."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     steps: Steps = 4000
     batch: Batch = 16
@@ -49,67 +49,50 @@ class LearnConfig(TrainingConfig):
     model: str = Field("embedded", description="checkpoint that the object is learnt for")
     steps: Steps = 150
     batch: Batch = 4
-    resolution: int | None = Field(
-        None, ge=16, description="picture side in pixels; None is the checkpoint's own"
-    )
-    train: Literal["lora", "full"] = Field(
-        "lora", description="what learns: a LoRA, or the whole U-Net, as in the paper"
-    )
-    full_dtype: Literal["float16", "float32"] = Field(
-        "float16", description="what a whole U-Net is written in"
-    )
-    text_encoder: bool = Field(
-        False, description="a LoRA of the text encoder's attention learns, too"
-    )
-    learning_rate: float = Field(
-        1e-3, gt=0, description="after warm-up; with train=full 5e-6 unless given"
-    )
+    resolution: int | None = Field(None, ge=16)
+    """picture side in pixels; None is the checkpoint's own"""
+    train: Literal["lora", "full"] = "lora"
+    """what learns: a LoRA, or the whole U-Net, as in the paper"""
+    full_dtype: Literal["float16", "float32"] = "float16"
+    """what a whole U-Net is written in"""
+    text_encoder: bool = False
+    """a LoRA of the text encoder's attention learns, too"""
+    learning_rate: float = Field(1e-3, gt=0)
+    """after warm-up; with train=full 5e-6 unless given"""
     warmup_steps: Warmup = 10
     cooldown_share: Share = 0.5
     ema_decay: Decay = 0.98
     rank: int = Field(16, ge=1, le=512, description="of the LoRA")
-    layers: Literal["cross", "attention", "all"] = Field(
-        "all", description="what the LoRA changes: cross-attention, all attention, or all blocks"
-    )
+    layers: Literal["cross", "attention", "all"] = "all"
+    """what the LoRA changes: cross-attention, all attention, or all blocks"""
     prompt: str = Field("a photo of {token} {class}", description="with {token} and {class} in it")
-    token: str | None = Field(
-        None, description="word for the object; None is a rare one that the tokenizer has whole"
-    )
-    layout: Literal["plain", "released"] = Field(
-        "plain", description="of the prompt: as it is, or as the authors' code lays it out"
-    )
-    background_prompt: str = Field(
-        "background", description="released layout: what fills the muted half"
-    )
-    mask_cross_attention: bool = Field(
-        True, description="nothing outside the box attends to the prompt (paper, eq. 2)"
-    )
-    self_attention: Preset = Field(
-        "a", description="masked self-attention, by preset; a is none, as in the paper's training"
-    )
-    hole: Literal["box", "shape"] = Field(
-        "box", description="what is erased and learnt: the object's box or its shape"
-    )
-    hole_weight: float = Field(
-        1.0, ge=0, le=1, description="loss share that counts in the hole alone; 0 in the paper"
-    )
-    context: float = Field(
-        0.5, ge=0, le=4, description="margin seen round the box, in box sizes, before augmentation"
-    )
+    token: str | None = None
+    """word for the object; None is a rare one that the tokenizer has whole"""
+    layout: Literal["plain", "released"] = "plain"
+    """of the prompt: as it is, or as the authors' code lays it out"""
+    background_prompt: str = "background"
+    """released layout: what fills the muted half"""
+    mask_cross_attention: bool = True
+    """nothing outside the box attends to the prompt (paper, eq. 2)"""
+    self_attention: Preset = "a"
+    """masked self-attention, by preset; a is none, as in the paper's training"""
+    hole: Literal["box", "shape"] = "box"
+    """what is erased and learnt: the object's box or its shape"""
+    hole_weight: float = Field(1.0, ge=0, le=1)
+    """loss share that counts in the hole alone; 0 in the paper"""
+    context: float = Field(0.5, ge=0, le=4)
+    """margin seen round the box, in box sizes, before augmentation"""
     variants: int = Field(64, ge=1, le=256, description="crops of each photo, encoded once")
     scale_min: float = Field(0.8, ge=0.25, le=1, description="of augmentation")
     scale_max: float = Field(1.2, ge=1, le=4, description="of augmentation")
     shift: float = Field(0.1, ge=0, le=1, description="of crops, in crop sizes, besides scaling")
     flip: bool = Field(False, description="mirror half of the crops; not for what bears letters")
-    least_inside: float = Field(
-        0.8, ge=0, le=1, description="share of the object that a crop must hold"
-    )
-    prior_weight: float = Field(
-        1.0, ge=0, description="of the loss on class pictures, where there are any"
-    )
-    keep_photos: bool = Field(
-        True, description="the file holds a small picture of the object from each photo"
-    )
+    least_inside: float = Field(0.8, ge=0, le=1)
+    """share of the object that a crop must hold"""
+    prior_weight: float = Field(1.0, ge=0)
+    """of the loss on class pictures, where there are any"""
+    keep_photos: bool = True
+    """the file holds a small picture of the object from each photo"""
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     held_out: int = Field(0, ge=0, le=9, description="photos, the last ones, kept for reports")
     preview_every: int = Field(0, ge=0, description="steps between preview pictures; 0 is none")

@@ -44,71 +44,53 @@ class JointOptimizer:
     """
 
     def __init__(self, network: nn.Module, kind: str, learning_rate: float) -> None:
-        self._named = dict(network.named_parameters())
-        matrices = {
-            name: parameter
-            for name, parameter in self._named.items()
-            if kind == "muon"
-            and parameter.ndim >= 2
-            and not any(part in name for part in _NOT_MATRICES)
-        }
-        rest = {name: p for name, p in self._named.items() if name not in matrices}
-        self._adamw = torch.optim.AdamW(
-            rest.values(), lr=learning_rate, weight_decay=0.01, fused=True
-        )
-        self._flat = {name: nn.Parameter(_matrix(p)) for name, p in matrices.items()}
-        self._muon: Any = None
-        if self._flat:
-            self._muon = torch.optim.Muon(
-                self._flat.values(),
-                lr=learning_rate,
-                weight_decay=0.01,
-                adjust_lr_fn="match_rms_adamw",
+        named, matrices = dict(network.named_parameters()), dict[str, nn.Parameter]()
+        for name, parameter in named.items():
+            inner = parameter.ndim >= 2 and not any(part in name for part in _NOT_MATRICES)
+            if kind == "muon" and inner:
+                # The storage is shared: what Muon writes, the network has.
+                matrices[name] = nn.Parameter(parameter.detach().view(len(parameter), -1))
+        self._matrices = [(named[name], flat) for name, flat in matrices.items()]
+        rest = {name: p for name, p in named.items() if name not in matrices}
+        common: dict[str, Any] = {"lr": learning_rate, "weight_decay": 0.01}
+        adamw: Any = torch.optim.AdamW(rest.values(), **common, fused=True)
+        # Each parameter's optimizer, and what that one has in its place.
+        self._owners = {name: (adamw, p) for name, p in rest.items()}
+        self._optimizers = [adamw]
+        if matrices:
+            muon: Any = torch.optim.Muon(
+                matrices.values(), **common, adjust_lr_fn="match_rms_adamw"
             )
+            self._owners |= {name: (muon, flat) for name, flat in matrices.items()}
+            self._optimizers.append(muon)
 
     def step(self, learning_rate: float) -> None:
         """Update every parameter from its gradient."""
-        for name, flat in self._flat.items():
-            parameter = self._named[name]
-            # The storage is shared: what Muon writes, the network has.
-            flat.data = _matrix(parameter)
+        for parameter, flat in self._matrices:
             assert parameter.grad is not None
             flat.grad = parameter.grad.reshape(flat.shape)
-        for optimizer in (self._adamw, self._muon):
-            if optimizer is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate
-                optimizer.step()
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
         """What has to be kept for resuming, as named tensors."""
         return {
             f"{key}.{name}": value
-            for name, parameter in self._parameters().items()
-            for key, value in self._owner(name).state.get(parameter, {}).items()
+            for name, (optimizer, parameter) in self._owners.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up a state(); parameters that it does not mention start afresh."""
-        for name, parameter in self._parameters().items():
-            keys = ("momentum_buffer",) if name in self._flat else ("exp_avg", "exp_avg_sq", "step")
-            if all(f"{key}.{name}" in tensors for key in keys):
+        for full, value in tensors.items():
+            key, _, name = full.partition(".")
+            optimizer, parameter = self._owners[name]
+            if (key == "momentum_buffer") == (optimizer is not self._optimizers[0]):
                 # AdamW counts its steps on the CPU unless it is told otherwise.
-                self._owner(name).state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key in keys
-                    for value in (tensors[f"{key}.{name}"],)
-                }
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return {**self._named, **self._flat}
-
-    def _owner(self, name: str) -> Any:
-        return self._muon if name in self._flat else self._adamw
-
-
-def _matrix(parameter: Tensor) -> Tensor:
-    return parameter.detach().view(parameter.shape[0], -1)
+                where = value.device if key == "step" else parameter.device
+                optimizer.state[parameter][key] = value.to(where)
 
 
 class TrainState:
@@ -185,9 +167,7 @@ class TrainState:
         self,
         target: Path,
         recipe: Mapping[str, Any],
-        write: Callable[[Any, Path], None] = lambda network, folder: network.save_pretrained(
-            folder
-        ),
+        write: Callable[[Any, Path], None],
     ) -> Path:
         """Write the averaged weights in float16 as a folder of diffusers' layout, and the recipe
         as training.json beside them; renamed into place.

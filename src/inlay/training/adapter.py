@@ -6,6 +6,7 @@ learns; the loss is the checkpoint's own, on what its U-Net predicts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,10 @@ from torch import Tensor
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.control import ControlAdapter, control_image, new_adapter
 from inlay.learning.crops import random_mask
-from inlay.learning.loop import prediction_error, train, validation_curve
-from inlay.training.batches import Augmentation, HostLoader
-from inlay.training.branch import BranchConfig, BranchRun
+from inlay.learning.loop import prediction_error, train
+from inlay.training.batches import Batch, CorpusLoader
 from inlay.training.losses import latent_mask
+from inlay.training.trainer import BranchConfig, BranchTrainer
 
 __all__ = ["AdapterConfig", "AdapterTrainer", "large_holes", "noisy_timesteps", "train_adapter"]
 
@@ -32,12 +33,10 @@ class AdapterConfig(BranchConfig):
 
     control_type: Literal["canny", "sketch"] = Field("canny", description="lines to learn")
     resolution: int = Field(128, ge=16, description="picture side in pixels")
-    timestep_power: float = Field(
-        3.0, ge=1, le=10, description="how much noisy timesteps are favoured; 1 is not at all"
-    )
-    whole_share: float = Field(
-        0.6, ge=0, le=1, description="share of holes that are all of the picture; others are large"
-    )
+    timestep_power: float = Field(3.0, ge=1, le=10)
+    """how much noisy timesteps are favoured; 1 is not at all"""
+    whole_share: float = Field(0.6, ge=0, le=1)
+    """share of holes that are all of the picture; others are large"""
     hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
 
 
@@ -64,7 +63,7 @@ def large_holes(mask: Tensor, whole_share: float, rng: np.random.Generator) -> T
     return torch.stack(grown)
 
 
-class AdapterTrainer(BranchRun):
+class AdapterTrainer(BranchTrainer):
     """One run: the frozen checkpoint, the adapter, its optimiser and average."""
 
     kind = "adapter"
@@ -77,26 +76,27 @@ class AdapterTrainer(BranchRun):
         self.adapter = ControlAdapter(
             self.network, self.backbone, name="to be trained", hasher=lambda: ""
         )
-        self.loader = HostLoader(self.photos, Augmentation(), self.device)
+        self.loader = CorpusLoader(self.photos, self.device)
         self._without: dict[int, float] | None = None
 
     def new_network(self) -> Any:
         return new_adapter(self.backbone)
 
-    def _errors(
-        self, x: Tensor, mask: Tensor, captions: list[str], t: Tensor, noise: Tensor, adapted: bool
+    def enlarge(self, mask: Tensor, rng: np.random.Generator) -> Tensor:
+        return large_holes(mask.cpu(), self.config.whole_share, rng).to(self.device)
+
+    def errors(
+        self, batch: Batch, t: Tensor, noise: Tensor, adapted: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Squared error (N, C, h, w) of what the U-Net predicts, and the latent mask."""
-        backbone = self.backbone
-        hole = latent_mask(mask, backbone.factor)
+        """As any trainer's, with the adapter or without."""
+        backbone, x = self.backbone, batch.x
+        hole = latent_mask(batch.mask, backbone.factor)
         with torch.no_grad():
             z, seen = backbone.encode(x), backbone.encode_masked(x, hole)
-        text = backbone.embed(captions, (self.size, self.size))
+        text = backbone.embed(batch.captions, (self.size, self.size))
         with torch.autocast(self.device.type, torch.bfloat16):
-            features = None
-            if adapted:
-                lines = control_image(x, self.config.control_type)
-                features = self.adapter.features(lines)
+            lines = control_image(x, self.config.control_type) if adapted else None
+            features = None if lines is None else self.adapter.features(lines)
             conditions = Conditions(text, mask=hole, masked_latent=seen, control=features)
             error = prediction_error(backbone, z, noise, t, conditions)
         return error**2, hole
@@ -106,51 +106,25 @@ class AdapterTrainer(BranchRun):
         # Everything random in a step comes from (seed, step): a resumed run repeats nothing.
         rng = np.random.default_rng([c.seed, 2, self.step])
         batch = self.loader.batch(c.batch, self.size, rng)
-        mask = large_holes(batch.mask.cpu(), c.whole_share, rng).to(self.device)
-        captions = ["" if rng.random() < c.caption_dropout else text for text in batch.captions]
+        batch.mask = self.enlarge(batch.mask, rng)
+        batch.captions = [
+            "" if rng.random() < c.caption_dropout else text for text in batch.captions
+        ]
         # Stratified timesteps: the same loss, less variance.
         u = (np.arange(c.batch) + rng.random(c.batch)) / c.batch
         t = noisy_timesteps(u, c.timestep_power, len(self.backbone.levels))
         noise = self.noise(rng, c.batch)
-        steps = torch.from_numpy(t).to(self.device)
-        error, hole = self._errors(batch.x, mask, captions, steps, noise, adapted=True)
+        error, hole = self.errors(batch, torch.from_numpy(t).to(self.device), noise)
         weight = (1 - c.hole_weight) + c.hole_weight * hole
         loss = (error * weight * self.channel_weight).mean() / weight.mean()
         loss.backward()
         self.state.update(self.learning_rate())
         return float(loss.detach())
 
-    def validate(self, adapted: bool, pictures: int = 64) -> dict[int, float]:
-        """Error in large holes of the held-out split by timestep, with the averaged adapter or
-        without one; of v, where the checkpoint predicts that.
-
-        Empty where nothing is held out, as may be with a handful of photos.
-        """
-        if len(self.held_out) == 0:
-            return {}
-        c, count = self.config, min(pictures, len(self.held_out))
-        rng = np.random.default_rng([c.seed, 3])
-        loader = HostLoader(self.held_out, Augmentation(), self.device)
-        batch = loader.of(np.arange(count), self.size, rng)
-        mask = large_holes(batch.mask.cpu(), c.whole_share, rng).to(self.device)
-        noise = self.noise(rng, count)
-
-        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
-            return self._errors(batch.x, mask, batch.captions, t, noise, adapted)
-
-        with self.state.averaged():
-            return validation_curve(errors, count, self.device)
-
-    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
+    def validations(self) -> dict[str, dict[int, float]]:
         if self._without is None:
-            self._without = self.validate(adapted=False)
-        row: dict[str, Any] = {}
-        curves: dict[str, float] = {}
-        sides = {"": self.validate(adapted=True), "_without_adapter": self._without}
-        for side, losses in sides.items():
-            row[f"validation_v_loss{side}"] = {str(t): round(v, 5) for t, v in losses.items()}
-            curves |= {f"v_loss_in_hole{side}/{t}": v for t, v in losses.items()}
-        return row, curves
+            self._without = self.validate(functools.partial(self.errors, adapted=False))
+        return {"": self.validate(), "_without_adapter": self._without}
 
 
 def train_adapter(

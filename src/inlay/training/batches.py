@@ -1,44 +1,38 @@
-"""Batches of a corpus: cut, masked and recoloured on the host, or on the device that trains.
+"""Batches of a corpus, cut with OpenCV: masked and recoloured, or with a disturbed object.
 
-Both loaders take every random number from the generator of the step, so that a resumed run sees
+Every random number comes from the generator of a step or of its row, so that a resumed run sees
 what an unbroken one would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.learning.crops import draw_square, random_crop, random_mask
-from inlay.training.corpus import Corpus, draw_light, object_mask, recolour
+from inlay.learning.crops import random_crop, random_mask
+from inlay.training.corpus import Corpus, object_mask, recolour
 from inlay.training.disturb import Image, Policy, Sample, draw_sample
 from inlay.training.objects import ObjectCache
 
 __all__ = [
-    "Augmentation",
+    "Ahead",
     "Batch",
-    "DeviceLoader",
+    "CorpusLoader",
     "DisturbedLoader",
-    "HostLoader",
     "Samples",
     "cover",
 ]
 
 Rng = np.random.Generator
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How often a hole hides the picture's object, and how often a picture is recoloured."""
-
-    object_mask_share: float = 0.0
-    recolour_share: float = 0.0
+T = TypeVar("T")
 
 
 @dataclass
@@ -50,114 +44,46 @@ class Batch:
     captions: list[str]
 
 
-class HostLoader:
-    """Cuts with OpenCV, picture by picture; the tensors are moved to the device whole."""
+class CorpusLoader:
+    """Pictures of a corpus, cut at random with a random hole in each."""
 
-    def __init__(self, corpus: Corpus, augmentation: Augmentation, device: torch.device) -> None:
-        self.corpus, self.augmentation, self.device = corpus, augmentation, device
+    def __init__(
+        self,
+        corpus: Corpus,
+        device: torch.device,
+        object_mask_share: float = 0.0,
+        recolour_share: float = 0.0,
+    ) -> None:
+        """The shares are of holes that hide the picture's object, and of recoloured pictures."""
+        self.corpus, self.device = corpus, device
+        self.object_mask_share, self.recolour_share = object_mask_share, recolour_share
 
     def batch(self, count: int, size: int, rng: Rng) -> Batch:
+        """So many pictures, drawn by their weights."""
         return self.of(rng.choice(len(self.corpus), count, p=self.corpus.weights), size, rng)
 
     def of(self, indices: np.ndarray, size: int, rng: Rng) -> Batch:
-        """The pictures of these indices, cut at random."""
+        """The pictures of these indices."""
         images, masks = [], []
         for index in indices.tolist():
             mask = None
-            if rng.random() < self.augmentation.object_mask_share:
+            if rng.random() < self.object_mask_share:
                 crop = random_crop(self.corpus.with_object(index), size, rng)
                 mask = object_mask(crop, rng)
             else:
                 crop = random_crop(self.corpus.images[index], size, rng)
             masks.append(random_mask(size, rng) if mask is None else mask)
             crop = np.ascontiguousarray(crop[..., :3])
-            if rng.random() < self.augmentation.recolour_share:
-                crop = recolour(crop, rng)
-            images.append(crop)
-        x = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
+            images.append(recolour(crop, rng) if rng.random() < self.recolour_share else crop)
         hole = torch.from_numpy(np.stack(masks))[:, None].to(self.device)
         captions = [self.corpus.captions[index] for index in indices.tolist()]
-        return Batch(x.float() / 127.5 - 1, hole, captions)
+        return Batch(_tensor(images, self.device), hole, captions)
 
 
-class DeviceLoader:
-    """Holds all pictures on the device and cuts them there: for a GPU that a host cannot feed.
-
-    Holes of random shape come from a pool that is drawn once; every picture's object is looked for
-    at the start, on all cores.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        augmentation: Augmentation,
-        device: torch.device,
-        seed: int,
-        pool: int = 4096,
-    ) -> None:
-        self.corpus, self.augmentation, self.device = corpus, augmentation, device
-        self.seed, self.pool = seed, pool
-        with ThreadPoolExecutor() as executor:
-            pictures = executor.map(corpus.with_object, range(len(corpus)))
-            self.pictures = [
-                torch.from_numpy(picture).to(device).permute(2, 0, 1) for picture in pictures
-            ]
-        self._holes: dict[int, Tensor] = {}
-
-    def batch(self, count: int, size: int, rng: Rng) -> Batch:
-        indices = rng.choice(len(self.corpus), count, p=self.corpus.weights).tolist()
-        crops = torch.stack([self._crop(index, size, rng) for index in indices])
-        x = crops[:, :3]
-        recolour = rng.random(count) < self.augmentation.recolour_share
-        lights = [draw_light(rng) for _ in range(count)]
-        gain = self._column(np.stack([gain for gain, _ in lights]))
-        gamma = self._column(np.array([[gamma] * 3 for _, gamma in lights]))
-        light = ((x / 255).clamp(0, 1) ** (2.2 * gamma) * gain).clamp(0, 1) ** (1 / 2.2) * 255
-        chosen = torch.from_numpy(recolour).to(self.device).view(-1, 1, 1, 1)
-        x = torch.where(chosen, light, x)
-        mask = self._pool(size)[torch.from_numpy(rng.integers(0, self.pool, count))]
-        hide = torch.from_numpy(rng.random(count) < self.augmentation.object_mask_share)
-        mask = self._hidden(mask.float(), crops[:, 3:], hide.to(self.device), rng)
-        return Batch(x / 127.5 - 1, mask, [self.corpus.captions[index] for index in indices])
-
-    def _crop(self, index: int, size: int, rng: Rng) -> Tensor:
-        picture = self.pictures[index]
-        top, left, side, mirrored = draw_square(picture.shape[1], picture.shape[2], size, rng)
-        crop = picture[None, :, top : top + side, left : left + side].float()
-        mode = "bilinear" if side > size else "bicubic"
-        # Antialiased bilinear over a whole ratio is OpenCV's INTER_AREA, near enough between.
-        small = functional.interpolate(crop, (size, size), mode=mode, antialias=side > size)[0]
-        return (small.flip(-1) if mirrored else small).clamp(0, 255)
-
-    def _column(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).float().to(self.device)[:, :, None, None]
-
-    def _pool(self, size: int) -> Tensor:
-        if size not in self._holes:
-            rng = np.random.default_rng([self.seed, 5, size])
-            holes = np.stack([random_mask(size, rng) for _ in range(self.pool)])
-            self._holes[size] = torch.from_numpy(holes).to(torch.uint8).to(self.device)[:, None]
-        return self._holes[size]
-
-    def _hidden(self, mask: Tensor, objects: Tensor, hide: Tensor, rng: Rng) -> Tensor:
-        """The holes, those in `hide` replaced by the object's shape or box, a little widened."""
-        found = (objects > 127).float()
-        across, down = found.amax(2, keepdim=True), found.amax(3, keepdim=True)
-        box = _fill_line(across, 3) * _fill_line(down, 2)
-        boxed = torch.from_numpy(rng.random(len(mask)) < 0.5).to(self.device).view(-1, 1, 1, 1)
-        hole = torch.where(boxed, box, found)
-        reach = int(rng.uniform(0, 0.06) * mask.shape[-1])
-        if reach:
-            hole = functional.max_pool2d(hole, 2 * reach + 1, 1, reach)
-        shown = found.mean((1, 2, 3)) >= 0.03
-        return torch.where((hide & shown).view(-1, 1, 1, 1), hole, mask)
-
-
-def _fill_line(line: Tensor, dim: int) -> Tensor:
-    """1 between the first and the last 1 along a dimension."""
-    before = line.cummax(dim).values
-    after = line.flip(dim).cummax(dim).values.flip(dim)
-    return before * after
+def _tensor(pictures: Sequence[Image], device: torch.device) -> Tensor:
+    """Pictures, uint8 (S, S, 3), as (N, 3, S, S) in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(pictures)).to(device)
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +104,25 @@ def cover(mask: Tensor, factor: int) -> Tensor:
     return functional.max_pool2d((mask > 0).float(), factor)
 
 
+class Ahead(Generic[T]):
+    """What make(step, row) gives, made in threads while the step before is learned from."""
+
+    def __init__(self, make: Callable[[int, int], T], workers: int) -> None:
+        """Without `workers` all is made when it is asked for."""
+        self._make = make
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._coming: dict[tuple[int, int], Future[T]] = {}
+
+    def get(self, step: int, rows: Sequence[int]) -> list[T]:
+        """Those of these rows of a step."""
+        if self._pool is None:
+            return [self._make(step, row) for row in rows]
+        for key in itertools.product((step, step + 1), rows):
+            if key not in self._coming:
+                self._coming[key] = self._pool.submit(self._make, *key)
+        return [self._coming.pop((step, row)).result() for row in rows]
+
+
 class DisturbedLoader:
     """Batches of samples on a device; sample `row` of step `step` hangs on the seed and these two.
 
@@ -196,18 +141,11 @@ class DisturbedLoader:
     ) -> None:
         self.corpus, self.objects, self.policy = corpus, objects, policy
         self.size, self.seed, self.device = size, seed, device
-        self._pool = ThreadPoolExecutor(workers) if workers else None
-        self._coming: dict[tuple[int, int], Future[Sample]] = {}
+        self._ahead = Ahead(self._draw, workers)
 
     def batch(self, step: int, rows: Sequence[int]) -> Samples:
         """The samples of these rows of a step, pictures drawn by their weights."""
-        if self._pool is None:
-            return self._stack([self._draw(step, row) for row in rows])
-        for number in (step, step + 1):
-            for row in rows:
-                if (number, row) not in self._coming:
-                    self._coming[number, row] = self._pool.submit(self._draw, number, row)
-        return self._stack([self._coming.pop((step, row)).result() for row in rows])
+        return self._stack(self._ahead.get(step, rows))
 
     def of(self, indices: Sequence[int]) -> Samples:
         """A sample of each of these pictures, the kinds in turn: the same in every call."""
@@ -230,12 +168,8 @@ class DisturbedLoader:
     def _stack(self, samples: Sequence[Sample]) -> Samples:
         mask = torch.from_numpy(np.stack([sample.mask for sample in samples]))
         return Samples(
-            self._tensor([sample.truth for sample in samples]),
-            self._tensor([sample.pasted for sample in samples]),
+            _tensor([sample.truth for sample in samples], self.device),
+            _tensor([sample.pasted for sample in samples], self.device),
             mask[:, None].to(self.device),
             [sample.caption for sample in samples],
         )
-
-    def _tensor(self, pictures: Sequence[Image]) -> Tensor:
-        stacked = torch.from_numpy(np.stack(pictures)).to(self.device)
-        return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

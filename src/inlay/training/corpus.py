@@ -28,9 +28,7 @@ from inlay.scene.cutout import grabcut
 __all__ = [
     "Corpus",
     "RenderedConfig",
-    "draw_light",
     "find_object",
-    "is_held_out",
     "load_corpus",
     "metadata_rows",
     "object_mask",
@@ -52,9 +50,8 @@ class RenderedConfig(TrainingConfig):
         description="image folder of rendered pictures, as tools/render_scenes.py writes it, that "
         "is mixed in; their alpha is 255 on the object",
     )
-    rendered_share: float = Field(
-        0.1, ge=0, lt=1, description="share of samples that are rendered pictures"
-    )
+    rendered_share: float = Field(0.1, ge=0, lt=1)
+    """share of samples that are rendered pictures"""
 
     @field_validator("rendered", mode="before")
     @classmethod
@@ -111,9 +108,7 @@ def load_corpus(
     metadata.jsonl is missing or malformed, or when the training split has no picture that can be
     read.
     """
-    images: list[Image] = []
-    captions: list[str] = []
-    weights: list[float] = []
+    read: list[tuple[Image, str, float]] = []
     for name, text, weight in _rows(folder, captioned):
         if is_held_out(name) != held_out:
             continue
@@ -123,14 +118,13 @@ def load_corpus(
             _log.warning("left out: %s", error)
             continue
         known = alpha and picture.mode in ("LA", "RGBA") and picture.getextrema()[-1] != (255, 255)
-        mode = "RGBA" if known else "RGB"
-        images.append(shrink(np.asarray(picture.convert(mode), np.uint8), short_side))
-        captions.append(text)
-        weights.append(weight)
-    if not images and not held_out:
+        samples = np.asarray(picture.convert("RGBA" if known else "RGB"), np.uint8)
+        read.append((shrink(samples, short_side), text, weight))
+    if not read and not held_out:
         raise InputError(f"{folder} holds no readable picture to train on; add pictures to it.")
-    probabilities = np.asarray(weights, dtype=np.float64)
-    return Corpus(images, captions, probabilities / max(probabilities.sum(), 1e-300))
+    weights = np.array([weight for _, _, weight in read], np.float64)
+    images, captions = [image for image, _, _ in read], [text for _, text, _ in read]
+    return Corpus(images, captions, weights / max(weights.sum(), 1e-300))
 
 
 def metadata_rows(folder: Path) -> list[tuple[str, dict[str, Any]]] | None:
@@ -148,24 +142,21 @@ def metadata_rows(folder: Path) -> list[tuple[str, dict[str, Any]]] | None:
         raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
     rows = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         where = f"{metadata} line {number}"
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            names: list[Any] = (
-                [row.get("file_name"), row.get("mask") or ""] if isinstance(row, dict) else []
-            )
-            if not names or not all(isinstance(name, str) for name in names):
-                raise InputError(
-                    f"{where} is not a JSON object with file_name, and mask if any, as text."
-                )
-            for name in names:
-                path = PurePosixPath(name)
-                if path.is_absolute() or ".." in path.parts or "\0" in name:
-                    raise InputError(f"{where} names {name!r}; expected a file inside the folder.")
-            rows.append((where, row))
+        try:
+            row = json.loads(line)
+            names = [row["file_name"], row.get("mask") or ""]
+            paths = [PurePosixPath(name) for name in names]
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            raise InputError(
+                f"{where} is not a JSON object with file_name, and mask if any, as text."
+            ) from None
+        for name, path in zip(names, paths, strict=True):
+            if path.is_absolute() or ".." in path.parts or "\0" in name:
+                raise InputError(f"{where} names {name!r}; expected a file inside the folder.")
+        rows.append((where, row))
     return rows
 
 
@@ -203,14 +194,10 @@ def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288)
     return Corpus([*corpus.images, *other.images], [*corpus.captions, *other.captions], weights)
 
 
-def draw_light(rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
-    """Gains (3,) of linear light, of about a sixth each, and a gamma: another light, at random."""
-    return np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.15)), float(np.exp(rng.normal(0, 0.15)))
-
-
 def recolour(crop: Image, rng: np.random.Generator) -> Image:
-    """The picture (H, W, 3) under a light of draw_light()."""
-    gain, gamma = draw_light(rng)
+    """The picture (H, W, 3) under another light: gains of about a sixth each, and a gamma."""
+    gain = np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.15))
+    gamma = float(np.exp(rng.normal(0, 0.15)))
     light = (np.arange(256)[:, None] / 255) ** (2.2 * gamma) * gain
     table = np.round(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
     return np.asarray(cv2.LUT(crop, table[:, None]), np.uint8)

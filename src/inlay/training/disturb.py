@@ -17,7 +17,7 @@ what is drawn at strength 1:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,49 +95,32 @@ def draw(kind: str, rng: Rng, strength: float = 1.0) -> list[Change]:
     if kind == "mixed":
         names = rng.permutation(_SINGLE)[: int(rng.integers(2, 4))]
         return [change for name in names for change in draw(str(name), rng, _MIXED * strength)]
-    return [Change(kind, _PARAMETERS[kind](rng, strength))]
-
-
-def _gain(rng: Rng, strength: float) -> dict[str, float]:
-    stops = rng.uniform(-1.0, 1.0, 3)
-    # A change that cannot be seen is none.
-    if np.abs(stops).max() < 0.4:
-        stops *= 0.4 / np.abs(stops).max()
-    names = ("red", "green", "blue")
-    return {name: float(strength * x) for name, x in zip(names, stops, strict=True)}
+    return [Change(kind, _parameters(kind, rng, strength))]
 
 
 def _either_side(rng: Rng, least: float, most: float) -> float:
     return float(rng.uniform(least, most)) * (1 if rng.random() < 0.5 else -1)
 
 
-def _exposure(rng: Rng, strength: float) -> dict[str, float]:
-    return {"stops": strength * _either_side(rng, 0.35, 1.1)}
-
-
-def _temperature(rng: Rng, strength: float) -> dict[str, float]:
-    warmer = rng.random() < 0.5
-    mired = float(rng.uniform(40, 120) if warmer else -rng.uniform(35, 85))
-    kelvin = 1e6 / (1e6 / _DAYLIGHT + strength * mired)
-    return {"kelvin": kelvin, "tint": strength * float(rng.uniform(-0.12, 0.12))}
-
-
-def _saturation(rng: Rng, strength: float) -> dict[str, float]:
-    power = float(rng.uniform(0.5, 1.1) if rng.random() < 0.5 else -rng.uniform(0.7, 1.5))
-    return {"factor": 2.0 ** (strength * power)}
-
-
-def _gamma(rng: Rng, strength: float) -> dict[str, float]:
+def _parameters(kind: str, rng: Rng, strength: float) -> dict[str, float]:
+    """What is drawn for a single kind, see this file's table."""
+    if kind == "gain":
+        stops = rng.uniform(-1.0, 1.0, 3)
+        # A change that cannot be seen is none.
+        if np.abs(stops).max() < 0.4:
+            stops *= 0.4 / np.abs(stops).max()
+        names = ("red", "green", "blue")
+        return {name: float(strength * x) for name, x in zip(names, stops, strict=True)}
+    if kind == "exposure":
+        return {"stops": strength * _either_side(rng, 0.35, 1.1)}
+    if kind == "temperature":
+        mired = float(rng.uniform(40, 120) if rng.random() < 0.5 else -rng.uniform(35, 85))
+        kelvin = 1e6 / (1e6 / _DAYLIGHT + strength * mired)
+        return {"kelvin": kelvin, "tint": strength * float(rng.uniform(-0.12, 0.12))}
+    if kind == "saturation":
+        power = float(rng.uniform(0.5, 1.1) if rng.random() < 0.5 else -rng.uniform(0.7, 1.5))
+        return {"factor": 2.0 ** (strength * power)}
     return {"exponent": 2.0 ** (strength * _either_side(rng, 0.15, 0.5))}
-
-
-_PARAMETERS: dict[str, Callable[[Rng, float], dict[str, float]]] = {
-    "gain": _gain,
-    "exposure": _exposure,
-    "temperature": _temperature,
-    "saturation": _saturation,
-    "gamma": _gamma,
-}
 
 
 def disturb(picture: Image, changes: Sequence[Change]) -> Floats:

@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.unet import DdpmLevels
 from inlay.errors import InputError
-from inlay.learning.loop import Run, train, validation_curve
+from inlay.learning.loop import train
 from inlay.learning.state import TrainState, check_state
-from inlay.training.batches import Augmentation, DeviceLoader, HostLoader
+from inlay.training.batches import Ahead, Batch, CorpusLoader
 from inlay.training.corpus import load_corpus, with_rendered
 from inlay.training.losses import channel_weight, contrast, erase, latent_mask, other_captions
 from inlay.training.networks import (
@@ -37,28 +36,30 @@ from inlay.training.networks import (
     read_tokenizer,
     train_tokenizer,
 )
+from inlay.training.trainer import Trainer, favoured_timesteps
 
 __all__ = ["EmbeddedConfig", "EmbeddedTrainer", "train_embedded"]
 
 _CONTRAST_BELOW = 700
 
 
-class EmbeddedTrainer(Run):
+class EmbeddedTrainer(Trainer):
     """One run: networks, optimiser, average, and the step they share."""
 
+    kind = "checkpoint"
+    latent = (16, 4)
     config: EmbeddedConfig
 
     def __init__(
         self, folder: Path, out: Path, config: EmbeddedConfig, resume: bool = False
     ) -> None:
-        self.config, self.out = config, out
+        self.config, self.out, self.size = config, out, config.resolution
         out.mkdir(parents=True, exist_ok=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.corpus = load_corpus(folder, held_out=False)
+        # The autoencoder is fitted to photos alone.
+        photos = load_corpus(folder, held_out=False)
         self.held_out = load_corpus(folder, held_out=True)
         torch.manual_seed(config.seed)
-        # The autoencoder is fitted to photos alone.
-        photos = self.corpus
         self.corpus = with_rendered(photos, config)
         if resume:
             check_state(out)
@@ -79,10 +80,11 @@ class EmbeddedTrainer(Run):
         self.state = TrainState(
             self.networks, config.optimizer, config.learning_rate, config.ema_decay
         )
-        augmentation = Augmentation(config.object_mask_share, config.recolour_share)
+        self.loader = CorpusLoader(
+            self.corpus, self.device, config.object_mask_share, config.recolour_share
+        )
         on_gpu = self.device.type == "cuda"
-        place = self.corpus, augmentation, self.device
-        self.loader = DeviceLoader(*place, config.seed) if on_gpu else HostLoader(*place)
+        self._ahead = Ahead(self._draw, workers=int(on_gpu))
         compiled = on_gpu if config.compile is None else config.compile
         unet: Any = self.networks.unet
         self._unet = torch.compile(unet) if compiled else unet
@@ -90,20 +92,14 @@ class EmbeddedTrainer(Run):
         self.levels = DdpmLevels(self.scheduler.config)
         # Rendered captions are many and rare: the words to tell apart are those of the photos.
         self._words = photos.captions
-        self.channel_weight = channel_weight(self._some_latents(), config.channel_weight_power)
+        with torch.no_grad():
+            latents = self.vae.encode(self.some_pictures(self.corpus)).latent_dist.mode()
+        self.channel_weight = channel_weight(latents, config.channel_weight_power)
         self.told = deque[float](maxlen=50)
         if resume:
             self.state.load(out, "a checkpoint like this one")
         else:
             self.tokenizer.save_pretrained(out / "tokenizer")
-
-    @torch.no_grad()
-    def _some_latents(self) -> Tensor:
-        rng = np.random.default_rng([self.config.seed, 4])
-        plain = HostLoader(self.corpus, Augmentation(), self.device)
-        x = plain.batch(64, self.config.resolution, rng).x
-        latents: Tensor = self.vae.encode(x).latent_dist.mode()
-        return latents
 
     def _embed(self, captions: list[str]) -> Tensor:
         unique = sorted(set(captions))
@@ -114,29 +110,17 @@ class EmbeddedTrainer(Run):
         rows: Tensor = hidden[[unique.index(c) for c in captions]]
         return rows
 
-    def _losses(
-        self, x: Tensor, mask: Tensor, captions: list[str], t: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Squared v-error (N, C, h, w) and the latent mask (N, 1, h, w)."""
+    def errors(self, batch: Batch, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.vae.config.scaling_factor
-        hole = latent_mask(mask, 4)
+        hole = latent_mask(batch.mask, 4)
         with torch.no_grad():
-            z = self.vae.encode(x).latent_dist.mode() * scale
-            masked = self.vae.encode(erase(x, hole)).latent_dist.mode() * scale
+            z = self.vae.encode(batch.x).latent_dist.mode() * scale
+            masked = self.vae.encode(erase(batch.x, hole)).latent_dist.mode() * scale
         level = self.levels.rows(t)
         inputs = torch.cat([level.add_noise(z, noise), hole, masked], 1)
         with torch.autocast(self.device.type, torch.bfloat16):
-            v = self._unet(inputs, t, self._embed(captions)).sample
+            v = self._unet(inputs, t, self._embed(batch.captions)).sample
         return (v.float() - level.output(z, noise, "v_prediction")) ** 2, hole
-
-    def _timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Numbers in [0, 1) to timesteps: uniform, but for a share that is above 600 alone.
-
-        There the picture is undecided, so that the words have something to say.
-        """
-        low = 0.6 * (1 - self.config.high_noise_share)
-        bounds = np.interp(u, [0.0, low, 1.0], [0.0, 600.0, 1000.0])
-        return np.clip(bounds.astype(np.int64), 0, 999)
 
     def _time_weight(self, t: Tensor) -> Tensor:
         """Min-SNR weights of a v-loss (Hang et al. 2023, arXiv 2303.09556, section 3.4)."""
@@ -152,20 +136,25 @@ class EmbeddedTrainer(Run):
     def curves(self) -> dict[str, float]:
         return {"loss/words": float(np.mean(self.told))} if self.config.word_contrast else {}
 
-    def train_step(self) -> float:
+    def _draw(self, step: int, _: int) -> tuple[Batch, np.random.Generator]:
+        """The pictures of a step, and the generator that all else of it comes from."""
         c = self.config
-        low = self.step < c.low_resolution_steps
+        low = step < c.low_resolution_steps
         # Everything random in a step comes from (seed, step): a resumed run repeats nothing.
-        rng = np.random.default_rng([c.seed, 2, self.step])
+        rng = np.random.default_rng([c.seed, 2, step])
         size = c.low_resolution if low else c.resolution
-        count = c.low_resolution_batch if low else c.batch
-        batch = self.loader.batch(count, size, rng)
+        return self.loader.batch(c.low_resolution_batch if low else c.batch, size, rng), rng
+
+    def train_step(self) -> float:
+        c, d = self.config, self.device
+        ((batch, rng),) = self._ahead.get(self.step, [0])
+        count = len(batch.x)
         captions = ["" if rng.random() < c.caption_dropout else text for text in batch.captions]
-        # Stratified timesteps: the same loss, less variance.
-        t = self._timesteps((np.arange(count) + rng.random(count)) / count)
-        noise = rng.standard_normal((count, 16, size // 4, size // 4), dtype=np.float32)
-        d = self.device
-        steps = torch.from_numpy(t).to(d)
+        # Stratified timesteps: the same loss, less variance; there is a share where the picture is
+        # undecided, so that the words have something to say.
+        u = (np.arange(count) + rng.random(count)) / count
+        t = favoured_timesteps(u, c.high_noise_share, 0.6)
+        noise = self.noise(rng, count, size=batch.x.shape[-1])
         # Every third row is seen again under another picture's caption, but for the noisiest, where
         # words cannot decide much and forcing them to would cost colour.
         again = [i for i in range(0, count, 3) if c.word_contrast and t[i] < _CONTRAST_BELOW]
@@ -173,9 +162,11 @@ class EmbeddedTrainer(Run):
         for i, caption in zip(again, own, strict=True):
             captions[i] = caption
         others = other_captions(own, self._words, rng)
-        seen = (batch.x, batch.mask, steps, torch.from_numpy(noise).to(d))
-        x, mask, t_seen, noise_seen = (torch.cat([s, s[again]]) for s in seen)
-        error, hole = self._losses(x, mask, captions + others, t_seen, noise_seen)
+        steps = torch.from_numpy(t).to(d)
+        x, mask, t_seen, noise_seen = (
+            torch.cat([s, s[again]]) for s in (batch.x, batch.mask, steps, noise)
+        )
+        error, hole = self.errors(Batch(x, mask, captions + others), t_seen, noise_seen)
         weight = (1 - c.hole_weight) + c.hole_weight * hole[:count]
         weight = weight * self._time_weight(steps)
         weighted = error * self.channel_weight
@@ -186,52 +177,21 @@ class EmbeddedTrainer(Run):
         self.told.append(float(told.detach()))
         return float(loss.detach())
 
-    def validate(self, pictures: int = 64) -> dict[int, float]:
-        """Hole v-loss of the averaged weights on the held-out split, by timestep.
-
-        Empty where nothing is held out, as may be with a handful of photos.
-        """
-        if len(self.held_out) == 0:
-            return {}
-        rng = np.random.default_rng([self.config.seed, 3])
-        indices = np.arange(min(pictures, len(self.held_out)))
-        loader = HostLoader(self.held_out, Augmentation(), self.device)
-        batch = loader.of(indices, self.config.resolution, rng)
-        noise = rng.standard_normal((len(indices), 16, *(n // 4 for n in batch.x.shape[2:])))
-        eps = torch.from_numpy(noise).float().to(self.device)
-
-        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
-            return self._losses(batch.x, batch.mask, batch.captions, t, eps)
-
-        with self.state.averaged():
-            return validation_curve(errors, len(indices), self.device)
-
-    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
-        validation = self.validate()
-        row = {"validation_v_loss": {str(k): round(v, 5) for k, v in validation.items()}}
-        return row, {f"v_loss_in_hole/{t}": v for t, v in validation.items()}
-
-    def export(self, figures: dict[str, Any]) -> None:
-        """Write the averaged weights in float16 as a diffusers folder OUT/checkpoint."""
-        recipe = {"config": self.config.model_dump(mode="json"), **figures}
-        self.state.export(self.out / "checkpoint", recipe, self._write)
-
-    def _write(self, networks: Networks, folder: Path) -> None:
-        networks.unet.save_pretrained(folder / "unet")
-        networks.text_encoder.save_pretrained(folder / "text_encoder")
+    def write(self, network: Networks, folder: Path) -> None:
         # The autoencoder stays in float32: it is 6 kB, and residual decoding leans on it.
-        self.vae.save_pretrained(folder / "vae")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        self.scheduler.save_pretrained(folder / "scheduler")
-        index = {
-            "_class_name": "StableDiffusionInpaintPipeline",
-            "_diffusers_version": "0.30.0",
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["inlay.diffusion.autoencoder", "PatchAutoencoder"],
+        parts: dict[str, tuple[Any, str]] = {
+            "scheduler": (self.scheduler, "diffusers"),
+            "text_encoder": (network.text_encoder, "transformers"),
+            "tokenizer": (self.tokenizer, "transformers"),
+            "unet": (network.unet, "diffusers"),
+            "vae": (self.vae, "inlay.diffusion.autoencoder"),
         }
+        index: dict[str, Any] = {
+            "_class_name": "StableDiffusionInpaintPipeline", "_diffusers_version": "0.30.0",
+        }  # fmt: skip
+        for name, (part, library) in parts.items():
+            part.save_pretrained(folder / name)
+            index[name] = [library, type(part).__name__]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

@@ -27,14 +27,14 @@ from inlay.diffusion.harmonizer import Harmonizer, new_harmonizer
 from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes, train
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
 from inlay.training.batches import DisturbedLoader, Samples, cover
-from inlay.training.branch import BranchConfig, BranchRun
 from inlay.training.corpus import RenderedConfig, with_rendered
 from inlay.training.disturb import KINDS, Policy
 from inlay.training.losses import local_mean
 from inlay.training.objects import ObjectCache
 from inlay.training.restoration import restoration
+from inlay.training.trainer import BranchConfig, BranchTrainer, favoured_timesteps
 
-__all__ = ["HarmonizerConfig", "HarmonizerTrainer", "guided_timesteps", "train_harmonizer"]
+__all__ = ["HarmonizerConfig", "HarmonizerTrainer", "train_harmonizer"]
 
 _VALIDATED = 64
 
@@ -55,32 +55,24 @@ class HarmonizerConfig(BranchConfig, RenderedConfig):
     )
     t_min: int = Field(200, ge=0, le=999, description="pasted: least noisy timestep")
     t_max: int = Field(800, ge=1, le=1000, description="pasted: end of the timesteps, exclusive")
-    noisiest_share: float = Field(
-        0.5, ge=0, le=1, description="noise: share of timesteps from the noisiest tenth alone"
-    )
+    noisiest_share: float = Field(0.5, ge=0, le=1)
+    """noise: share of timesteps from the noisiest tenth alone"""
     kinds: tuple[str, ...] = Field(KINDS, description="of disturbance, drawn alike")
     least_strength: float = Field(0.3, gt=0, le=1, description="of a disturbance; the most is 1")
-    undisturbed_share: float = Field(
-        0.1, ge=0, lt=1, description="share whose object is left as it was"
-    )
-    whole_picture_augmentation: float = Field(
-        0.5, ge=0, le=1, description="share recoloured as a whole before the object is disturbed"
-    )
-    blob_share: float = Field(
-        0.1, ge=0, le=1, description="share of random shapes in place of whole objects"
-    )
-    mask_jitter: float = Field(
-        0.02, ge=0, le=0.2, description="how far masks are off, in picture sizes"
-    )
-    start_from: str | None = Field(
-        None, description="harmonizer whose weights are begun with, as for --model"
-    )
-    channel_weight_power: float = Field(
-        2.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
-    )
-    smooth_share: float = Field(
-        0.8, ge=0, le=1, description="loss share that is of the error's local mean, not of detail"
-    )
+    undisturbed_share: float = Field(0.1, ge=0, lt=1)
+    """share whose object is left as it was"""
+    whole_picture_augmentation: float = Field(0.5, ge=0, le=1)
+    """share recoloured as a whole before the object is disturbed"""
+    blob_share: float = Field(0.1, ge=0, le=1)
+    """share of random shapes in place of whole objects"""
+    mask_jitter: float = Field(0.02, ge=0, le=0.2)
+    """how far masks are off, in picture sizes"""
+    start_from: str | None = None
+    """harmonizer whose weights are begun with, as for --model"""
+    channel_weight_power: float = Field(2.0, ge=0, le=2)
+    """latent channels weigh by their deviation to this power"""
+    smooth_share: float = Field(0.8, ge=0, le=1)
+    """loss share that is of the error's local mean, not of detail"""
 
     @field_validator("kinds")
     @classmethod
@@ -98,7 +90,7 @@ class HarmonizerConfig(BranchConfig, RenderedConfig):
     def timesteps(self, u: NDArray[np.float64], total: int) -> NDArray[np.int64]:
         """Numbers in [0, 1) to timesteps to learn at, of a schedule of `total`."""
         if self.start == "noise":
-            return guided_timesteps(u, self.noisiest_share, total)
+            return favoured_timesteps(u, self.noisiest_share, 0.9, total)
         low, high = (t * total / 1000 for t in (self.t_min, self.t_max))
         return np.clip((low + u * (high - low)).astype(np.int64), 0, total - 1)
 
@@ -124,24 +116,11 @@ class HarmonizerConfig(BranchConfig, RenderedConfig):
         )
 
 
-def guided_timesteps(
-    u: NDArray[np.float64], noisiest_share: float, total: int = 1000
-) -> NDArray[np.int64]:
-    """Numbers in [0, 1) to timesteps: uniform, but for a share that is in the last tenth alone.
-
-    There colour and light are settled, and the answer of a single step comes from there.
-    """
-    low = 0.9 * (1 - noisiest_share)
-    bounds = np.interp(u, [0.0, low, 1.0], [0.0, 0.9 * total, total])
-    return np.clip(bounds.astype(np.int64), 0, total - 1)
-
-
-class HarmonizerTrainer(BranchRun):
+class HarmonizerTrainer(BranchTrainer):
     """One run: the frozen checkpoint, the branch that learns, and its samples."""
 
     kind = "harmonizer"
     config: HarmonizerConfig
-    processes: Processes
 
     def __init__(
         self, folder: Path, out: Path, config: HarmonizerConfig, resume: bool = False
@@ -227,15 +206,13 @@ class HarmonizerTrainer(BranchRun):
         return (weighted.sum((1, 2, 3)) / hole.sum((1, 2, 3))).mean()
 
     @torch.no_grad()
-    def validate(self) -> tuple[dict[int, float], dict[str, float]]:
+    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
         """With the averaged weights on the held-out split: mean squared _errors() in the masks by
-        timestep, and restoration().
-
-        Empty where nothing is held out, as may be with a handful of photos.
+        timestep, and restoration(). Empty where nothing is held out.
         """
-        if len(self.held_out) == 0:
-            return {}, {}
         everything = range(min(_VALIDATED, len(self.held_out)))
+        if not everything:
+            return {"validation_loss": {}, "restored": {}}, {}
         seen = [t for t in VALIDATION_TIMESTEPS if self.config.learns_at(t)]
         losses: dict[int, list[float]] = {t: [] for t in seen}
         with self.state.averaged():
@@ -249,22 +226,15 @@ class HarmonizerTrainer(BranchRun):
                     error, hole = self._errors(samples, steps, noise)
                     inside = ((error**2).mean(1, keepdim=True) * hole).sum((1, 2, 3))
                     told += (inside / hole.sum((1, 2, 3))).tolist()
-            given = restoration(
-                self.backbone,
-                self.network,
-                self.shown.of(everything),
-                self.config.seed,
-                self.config.answers_from(len(self.backbone.levels)),
-            )
-        return {t: float(np.mean(told)) for t, told in losses.items()}, given
-
-    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
-        losses, given = self.validate()
+            start_at = self.config.answers_from(len(self.backbone.levels))
+            samples = self.shown.of(everything)
+            given = restoration(self.backbone, self.network, samples, self.config.seed, start_at)
+        means = {t: float(np.mean(told)) for t, told in losses.items()}
         row = {
-            "validation_loss": {str(t): round(v, 5) for t, v in losses.items()},
+            "validation_loss": {str(t): round(v, 5) for t, v in means.items()},
             "restored": {name: round(v, 5) for name, v in given.items()},
         }
-        curves = {f"loss_in_mask/{t}": v for t, v in losses.items()}
+        curves = {f"loss_in_mask/{t}": v for t, v in means.items()}
         return row, {**curves, **{f"restored/{name}": v for name, v in given.items()}}
 
     def save_state(self) -> None:

@@ -46,33 +46,27 @@ class EmbeddedConfig(RenderedConfig):
     layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
     finest_attention: bool = Field(False, description="attention on the finest level, too")
     attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
-    text_width: int = Field(192, ge=32, description="width of the text model")
+    text_width: int = Field(192, ge=32, multiple_of=4, description="width of the text model")
     text_layers: int = Field(3, ge=1, description="layers of the text model")
     resolution: int = Field(128, ge=32, description="picture side in pixels")
     low_resolution: int = Field(64, ge=32, description="picture side of the first phase")
     low_resolution_steps: int = Field(4000, ge=0, description="steps of the first phase")
     low_resolution_batch: int = Field(32, ge=1, description="batch size of the first phase")
-    min_snr_gamma: float | None = Field(
-        None, gt=0, description="weigh timesteps by min-SNR; None weighs all alike"
-    )
-    high_noise_share: float = Field(
-        0.0, ge=0, lt=1, description="share of timesteps drawn from 600 to 999 alone"
-    )
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """weigh timesteps by min-SNR; None weighs all alike"""
+    high_noise_share: float = Field(0.0, ge=0, lt=1)
+    """share of timesteps drawn from 600 to 999 alone"""
     caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
-    object_mask_share: float = Field(
-        0.35, ge=0, le=1, description="share of holes that hide the thing in the picture"
-    )
+    object_mask_share: float = Field(0.35, ge=0, le=1)
+    """share of holes that hide the thing in the picture"""
     recolour_share: float = Field(0.15, ge=0, le=1, description="share put under another light")
-    start_from: str | None = Field(
-        None, description="checkpoint folder, or embedded, whose weights are begun with"
-    )
-    word_contrast: float = Field(
-        0.0, ge=0, le=10, description="weight of the loss that tells captions apart; 0 is without"
-    )
+    start_from: str | None = None
+    """checkpoint folder, or embedded, whose weights are begun with"""
+    word_contrast: float = Field(0.0, ge=0, le=10)
+    """weight of the loss that tells captions apart; 0 is without"""
     hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
-    channel_weight_power: float = Field(
-        1.0, ge=0, le=2, description="latent channels weigh by their deviation to this power"
-    )
+    channel_weight_power: float = Field(1.0, ge=0, le=2)
+    """latent channels weigh by their deviation to this power"""
     compile: bool | None = Field(None, description="compile the U-Net first; None does so on a GPU")
 
     @field_validator("block_out_channels")
@@ -81,13 +75,6 @@ class EmbeddedConfig(RenderedConfig):
         if not 2 <= len(widths) <= 5 or any(width < 16 or width % 16 for width in widths):
             raise ValueError("expected 2 to 5 widths that are multiples of 16")
         return widths
-
-    @field_validator("text_width")
-    @classmethod
-    def _heads(cls, width: int) -> int:
-        if width % 4:
-            raise ValueError("expected a multiple of 4")
-        return width
 
 
 class Networks(nn.Module):
@@ -202,22 +189,13 @@ def fit_autoencoder(corpus: Corpus, seed: int, patch: int = 4) -> PatchAutoencod
 
 def train_tokenizer(captions: Sequence[str], vocab_size: int = 1200) -> CLIPTokenizer:
     """Learn a vocabulary from captions; bytes are its base, so any text can be encoded."""
-    import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    raw = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(
-                tokenizers.Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"),
-                behavior="removed",
-                invert=True,
-            ),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    # CLIP's own way to lower the case and to split into words.
+    clip = CLIPTokenizer().backend_tokenizer
+    raw = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    raw.normalizer, raw.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -227,17 +205,9 @@ def train_tokenizer(captions: Sequence[str], vocab_size: int = 1200) -> CLIPToke
     )
     raw.train_from_iterator(captions, trainer)
     learned = json.loads(raw.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    merges = [tuple(merge) for merge in learned["merges"]]
     # CLIP's order: the bytes, the bytes that end a word, the merges, the two special tokens.
     base = sorted(alphabet)
     words = [*base, *[b + "</w>" for b in base], *["".join(m) for m in merges], _START, _END]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=merges,
-        unk_token=_END,
-        bos_token=_START,
-        eos_token=_END,
-        pad_token=_END,
-        model_max_length=77,
-    )
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)

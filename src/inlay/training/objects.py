@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from inlay.pictures.arrays import blur, bounds, resize, shrink
 from inlay.scene.cutout import grabcut
@@ -93,22 +94,27 @@ def _merge(labels: NDArray[np.int64], lab: Floats, count: int) -> list[list[int]
     of them, and the more of its border they share: small enclosed things go first, such as the
     print on a shirt.
     """
-    flat = labels.ravel()
-    areas = np.bincount(flat, minlength=count)
-    sums = [np.bincount(flat, lab[..., c].ravel(), count) for c in range(3)]
+    areas = np.bincount(labels.ravel(), minlength=count)
+    sums = [np.bincount(labels.ravel(), lab[..., c].ravel(), count) for c in range(3)]
     means = list(np.stack(sums, axis=1) / areas[:, None])
     shares = list(areas / areas.sum())
     members = [[number] for number in range(count)]
-    borders = _borders(labels, count)
+    # The length of the border of any two, in pixel edges.
+    borders = np.zeros((2 * count, 2 * count))
+    for one, two in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        apart = one != two
+        np.add.at(borders, (one[apart], two[apart]), 1)
+    borders += borders.T
     alive = set(range(count))
 
     def cost(a: int, b: int) -> float:
         gap = float(np.sqrt(((means[a] - means[b]) ** 2).sum()))
-        around = min(sum(borders[a].values()), sum(borders[b].values()))
+        rim = min(borders[a].sum(), borders[b].sum())
         smaller = float(min(shares[a], shares[b]))
-        return float((gap + 2) * smaller**0.35 * (1.3 - borders[a][b] / around))
+        return float((gap + 2) * smaller**0.35 * (1.3 - borders[a, b] / rim))
 
-    heap = [(cost(a, b), a, b) for a in range(count) for b in borders[a] if a < b]
+    pairs = np.argwhere(np.triu(borders) > 0).tolist()
+    heap = [(cost(a, b), a, b) for a, b in pairs]
     heapq.heapify(heap)
     while heap:
         _, a, b = heapq.heappop(heap)
@@ -121,31 +127,13 @@ def _merge(labels: NDArray[np.int64], lab: Floats, count: int) -> list[list[int]
         means.append((means[a] * shares[a] + means[b] * shares[b]) / share)
         shares.append(share)
         members.append(members[a] + members[b])
-        borders.append({})
-        for old in (a, b):
-            for other, length in borders[old].items():
-                if other in alive:
-                    borders[new][other] = borders[new].get(other, 0) + length
-        for other, length in borders[new].items():
-            for old in (a, b):
-                borders[other].pop(old, None)
-            borders[other][new] = length
-        for other in borders[new]:
+        borders[new] = borders[a] + borders[b]
+        borders[:, new] = borders[new]
+        borders[:, [a, b]] = borders[[a, b]] = 0
+        for other in np.flatnonzero(borders[new]).tolist():
             heapq.heappush(heap, (cost(other, new), other, new))
     # Filling holes and smoothing change the area a little: the bounds are checked again later.
     return [m for m, s in zip(members, shares, strict=True) if 0.8 * _AREA[0] < s < 1.2 * _AREA[1]]
-
-
-def _borders(labels: NDArray[np.int64], count: int) -> list[dict[int, int]]:
-    """For each label, the length of its border with each of its neighbours, in pixel edges."""
-    borders: list[dict[int, int]] = [{} for _ in range(count)]
-    for one, two in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
-        apart = one != two
-        sides = np.sort(np.stack([one[apart], two[apart]], axis=1), axis=1)
-        pairs, lengths = np.unique(sides, axis=0, return_counts=True)
-        for (a, b), length in zip(pairs.tolist(), lengths.tolist(), strict=True):
-            borders[a][b] = borders[b][a] = borders[a].get(b, 0) + length
-    return borders
 
 
 def _rim_parts(picture: Image, shape: tuple[int, ...]) -> Iterator[Flags]:
@@ -282,8 +270,6 @@ class ObjectCache:
         self._packed: dict[str, Image] = {}
         self._new = False
         if cache.is_file():
-            from safetensors.numpy import load_file
-
             self._packed = load_file(cache)
 
     def of(self, picture: Image) -> list[Image]:
@@ -309,8 +295,6 @@ class ObjectCache:
         """Write what was found since the last time, with what was known, renamed into place."""
         if not self._new:
             return
-        from safetensors.numpy import save_file
-
         self._new = False
         temporary = self.cache.with_name(self.cache.name + ".tmp")
         # A copy, as a thread may be looking at the next pictures.

@@ -34,49 +34,45 @@ def restoration(
     picture came nearer to the truth; untouched the squared change where nothing was disturbed, in
     the unit of `picture`. Empty where no sample shows a change.
     """
-    rows: list[tuple[float, ...]] = []
-    size = samples.truth.shape[2], samples.truth.shape[3]
-    cond = backbone.embed([""], size)
+    names = ("latent", "latent_before", "picture", "picture_before", "smooth")
+    rows: list[dict[str, float]] = []
+    cond = backbone.embed([""], (samples.truth.shape[2], samples.truth.shape[3]))
     levels = few_levels(backbone, 1) if timestep is None else [backbone.levels[timestep]]
-    for row in range(len(samples.truth)):
-        truth, pasted, mask = (
-            x[row : row + 1] for x in (samples.truth, samples.pasted, samples.mask)
-        )
+    parts = (x.split(1) for x in (samples.truth, samples.pasted, samples.mask))
+    for row, (truth, pasted, mask) in enumerate(zip(*parts, strict=True)):
         if float(_inside((pasted - truth) ** 2, mask)) < _SEEN:
             continue
         hole = cover(mask, backbone.factor)
-        seen = backbone.encode_masked(truth, hole)
-        z = backbone.encode(truth)
-        figures: list[float] = []
-        for start in (pasted, truth):
+        seen, z = backbone.encode_masked(truth, hole), backbone.encode(truth)
+        figures: dict[str, float] = {}
+        for prefix, start in (("", pasted), ("calm_", truth)):
             before = backbone.encode(start)
             guide = Guide(network, torch.cat([start, mask], 1))
-            generator = torch.Generator().manual_seed(seed + row)
+            conditions = Conditions(cond, mask=hole, masked_latent=seen, guide=guide)
             after, _ = correct(
-                backbone, Conditions(cond, mask=hole, masked_latent=seen, guide=guide), before,
-                levels, generator=generator, from_pasted=timestep is not None,
+                backbone, conditions, before, levels,
+                generator=torch.Generator().manual_seed(seed + row),
+                from_pasted=timestep is not None,
             )  # fmt: skip
             change = backbone.decode(after) - backbone.decode(before)
             picture = (start + change).clamp(-1, 1)
             blurred = (start + _smooth(change, mask)).clamp(-1, 1)
-            figures += [
-                float(_inside((x - y) ** 2, m))
-                for x, y, m in (
-                    (after, z, hole), (before, z, hole),
-                    (picture, truth, mask), (start, truth, mask), (blurred, truth, mask),
-                )
-            ]  # fmt: skip
-        rows.append(tuple(figures))
+            compared = (
+                (after, z, hole), (before, z, hole),
+                (picture, truth, mask), (start, truth, mask), (blurred, truth, mask),
+            )  # fmt: skip
+            for name, (x, y, m) in zip(names, compared, strict=True):
+                figures[prefix + name] = float(_inside((x - y) ** 2, m))
+        rows.append(figures)
     if not rows:
         return {}
-    sums = [math.fsum(column) for column in zip(*rows, strict=True)]
-    latent, latent_before, shown, picture_before, smooth, _, _, untouched, _, _ = sums
+    total = {name: math.fsum(figures[name] for figures in rows) for name in rows[0]}
     return {
-        "latent": latent / latent_before,
-        "picture": shown / picture_before,
-        "smooth": smooth / picture_before,
-        "improved": sum(figures[4] < figures[3] for figures in rows) / len(rows),
-        "untouched": untouched / picture_before,
+        "latent": total["latent"] / total["latent_before"],
+        "picture": total["picture"] / total["picture_before"],
+        "smooth": total["smooth"] / total["picture_before"],
+        "improved": sum(f["smooth"] < f["picture_before"] for f in rows) / len(rows),
+        "untouched": total["calm_picture"] / total["picture_before"],
     }
 
 
