@@ -33,7 +33,7 @@ from torch import Tensor
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.sample import Level
-from inlay.learning.crops import random_crop, random_mask
+from inlay.learning.samples import random_crop, random_mask
 from inlay.methods.inpaint import InpaintSettings
 from inlay.pictures.sheet import contact_sheet
 from inlay.training.corpus import Corpus, load_corpus

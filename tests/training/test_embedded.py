@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from skimage import data
 
 from inlay import Box, Composer, InputError
-from inlay.learning.crops import random_crop, random_mask
 from inlay.learning.loop import reports
+from inlay.learning.samples import random_crop, random_mask
 from inlay.learning.state import JointOptimizer
 from inlay.pictures.files import is_held_out
 from inlay.training.batches import Ahead, CorpusLoader

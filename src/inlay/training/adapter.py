@@ -19,8 +19,8 @@ from torch import Tensor
 
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.control import ControlAdapter, control_image, new_adapter
-from inlay.learning.crops import random_mask
 from inlay.learning.loop import prediction_error, train
+from inlay.learning.samples import random_mask
 from inlay.training.batches import Batch, CorpusLoader
 from inlay.training.losses import latent_mask
 from inlay.training.trainer import BranchConfig, BranchTrainer

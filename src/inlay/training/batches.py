@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.learning.crops import random_crop, random_mask
+from inlay.learning.samples import random_crop, random_mask
 from inlay.training.corpus import Corpus, object_mask, recolour
 from inlay.training.disturb import Image, Policy, Sample, draw_sample
 from inlay.training.objects import ObjectCache

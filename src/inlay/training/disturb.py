@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.learning.crops import random_crop, random_mask
+from inlay.learning.samples import random_crop, random_mask
 from inlay.pictures.arrays import blur
 from inlay.pictures.colour import srgb_decode, srgb_encode
 from inlay.training.objects import ObjectCache

@@ -15,7 +15,7 @@ from torch import nn
 from inlay.diffusion.autoencoder import PatchAutoencoder
 from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
-from inlay.learning.crops import random_crop
+from inlay.learning.samples import random_crop
 from inlay.learning.settings import Decay, Optimizer, Steps, Warmup
 from inlay.training.corpus import Corpus, RenderedConfig
 
