@@ -113,9 +113,9 @@ def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.n
     settings = get("dreamcom").settings.model_validate({"prompt": prompt, "lora_scale": scale})
     values = []
     with filler(window, backbone, settings, Context()) as fill:
-        text = fill.work.text
+        text = fill.text
         for level in LEVELS:
-            values.append(prediction_error(fill, fill.background, text, levels=(level,)))
+            values.append(prediction_error(fill, fill.source(), text, levels=(level,)))
     return np.array(values)
 
 

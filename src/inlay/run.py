@@ -191,12 +191,14 @@ class _Passes:
         context.control, context.models = self.inputs.drawing, self.checkpoint
         backbone = self.backbone if method.needs_model else None
         painted = method.run(window, backbone, settings, context)
+        if not method.needs_model:
+            context.progress(1, 1)
         notes += [line for line in context.notes if line not in notes]
         made = self._after(picture, window, painted, state)
         earlier = None if state is None else state.used
-        used = Used(context.opened, context.opened_harmonizer).over(earlier)
+        used = Used(context.adapter, context.harmonizer).over(earlier)
         stages = {}
-        for name, part in painted.stages.items() if self.keep else ():
+        for name, part in painted.stages if self.keep else ():
             # Only the last stage is made of all that the method opened.
             whole = settings.stages(step.verb)[name] == settings
             stage = self._after(picture, window, part, state)

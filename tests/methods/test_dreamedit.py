@@ -122,17 +122,16 @@ def test_a_round_paints_what_it_found_and_leaves_the_background(model: str) -> N
     settings = DreamEditSettings(num_inference_steps=5, iterations=2, grow=0.5, feather=0.0)
     view, context = window(), Context(3)
     view = Window(view.box, view.clean, view.pasted, view.alpha, view.was, None, learnt(model))
-    with filler(view, composer(model).backbone, settings, context) as fill:
-        work = fill.work
+    with filler(view, composer(model).backbone, settings, context) as work:
         clean = view.tensor("clean", work.size)
         background = work.encode(clean)
         hole = work.latent_mask(view.mask(work.size), cover=True)
-        image = resize(paste_photo(view, fill.references("", "")), work.size)
+        image = resize(paste_photo(view, work.references("", "")), work.size)
         z = work.encode(torch.from_numpy(image).permute(2, 0, 1)[None].clamp(0, 1) * 2 - 1)
         # 3 of 5 steps, then 1.
         for strength in (0.6, 0.3):
             source = z * hole + background * (1 - hole)
-            z = fill.fill(source, hole, strength)
+            z = work.fill(source, hole, strength)
             z = z * hole + background * (1 - hole)
         made = work.backbone.decode(z)[0].permute(1, 2, 0).numpy() / 2 + 0.5
     inner = BOX.shifted(-view.box.x, -view.box.y).slices

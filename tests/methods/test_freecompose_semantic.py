@@ -20,7 +20,7 @@ from inlay import Box, Composer, InputError, Result
 from inlay.cli import main
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.control import new_adapter
-from inlay.diffusion.distill import Branch, redraw
+from inlay.diffusion.distill import Branch, beside
 from inlay.diffusion.text import join
 from inlay.methods.registry import get
 from inlay.settings import validate_settings
@@ -288,16 +288,17 @@ def test_redrawing_is_ddim_with_the_source_beside_it(adapters: Path) -> None:
     same = torch.Generator().manual_seed(1)
     draws = [torch.randn(z_source.shape, generator=same) for _ in range(2)]
     with torch.no_grad():
-        got = redraw(
-            backbone.denoiser, backbone.solver("DDIMScheduler", 10), *branches, strength=0.5,
-            generator=torch.Generator().manual_seed(1),
+        draw = torch.Generator().manual_seed(1)
+        got = backbone.solver("DDIMScheduler", 10)(
+            beside(backbone.denoiser, *branches, torch.randn(z_source.shape, generator=draw)),
+            z_target, strength=0.5, generator=draw,
         )  # fmt: skip
         levels = backbone.levels.run(10, 0.5)
         z = levels[0].add_noise(z_target, draws[1])
         denoiser = backbone.denoiser(Conditions(join(*texts), mask=hole, masked_latent=seen))
         for level, after in itertools.pairwise(levels):
-            beside = level.add_noise(z_source, draws[0])
-            eps, x0 = denoiser(torch.cat([beside, z]), level)
+            noisy = level.add_noise(z_source, draws[0])
+            eps, x0 = denoiser(torch.cat([noisy, z]), level)
             z = after.add_noise(x0[1:], eps[1:])
     assert len(levels) == 6
     assert (got - z).abs().max() < 1e-4

@@ -176,11 +176,11 @@ def test_the_harmonizing_sees_the_ring_as_it_was_painted() -> None:
     work = Workspace.of(window, backbone, settings, Context(3))
     # Kept with the window, as when a stage has looked at the picture before.
     work.source()
-    canvas = inpaint_ring(work, soften_paste(window, 0.0), settings, 10)
+    canvas = inpaint_ring(work, soften_paste(window, 0.0), settings)
     ring = np.abs(canvas.window.pasted - pasted).max(-1)[cover == 0]
     assert (ring > 0.05).mean() > 0.1
     made = [
-        harmonize(on, canvas, settings, few_levels(backbone, 2, 0.3), None, 6).window.pasted
+        harmonize(on, canvas, settings, few_levels(backbone, 2, 0.3), None).window.pasted
         for on in (
             Workspace.of(window, backbone, settings, Context(7)),
             Workspace.of(canvas.window, backbone, settings, Context(7)),

@@ -3,7 +3,7 @@
 Nothing is trained and nothing is sampled. A latent moves along the difference of two noise
 predictions that share timestep and noise (Delta Denoising Score, Hertz et al. 2023, arXiv
 2304.07090), as FreeCompose (Chen et al. 2024, arXiv 2407.04947) does. No gradient goes through the
-network. `redraw` samples such a target beside its source instead.
+network. `beside` is for sampling such a target beside its source instead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from inlay.diffusion.backbone import Conditions
-from inlay.diffusion.sample import Denoise, Level, Levels, Sampler, Step, draw_noise
+from inlay.diffusion.sample import Denoise, Level, Levels, draw_noise
 
 __all__ = [
-    "Branch", "Descent", "Draw", "Iterate", "Span", "Term", "delta", "distill",
-    "draw_levels", "redraw",
+    "Branch", "Descent", "Draw", "Iterate", "Span", "Term", "beside", "delta", "distill",
+    "draw_levels",
 ]  # fmt: skip
 
 Optimizer = Literal["SGD", "AdamW"]
@@ -247,36 +247,18 @@ def _plateau(descent: Descent, weight: Tensor | None) -> Callable[[Tensor], bool
     return reached
 
 
-def redraw(
-    denoiser: DenoiserOf,
-    sampler: Sampler,
-    source: Branch,
-    target: Branch,
-    *,
-    strength: float,
-    generator: torch.Generator,
-    keep_outside: Tensor | None = None,
-    progress: Callable[[Step], None] = lambda step: None,
-) -> Tensor:
-    """The target's latent (1, C, h, w), noised to the level of `strength` and sampled from there.
+def beside(denoiser: DenoiserOf, source: Branch, target: Branch, noise: Tensor) -> Denoise:
+    """A denoiser of the target alone whose network gets the rows [source, target].
 
-    The network gets the rows [source, target], the source's latent under the same noise at each of
-    the sampler's levels, so that attention can pass between the two. It is MasaCtrl's way to
-    another pose (Cao et al. 2023, arXiv 2304.08465): the target is sampled by its own prompt and
-    lines, and reads the keys and values of the source, which is noised instead of inverted here.
+    The source's latent is under the same noise (1, C, h, w) at every level, so that attention can
+    pass between the two. It is MasaCtrl's way to another pose (Cao et al. 2023, arXiv 2304.08465):
+    the target is sampled by its own prompt and lines, and reads the keys and values of the source,
+    which is noised instead of inverted here.
     """
     denoise = denoiser(Conditions.join(source.conditions, target.conditions))
-    fixed = draw_noise(source.z, generator)
 
-    def beside(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        eps, x0 = denoise(torch.cat([level.add_noise(source.z, fixed), z]), level)
+    def both(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        eps, x0 = denoise(torch.cat([level.add_noise(source.z, noise), z]), level)
         return eps[1:], x0[1:]
 
-    return sampler(
-        beside,
-        target.z,
-        strength=strength,
-        generator=generator,
-        keep_outside=keep_outside,
-        progress=progress,
-    )
+    return both

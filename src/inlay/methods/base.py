@@ -5,8 +5,10 @@ Nothing here imports torch: listing methods and checking settings must stay inst
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,11 +20,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.control import ControlAdapter
     from inlay.diffusion.harmonizer import Harmonizer
 
-__all__ = ["Context", "DiffusionSettings", "Method", "ModelSettings", "Painted", "Settings"]
 
 Callback = Callable[[int, int, "Any | None"], None]
 
@@ -78,13 +78,9 @@ class ModelSettings(Settings):
     guidance_scale: float = Field(5.0, ge=0, le=50)
     """how strongly the prompt steers (classifier-free guidance); 1 is off"""
     context: float = Field(0.5, ge=0, le=4)
-    """how much of its surroundings the model sees on each side of the box, in units of the box's
-    longer side
-    """
+    """surroundings seen on each side of the box, in units of the box's longer side"""
     decoding: Literal["residual", "plain"] = "residual"
-    """residual keeps the picture's own detail and adds the change; plain takes the decoder's output
-    as it is
-    """
+    """residual adds the change to the picture's own detail; plain takes the decoder's output"""
     feather: float = Field(0.03, ge=0, le=0.5)
     """width of the rim over which the change fades out, in units of the crop's longer side"""
 
@@ -103,11 +99,9 @@ class Models(Protocol):
 
     def adapter(self, name: str) -> ControlAdapter:
         """A T2I-Adapter by folder, hub id or "embedded"."""
-        ...
 
     def harmonizer(self, name: str = "auto") -> Harmonizer | None:
         """A trained harmonizer, likewise; None where "auto" finds none."""
-        ...
 
 
 @dataclass
@@ -116,8 +110,10 @@ class Context:
 
     All randomness comes from `seed`, on the CPU, one draw after the other, so the same seed
     gives the same bytes on one machine. `verb` is the command (compose, harmonize, remove), for
-    methods that serve several. `control` is a drawing (H, W) of the background's size in [0, 1],
-    lines 1, where the user gave one; `models` opens what stands beside the checkpoint.
+    methods that serve several. Of `total` steps `done` were made by earlier samplings; a total of 0
+    is that of the one sampling. `control` is a drawing (H, W) of the background's size in [0, 1],
+    lines 1, where the user gave one; `models` opens what stands beside the checkpoint,
+    and a method puts what it opened into `adapter` and `harmonizer`, for the record.
     """
 
     seed: int = 0
@@ -125,21 +121,19 @@ class Context:
     previews: bool = False
     notes: list[str] = field(default_factory=list)
     verb: str = "compose"
+    done: int = 0
+    total: int = 0
     control: NDArray[np.float32] | None = None
     models: Models | None = None
-    opened: ControlAdapter | None = None
-    opened_harmonizer: Harmonizer | None = None
-    _generator: Any = field(default=None, repr=False)
+    adapter: ControlAdapter | None = None
+    harmonizer: Harmonizer | None = None
 
-    @property
+    @cached_property
     def generator(self) -> torch.Generator:
         """The one torch generator of this run, on the CPU."""
-        if self._generator is None:
-            import torch
+        import torch
 
-            self._generator = torch.Generator("cpu").manual_seed(self.seed)
-        generator: torch.Generator = self._generator
-        return generator
+        return torch.Generator("cpu").manual_seed(self.seed)
 
     def noise(self, like: torch.Tensor) -> torch.Tensor:
         """Standard normal noise of the shape, device and dtype of `like`."""
@@ -147,42 +141,38 @@ class Context:
 
         return draw_noise(like, self.generator)
 
-    def adapter(self, name: str) -> ControlAdapter:
-        """The T2I-Adapter of this name; afterwards `opened`, for the record."""
-        if self.models is None:
-            raise ValueError("nothing here can open a T2I-Adapter")
-        self.opened = self.models.adapter(name)
-        return self.opened
-
-    def harmonizer(self, name: str) -> Harmonizer | None:
-        """The harmonizer of this name; afterwards `opened_harmonizer`, for the record."""
-        if self.models is None:
-            raise ValueError("nothing here can open a harmonizer")
-        self.opened_harmonizer = self.models.harmonizer(name)
-        return self.opened_harmonizer
-
     def progress(self, step: int, total: int, preview: Any | None = None) -> None:
         """Tell the listener; whatever it raises (inlay.Cancelled) ends the run."""
         if self.callback is not None:
             self.callback(step, total, preview)
 
     def note(self, line: str) -> None:
-        """Say something a user should know; it ends in the record and the log."""
-        self.notes.append(line)
+        """Say something a user should know, once; it ends in the record and the log."""
+        if line not in self.notes:
+            self.notes.append(line)
 
 
-class Run(Protocol):
-    def __call__(
-        self, window: Window, backbone: Backbone | None, settings: Any, context: Context
-    ) -> Painted: ...
+# Of a window, the backbone, the method's own settings and a context. Methods that run no model are
+# handed None as the backbone.
+Run = Callable[[Window, Any, Any, Context], Painted]
+
+
+def run_of(module: str) -> Run:
+    """The run() of a module that imports torch, which is imported when it is called."""
+
+    def run(window: Window, backbone: Any, settings: Any, context: Context) -> Painted:
+        painted: Painted = importlib.import_module(module).run(window, backbone, settings, context)
+        return painted
+
+    return run
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to make a picture.
 
-    `verbs` are the commands it serves (compose, harmonize, remove); `presets` map a task's name
-    to the settings that differ from the defaults for it. `concept`: the subject is a file that
+    `verbs` are the commands it serves (compose, harmonize, remove, scene); `presets` map a task's
+    name to the settings that differ from the defaults for it. `concept`: the subject is a file that
     `inlay learn` wrote, not a picture.
     """
 
@@ -192,6 +182,10 @@ class Method:
     verbs: tuple[str, ...]
     settings: type[Settings]
     run: Run
-    needs_model: bool
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     concept: bool = False
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it runs a diffusion model."""
+        return issubclass(self.settings, ModelSettings)

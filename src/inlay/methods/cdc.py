@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from inlay.errors import InputError
-from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.workspace import Workspace, add_change, replace_region
+from inlay.methods.base import Context, DiffusionSettings, Method
+from inlay.scene.window import Painted, Window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,22 +21,16 @@ if TYPE_CHECKING:
     from inlay.diffusion.attention import LocalizedPrompt
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.sample import Step
-    from inlay.scene.window import Window
-
-__all__ = ["METHOD", "CdcSettings"]
+    from inlay.methods.workspace import Workspace
 
 
 class CdcSettings(DiffusionSettings):
     T_in: float = Field(0.8, ge=0, le=1)
-    """the first part of the steps, 0 to 1, in which the object is held to what was pasted; 1 is
-    most faithful
-    """
+    """the first part of the steps, 0 to 1, that holds the object to the paste; 1: most faithful"""
     T_out: float = Field(1.0, ge=0, le=1)
     """the first part of the steps in which the surroundings are held to the background"""
     N_in: float = Field(1.0, ge=1, le=64)
-    """low-pass factor inside the object: only shapes coarser than so many of the model's pixels are
-    held
-    """
+    """low-pass factor inside the object: only shapes coarser than so many latent pixels are held"""
     N_out: float = Field(1.0, ge=1, le=64)
     """low-pass factor outside the object"""
     blend_pixels: int = Field(0, ge=0, le=32)
@@ -66,8 +60,7 @@ class CdcSettings(DiffusionSettings):
     erosion: float = Field(0.02, ge=0, le=0.2)
     """by how much the mask shrinks between rounds at most, in units of the crop's longer side"""
     smoothing: float = Field(0.03, ge=0, le=0.5)
-    """residual decoding: blur of the change inside the object, in units of the crop's longer side
-    """
+    """residual decoding: blur of the change in the object, in units of the crop's longer side"""
     region: Literal["object", "background"] = "object"
     """what may change: the object, or everything round it"""
 
@@ -90,23 +83,20 @@ def _steering(work: Workspace, mask: Tensor, settings: CdcSettings) -> Localized
     """The words' attention rule, where there are words to steer."""
     from inlay.diffusion.attention import LocalizedPrompt, token_positions
 
-    inside, outside = (
-        [word.strip() for word in text.split(",") if word.strip()]
-        for text in (settings.words_inside, settings.words_outside)
-    )
-    if not inside and not outside:
+    texts = settings.words_inside, settings.words_outside
+    words = [[word.strip() for word in text.split(",") if word.strip()] for text in texts]
+    if not any(words):
         return None
     try:
-        places = [
-            token_positions(work.backbone.text, settings.prompt, words)
-            for words in (inside, outside)
-        ]
+        inside, outside = (
+            token_positions(work.backbone.text, settings.prompt, each) for each in words
+        )
     except LookupError as error:
         raise InputError(
             f"words_inside and words_outside name {str(error)!r}, which the prompt "
             f"{settings.prompt!r} does not contain; name words of the prompt."
         ) from None
-    return LocalizedPrompt(mask, places[0], places[1], settings.words_weight)
+    return LocalizedPrompt(mask, inside, outside, settings.words_weight)
 
 
 def next_input(image: Tensor, output: Tensor, mask: Tensor, blend: float) -> Tensor:
@@ -131,9 +121,8 @@ def erode(mask: Tensor, round_number: int, rounds: int, largest: float) -> Tenso
 
 
 def _one_round(
-    work: Workspace, settings: CdcSettings, image: Tensor, mask: Tensor, z_source: Tensor,
-    done: int,
-) -> Tensor:  # fmt: skip
+    work: Workspace, settings: CdcSettings, image: Tensor, mask: Tensor, z_source: Tensor
+) -> Tensor:
     """One pass over a picture (1, 3, H, W) in [-1, 1]: the latent that comes out."""
     from inlay.diffusion.ilvr import LocalizedPull
     from inlay.diffusion.sample import descents, repaint, sample
@@ -156,12 +145,12 @@ def _one_round(
         z_source, latent_mask, settings.T_in, settings.T_out, settings.N_in, settings.N_out,
         settings.blend_pixels, noise,
     )  # fmt: skip
-    denoiser = backbone.denoiser(work.conditions(latent_mask, image))
     on_x0 = settings.condition_on == "x0"
     # From this step on nothing is held, and the network is shown nothing.
     free = math.ceil(max(settings.T_in, settings.T_out) * steps - 1e-6)
-    if free == 0:
-        denoiser.conditions = work.blank(latent_mask)
+    shown = work.conditions(latent_mask, image) if free else work.blank(latent_mask)
+    denoiser = backbone.denoiser(shown)
+    context.total = settings.rounds * steps
 
     def on_step(step: Step) -> Tensor:
         if step.number + 1 == free < steps:
@@ -177,18 +166,16 @@ def _one_round(
             eta=settings.eta,
             on_x0=pull.on_x0 if on_x0 else lambda step: step.x0,
             on_step=on_step,
-            progress=work.progress(done * steps, settings.rounds * steps),
+            progress=work.on_step,
         )
 
 
-def run(
-    window: Window, backbone: Backbone | None, settings: CdcSettings, context: Context
-) -> Painted:
+def run(window: Window, backbone: Backbone, settings: CdcSettings, context: Context) -> Painted:
     """Cross-domain Compositing of one window; see METHOD.settings for every knob."""
     import torch
 
-    if backbone is None:
-        raise ValueError("cdc needs a backbone")
+    from inlay.methods.workspace import Workspace, add_change, replace_region
+
     if window.clean is not window.was:
         context.note("cdc does not use the background before pasting; poisson and reinhard do")
     with torch.inference_mode():
@@ -196,7 +183,8 @@ def run(
         image, mask = work.picture, window.mask(work.size)
         first = z_source = result = work.source()
         for number in range(1, settings.rounds + 1):
-            result = _one_round(work, settings, image, mask, z_source, number - 1)
+            result = _one_round(work, settings, image, mask, z_source)
+            context.done = context.total * number // settings.rounds
             if number == settings.rounds:
                 break
             change = backbone.decode(result) - backbone.decode(z_source)
@@ -216,6 +204,5 @@ METHOD = Method(
     verbs=("compose", "harmonize"),
     settings=CdcSettings,
     run=run,
-    needs_model=True,
     presets=_PRESETS,
 )

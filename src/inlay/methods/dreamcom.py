@@ -12,23 +12,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from inlay.methods.base import Context, Method, Painted
-from inlay.methods.concept.blend import blend
-from inlay.methods.concept.details import Reference
-from inlay.methods.concept.fill import ConceptSettings, Filler, filler
+from inlay.methods.base import Context, Method
+from inlay.methods.concept import ConceptSettings
 from inlay.pictures.arrays import resize
-from inlay.scene.window import Window
+from inlay.scene.window import Painted, Window
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.text import Embedding
-
-__all__ = ["METHOD", "DreamComSettings", "prediction_error"]
+    from inlay.methods.concept.details import Reference
+    from inlay.methods.concept.fill import Filler
 
 
 class DreamComSettings(ConceptSettings):
@@ -41,13 +38,15 @@ class DreamComSettings(ConceptSettings):
 
 
 def run(
-    window: Window, backbone: Backbone | None, settings: DreamComSettings, context: Context
+    window: Window, backbone: Backbone, settings: DreamComSettings, context: Context
 ) -> Painted:
     """Fill the window's box with its concept; of `best_of` samples the best.
 
     Raises InputError for an object that was learnt for another checkpoint, and a scheduler that
     does not sample the model.
     """
+    from inlay.methods.concept.fill import blend, filler
+
     with filler(window, backbone, settings, context) as fill:
         if settings.strength == 0:
             return Painted(window.clean, window.alpha > 1)
@@ -58,8 +57,8 @@ def run(
         elif settings.details > 0:
             photos = fill.references("details", "details=0")
         strengths = [settings.strength] * settings.best_of
-        fill.expect(strengths)
-        samples = [fill.fill(fill.background, fill.box, strength) for strength in strengths]
+        context.total = sum(map(fill.steps, strengths))
+        samples = [fill.fill(fill.source(), fill.box, strength) for strength in strengths]
         return blend(fill, _best(fill, settings, samples, photos), photos)
 
 
@@ -70,16 +69,15 @@ def _best(
     if len(samples) == 1:
         return samples[0]
     if settings.best_by == "likelihood":
-        words = fill.work.text
         scores = [
-            prediction_error(fill, z, fill.class_text) - prediction_error(fill, z, words)
+            prediction_error(fill, z, fill.class_text) - prediction_error(fill, z, fill.text)
             for z in samples
         ]
     else:
         scores = [-_colour_distance(fill, z, photos) for z in samples]
     best = max(range(len(samples)), key=scores.__getitem__)
     told = ", ".join(f"{score:.3f}" for score in scores)
-    fill.work.context.note(f"dreamcom: sample {best + 1} of {told} by {settings.best_by}")
+    fill.context.note(f"dreamcom: sample {best + 1} of {told} by {settings.best_by}")
     return samples[best]
 
 
@@ -93,8 +91,8 @@ def prediction_error(
     """
     import torch
 
-    backbone, hole = fill.work.backbone, fill.box
-    conditions = fill.work.conditions(hole, fill.picture)
+    backbone, hole = fill.backbone, fill.box
+    conditions = fill.conditions(hole, fill.picture)
     denoiser = backbone.denoiser(replace(conditions, text=text, negative=None))
     generator = torch.Generator().manual_seed(0)
     total = 0.0
@@ -114,21 +112,19 @@ def _colour_distance(fill: Filler, latent: Tensor, photos: Sequence[Reference]) 
     """
     import cv2
 
-    window = fill.work.window
-    image = np.clip(resize(fill.work.image(latent), window.shape), 0, 1)
-    here = _histogram(image, window.alpha > 0.5)
-    known = [_histogram(one.rgb, one.alpha > 0.5) for one in photos]
-    return float(np.mean([cv2.compareHist(here, one, cv2.HISTCMP_HELLINGER) for one in known]))
-
-
-def _histogram(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Joint RGB histogram, 8 bins each, of the flagged pixels of an image (h, w, 3) in [0, 1]."""
-    import cv2
-
-    levels = np.ascontiguousarray(np.clip(image * 255, 0, 255).astype(np.uint8))
-    return np.asarray(
-        cv2.calcHist([levels], [0, 1, 2], inside.astype(np.uint8), [8] * 3, [0, 256] * 3)
+    image = np.clip(resize(fill.image(latent), fill.window.shape), 0, 1)
+    parts = [(image, fill.window.alpha), *((one.rgb, one.alpha) for one in photos)]
+    here, *known = (
+        cv2.calcHist(
+            [np.ascontiguousarray(np.clip(rgb * 255, 0, 255).astype(np.uint8))],
+            [0, 1, 2],
+            (alpha > 0.5).astype(np.uint8),
+            [8] * 3,
+            [0, 256] * 3,
+        )
+        for rgb, alpha in parts
     )
+    return float(np.mean([cv2.compareHist(here, one, cv2.HISTCMP_HELLINGER) for one in known]))
 
 
 METHOD = Method(
@@ -138,6 +134,5 @@ METHOD = Method(
     verbs=("compose",),
     settings=DreamComSettings,
     run=run,
-    needs_model=True,
     concept=True,
 )

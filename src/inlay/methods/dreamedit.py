@@ -12,31 +12,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.methods.concept.blend import blend, box_of, find_object
-from inlay.methods.concept.details import Reference
-from inlay.methods.concept.fill import ConceptSettings, Filler, filler
-from inlay.pictures.arrays import distance, resize
-from inlay.scene.window import Window
+from inlay.methods.base import Context, Method, Settings
+from inlay.methods.concept import ConceptSettings
+from inlay.pictures.arrays import Image, distance, resize
+from inlay.scene.window import Painted, Window, to_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.diffusion.backbone import Backbone
-
-__all__ = ["METHOD", "DreamEditSettings", "paste_photo"]
-
-Image = NDArray[np.float32]
+    from inlay.methods.concept.details import Reference
+    from inlay.methods.concept.fill import Filler
 
 
 class DreamEditSettings(ConceptSettings):
     start: Literal["paste", "inpaint"] = "paste"
-    """the first guess: the concept's photo whose shape is nearest to the box's, or the object
-    inpainted as dreamcom does, at `strength`
-    """
+    """first guess: the photo whose shape is nearest to the box's, or dreamcom's, at `strength`"""
     iterations: int = Field(5, ge=0, le=50)
     """rounds; 0 keeps the first guess"""
     strength_start: float = Field(0.6, ge=0, le=1)
@@ -70,13 +63,15 @@ class DreamEditSettings(ConceptSettings):
 
 
 def run(
-    window: Window, backbone: Backbone | None, settings: DreamEditSettings, context: Context
+    window: Window, backbone: Backbone, settings: DreamEditSettings, context: Context
 ) -> Painted:
     """Put the window's concept into its box, round by round; the stages are the rounds.
 
     Raises InputError for an object that was learnt for another checkpoint, a scheduler that does
     not sample the model, and a file without photos where they are needed.
     """
+    from inlay.methods.concept.fill import blend, filler
+
     with filler(window, backbone, settings, context) as fill:
         photos: Sequence[Reference] = []
         if settings.start == "paste":
@@ -84,20 +79,22 @@ def run(
         elif settings.details > 0:
             photos = fill.references("details", "details=0")
         inpaints = settings.start == "inpaint"
-        fill.expect([*([settings.strength] if inpaints else []), *settings.strengths()])
+        first = [settings.strength] if inpaints else []
+        context.total = sum(map(fill.steps, first + settings.strengths()))
         if inpaints:
-            latent = _repaint(fill, fill.background, fill.box, settings.strength)
+            latent = _repaint(fill, fill.source(), fill.box, settings.strength)
         else:
-            latent = fill.work.encode(_to_tensor(paste_photo(window, photos), fill.work.size))
+            latent = fill.encode(to_tensor(paste_photo(window, photos), fill.size))
         notes = list(context.notes)
         result = blend(fill, latent, photos)
-        stages = {"start": result}
+        stages = [("start", result)]
         for number, strength in enumerate(settings.strengths(), 1):
             # What was noted of a picture that is not the last one would only confuse.
             context.notes[:] = notes
             latent = _repaint(fill, latent, _hole(fill, latent, settings.grow), strength)
             notes = list(context.notes)
-            result = stages[f"round{number}"] = blend(fill, latent, photos)
+            result = blend(fill, latent, photos)
+            stages.append((f"round{number}", result))
         return Painted(result.rgb, result.mask, stages)
 
 
@@ -106,13 +103,11 @@ def paste_photo(window: Window, photos: Sequence[Reference]) -> Image:
 
     As large as fits, in the middle.
     """
-    box = box_of(window)
-
-    def mismatch(photo: Reference) -> float:
-        height, width = photo.alpha.shape
-        return abs(math.log(width / height) - math.log(box.width / box.height))
-
-    photo = min(photos, key=mismatch)
+    box = window.region_box()
+    aspect = math.log(box.width / box.height)
+    shapes = [photo.alpha.shape for photo in photos]
+    misfits = [abs(math.log(width / height) - aspect) for height, width in shapes]
+    photo = photos[misfits.index(min(misfits))]
     height, width = photo.alpha.shape
     scale = min(box.width / width, box.height / height)
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -127,17 +122,10 @@ def paste_photo(window: Window, photos: Sequence[Reference]) -> Image:
     return result
 
 
-def _to_tensor(image: Image, size: tuple[int, int]) -> Tensor:
-    """A picture (h, w, 3) in [0, 1] as the model sees it at (height, width): (1, 3, H, W)."""
-    import torch
-
-    small = np.clip(resize(image, size), 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))[None] * 2 - 1
-
-
 def _repaint(fill: Filler, latent: Tensor, hole: Tensor, strength: float) -> Tensor:
     """A latent whose hole is painted anew with the object; all else is the background."""
-    return fill.inside(fill.fill(fill.inside(latent, hole), hole, strength), hole)
+    outside = fill.source() * (1 - hole)
+    return fill.fill(latent * hole + outside, hole, strength) * hole + outside
 
 
 def _hole(fill: Filler, latent: Tensor, grow: float) -> Tensor:
@@ -146,17 +134,20 @@ def _hole(fill: Filler, latent: Tensor, grow: float) -> Tensor:
     """
     import torch
 
-    work = fill.work
-    window = work.window
-    now = resize(work.image(latent), window.shape)
-    outline = find_object(now, window.clean, box_of(window))
+    from inlay.methods.concept.fill import find_object
+
+    window = fill.window
+    now = resize(fill.image(latent), window.shape)
+    outline = find_object(now, window.clean, window.region_box())
     if outline is None:
-        fill.note("the object does not stand out from the background, so its whole box is painted")
+        fill.context.note(
+            "the object does not stand out from the background, so its whole box is painted"
+        )
         return fill.box
     near = distance(outline) <= grow * max(window.shape)
     wide = np.asarray(near & (window.region() > 0), np.float32)
-    mask = (resize(wide, work.size) > 0.5).astype(np.float32)
-    hole = work.latent_mask(torch.from_numpy(mask)[None, None], cover=True) * fill.box
+    mask = (resize(wide, fill.size) > 0.5).astype(np.float32)
+    hole = fill.latent_mask(torch.from_numpy(mask)[None, None], cover=True) * fill.box
     return hole if hole.any() else fill.box
 
 
@@ -167,7 +158,6 @@ METHOD = Method(
     verbs=("compose",),
     settings=DreamEditSettings,
     run=run,
-    needs_model=True,
     concept=True,
     presets={
         # For checkpoints too small to draw the object: the photo stays, with the model's light.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.pictures.arrays import blur, distance
+from inlay.methods.base import Context, Method, Settings
+from inlay.pictures.arrays import Image, blur, distance
 from inlay.scene.fill import backdrop
-from inlay.scene.window import Window
-
-__all__ = ["METHOD", "FeatherSettings", "inward"]
+from inlay.scene.window import Painted, Window
 
 
 class FeatherSettings(Settings):
@@ -21,7 +18,7 @@ class FeatherSettings(Settings):
     """width of the soft rim inside the edge, in pixels"""
 
 
-def inward(alpha: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+def inward(alpha: Image, radius: float) -> Image:
     """A weight (h, w) in [0, 1]: 0 at the edge of alpha and outside, 1 from `radius` inward.
 
     It is max(2 G - 1, 0) for G the Gaussian blur of alpha over half the radius. Along a straight
@@ -43,7 +40,6 @@ def run(window: Window, backbone: object, settings: FeatherSettings, context: Co
         context.note(f"feather radius lowered from {settings.radius:g} to {radius:.1f} pixels")
     behind = backdrop(window.clean, window.pasted, window.alpha)
     weight = inward(window.alpha, radius)[..., None]
-    context.progress(1, 1)
     return Painted(behind + weight * (window.pasted - behind), window.alpha > 0)
 
 
@@ -54,5 +50,4 @@ METHOD = Method(
     verbs=("compose", "harmonize"),
     settings=FeatherSettings,
     run=run,
-    needs_model=False,
 )

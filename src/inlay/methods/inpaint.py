@@ -11,21 +11,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from inlay.methods.base import Context, DiffusionSettings, Method, Painted
-from inlay.methods.workspace import Workspace, replace_region
+from inlay.methods.base import Context, DiffusionSettings, Method
+from inlay.scene.window import Painted, Window
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
-    from inlay.scene.window import Window
-
-__all__ = ["METHOD", "InpaintSettings"]
 
 
 class InpaintSettings(DiffusionSettings):
     context: float = Field(0.6, ge=0, le=4)
-    """how much of its surroundings the model sees on each side of the hole, in units of the hole's
-    longer side
-    """
+    """surroundings seen on each side of the hole, in units of the hole's longer side"""
     grow: float = Field(0.02, ge=0, le=0.5)
     """how far the hole is widened, in units of the crop's longer side"""
     scheduler: str = Field(
@@ -34,14 +29,12 @@ class InpaintSettings(DiffusionSettings):
     """which of diffusers' schedulers samples, by class name"""
 
 
-def run(
-    window: Window, backbone: Backbone | None, settings: InpaintSettings, context: Context
-) -> Painted:
+def run(window: Window, backbone: Backbone, settings: InpaintSettings, context: Context) -> Painted:
     """Paint the window's region anew; strength below 1 starts from what is there."""
     import torch
 
-    if backbone is None:
-        raise ValueError("inpaint needs a backbone")
+    from inlay.methods.workspace import Workspace, replace_region
+
     solver = backbone.solver(settings.scheduler, settings.num_inference_steps)
     if settings.strength == 0:
         return Painted(window.pasted, window.alpha > 1)
@@ -60,5 +53,4 @@ METHOD = Method(
     verbs=("remove",),
     settings=InpaintSettings,
     run=run,
-    needs_model=True,
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.scene.window import Window
-
-__all__ = ["METHOD", "PasteSettings"]
+from inlay.methods.base import Context, Method, Settings
+from inlay.scene.window import Painted, Window
 
 
 class PasteSettings(Settings):
@@ -14,7 +12,6 @@ class PasteSettings(Settings):
 
 def run(window: Window, backbone: object, settings: PasteSettings, context: Context) -> Painted:
     """alpha F + (1 - alpha) B (Porter and Duff 1984, "over"); for harmonize, the picture as is."""
-    context.progress(1, 1)
     return Painted(window.pasted, window.alpha > 0)
 
 
@@ -25,5 +22,4 @@ METHOD = Method(
     verbs=("compose", "harmonize"),
     settings=PasteSettings,
     run=run,
-    needs_model=False,
 )

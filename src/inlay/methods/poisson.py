@@ -8,15 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.pictures.arrays import bounds, to_uint8
+from inlay.methods.base import Context, Method, Settings
+from inlay.pictures.arrays import Image, Mask, bounds, to_uint8
 from inlay.pictures.box import Box
 from inlay.scene.fill import backdrop, foreground, membrane
-from inlay.scene.window import Window
-
-__all__ = ["METHOD", "PoissonSettings", "clone"]
-
-Image = NDArray[np.float32]
+from inlay.scene.window import Painted, Window
 
 # OpenCV erodes the mask by three pixels and mixes the two gradients along its edge; grown by so
 # many, the mask has that edge outside the inside.
@@ -35,7 +31,7 @@ class PoissonSettings(Settings):
     """how much of the change is made; 0 leaves the paste as it is"""
 
 
-def clone(source: Image, target: Image, inside: NDArray[np.bool_], gradients: str) -> Image:
+def clone(source: Image, target: Image, inside: Mask, gradients: str) -> Image:
     """Solve Pérez, Gangnet and Blake 2003, eq. 3 (mixed: eq. 12), for the inside of a mask.
 
     source, target: (h, w, 3) in [0, 1]. Returns the target with the inside solved, not clipped.
@@ -80,7 +76,6 @@ def run(window: Window, backbone: object, settings: PoissonSettings, context: Co
     solved = clone(source, behind, inside, settings.gradients)
     # Adding the change, rather than laying the solution over, keeps the soft rim's own detail.
     change = np.where(inside[..., None], alpha[..., None] * (solved - source), 0)
-    context.progress(1, 1)
     rgb = np.clip(window.pasted + np.float32(settings.amount) * change, 0, 1)
     return Painted(rgb.astype(np.float32), effect)
 
@@ -92,5 +87,4 @@ METHOD = Method(
     verbs=("compose", "harmonize"),
     settings=PoissonSettings,
     run=run,
-    needs_model=False,
 )

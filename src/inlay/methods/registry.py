@@ -89,18 +89,17 @@ class MethodChoice(Form):
         that does not serve the verb, and for settings that it does not have or that are wrong.
         """
         values = as_mapping(value, "method")
-        name, preset = as_text(values.pop("name", None), "method"), values.pop("preset", None)
-        preset = as_text(preset, "preset")
+        name = as_text(values.pop("name", None), "method")
+        preset = as_text(values.pop("preset", None), "preset")
         if name is None:
             name, preset = default["name"], preset or default.get("preset")
-        method = get(str(name), verb)
+        method = get(name, verb)
         if preset is not None:
             if not method.presets:
-                raise InputError(f"method {method.name} has no presets; leave preset out.")
+                raise InputError(f"method {name} has no presets; leave preset out.")
             if preset not in method.presets:
-                raise InputError(
-                    f"{method.name} has no preset {show(preset)}; {nearest(preset, method.presets)}"
-                )
+                near = nearest(preset, method.presets)
+                raise InputError(f"{name} has no preset {show(preset)}; {near}")
             values = {**method.presets[preset], **values}
         return cls(name=name, preset=preset, settings=validate_settings(method.settings, values))
 
@@ -118,11 +117,11 @@ def as_mapping(value: Any, word: str) -> dict[str, Any]:
     """What is said of a method, a name alone or a mapping, as a mapping; raises InputError."""
     if isinstance(value, MethodChoice):
         return value.model_dump()
-    if value is None or isinstance(value, str):
-        return {} if value is None else {"name": value}
-    if not isinstance(value, Mapping):
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping | None):
         raise InputError(f"{word} is {show(value)}; expected a name, or a name with settings.")
-    return dict(value)
+    return dict(value or {})
 
 
 class Step(NamedTuple):
@@ -163,23 +162,15 @@ def main_phase(phases: Sequence[str]) -> str:
 
 def choice_schema(verb: str) -> dict[str, Any]:
     """The JSON schema of a method for a verb: one alternative for each that serves it."""
-    alternatives = []
-    for name, method in all_methods().items():
-        if verb not in method.verbs:
-            continue
-        own = method.settings.model_json_schema()
+
+    def alternative(method: Method) -> dict[str, Any]:
         properties = {
-            "name": {"const": name, "description": method.summary},
+            "name": {"const": method.name, "description": method.summary},
             "preset": {"enum": [None, *method.presets]},
-            **own.get("properties", {}),
+            **method.settings.model_json_schema().get("properties", {}),
         }
-        alternatives.append(
-            {
-                "type": "object",
-                "title": name,
-                "properties": properties,
-                "required": ["name"],
-                "additionalProperties": False,
-            }
-        )
-    return {"oneOf": alternatives}
+        shape = {"required": ["name"], "additionalProperties": False}
+        return {"type": "object", "title": method.name, "properties": properties, **shape}
+
+    fitting = (method for method in all_methods().values() if verb in method.verbs)
+    return {"oneOf": [alternative(method) for method in fitting]}

@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from inlay.methods.base import Context, Method, Painted, Settings
-from inlay.pictures.arrays import FAINT, distance
+from inlay.methods.base import Context, Method, Settings
+from inlay.pictures.arrays import FAINT, Image, distance
 from inlay.pictures.colour import srgb_decode, srgb_encode
 from inlay.scene.fill import foreground
-from inlay.scene.window import Window
-
-__all__ = ["METHOD", "ReinhardSettings", "from_space", "to_space", "transfer"]
-
-Image = NDArray[np.float32]
+from inlay.scene.window import Painted, Window
 
 # Reinhard et al. 2001, eqs. 4 and 6.
 _LMS = np.array(
@@ -41,9 +36,7 @@ class ReinhardSettings(Settings):
     space: Literal["lalphabeta", "cielab"] = "lalphabeta"
     """colour space in which mean and spread are matched"""
     reach: float = Field(0.5, ge=0.02, le=4)
-    """how far round the subject its surroundings are looked at, in units of the square root of its
-    area
-    """
+    """how far round the subject to look, in units of the square root of its area"""
     limit: float = Field(2.0, ge=1, le=10)
     """by what factor a channel's spread is stretched or shrunk at most"""
 
@@ -94,7 +87,6 @@ def run(window: Window, backbone: object, settings: ReinhardSettings, context: C
     """Transfer from the ring round the subject to the subject, then lay it over by alpha."""
     alpha = window.alpha
     effect = alpha > 0
-    context.progress(1, 1)
     there = alpha > FAINT
     if there.all() or not effect.any():
         context.note("reinhard: there is nothing round the subject, so its colours stay")
@@ -125,5 +117,4 @@ METHOD = Method(
     verbs=("compose", "harmonize"),
     settings=ReinhardSettings,
     run=run,
-    needs_model=False,
 )

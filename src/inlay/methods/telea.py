@@ -7,12 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from inlay.errors import InputError
-from inlay.methods.base import Context, Method, Painted, Settings
+from inlay.methods.base import Context, Method, Settings
 from inlay.pictures.arrays import FAINT, grow
 from inlay.scene.fill import WORKING_SIDE, fill_hole
-from inlay.scene.window import Window
-
-__all__ = ["METHOD", "TeleaSettings"]
+from inlay.scene.window import Painted, Window
 
 
 class TeleaSettings(Settings):
@@ -45,7 +43,6 @@ def run(window: Window, backbone: object, settings: TeleaSettings, context: Cont
         algorithm=settings.algorithm,
         max_side=settings.working_side,
     )
-    context.progress(1, 1)
     return Painted(rgb, hole)
 
 
@@ -56,5 +53,4 @@ METHOD = Method(
     verbs=("remove",),
     settings=TeleaSettings,
     run=run,
-    needs_model=False,
 )

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from PIL import Image as PilImage
+from torch import Tensor
+from torch.nn import functional
 
-from inlay.methods.base import Context, ModelSettings, Painted
-from inlay.pictures.arrays import blur, luma, masked_blur, resize
+from inlay.diffusion.backbone import Backbone, Conditions, Embedding
+from inlay.diffusion.sample import Denoise, Sampler, Step
+from inlay.methods.base import Context, ModelSettings
+from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize
 from inlay.scene.fill import membrane
-from inlay.scene.window import Window, model_size
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from inlay.diffusion.backbone import Backbone, Conditions, Embedding
-    from inlay.diffusion.sample import Sampler, Step
-
-__all__ = [
-    "Workspace",
-    "add_change",
-    "add_texture",
-    "fill_smoothly",
-    "replace_region",
-    "to_image",
-    "to_pil",
-]
-
-Image = NDArray[np.float32]
+from inlay.scene.window import Painted, Window, model_size
 
 # Detail that is next to nothing is not blown up to a texture: it is the sampler's noise.
 _LARGEST_GAIN = 1.5
@@ -54,10 +41,15 @@ class Workspace:
 
     @classmethod
     def of(
-        cls, window: Window, backbone: Backbone, settings: ModelSettings, context: Context
+        cls,
+        window: Window,
+        backbone: Backbone,
+        settings: ModelSettings,
+        context: Context,
+        size: tuple[int, int] | None = None,
     ) -> Workspace:
         """The workspace of a window under the settings' prompts."""
-        size = model_size(window.box, backbone.native_size, backbone.multiple)
+        size = size or model_size(window.box, backbone.native_size, backbone.multiple)
         text = backbone.embed([settings.prompt], size)
         negative = None
         # With the same text on both rows guidance is the identity: save the second row.
@@ -92,8 +84,6 @@ class Workspace:
 
         By nearest neighbour, or with `cover` every latent pixel that the mask touches.
         """
-        from torch.nn import functional
-
         height, width = (side // self.backbone.factor for side in self.size)
         small = functional.interpolate(mask, (height, width), mode="nearest")
         # Nearest neighbour can miss a thin region altogether.
@@ -103,16 +93,12 @@ class Workspace:
 
     def whole(self, latent_mask: Tensor) -> Tensor:
         """A latent mask as a mask of the model's picture, on the CPU."""
-        from torch.nn import functional
-
         return functional.interpolate(latent_mask, self.size, mode="nearest").cpu()
 
     def conditions(self, mask: Tensor | None = None, picture: Tensor | None = None) -> Conditions:
         """The prompts with guidance; and a mask (1, 1, h, w) to be painted with the picture
         (1, 3, H, W) round it, of which the network is shown what the mask leaves.
         """
-        from inlay.diffusion.backbone import Conditions
-
         seen = None
         if mask is not None and picture is not None:
             seen = self.backbone.encode_masked(picture, mask)
@@ -123,39 +109,42 @@ class Workspace:
         """The conditions of a picture that is to be painted as a whole: what training shows then is
         grey, whose latent need not be 0. `mask` is any of the latent's size.
         """
-        import torch
-
         return self.conditions(torch.ones_like(mask), torch.zeros(1, 3, *self.size))
 
     def paint(
-        self, solver: Sampler, conditions: Conditions, source: Tensor, strength: float,
-        done: int = 0, total: int | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        solver: Sampler,
+        conditions: Conditions,
+        source: Tensor,
+        strength: float,
+        progress: Callable[[Step], None] | None = None,
+        denoise: Denoise | None = None,
+    ) -> Tensor:
         """`source` (1, C, h, w) with the conditions' mask painted by a backbone's solver, from the
-        noise of `strength`; `done` of `total` steps of the run were made before.
+        noise of `strength`. `progress` and `denoise` stand in for on_step() and the backbone's
+        denoiser.
         """
         denoiser = self.backbone.denoiser(conditions)
         return solver(
-            denoiser,
+            denoise or denoiser,
             source,
             strength=strength,
             generator=self.context.generator,
             keep_outside=denoiser.keep_outside,
-            progress=self.progress(done, total),
+            progress=progress or self.on_step,
         )
 
-    def progress(self, done: int = 0, total: int | None = None) -> Callable[[Step], None]:
-        """A callback for samplers that tells the context, with a preview where one is wanted."""
+    def on_step(self, step: Step) -> None:
+        """For samplers: tells the context of a step."""
+        self.tell(step.number + 1, step.total, step.x0[:1])
 
-        def tell(step: Step) -> None:
-            preview = self.preview(step.x0[:1]) if self.context.previews else None
-            self.context.progress(done + step.number + 1, total or step.total, preview)
-
-        return tell
-
-    def preview(self, x0: Tensor) -> Any:
-        """The x0 estimate as a PIL picture at the model's size."""
-        return to_pil(self.image(x0))
+    def tell(self, number: int, total: int, latent: Tensor) -> None:
+        """Tell of the steps made, with a preview of a latent where one is wanted; `number` and
+        `total` are the sampling's own.
+        """
+        context = self.context
+        preview = to_pil(self.image(latent)) if context.previews else None
+        context.progress(context.done + number, context.total or total, preview)
 
 
 def to_image(tensor: Tensor) -> Image:
@@ -164,47 +153,40 @@ def to_image(tensor: Tensor) -> Image:
     return np.asarray(array * 0.5 + 0.5, np.float32)
 
 
-def to_pil(image: Image) -> Any:
+def to_pil(image: Image) -> PilImage.Image:
     """A picture (H, W, 3) in [0, 1] as PIL's."""
-    from PIL import Image as PilImage
-
     return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def fill_smoothly(picture: Tensor, hole: Tensor) -> Tensor:
     """A picture (1, 3, H, W) on the CPU whose hole (1, 1, H, W) is the membrane over its rim."""
-    import torch
-
     values = np.ascontiguousarray(picture[0].permute(1, 2, 0).numpy())
     smooth = np.ascontiguousarray(membrane(values, hole[0, 0].numpy() > 0.5))
     return torch.from_numpy(smooth).permute(2, 0, 1)[None]
 
 
-def add_texture(work: Workspace, fill: Tensor, sample: Tensor, region: Tensor) -> Image:
-    """The decoded `fill` with the fine detail of `sample`, as strong as it is round the region.
+def add_texture(work: Workspace, fill: Image, sample: Image, region: Tensor) -> Image:
+    """`fill` with the fine detail of `sample`, as strong as it is round the region.
 
-    fill and sample are latents (1, C, h, w), region (1, 1, h, w); float32 (H, W, 3) in [0, 1]. Only
-    what is finer than a twentieth of the window is taken: what a sample says of colour and of
-    light is noise beside the fill. Strength is the median of luminance's gradients, which an edge
-    in the surroundings does not sway.
+    fill and sample are float32 (H, W, 3) in [0, 1] of the model's size, region is a latent mask
+    (1, 1, h, w). Only what is finer than a twentieth of the window is taken: what a sample says of
+    colour and of light is noise beside the fill. Strength is the median of luminance's gradients,
+    which an edge in the surroundings does not sway.
     """
-    import cv2
-
-    smooth = work.image(fill)
-    change = work.image(sample) - smooth
+    change = sample - fill
     detail = change - blur(change, 0.025 * max(work.size))
-    inside = np.ascontiguousarray(work.whole(region)[0, 0].numpy())
-    kernel = np.ones((2 * round(0.06 * max(work.size)) + 1,) * 2, np.uint8)
-    ring = (cv2.dilate(inside, kernel) > 0) & (inside == 0)
+    hole = np.ascontiguousarray(work.whole(region)[0, 0].numpy())
+    kernel, inside = np.ones((2 * round(0.06 * max(work.size)) + 1,) * 2, np.uint8), hole > 0
+    ring = (cv2.dilate(hole, kernel) > 0) & ~inside
     if not ring.any():
-        return smooth
+        return fill
     around = _strength(to_image(work.picture), ring)
-    missing = max(around**2 - _strength(smooth, inside > 0) ** 2, 0.0) ** 0.5
-    gain = min(missing / max(_strength(detail, inside > 0), 1e-6), _LARGEST_GAIN)
-    return np.asarray(smooth + gain * detail, np.float32)
+    missing = max(around**2 - _strength(fill, inside) ** 2, 0.0) ** 0.5
+    gain = min(missing / max(_strength(detail, inside), 1e-6), _LARGEST_GAIN)
+    return np.asarray(fill + gain * detail, np.float32)
 
 
-def _strength(image: Image, where: NDArray[np.bool_]) -> float:
+def _strength(image: Image, where: Mask) -> float:
     """The median length of luminance's gradient in part of a picture (h, w, 3)."""
     down, across = np.gradient(luma(image))
     return float(np.median(np.hypot(down, across)[where]))

@@ -8,17 +8,16 @@ re-encoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import bounds, distance, resize, soft_rim
+from inlay.pictures.arrays import Image, Mask, bounds, distance, resize, soft_rim
 from inlay.pictures.box import Box
 
 if TYPE_CHECKING:
@@ -36,9 +35,8 @@ __all__ = [
     "merge",
     "model_size",
     "stitch",
+    "to_tensor",
 ]
-
-Image = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +118,12 @@ class Painted:
 
     rgb is float32 (height, width, 3), sRGB in [0, 1]; mask is bool (height, width): the pixels that
     may change, and the only ones that are written into the background. stages are what it had made
-    on the way, by name.
+    on the way, by name; they are read once.
     """
 
-    rgb: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    stages: Mapping[str, Painted] = field(default_factory=dict)
+    rgb: Image
+    mask: Mask
+    stages: Iterable[tuple[str, Painted]] = ()
 
 
 def crop_box(region: Box, size: tuple[int, int], context: float, at_least: int = 1) -> Box:
@@ -147,6 +145,14 @@ def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
     scale = native / max(box.width, box.height)
     height, width = (max(1, round(v * scale / multiple)) for v in (box.height, box.width))
     return height * multiple, width * multiple
+
+
+def to_tensor(image: Image, size: tuple[int, int]) -> Tensor:
+    """A picture (h, w, 3) in [0, 1] at a size, as models see it: (1, 3, H, W) in [-1, 1]."""
+    import torch
+
+    small = np.clip(resize(image, size), 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))[None] * 2 - 1
 
 
 @dataclass(eq=False)
@@ -199,20 +205,16 @@ class Window:
         """(height, width) in background pixels."""
         return self.box.height, self.box.width
 
-    def paste_mask(self) -> NDArray[np.bool_]:
+    def paste_mask(self) -> Mask:
         """Where the subject was laid over the background: bool (h, w)."""
-        changed: NDArray[np.bool_] = (self.pasted != self.was).any(-1)
+        changed: Mask = (self.pasted != self.was).any(-1)
         return changed if self.under is None else changed | (self.alpha > 0)
 
     def tensor(self, name: str, size: tuple[int, int]) -> Tensor:
         """`clean` or `pasted` for the model: (1, 3, height, width) in [-1, 1], cached."""
-        import torch
-
         key = (name, *size)
         if key not in self.cache:
-            image = np.clip(resize(getattr(self, name), size), 0, 1)
-            tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-            self.cache[key] = tensor * 2 - 1
+            self.cache[key] = to_tensor(getattr(self, name), size)
         return self.cache[key]
 
     def mask(self, size: tuple[int, int], grow: float = 0.0) -> Tensor:
@@ -234,6 +236,12 @@ class Window:
         if radius < 1:
             return hard
         return (distance(hard > 0) <= radius).astype(np.float32)
+
+    def region_box(self) -> Box:
+        """The smallest box round the region, in the window's pixels."""
+        box = bounds(self.region())
+        assert box is not None
+        return box
 
     def rim(self, share: float, start: float = 0.0) -> Image:
         """A weight (h, w): 1 on the region grown by `start`, falling to 0 over `share` beyond."""

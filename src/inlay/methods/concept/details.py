@@ -8,18 +8,17 @@ photo's band takes the place of the sample's: added to it, what both show would 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import blur, distance, luma, resize, smoothstep
+from inlay.pictures.arrays import Image, blur, distance, luma, resize, smoothstep
 
-__all__ = ["Match", "Reference", "add_details", "align", "fine_band", "scale_map"]
-
-Image = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
 # How far a photo may be turned, scaled and moved to fit, in degrees, as a factor and in box sizes.
@@ -71,26 +70,23 @@ def align(sample: Image, inside: Image, reference: Reference) -> Match | None:
     2008), from several starts; one of more than 20 degrees, 30% of scale or 25% of shift does not
     count, nor one that shows less than 30% of the object.
     """
-    height, width = inside.shape
-    if min(height, width) < _LEAST_SIDE:
+    size: tuple[int, int] = inside.shape[0], inside.shape[1]
+    if min(size) < _LEAST_SIDE:
         return None
-    scale = min(1.0, _COARSE_SIDE / max(height, width))
-    small = max(_LEAST_SIDE, round(height * scale)), max(_LEAST_SIDE, round(width * scale))
-    coarse = _Pair.of(sample, inside, reference, small)
-    starts = [_rotation(small, turn, factor) for turn in _TURNS for factor in _SCALES]
+    scale = min(1.0, _COARSE_SIDE / max(size))
+    small = max(_LEAST_SIDE, round(size[0] * scale)), max(_LEAST_SIDE, round(size[1] * scale))
+    coarse, fine = (_Pair(sample, inside, reference, each) for each in (small, size))
+    middle = (small[1] - 1) / 2, (small[0] - 1) / 2
+    tries = itertools.product(_TURNS, _SCALES)
+    starts = [np.asarray(cv2.getRotationMatrix2D(middle, *each), np.float64) for each in tries]
     fits = [fit for start in starts if (fit := coarse.refine(start)) is not None]
     # What shows little of the object can correlate well by chance.
     fits = [fit for fit in fits if _is_modest(fit[1], small)]
     if not fits:
         return None
-    _, start = max(fits, key=lambda fit: fit[0])
-    start = scale_map(start, small, (height, width))
-    fine = _Pair.of(sample, inside, reference, (height, width))
-    best = fine.refine(start)
-    matrix = start if best is None else best[1]
-    if not _is_modest(matrix, (height, width)):
-        return None
-    agreement = fine.agreement(matrix)
+    start = scale_map(max(fits, key=lambda fit: fit[0])[1], small, size)
+    _, matrix = fine.refine(start) or (0, start)
+    agreement = fine.agreement(matrix) if _is_modest(matrix, size) else None
     return None if agreement is None else Match(matrix, agreement)
 
 
@@ -138,8 +134,6 @@ def fine_band(
     matrix (2, 3) takes a pixel of (height, width) to one of the photo stretched over it. The band
     (h, w, 3) is 0 outside of the photo's alpha (h, w), whose edge does not count as detail.
     """
-    import cv2
-
     # Twice as many pixels keep what two resamplings would blur.
     factor = 2 if shape[0] * shape[1] <= _LARGE else 1
     large = factor * shape[0], factor * shape[1]
@@ -170,39 +164,29 @@ def scale_map(matrix: Matrix, size: tuple[int, int], new: tuple[int, int]) -> Ma
     return np.asarray(whole[:2])
 
 
-@dataclass(frozen=True, eq=False)
 class _Pair:
     """A sample and a photo stretched over it, at one size: blurred luminance and masks (h, w)."""
 
-    sample: Image
-    photo: Image
-    inside: Image
-    shown: Image
-
-    @classmethod
-    def of(cls, sample: Image, inside: Image, ref: Reference, size: tuple[int, int]) -> _Pair:
-        shown = resize(ref.alpha, size)
-        return cls(_grey(sample, size), _grey(ref.rgb, size), resize(inside, size), shown)
+    def __init__(
+        self, sample: Image, inside: Image, reference: Reference, size: tuple[int, int]
+    ) -> None:
+        self.sample, self.photo = (
+            blur(resize(luma(rgb), size), _BLUR) for rgb in (sample, reference.rgb)
+        )
+        self.inside, self.shown = resize(inside, size), resize(reference.alpha, size)
 
     def refine(self, start: Matrix) -> tuple[float, Matrix] | None:
         """The correlation and the map from a start; None where that leads nowhere."""
-        import cv2
-
         # Of a photo whose shape is not known only what lies near the object counts.
         reach = max(1, round(0.1 * max(self.inside.shape)))
         kernel = np.ones((2 * reach + 1,) * 2, np.uint8)
         near = cv2.dilate((self.inside > 0.5).astype(np.uint8), kernel)
         counts = near * (self.shown > 0.5).astype(np.uint8)
         stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ROUNDS, _ENOUGH)
+        first = start.astype(np.float32)
         try:
             score, matrix = cv2.findTransformECC(
-                self.sample,
-                self.photo,
-                start.astype(np.float32),
-                cv2.MOTION_AFFINE,
-                stop,
-                counts,
-                1,
+                self.sample, self.photo, first, cv2.MOTION_AFFINE, stop, counts, 1
             )
         except cv2.error:
             # It gives up where nothing overlaps or nothing varies.
@@ -213,8 +197,6 @@ class _Pair:
 
     def agreement(self, matrix: Matrix) -> float | None:
         """Normalised cross-correlation inside the object; None where too little is shown."""
-        import cv2
-
         size = self.inside.shape[::-1]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         photo, shown = (
@@ -227,19 +209,6 @@ class _Pair:
         one, other = (image[both] - image[both].mean() for image in (self.sample, photo))
         length = float(np.sqrt((one**2).sum() * (other**2).sum()))
         return float((one * other).sum()) / length if length > 1e-6 else None
-
-
-def _grey(image: Image, size: tuple[int, int]) -> Image:
-    """Luminance at a size, blurred."""
-    return blur(resize(luma(image), size), _BLUR)
-
-
-def _rotation(size: tuple[int, int], degrees: float, factor: float) -> Matrix:
-    """The map of a turn and a scale round the middle of a picture of (height, width)."""
-    import cv2
-
-    middle = ((size[1] - 1) / 2, (size[0] - 1) / 2)
-    return np.asarray(cv2.getRotationMatrix2D(middle, degrees, factor), np.float64)
 
 
 def _is_modest(matrix: Matrix, size: tuple[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""What the methods that put in a concept share: their settings, and how a region is filled.
+"""What the methods that put in a concept share: how a region is filled with it and blended in.
 
 A concept is a file that `inlay learn` wrote (checkpoints/concept.py); the window has its path.
 """
@@ -9,86 +9,52 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
 
+import cv2
 import numpy as np
-from pydantic import Field
+import torch
+from torch import Tensor
 
+from inlay.checkpoints.concept import Concept, attach
+from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
+from inlay.diffusion.backbone import Backbone, Embedding
+from inlay.diffusion.sample import step_count
+from inlay.diffusion.text import embed_prompt
 from inlay.errors import InputError
-from inlay.methods.base import Context, DiffusionSettings
-from inlay.methods.concept.details import Reference
+from inlay.methods.base import Context
+from inlay.methods.concept import ConceptSettings
+from inlay.methods.concept.details import Reference, add_details
 from inlay.methods.workspace import Workspace
-from inlay.scene.window import Window, model_size
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from inlay.checkpoints.concept import Concept
-    from inlay.diffusion.attention_masked import MaskedAttention
-    from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.text import Embedding
-
-__all__ = ["ConceptSettings", "Filler", "filler"]
+from inlay.pictures.arrays import Image, Mask, blur, from_levels, resize, soft_rim, to_uint8
+from inlay.pictures.box import Box
+from inlay.scene.cutout import grabcut, without_specks
+from inlay.scene.matte import matte
+from inlay.scene.window import Painted, Window, model_size
 
 # What stands for the concept in a prompt.
 _OBJECT = "{object}"
-
-
-class ConceptSettings(DiffusionSettings):
-    """What every method for a concept has."""
-
-    prompt: str = Field("", max_length=2000)
-    """what the box should show; {object} in it stands for the words of the concept; empty is the
-    prompt it was learnt under
-    """
-    guidance_scale: float = Field(3.0, ge=0, le=50)
-    """how strongly the prompt steers (classifier-free guidance); 1 is off"""
-    lora_scale: float = Field(1.0, ge=0, le=2)
-    """how strongly what was learnt acts; 0 is not at all"""
-    mask_cross_attention: Literal["learnt", "on", "off"] = "learnt"
-    """masked cross-attention: nothing outside the box attends to the prompt; learnt: as it was
-    while the concept was learnt
-    """
-    self_attention: Literal["paper", "released", "a", "b", "c", "d"] = "paper"
-    """masked self-attention: the layers in which box and background do not see each other; a is
-    none, b all, c the decoder's outer layers, d and paper all but these, released the last 5 of the
-    decoder
-    """
-    scheduler: str = Field(
-        "EulerAncestralDiscreteScheduler", pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$"
-    )
-    """which of diffusers' schedulers samples, by class name"""
-    region: Literal["box", "object"] = "box"
-    """what is laid into the picture: the whole box, or the object alone, cut out where it stands
-    out from the background
-    """
-    details: float = Field(0.0, ge=0, le=1)
-    """how much of its fine detail (text, pattern) the best fitting photo of the object lends it; 0
-    is none
-    """
-    details_agreement: float = Field(0.7, ge=0, le=1)
-    """details: how well a photo must fit, as its least correlation with what was painted; 1 is the
-    same picture
-    """
+# GrabCut works on at most so many pixels, with so many rounds.
+_PIXELS = 100_000
+_ROUNDS = 5
+# The blur of the distance from the old picture, in units of the box's longer side.
+_BLUR = 0.02
+# A difference in CIELAB that is too small to be seen as an object's.
+_UNSEEN = 4.0
+# The object must cover more of the box than the one and less than the other.
+_LEAST, _MOST = 0.05, 0.95
+# Pieces below this share of the largest, and gaps below this share of the object, are specks.
+_SPECK = 0.1
 
 
 @contextmanager
 def filler(
-    window: Window, backbone: Backbone | None, settings: ConceptSettings, context: Context
+    window: Window, backbone: Backbone, settings: ConceptSettings, context: Context
 ) -> Iterator[Filler]:
     """Inside, the window's concept is attached to the backbone, which can fill regions with it.
 
     Raises InputError for a file that was learnt for another checkpoint.
     """
-    import torch
-
-    from inlay.checkpoints.concept import attach
-    from inlay.diffusion.text import embed_prompt
-
-    if backbone is None:
-        raise ValueError("a concept needs a backbone")
-    if window.concept is None:
-        raise ValueError("the window has no concept")
+    assert window.concept is not None
     files = [(window.concept, settings.lora_scale)]
     # Attached first: what is trained on later must not be an inference tensor.
     with attach(backbone, files) as (concept,), torch.inference_mode():
@@ -102,68 +68,52 @@ def filler(
         )
         guided = settings.guidance_scale != 1 and prompt != settings.negative_prompt
         unconditional = negative if guided else None
-        work = Workspace(window, backbone, settings, context, size, text, unconditional)
-        yield Filler(work, concept, settings, class_text)
+        yield Filler(
+            window, backbone, settings, context, size, text, unconditional, concept, class_text
+        )
 
 
 @dataclass(eq=False)
-class Filler:
-    """A checkpoint with a concept attached, at work on a window.
+class Filler(Workspace):
+    """A checkpoint with a concept attached, at work on a window, whose picture is the background.
 
-    class_text is the prompt with the class in place of the concept. done of `total` sampling steps
-    are made; expect() sets the total.
+    class_text is the prompt with the class in place of the concept.
     """
 
-    work: Workspace
-    concept: Concept
     settings: ConceptSettings
+    concept: Concept
     class_text: Embedding
-    done: int = 0
-    total: int = 0
 
     @property
     def picture(self) -> Tensor:
         """The background, (1, 3, H, W) in [-1, 1]."""
-        return self.work.window.tensor("clean", self.work.size)
+        return self.window.tensor("clean", self.size)
 
-    @property
-    def background(self) -> Tensor:
+    def source(self) -> Tensor:
         """Its latent (1, C, h, w)."""
-        return self.work.encode(self.picture, "clean")
+        return self.encode(self.picture, "clean")
 
     @cached_property
     def box(self) -> Tensor:
         """The latent mask (1, 1, h, w) of the window's box."""
-        work = self.work
-        return work.latent_mask(work.window.mask(work.size), cover=True)
-
-    def expect(self, strengths: Sequence[float]) -> None:
-        """Say with which strengths fill() will be called, for the progress."""
-        self.total = sum(self._steps(strength) for strength in strengths)
+        return self.latent_mask(self.window.mask(self.size), cover=True)
 
     def fill(self, source: Tensor, hole: Tensor, strength: float) -> Tensor:
         """Latent (1, C, h, w) of the background with a hole (1, 1, h, w) filled with the object.
 
         source, a latent of the picture, is noised to the level of `strength` first.
         """
-        work, settings = self.work, self.settings
-        if self._steps(strength) == 0:
+        if self.steps(strength) == 0:
             return source
-        conditions = work.conditions(hole, self.picture)
-        solver = work.backbone.solver(settings.scheduler, settings.num_inference_steps)
-        with work.backbone.attention(self.attention(hole)):
-            latent = work.paint(solver, conditions, source, strength, self.done, self.total)
-        self.done += self._steps(strength)
+        conditions, settings = self.conditions(hole, self.picture), self.settings
+        solver = self.backbone.solver(settings.scheduler, settings.num_inference_steps)
+        with self.backbone.attention(self.attention(hole)):
+            latent = self.paint(solver, conditions, source, strength)
+        self.context.done += self.steps(strength)
         return latent
-
-    def inside(self, latent: Tensor, hole: Tensor) -> Tensor:
-        """A latent (1, C, h, w) inside the hole (1, 1, h, w), the background's outside."""
-        return latent * hole + self.background * (1 - hole)
 
     def attention(self, hole: Tensor) -> MaskedAttention:
         """The masked attention of the settings for a hole (1, 1, h, w)."""
-        from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
-
         cross = self.settings.mask_cross_attention
         masks = self.concept.mask_cross_attention if cross == "learnt" else cross == "on"
         inside = released_tokens() if self.concept.layout == "released" else None
@@ -177,25 +127,102 @@ class Filler:
         """
         photos = []
         for sight in self.concept.sights:
-            photo = sight.image()
-            if photo is not None:
-                values = np.asarray(photo.convert("RGBA"), np.float32) / np.float32(255)
+            if (photo := sight.image()) is not None:
+                values = from_levels(np.asarray(photo.convert("RGBA")))
                 rgb, alpha = (np.ascontiguousarray(v) for v in (values[..., :3], values[..., 3]))
                 photos.append(Reference(sight.photo, rgb, alpha))
         if not photos:
-            path = self.work.window.concept
+            assert self.window.concept is not None
             raise InputError(
-                f"{'the file' if path is None else path.name} holds none of its photos, which "
-                f"{use} needs; learn it with keep_photos=true, or use {instead}."
+                f"{self.window.concept.name} holds none of its photos, which {use} needs; "
+                f"learn it with keep_photos=true, or use {instead}."
             )
         return photos
 
-    def note(self, line: str) -> None:
-        """Say something a user should know, once a run."""
-        if line not in self.work.context.notes:
-            self.work.context.note(line)
-
-    def _steps(self, strength: float) -> int:
-        from inlay.diffusion.sample import step_count
-
+    def steps(self, strength: float) -> int:
+        """How many steps fill() takes."""
         return step_count(self.settings.num_inference_steps, strength)
+
+
+def find_object(new: Image, old: Image, box: Box) -> Mask | None:
+    """The object in the box of a picture, bool (h, w); None where nothing sensible is there.
+
+    new and old, float32 (h, w, 3) sRGB in [0, 1], are the picture with the box filled and the
+    background as it was. GrabCut looks for it inside the box: what is probably the object is far
+    from the old background in CIELAB, and all outside the box is surely background. What covers
+    less than 5% or more than 95% of the box is not sensible.
+    """
+    height, width = new.shape[:2]
+    scale = min(1.0, (_PIXELS / (height * width)) ** 0.5)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    inside = np.zeros((height, width), np.float32)
+    inside[box.slices] = 1
+    hole = resize(inside, size) > 0.5
+    if not hole.any() or hole.all():
+        return None
+    small, was = (np.clip(resize(image, size), 0, 1) for image in (new, old))
+    small = np.where(hole[..., None], small, was)
+    labels = np.full(size, cv2.GC_BGD, np.uint8)
+    labels[hole] = cv2.GC_PR_BGD
+    labels[_likely(small, was, hole, _BLUR * max(box.width, box.height) * scale)] = cv2.GC_PR_FGD
+    cut = grabcut(to_uint8(small), labels, _ROUNDS)
+    if cut is None:
+        return None
+    cut = without_specks(cut, _SPECK, _SPECK)
+    if not _LEAST <= cut.sum() / hole.sum() <= _MOST:
+        return None
+    large = cv2.resize(cut.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray((large > 0.5) & (inside > 0))
+
+
+def _likely(new: Image, old: Image, hole: Mask, sigma: float) -> Mask:
+    """Where in the hole the pictures differ most, by Otsu's threshold on their distance."""
+    one, other = (
+        cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2Lab) for image in (new, old)
+    )
+    away = blur(np.sqrt(((one - other) ** 2).sum(-1)), max(sigma, 0.5))
+    levels = np.clip(away[hole] * 2, 0, 255).astype(np.uint8)[None]
+    level, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return np.asarray(hole & (away > max(level / 2, _UNSEEN)))
+
+
+def blend(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> Painted:
+    """The window with its box, or the object in it, as a latent (1, C, h, w) says.
+
+    It fades into the background over `feather`. Detail comes from the photos, where the settings
+    want it. Where the object does not stand out in its box, the box is laid in.
+    """
+    window, settings, longer = fill.window, fill.settings, max(fill.window.shape)
+    new = resize(fill.image(latent), window.shape)
+    weight = window.rim(settings.feather)
+    inside = window.region()
+    if settings.region == "object" or settings.details > 0:
+        outline = find_object(new, window.clean, window.region_box())
+        if outline is not None:
+            # The sample's outline is no sharper than the model's pixels.
+            reach = longer / max(fill.size)
+            inside = np.minimum(matte(np.clip(new, 0, 1), outline, "wide", reach), weight)
+            if settings.region == "object":
+                rim = soft_rim(outline, settings.feather * longer)
+                weight = np.minimum(np.maximum(inside, rim), weight)
+        elif settings.region == "object":
+            fill.context.note(
+                "the object does not stand out from the background, so its whole box is laid in"
+            )
+    if settings.details > 0:
+        part = window.region_box().slices
+        pixel = window.shape[0] / fill.size[0], window.shape[1] / fill.size[1]
+        new[part], told = add_details(
+            new[part],
+            inside[part],
+            pixel,
+            photos,
+            amount=settings.details,
+            least=settings.details_agreement,
+            feather=settings.feather * longer,
+        )
+        fill.context.note(told)
+    cover = weight[..., None]
+    # What the decoder gives beyond white and black is no colour to blend with.
+    rgb = window.clean * (1 - cover) + np.clip(new, 0, 1) * cover
+    return Painted(rgb.astype(np.float32), weight > 0)

@@ -10,15 +10,6 @@ from pydantic import Field, model_validator
 from inlay.errors import InputError
 from inlay.methods.base import ModelSettings
 
-__all__ = [
-    "COLLAGE",
-    "HARMONIOUS",
-    "PRESETS",
-    "WITHOUT_OBJECT",
-    "WITH_OBJECT",
-    "FreeComposeSettings",
-]
-
 HARMONIOUS = "A harmonious scene"
 COLLAGE = "A collage with an object pasted into another picture"
 WITH_OBJECT, WITHOUT_OBJECT = "Something in some place.", "Some place."
@@ -68,17 +59,14 @@ class FreeComposeSettings(ModelSettings):
     is predicted once for each; 0 draws anew at every step
     """
     plateau: float = Field(0.0, ge=0, le=1)
-    """stop once the picture (its latent) moves less than this in `patience` steps; 0 never stops
-    early
-    """
+    """stop once the latent moves less than this in `patience` steps; 0 never stops early"""
     patience: int = Field(20, ge=1, le=1000)
     """steps over which `plateau` looks at the movement"""
     blend_pixels: int = Field(1, ge=0, le=32)
     """how far beyond the region the pull fades out, in the model's (latent) pixels"""
     perceptual: Literal["auto", "encoder", "laplacian", "lpips"] = "auto"
-    """how foreground_weight and background_weight compare looks: by the checkpoint's encoder, a
-    Laplacian pyramid, or LPIPS (extra package); auto is the encoder where there is one, else the
-    pyramid
+    """how looks are compared: by the checkpoint's encoder, a Laplacian pyramid, or LPIPS (extra
+    package); auto is the encoder where there is one, else the pyramid
     """
     foreground_weight: float = Field(0.25, ge=0, le=10)
     """harmonizing: how strongly the object keeps its look; 0 is off; stable while its product with
@@ -89,9 +77,7 @@ class FreeComposeSettings(ModelSettings):
     perceptual_every: int = Field(4, ge=1, le=100)
     """looks are compared at every so many steps"""
     start: Literal["object", "smooth"] = "smooth"
-    """remove: start from the object as it is, or from a smooth fill of the hole, which large holes
-    need
-    """
+    """remove: start from the object as it is, or from a smooth fill, which large holes need"""
     grow: float = Field(0.02, ge=0, le=0.5)
     """remove: how far the hole is widened, over shadows too; semantic: how far the region is; in
     units of the crop's longer side
@@ -101,9 +87,7 @@ class FreeComposeSettings(ModelSettings):
     as strongly as it is round the hole; 1 is pure noise, 0 is off
     """
     hide_region: bool = True
-    """remove: what fills the hole is explained by its surroundings alone (the decoder's
-    self-attention does not see into the hole)
-    """
+    """remove: the fill comes from its surroundings alone; the decoder does not attend to it"""
     redraw: float = Field(0.0, ge=0, le=1)
     """semantic: how far the picture goes back to noise at the end, to be sampled by the lines,
     which makes edges that the steps alone leave soft; 1 is pure noise, 0 is off
@@ -139,9 +123,7 @@ class FreeComposeSettings(ModelSettings):
     longer side; shadows need some, coarse models leave a halo there
     """
     smoothing: float = Field(0.3, ge=0, le=0.5)
-    """residual decoding: blur (sigma) of the change inside the object, in units of the crop's
-    longer side
-    """
+    """residual decoding: sigma of the blur inside the object, in units of the crop's longer side"""
 
     @model_validator(mode="after")
     def _ranges_hold_a_timestep(self) -> FreeComposeSettings:
@@ -170,10 +152,13 @@ class FreeComposeSettings(ModelSettings):
         """The number of the first of some steps, from 0, at which the subject is shared."""
         return math.ceil(self.share_from_iteration * steps)
 
-    def semantic_prompts(self, control: bool) -> tuple[str, str]:
-        """The source's and the target's prompt; without a control picture they must differ."""
-        prompt = self.prompt or HARMONIOUS
-        return self.source_prompt or (prompt if control else HARMONIOUS), prompt
+    def prompts(self, verb: str, control: bool = False) -> tuple[str, str]:
+        """The source's and the target's prompt; semantic's differ without a control picture."""
+        if verb == "remove":
+            return self.source_prompt or WITH_OBJECT, self.prompt or WITHOUT_OBJECT
+        target = self.prompt or HARMONIOUS
+        source = {"collage": COLLAGE, "semantic": target if control else HARMONIOUS}
+        return self.source_prompt or source.get(self.variant, target), target
 
     def check_use(self, verb: str, control: bool) -> None:
         if self.variant != "semantic":
@@ -183,7 +168,7 @@ class FreeComposeSettings(ModelSettings):
                 f"the variant semantic serves compose, not {verb}; use background, collage or "
                 "score."
             )
-        source, target = self.semantic_prompts(control)
+        source, target = self.prompts(verb, control)
         if not control and source == target:
             raise InputError(
                 "the variant semantic has nothing to change: give a control picture, or prompt and "

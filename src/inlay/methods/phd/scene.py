@@ -9,32 +9,24 @@ stage gives it the light of what is round it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-from inlay.methods.base import Context, Painted
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.harmonizer import Harmonizer
+from inlay.diffusion.sample import Level, Step, step_count
+from inlay.diffusion.tiles import Resolution, TiledDenoiser, Tiling, in_tiles, resolutions
+from inlay.methods.base import Context
+from inlay.methods.phd.settings import PhdSettings
 from inlay.methods.phd.stages import Canvas, harmonize
 from inlay.methods.workspace import Workspace, to_image, to_pil
-from inlay.pictures.arrays import bounds, resize
-from inlay.pictures.box import Box
-from inlay.scene.window import Window, crop_box
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from inlay.diffusion.backbone import Backbone, Embedding
-    from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.sample import Level, Step
-    from inlay.diffusion.tiles import Resolution, Tiling
-    from inlay.methods.phd.settings import PhdSettings
-
-__all__ = ["run_scene"]
-
-Image = NDArray[np.float32]
+from inlay.pictures.arrays import Image, bounds, resize
+from inlay.scene.window import Painted, Window, crop_box, to_tensor
 
 # A patch of the latent is shown to the network where this share of all its pixels is the subject's.
 _SHOWN = 0.98
@@ -46,18 +38,14 @@ _RESCALE = 0.7
 class _Scene:
     """A scene on its way through a backbone.
 
-    paint (h, w, 3) is the subject's colour times its cover (h, w), both at the last level's size.
+    paint (h, w, 3) is the subject's colour times its cover (h, w), both at the last level's size;
+    the size of `work` is a tile's.
     """
 
+    work: Workspace
+    settings: PhdSettings
     paint: Image
     cover: Image
-    backbone: Backbone
-    settings: PhdSettings
-    context: Context
-    conditional: Embedding
-    unconditional: Embedding | None
-    done: int = 0
-    total: int = 0
 
     def paste(self, level: Resolution, made: Image | None) -> tuple[Tensor, Tensor]:
         """The subject over what was made, (1, 3, H, W) in [-1, 1], and its cover (1, 1, H, W).
@@ -65,75 +53,61 @@ class _Scene:
         Both fill the level's whole patches: what is added to the right and below goes on as the
         picture ends, and is made like the rest. Without `made` the rest is grey.
         """
-        import torch
-
         cover = np.clip(resize(self.cover, level.size), 0, 1)
         paint = resize(self.paint, level.size)
         below = np.full_like(paint, 0.5) if made is None else made
         image = np.clip(paint + below * (1 - cover[..., None]), 0, 1)
         rest = [(0, level.padded[i] - level.size[i]) for i in (0, 1)]
         image = np.pad(image, (*rest, (0, 0)), mode="edge")
-        cover = np.pad(cover, rest)
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-        return tensor * 2 - 1, torch.from_numpy(cover)[None, None]
+        return to_tensor(image, level.padded), torch.from_numpy(np.pad(cover, rest))[None, None]
 
     def sample(self, level: Resolution, made: Image | None, steps: int, strength: float) -> Image:
         """What was made, (h, w, 3) of the level's size or None, noised and denoised."""
-        from torch.nn import functional
-
-        from inlay.diffusion.backbone import Conditions
-        from inlay.diffusion.sample import step_count
-        from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles
-
-        backbone, factor, settings = self.backbone, self.backbone.factor, self.settings
+        work, settings = self.work, self.settings
+        backbone, factor = work.backbone, work.backbone.factor
         image, cover = self.paste(level, made)
         hidden = (functional.avg_pool2d(cover, factor) < _SHOWN).float()
-        tiling = Tiling.of(
-            (hidden.shape[-2], hidden.shape[-1]),
-            backbone.native_size // factor,
-            settings.outpaint_tile_overlap,
-        )
+        size = hidden.shape[-2], hidden.shape[-1]
+        tiling = Tiling.of(size, backbone.native_size // factor, settings.outpaint_tile_overlap)
 
         def encode(picture: Tensor) -> Tensor:
             return in_tiles(backbone.encode, picture, tiling, factor, 1)
 
         source = encode(image)
-        conditions = Conditions(
-            self.conditional,
-            self.unconditional,
-            settings.guidance_scale,
-            _RESCALE,
-            hidden.to(backbone.device),
-            backbone.encode_masked(image, hidden, encode),
+        conditions = replace(
+            work.conditions(),
+            guidance_rescale=_RESCALE,
+            mask=hidden.to(backbone.device),
+            masked_latent=backbone.encode_masked(image, hidden, encode),
         )
         run = step_count(steps, strength)
-        result = backbone.solver(settings.sampler(scene=True), steps)(
-            TiledDenoiser(backbone.denoiser, conditions, tiling, source),
+
+        def tell(step: Step) -> None:
+            context = work.context
+            preview = to_pil(self._decode(step.x0, tiling, level)) if context.previews else None
+            # Solvers of higher order call more than once a step.
+            made = context.done + round(run * (step.number + 1) / step.total)
+            context.progress(made, context.total, preview)
+
+        result = work.paint(
+            backbone.solver(settings.sampler(scene=True), steps),
+            conditions,
             source,
-            strength=strength,
-            generator=self.context.generator,
-            keep_outside=backbone.denoiser(conditions).keep_outside,
-            progress=lambda step: self._tell(step, run, tiling, level),
+            strength,
+            tell,
+            TiledDenoiser(backbone.denoiser, conditions, tiling, source),
         )
-        self.done += run
+        work.context.done += run
         return self._decode(result, tiling, level)
 
     def _decode(self, latent: Tensor, tiling: Tiling, level: Resolution) -> Image:
-        from inlay.diffusion.tiles import in_tiles
-
-        image = in_tiles(self.backbone.decode, latent, tiling, 1, self.backbone.factor)
+        backbone = self.work.backbone
+        image = in_tiles(backbone.decode, latent, tiling, 1, backbone.factor)
         height, width = level.size
         return np.clip(to_image(image[..., :height, :width]), 0, 1)
 
-    def _tell(self, step: Step, steps: int, tiling: Tiling, level: Resolution) -> None:
-        preview: Any = None
-        if self.context.previews:
-            preview = to_pil(self._decode(step.x0, tiling, level))
-        # Solvers of higher order call more than once a step.
-        run = round(steps * (step.number + 1) / step.total)
-        self.context.progress(self.done + run, self.total, preview)
 
-
+@torch.inference_mode()
 def run_scene(
     window: Window,
     backbone: Backbone,
@@ -149,70 +123,49 @@ def run_scene(
     The result's effect is the whole window. Raises InputError for a scheduler that does not sample
     the checkpoint.
     """
-    import torch
-
-    from inlay.diffusion.sample import step_count
-    from inlay.diffusion.tiles import resolutions
-
-    _check_scheduler(settings, backbone)
-    plan = resolutions(window.shape, backbone.native_size, backbone.multiple)
+    for count in (settings.num_inference_steps, settings.refine_steps):
+        backbone.solver(settings.sampler(scene=True), count)
+    native = backbone.native_size
+    plan = resolutions(window.shape, native, backbone.multiple)
     steps = step_count(settings.refine_steps, settings.refine_strength)
-    sampling = settings.num_inference_steps + (len(plan) - 1) * steps
-    with torch.inference_mode():
-        scene = _Scene(
-            resize(window.pasted - window.was * window.alpha[..., None], plan[-1].size),
-            resize(1 - window.alpha, plan[-1].size),
-            backbone,
-            settings,
-            context,
-            *_prompts(backbone, settings),
-            total=sampling + len(levels),
-        )
-        coarse = made = scene.sample(plan[0], None, settings.num_inference_steps, 1.0)
-        for level in plan[1:] if steps else ():
-            made = resize(made, level.size)
-            made = scene.sample(level, made, settings.refine_steps, settings.refine_strength)
-        if plan[-1].size != window.shape and min(plan[-1].size) < min(window.shape):
-            height, width = plan[-1].size
-            context.note(f"the surroundings were made at {width} x {height} pixels and enlarged")
-        rgb = _lay_over(window, made)
-        box, before = window.box, rgb
-        if levels:
-            box = _close(window, settings, backbone)
-            before = rgb[box.slices].copy()
-            rgb[box.slices] = _harmonize_part(
-                window, before, box, backbone, settings, context, levels, harmonizer, sampling
-            )
+    context.total = settings.num_inference_steps + (len(plan) - 1) * steps + len(levels)
+    size, alpha = plan[-1].size, 1 - window.alpha
+    scene = _Scene(
+        Workspace.of(window, backbone, settings, context, (native, native)),
+        settings,
+        resize(window.pasted - window.was * window.alpha[..., None], size),
+        resize(alpha, size),
+    )
+    coarse = made = scene.sample(plan[0], None, settings.num_inference_steps, 1.0)
+    for level in plan[1:] if steps else ():
+        made = resize(made, level.size)
+        made = scene.sample(level, made, settings.refine_steps, settings.refine_strength)
+    if size != window.shape and min(size) < min(window.shape):
+        context.note(f"the surroundings were made at {size[1]} x {size[0]} pixels and enlarged")
+    rgb = _lay_over(window, made)
+    box, before = window.box, rgb
+    if levels:
+        # The part of the scene that the model sees round the subject.
+        whole = window.box.width, window.box.height
+        box = crop_box(bounds(alpha) or window.box, whole, settings.context, native)
+        before, alpha = rgb[box.slices].copy(), alpha[box.slices]
+        close = Window(box, before, before, alpha, before)
+        work = Workspace.of(close, backbone, settings, context)
+        canvas = Canvas(close, alpha, alpha > 0)
+        canvas = harmonize(work, canvas, settings, levels, harmonizer)
+        rgb[box.slices] = canvas.window.pasted
     effect = np.ones(window.shape, bool)
 
-    def refined() -> Painted:
-        picture = rgb.copy()
-        picture[box.slices] = before
-        return Painted(picture, effect)
+    def stages() -> Iterator[tuple[str, Painted]]:
+        # One after the other, as a scene may be large.
+        yield "coarse", Painted(_lay_over(window, coarse), effect)
+        refined = rgb.copy()
+        refined[box.slices] = before
+        yield "refine", Painted(refined, effect)
+        if settings.harmonize:
+            yield "harmonize", Painted(rgb, effect)
 
-    stages: dict[str, Callable[[], Painted]] = {
-        "coarse": lambda: Painted(_lay_over(window, coarse), effect),
-        "refine": refined,
-    }
-    if settings.harmonize:
-        stages["harmonize"] = lambda: Painted(rgb, effect)
-    return Painted(rgb, effect, _Stages(stages))
-
-
-class _Stages(Mapping[str, Painted]):
-    """Stages that are put together when they are asked for: a scene may be large."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Painted]]) -> None:
-        self._makers = makers
-
-    def __getitem__(self, name: str) -> Painted:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
+    return Painted(rgb, effect, stages())
 
 
 def _lay_over(window: Window, made: Image) -> Image:
@@ -224,43 +177,3 @@ def _lay_over(window: Window, made: Image) -> Image:
     rgb *= window.alpha[..., None]
     rgb += window.pasted
     return rgb
-
-
-def _close(window: Window, settings: PhdSettings, backbone: Backbone) -> Box:
-    """The part of the scene that the model sees round the subject."""
-    around = bounds(1 - window.alpha) or window.box
-    size = window.box.width, window.box.height
-    return crop_box(around, size, settings.context, backbone.native_size)
-
-
-def _harmonize_part(
-    window: Window,
-    part: Image,
-    box: Box,
-    backbone: Backbone,
-    settings: PhdSettings,
-    context: Context,
-    levels: list[Level],
-    harmonizer: Harmonizer | None,
-    done: int,
-) -> Image:
-    """PhD's last stage on a part (h, w, 3) of the scene, which is what `box` holds of it."""
-    alpha = 1 - window.alpha[box.slices]
-    close = Window(box, part, part, alpha, part)
-    work = Workspace.of(close, backbone, settings, context)
-    canvas = Canvas(close, alpha, alpha > 0)
-    return harmonize(work, canvas, settings, levels, harmonizer, done).window.pasted
-
-
-def _check_scheduler(settings: PhdSettings, backbone: Backbone) -> None:
-    for steps in (settings.num_inference_steps, settings.refine_steps):
-        backbone.solver(settings.sampler(scene=True), steps)
-
-
-def _prompts(backbone: Backbone, settings: PhdSettings) -> tuple[Embedding, Embedding | None]:
-    """The prompts, the second None where guidance is off; windows are of the model's own size."""
-    size = backbone.native_size, backbone.native_size
-    conditional = backbone.embed([settings.prompt], size)
-    if settings.guidance_scale == 1 or settings.prompt == settings.negative_prompt:
-        return conditional, None
-    return conditional, backbone.embed([settings.negative_prompt], size)

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from inlay.errors import InputError
 from inlay.methods.base import DiffusionSettings, Settings
 
-__all__ = ["PhdSettings"]
-
 
 class PhdSettings(DiffusionSettings):
     inpaint: bool = False
@@ -20,9 +18,7 @@ class PhdSettings(DiffusionSettings):
     harmonize: bool = True
     """give the subject the light and the colours of its surroundings"""
     paste_blur: float = Field(0.002, ge=0, le=0.1)
-    """compose: how softly the subject's edge is blurred (sigma), in units of the crop's longer
-    side; 0 is off
-    """
+    """compose: blur (sigma) of the subject's edge, in units of the crop's longer side; 0 is off"""
     feather: float = Field(0.03, ge=0, le=0.5)
     """inpaint: width of the ring's soft outer rim, in units of the crop's longer side"""
     guidance_scale: float = Field(3.0, ge=0, le=50)
@@ -48,9 +44,7 @@ class PhdSettings(DiffusionSettings):
     harmonize_guidance_scale: float = Field(1.0, ge=0, le=50)
     """harmonize: how strongly the prompt steers (classifier-free guidance); 1 is off"""
     harmonize_strength: float = Field(0.3, ge=0, le=1)
-    """harmonize without a harmonizer: how far the picture goes back to noise first; less than
-    inpaint's
-    """
+    """harmonize without a harmonizer: how far back to noise it goes; less than inpaint's"""
     harmonize_grow: float = Field(0.0, ge=0, le=0.5)
     """harmonize: how far beyond the subject the model may change its picture, in units of the
     crop's longer side; the background is as it was all the same
@@ -60,9 +54,7 @@ class PhdSettings(DiffusionSettings):
     correction: float = Field(1.0, ge=0, le=1.5)
     """harmonize: factor on the change; 0 is none"""
     shadow_reach: float = Field(0.0, ge=0, le=0.5)
-    """harmonize: how far round the subject the background may darken, in units of the crop's longer
-    side; 0 leaves it alone
-    """
+    """harmonize: reach of shadows round the subject, in units of the crop's longer side; 0: none"""
     harmonizer: str = Field("auto", min_length=1, max_length=2000)
     """trained module, a diffusers folder or a hub id of a ControlNetModel; none, or auto for that
     of the embedded checkpoint where there is one
@@ -70,9 +62,7 @@ class PhdSettings(DiffusionSettings):
     harmonizer_scale: float = Field(1.0, ge=0, le=2)
     """how much the trained module counts; 0 is as without it"""
     harmonizer_strength: float = Field(0.5, gt=0, le=1)
-    """how noisy the pasted picture is that the trained module begins with; 1 is noise alone, as it
-    was trained
-    """
+    """how noisy the paste is that the trained module begins with; 1, as trained, is noise alone"""
     harmonizer_steps: int = Field(1, ge=1, le=1000)
     """denoising steps of the trained module's answer"""
     harmonizer_samples: int = Field(4, ge=1, le=64)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
+from inlay.diffusion.harmonizer import Harmonizer, correct
+from inlay.diffusion.sample import Level
 from inlay.methods.phd.settings import PhdSettings
 from inlay.methods.workspace import Workspace
-from inlay.pictures.arrays import blur, bounds, luma, masked_blur, resize
+from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize
 from inlay.scene.fill import foreground
 from inlay.scene.window import Window
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from inlay.diffusion.harmonizer import Harmonizer
-    from inlay.diffusion.sample import Level
-
-__all__ = ["Canvas", "harmonize", "inpaint_ring", "shrinkage", "soften_paste"]
-
-Image = NDArray[np.float32]
 
 # Below this a luminance is too dark to be made darker by a factor.
 _DARKEST = 0.02
@@ -39,9 +31,9 @@ class Canvas:
 
     window: Window
     cover: Image
-    effect: NDArray[np.bool_]
+    effect: Mask
 
-    def with_picture(self, rgb: Image, where: NDArray[np.bool_]) -> Canvas:
+    def with_picture(self, rgb: Image, where: Mask) -> Canvas:
         """The canvas with another picture, which differs only in `where`."""
         # A new cache: the old one holds the old picture's tensors.
         window = replace(self.window, pasted=rgb, cache={})
@@ -68,49 +60,39 @@ def soften_paste(window: Window, softening: float) -> Canvas:
     return canvas.with_picture(np.clip(window.pasted + change, 0, 1), soft > 0)
 
 
-def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings, total: int) -> Canvas:
+def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings) -> Canvas:
     """The canvas with its ring painted anew from the background that is there; the subject, and
     all outside of the region M, stay as they are.
 
     The ring's new content B' lies under the subject's soft edge: P + (1 - a') (B' - B). M is the
-    subject, or its box, grown by `grow`; B' passes into B over `feather` inside of M's rim. total
-    is the number of steps of the whole run, for the progress. Raises InputError for a scheduler
-    that does not sample this model.
+    subject, or its box, grown by `grow`; B' passes into B over `feather` inside of M's rim. Raises
+    InputError for a scheduler that does not sample this model.
     """
-    import torch
-
     window = canvas.window
     solver = work.backbone.solver(settings.sampler(scene=False), settings.num_inference_steps)
-    region = window if settings.region == "dilated" else replace(window, alpha=_box(window))
+    region = window
+    if settings.region == "box":
+        region = replace(window, alpha=np.zeros_like(window.alpha))
+        region.alpha[window.region_box().slices] = 1
     solid = torch.from_numpy(resize(window.alpha, work.size) > 0.99)[None, None]
     ring = region.mask(work.size, settings.grow) * ~solid
     if not ring.any():
         return canvas
     source = work.encode(work.picture)
     conditions = work.conditions(work.latent_mask(ring, cover=True), work.picture)
-    after = work.paint(solver, conditions, source, settings.strength, 0, total)
+    after = work.paint(solver, conditions, source, settings.strength)
     rim = min(settings.feather, settings.grow)
     weight = region.rim(rim, settings.grow - rim) * (region.region(settings.grow) > 0)
     weight = (weight * (1 - canvas.cover))[..., None]
     new = work.image(after)
     if settings.decoding == "residual":
         change = new - work.image(source)
-        change = resize(_smooth(change, ring, settings.ring_smoothing), window.shape)
+        change = resize(_smooth(change, ring[0, 0].numpy(), settings.ring_smoothing), window.shape)
     else:
         change = resize(new, window.shape) - window.clean
     return canvas.with_picture(
         np.clip(window.pasted + weight * change, 0, 1).astype(np.float32), weight[..., 0] > 0
     )
-
-
-def _box(window: Window) -> Image:
-    """The subject's bounding box as a mask (h, w)."""
-    hard = window.region()
-    tight = bounds(hard)
-    assert tight is not None
-    box = np.zeros_like(hard)
-    box[tight.slices] = 1
-    return box
 
 
 def harmonize(
@@ -119,23 +101,19 @@ def harmonize(
     settings: PhdSettings,
     levels: list[Level],
     harmonizer: Harmonizer | None,
-    done: int,
 ) -> Canvas:
     """The canvas with the subject's light and colour changed, its own detail kept.
 
     Residual decoding: P + a' U(D(z + k (m - z)) - D(z)) for the pasted latent z, the mean m of the
     answers and the restraint k; the change is blurred by `smoothing` inside the subject. Without a
     harmonizer the answers are those of the bare model, begun with the picture noised to the first
-    level; with one they begin with noise alone. done is the number of steps before these.
+    level; with one they begin with noise alone.
     """
-    import torch
-
-    from inlay.diffusion.harmonizer import correct
-
     backbone, window, context = work.backbone, canvas.window, work.context
     # Not the workspace's picture: the ring may have been painted since.
     picture = window.tensor("pasted", work.size)
-    mask, source = _soft_mask(window, work.size), work.encode(picture)
+    cover, source = np.clip(resize(window.alpha, work.size), 0, 1), work.encode(picture)
+    mask = torch.from_numpy(cover)[None, None]
     reach = max(settings.harmonize_grow, settings.shadow_reach)
     region = torch.maximum(window.mask(work.size, reach), mask)
     # As in training: every latent pixel that the mask touches.
@@ -158,22 +136,13 @@ def harmonize(
         generator=context.generator,
         samples=settings.harmonizer_samples,
         from_pasted=harmonizer is None or settings.harmonizer_strength < 1,
-        progress=work.progress(done, done + len(levels)),
+        progress=work.on_step,
     )
-    change = mean - source
+    change, samples = mean - source, settings.harmonizer_samples
     sigma = settings.smoothing * max(work.size) / backbone.factor
-    kept = shrinkage(
-        change, spread, latent_mask, settings.harmonizer_samples, settings.restraint, sigma
-    )
-    after = source + settings.correction * kept * change
-    return _apply(canvas, settings, work.image(source), work.image(after))
-
-
-def _soft_mask(window: Window, size: tuple[int, int]) -> Tensor:
-    """The subject's mask (1, 1, height, width) in [0, 1], as a harmonizer reads it."""
-    import torch
-
-    return torch.from_numpy(np.clip(resize(window.alpha, size), 0, 1))[None, None]
+    kept = shrinkage(change, spread, latent_mask, samples, settings.restraint, sigma)
+    after = work.image(source + settings.correction * kept * change)
+    return _apply(canvas, settings, work.image(source), after, cover)
 
 
 def shrinkage(
@@ -197,52 +166,48 @@ def shrinkage(
     d and s^2 are blurred first inside the mask (1, 1, h, w), with a Gaussian of `sigma` in their
     pixels, so that k follows regions. One answer has no spread: then k is 1.
     """
-    import torch
-
     if samples < 2 or restraint == 0:
         return torch.ones_like(change[:, :1])
-    d, variance = (_blur_inside(x, mask, sigma) for x in (change, spread**2))
+    weight = mask[0, 0].cpu().numpy()
+    d, variance = (
+        torch.from_numpy(_blur_inside(x[0].cpu().numpy(), weight, sigma))[None].to(x)
+        for x in (change, spread**2)
+    )
     size = (d**2).sum(1, keepdim=True)
     error = (samples + 1) / (samples - 1) * (d**2 * variance).sum(1, keepdim=True)
     return size**2 / (size**2 + restraint * error).clamp(min=1e-12)
 
 
-def _blur_inside(field: Tensor, mask: Tensor, sigma: float) -> Tensor:
-    """A field (1, C, h, w) blurred inside a mask (1, 1, h, w), without what lies outside."""
-    import torch
-
+def _blur_inside(planes: Image, mask: Image, sigma: float) -> Image:
+    """Planes (c, h, w) blurred inside a mask (h, w), without what lies outside; 0 is no blur."""
     if sigma <= 0:
-        return field
-    weight = mask[0, 0].cpu().numpy()
-    planes = [masked_blur(plane, weight, sigma) for plane in field[0].cpu().numpy()]
-    return torch.from_numpy(np.stack(planes))[None].to(field)
+        return planes
+    return np.stack([masked_blur(plane, mask, sigma) for plane in planes])
 
 
-def _apply(canvas: Canvas, settings: PhdSettings, before: Image, after: Image) -> Canvas:
+def _smooth(change: Image, mask: Image, share: float) -> Image:
+    """A change (h, w, 3) blurred inside a mask (h, w) by `share` of its longer side."""
+    planes = _blur_inside(change.transpose(2, 0, 1), mask, share * max(mask.shape))
+    return planes.transpose(1, 2, 0)
+
+
+def _apply(
+    canvas: Canvas, settings: PhdSettings, before: Image, after: Image, mask: Image
+) -> Canvas:
     """The change from `before` to `after`, pictures (h, w, 3) of the model's size, laid into the
-    subject, and as a shadow beyond it."""
-    window, work_size = canvas.window, (before.shape[0], before.shape[1])
+    subject, where mask (h, w) is not 0, and as a shadow beyond it.
+    """
+    window = canvas.window
     if settings.decoding == "plain":
         new = resize(after, window.shape) - window.pasted
     else:
-        change = _smooth(after - before, _soft_mask(window, work_size), settings.smoothing)
-        new = resize(change, window.shape)
-    rgb = window.pasted + canvas.cover[..., None] * new
-    where = canvas.cover > 0
+        new = resize(_smooth(after - before, mask, settings.smoothing), window.shape)
+    rgb, where = window.pasted + canvas.cover[..., None] * new, canvas.cover > 0
     if settings.shadow_reach > 0:
         shade = _shade(window, settings, before, after)
         shade = 1 - (1 - shade) * window.rim(settings.shadow_reach) * (1 - canvas.cover)
         rgb, where = rgb * shade[..., None], where | (shade < 1)
     return canvas.with_picture(np.clip(rgb, 0, 1).astype(np.float32), where)
-
-
-def _smooth(change: Image, mask: Tensor, share: float) -> Image:
-    """A change (h, w, 3) blurred inside a mask (1, 1, h, w) by `share` of its longer side."""
-    import torch
-
-    field = torch.from_numpy(np.ascontiguousarray(change.transpose(2, 0, 1)))[None]
-    smooth = _blur_inside(field, mask, share * max(change.shape[:2]))
-    return np.asarray(smooth[0].permute(1, 2, 0).numpy(), np.float32)
 
 
 def _shade(window: Window, settings: PhdSettings, before: Image, after: Image) -> Image:

@@ -13,8 +13,7 @@ from skimage import data
 from concepts import learnt
 from inlay import Box, Composer
 from inlay.methods.base import Context
-from inlay.methods.concept.blend import blend, find_object
-from inlay.methods.concept.fill import filler
+from inlay.methods.concept.fill import blend, filler, find_object
 from inlay.methods.dreamcom import DreamComSettings
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
@@ -93,7 +92,7 @@ def shown(image: np.ndarray, **settings: float | str) -> tuple[Painted, list[str
     backbone, context = composer().backbone, Context()
     chosen = DreamComSettings(**settings)
     with filler(window(), backbone, chosen, context) as fill:
-        size = fill.work.size
+        size = fill.size
         small = torch.from_numpy(resize(image.astype(np.float32), size)).permute(2, 0, 1)[None]
         photos = fill.references("", "") if chosen.details else []
         return blend(fill, backbone.encode(small * 2 - 1), photos), context.notes
