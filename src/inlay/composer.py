@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from inlay.diffusion.control import ControlAdapter
     from inlay.diffusion.harmonizer import Harmonizer
 
-__all__ = ["Composer"]
 
 _OWN_HARMONIZER = Path(__file__).parent / "assets" / "harmonizer" / "config.json"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["Cancelled", "InputError", "__version__", "nearest", "show"]
-
 __version__ = "0.1.0"
 
 _SHOWN = 60

@@ -32,8 +32,6 @@ from inlay.scene.placement import bounding_size, place_all
 from inlay.scene.subject import Subject
 from inlay.scene.window import Layer, Region, Scene, merge
 
-__all__ = ["Inputs", "Plan", "PlannedStep", "plan_of", "read_inputs"]
-
 # All pictures of a call are held in memory until it returns: so many pixels.
 _MAX_TOGETHER = 2_000_000_000
 # Without a place the subject of a scene has this share of its shorter side, and its lower edge

@@ -25,7 +25,6 @@ from inlay.settings import as_flag
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
 
-__all__ = ["Checkpoint", "Options", "run"]
 
 # Even a classical method needs some surroundings to look at: so many pixels.
 _LEAST = 64

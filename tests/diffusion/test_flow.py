@@ -27,10 +27,10 @@ from inlay.diffusion.attention_shared import HiddenRegion
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.control import new_adapter
 from inlay.diffusion.harmonizer import new_harmonizer
-from inlay.diffusion.ilvr import LocalizedPull
 from inlay.diffusion.sample import sample
 from inlay.learning.lora import set_up
 from inlay.learning.settings import LearnConfig
+from inlay.methods.cdc import LocalizedPull
 from photos import Photo, cutout
 
 NAMES = ["sd3", "flux", "flux_fill"]

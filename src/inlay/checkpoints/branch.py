@@ -19,8 +19,6 @@ from inlay.checkpoints.load import own_weights, plain_errors
 from inlay.diffusion.backbone import Backbone, Branch
 from inlay.errors import InputError
 
-__all__ = ["load_branch"]
-
 B = TypeVar("B", bound=Branch)
 
 _STEM = "diffusion_pytorch_model"

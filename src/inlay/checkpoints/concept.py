@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.backbone import Backbone
 
-__all__ = ["Base", "Concept", "Sight", "attach", "is_concept", "read_concept", "write_concept"]
 
 _KEY = "inlay_learned"
 # Of an object's picture in a file, on each side; those that are written have half of it.

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.text import TextStack
 
-__all__ = [
-    "PARTS", "Loaded", "assemble", "check_safetensors", "fingerprint", "library_of", "load_folder",
-    "load_network", "pick_weights", "read_index", "read_json", "read_scheduler", "weights_stem",
-]  # fmt: skip
 
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")

@@ -17,12 +17,6 @@ from typing import Any
 from inlay.checkpoints.folder import PARTS, pick_weights, read_index, weights_stem
 from inlay.errors import InputError
 
-__all__ = [
-    "KNOWN", "Checkpoint", "files_to_fetch", "hub_cache", "hub_folder", "is_cached", "is_complete",
-    "is_hub_id",
-]  # fmt: skip
-
-
 _TIMEOUT = 10.0
 _REASON = {
     "GatedRepoError": "asks you to accept its terms and log in on the Hugging Face hub first",

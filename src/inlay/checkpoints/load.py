@@ -28,8 +28,6 @@ from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
-__all__ = ["load_backbone", "own_weights", "pick_device", "pick_dtype", "plain_errors"]
-
 _DTYPES = ("float32", "bfloat16", "float16")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 # Of a single file: what its tensors' names begin with, and what is fetched to go with it.

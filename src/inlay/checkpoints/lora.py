@@ -14,8 +14,6 @@ from inlay.checkpoints.folder import Loaded, check_safetensors
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
-__all__ = ["load_lora", "load_textual_inversion"]
-
 
 def load_lora(path: Path, scale: float, loaded: Loaded) -> None:
     """Merge a LoRA (Hu et al. 2021, arXiv 2106.09685) into a checkpoint of the Stable Diffusion

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-__all__ = ["run"]
-
 Photo = NDArray[np.uint8]
 
 

@@ -18,10 +18,6 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from inlay.diffusion.sample import Level
 
-__all__ = [
-    "AttentionRule", "Layer", "LocalizedPrompt", "attention_mask_at", "change_attention",
-    "processors", "token_positions", "unet_layers",
-]  # fmt: skip
 
 _ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 

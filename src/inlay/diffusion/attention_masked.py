@@ -18,8 +18,6 @@ from torch.nn import functional
 
 from inlay.diffusion.attention import AttentionRule, Layer, attention_mask_at
 
-__all__ = ["MaskedAttention", "Preset", "Region", "inside_at", "released_tokens"]
-
 # Queries of cross-attention that are run at once on a CPU, without gradients.
 _AT_ONCE = 256
 

@@ -16,8 +16,6 @@ from torch.nn import functional
 from inlay.diffusion.attention import AttentionRule, Layer, attention_mask_at
 from inlay.diffusion.sample import Level
 
-__all__ = ["FirstLayer", "HiddenRegion", "SharedSource", "View", "self_attention_from"]
-
 FirstLayer = int | Literal["decoder"]
 
 

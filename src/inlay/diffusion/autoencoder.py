@@ -15,8 +15,6 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["PatchAutoencoder"]
-
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Linear autoencoder over non-overlapping patches.

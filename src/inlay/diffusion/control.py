@@ -20,8 +20,6 @@ from torch.nn import functional
 from inlay.diffusion.backbone import Backbone, Branch
 from inlay.errors import InputError
 
-__all__ = ["ControlAdapter", "ControlType", "control_image", "fit_drawing", "new_adapter"]
-
 Shape = tuple[int, int, int]
 ControlType = Literal["canny", "sketch"]
 

@@ -20,11 +20,6 @@ from torch import Tensor
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.sample import Denoise, Level, Levels, draw_noise
 
-__all__ = [
-    "Branch", "Descent", "Draw", "Iterate", "Span", "Term", "beside", "delta", "distill",
-    "draw_levels",
-]  # fmt: skip
-
 Optimizer = Literal["SGD", "AdamW"]
 # A function of (z, level) under some conditions, such as Backbone.denoiser.
 DenoiserOf = Callable[[Conditions], Denoise]

@@ -25,8 +25,6 @@ from inlay.diffusion.sample import CLEAN, Level, Sampler, step_count
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
-__all__ = ["FlowBackbone", "FlowLevels", "FlowText"]
-
 # The schedulers that sample a flow, with the share of fresh noise a step: on such levels DDIM's
 # step is Euler's, and the ancestral one is DDIM's with all noise fresh.
 _FRESH_NOISE = {

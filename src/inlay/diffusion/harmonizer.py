@@ -19,8 +19,6 @@ from inlay.diffusion.backbone import Backbone, Branch, Conditions, Guide
 from inlay.diffusion.sample import CLEAN, Level, Step, sample
 from inlay.errors import InputError
 
-__all__ = ["Harmonizer", "correct", "few_levels", "new_harmonizer"]
-
 _CHANNELS = 4
 # ControlNet's own widths of the layers that bring the condition to the latent's size.
 _WIDTHS = (16, 32, 96, 256)

@@ -19,7 +19,6 @@ from inlay.errors import InputError
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
 
-__all__ = ["latent_loss"]
 
 Features = Callable[[Tensor], list[Tensor]]
 Kind = Literal["auto", "encoder", "laplacian", "lpips"]

@@ -18,11 +18,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = [
-    "CLEAN", "Denoise", "Level", "Levels", "Sampler", "Step", "ddim_step", "descents",
-    "draw_noise", "guide", "repaint", "sample", "step_count",
-]  # fmt: skip
-
 T = TypeVar("T")
 
 

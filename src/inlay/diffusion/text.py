@@ -13,8 +13,6 @@ from torch import Tensor
 
 from inlay.errors import InputError
 
-__all__ = ["Embedding", "TextStack", "embed_prompt", "join"]
-
 _log = logging.getLogger("inlay")
 
 # In the released layout the object's prompt has the places 1 to 38, the background's 39 to 76.

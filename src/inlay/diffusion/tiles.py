@@ -18,8 +18,6 @@ from torch import Tensor
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.sample import Denoise, Level
 
-__all__ = ["Resolution", "TiledDenoiser", "Tiling", "in_tiles", "resolutions", "starts"]
-
 # Beyond this many times the model's size a scene grows by plain resampling.
 _LARGEST = 8
 # The scene's shorter side at the coarse level, in the model's sizes, where the longer is larger.

@@ -14,8 +14,6 @@ from inlay.diffusion.sample import Level, Sampler, step_count
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
-__all__ = ["DdpmLevels", "UNetBackbone"]
-
 
 class DdpmLevels:
     """The levels of a scheduler config: signal sqrt(a), noise sqrt(1 - a) for the cumulative alpha

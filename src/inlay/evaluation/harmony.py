@@ -30,8 +30,6 @@ from inlay.settings import validate_settings
 from inlay.training.disturb import KINDS, disturb_object, draw
 from inlay.training.objects import find_objects
 
-__all__ = ["FIGURES", "PASTE", "Case", "Report", "make_cases", "run_harmony", "summary"]
-
 PASTE = "paste"
 MAX_CASES = 10_000
 SHORT_SIDE = 384

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 
-__all__ = ["MAX_PSNR", "Figures", "fmse", "measure", "psnr"]
-
 Image = NDArray[np.uint8]
 
 # In dB. Without a cap one faultless case would make every mean infinite.

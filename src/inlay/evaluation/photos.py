@@ -18,8 +18,6 @@ from inlay.pictures.files import MASKS, SUFFIXES, is_held_out, picture_names
 from inlay.pictures.read import read_mask, read_picture
 from inlay.training.corpus import metadata_rows
 
-__all__ = ["BUNDLED", "SPLITS", "Photo", "find_photos"]
-
 # The word that stands for the photographs inside scikit-image's wheel.
 BUNDLED = "scikit-image"
 SPLITS = ("held-out", "training", "all")

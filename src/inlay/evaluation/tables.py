@@ -19,7 +19,6 @@ from inlay.training.disturb import KINDS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["COLUMNS", "as_dict", "cells", "kind_cells", "markdown", "sheet", "write_report"]
 
 # Header, key of the row, format.
 COLUMNS = (

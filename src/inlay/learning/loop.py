@@ -19,16 +19,6 @@ from inlay.errors import InputError
 from inlay.learning.settings import TrainingConfig
 from inlay.learning.state import TrainState
 
-__all__ = [
-    "VALIDATION_TIMESTEPS",
-    "Processes",
-    "Run",
-    "prediction_error",
-    "reports",
-    "train",
-    "validation_curve",
-]
-
 # Of 1000.
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 

@@ -24,15 +24,6 @@ if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
     from inlay.learning.settings import LearnConfig
 
-__all__ = [
-    "ADAPTER",
-    "LiveText",
-    "PlainTrainingAttention",
-    "TrainableWeights",
-    "TrainingAttention",
-    "lora_layers",
-    "set_up",
-]
 
 ADAPTER = "concept"
 

@@ -17,8 +17,6 @@ from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 
-__all__ = ["MOST_PHOTOS", "Photo", "View", "find_views", "portrait", "with_places"]
-
 Image = NDArray[np.float32]
 
 MOST_PHOTOS = 10

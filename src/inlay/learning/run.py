@@ -40,8 +40,6 @@ from inlay.pictures.box import Box
 from inlay.pictures.read import read_picture
 from inlay.pictures.write import write_picture
 
-__all__ = ["Learning"]
-
 
 class Learning(Run):
     """One run: the checkpoint, what of it or beside it learns, the encoded photos."""

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
     from inlay.learning.settings import LearnConfig
 
-__all__ = [
-    "Example",
-    "Pool",
-    "Sample",
-    "class_samples",
-    "crop_sample",
-    "draw_crop",
-    "encode",
-    "example",
-    "loss_weights",
-    "random_crop",
-    "random_mask",
-]
 
 Image = NDArray[np.float32]
 

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from inlay.diffusion.attention_masked import Preset
 from inlay.diffusion.text import TextStack
 
-__all__ = ["LearnConfig", "TrainingConfig", "pick_token", "prompt_for"]
-
 # Words that hardly any caption has. The single letters are for small vocabularies.
 _RARE = ("sks", "zwx", "ohwx", "q", "x", "z")
 

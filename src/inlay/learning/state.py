@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from inlay.errors import InputError
 
-__all__ = ["JointOptimizer", "TrainState", "check_state"]
-
 _FILE = "state.safetensors"
 
 # Rows of an embedding are looked up, not multiplied, and the outermost convolutions map to and

@@ -227,3 +227,18 @@ def replace_region(work: Workspace, image: Image, grow: float = 0.0) -> Painted:
     new = resize(image, window.shape)
     rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
     return Painted(rgb.astype(np.float32), (weight > 0) | window.paste_mask())
+
+
+def ramp(mask: Tensor, pixels: int) -> Tensor:
+    """Grow a mask (1, 1, h, w) outward by `pixels` with a linear ramp.
+
+    The mean of its 1st to `pixels`-th repeated 3x3 dilation: each dilation adds 1 / pixels. 0 is
+    the identity.
+    """
+    if pixels <= 0:
+        return mask
+    grown, total = mask, torch.zeros_like(mask)
+    for _ in range(pixels):
+        grown = functional.max_pool2d(grown, 3, stride=1, padding=1)
+        total = total + grown
+    return total / pixels

@@ -16,26 +16,6 @@ from inlay.pictures.box import Box
 if TYPE_CHECKING:
     import pyvips
 
-__all__ = [
-    "FAINT",
-    "blur",
-    "bounds",
-    "distance",
-    "from_levels",
-    "grow",
-    "luma",
-    "masked_blur",
-    "resize",
-    "row_bands",
-    "samples_of",
-    "shrink",
-    "smoothstep",
-    "soft_rim",
-    "to_levels",
-    "to_uint8",
-    "upright",
-    "vips_image",
-]
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]

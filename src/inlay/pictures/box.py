@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from inlay.errors import InputError
 
-__all__ = ["Box"]
-
 _LIMIT = 1_000_000
 
 

@@ -29,15 +29,6 @@ from numpy.typing import NDArray
 
 from inlay.pictures.arrays import from_levels, row_bands, samples_of, to_levels, vips_image
 
-__all__ = [
-    "Conversion",
-    "conversion",
-    "curve",
-    "srgb_decode",
-    "srgb_encode",
-    "tags",
-]
-
 # One thread and nothing kept: a picture is decoded row by row and never asked for twice.
 pyvips.concurrency_set(1)
 pyvips.cache_set_max(0)

@@ -15,20 +15,6 @@ from typing import IO
 
 from inlay.errors import InputError
 
-__all__ = [
-    "FORMATS",
-    "MASKS",
-    "MAX_FILE_BYTES",
-    "SUFFIXES",
-    "check_target",
-    "file_sha256",
-    "is_held_out",
-    "picture_names",
-    "read_file",
-    "replace_file",
-    "shown",
-]
-
 MAX_FILE_BYTES = 1 << 30
 FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")

@@ -21,8 +21,6 @@ from inlay.pictures.arrays import from_levels, row_bands, to_levels
 from inlay.pictures.box import Box
 from inlay.pictures.colour import Conversion, conversion
 
-__all__ = ["Picture", "to_8_bits"]
-
 _log = logging.getLogger("inlay")
 
 

@@ -34,15 +34,6 @@ from inlay.pictures.arrays import from_levels, luma, samples_of, upright
 from inlay.pictures.files import FORMATS, read_file, shown
 from inlay.pictures.picture import Picture
 
-__all__ = [
-    "DEFAULT_MAX_PIXELS",
-    "Source",
-    "decode",
-    "read_mask",
-    "read_picture",
-    "read_record",
-]
-
 DEFAULT_MAX_PIXELS = 100_000_000
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 

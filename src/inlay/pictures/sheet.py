@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-__all__ = ["contact_sheet"]
 
 _GAP = 8
 _PAPER = (255, 255, 255)

@@ -30,8 +30,6 @@ from inlay.pictures.arrays import to_levels, vips_image
 from inlay.pictures.files import check_target, replace_file, shown
 from inlay.pictures.picture import Picture, to_8_bits
 
-__all__ = ["check_output", "exif_block", "write_picture"]
-
 _log = logging.getLogger("inlay")
 
 

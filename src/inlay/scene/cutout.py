@@ -24,7 +24,6 @@ from inlay.scene.matte import colours, matte
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Cutout", "cut", "grabcut", "guess_mask", "without_specks"]
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from inlay.pictures.arrays import FAINT, grow, resize, to_uint8
 
-__all__ = ["backdrop", "fill_hole", "foreground", "membrane"]
-
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 

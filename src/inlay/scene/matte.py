@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from inlay.pictures.arrays import FAINT, bounds, distance, resize
 from inlay.pictures.box import Box
 
-__all__ = ["colours", "matte"]
-
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 

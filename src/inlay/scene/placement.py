@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from inlay.scene.cutout import Cutout
     from inlay.scene.subject import Subject
 
-__all__ = ["bounding_size", "outline", "place", "place_all"]
 
 Size = tuple[int, int]
 Seed = int | Sequence[int]

@@ -20,8 +20,6 @@ from inlay.errors import InputError
 from inlay.pictures.arrays import resize, to_uint8
 from inlay.pictures.box import Box
 
-__all__ = ["Segmentation", "segment"]
-
 Image = NDArray[np.float32]
 
 _log = logging.getLogger("inlay")

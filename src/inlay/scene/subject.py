@@ -18,8 +18,6 @@ from inlay.scene.cutout import Cutout, cut
 from inlay.scene.placement import LARGEST_AREA
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
 
-__all__ = ["BoxField", "Flag", "Source", "Subject", "as_box", "as_size", "as_subjects", "path_of"]
-
 _CONCEPT = ".safetensors"
 # Of a scene, in pixels.
 LEAST_SIDE, LARGEST_SIDE = 64, 8192

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
 
     from inlay.pictures.picture import Picture
 
-__all__ = [
-    "Layer",
-    "Painted",
-    "Region",
-    "Scene",
-    "Window",
-    "crop_box",
-    "merge",
-    "model_size",
-    "stitch",
-    "to_tensor",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Region:

@@ -25,8 +25,6 @@ from inlay.training.batches import Batch, CorpusLoader
 from inlay.training.losses import latent_mask
 from inlay.training.trainer import BranchConfig, BranchTrainer
 
-__all__ = ["AdapterConfig", "AdapterTrainer", "large_holes", "noisy_timesteps", "train_adapter"]
-
 
 class AdapterConfig(BranchConfig):
     """The whole recipe; it is written next to the weights it made."""

@@ -22,15 +22,6 @@ from inlay.training.corpus import Corpus, object_mask, recolour
 from inlay.training.disturb import Image, Policy, Sample, draw_sample
 from inlay.training.objects import ObjectCache
 
-__all__ = [
-    "Ahead",
-    "Batch",
-    "CorpusLoader",
-    "DisturbedLoader",
-    "Samples",
-    "cover",
-]
-
 Rng = np.random.Generator
 T = TypeVar("T")
 

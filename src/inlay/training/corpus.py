@@ -25,17 +25,6 @@ from inlay.pictures.files import is_held_out, picture_names
 from inlay.pictures.read import read_picture
 from inlay.scene.cutout import grabcut
 
-__all__ = [
-    "Corpus",
-    "RenderedConfig",
-    "find_object",
-    "load_corpus",
-    "metadata_rows",
-    "object_mask",
-    "recolour",
-    "with_rendered",
-]
-
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 

@@ -31,18 +31,6 @@ from inlay.pictures.arrays import blur
 from inlay.pictures.colour import srgb_decode, srgb_encode
 from inlay.training.objects import ObjectCache
 
-__all__ = [
-    "KINDS",
-    "Change",
-    "Policy",
-    "Sample",
-    "disturb",
-    "disturb_object",
-    "draw",
-    "draw_sample",
-    "jitter",
-]
-
 Rng = np.random.Generator
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]

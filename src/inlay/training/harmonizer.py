@@ -34,8 +34,6 @@ from inlay.training.objects import ObjectCache
 from inlay.training.restoration import restoration
 from inlay.training.trainer import BranchConfig, BranchTrainer, favoured_timesteps
 
-__all__ = ["HarmonizerConfig", "HarmonizerTrainer", "train_harmonizer"]
-
 _VALIDATED = 64
 
 

@@ -10,16 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = [
-    "MARGIN",
-    "channel_weight",
-    "contrast",
-    "erase",
-    "latent_mask",
-    "local_mean",
-    "other_captions",
-]
-
 MARGIN = 0.02
 
 

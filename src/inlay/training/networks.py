@@ -22,15 +22,6 @@ from inlay.training.corpus import Corpus, RenderedConfig
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-__all__ = [
-    "EmbeddedConfig",
-    "Networks",
-    "copy_autoencoder",
-    "fit_autoencoder",
-    "noise_scheduler",
-    "read_tokenizer",
-    "train_tokenizer",
-]
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 

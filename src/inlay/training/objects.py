@@ -23,8 +23,6 @@ from safetensors.numpy import load_file, save_file
 from inlay.pictures.arrays import blur, bounds, resize, shrink
 from inlay.scene.cutout import grabcut
 
-__all__ = ["ObjectCache", "find_objects"]
-
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 Flags = NDArray[np.bool_]

@@ -14,8 +14,6 @@ from inlay.diffusion.harmonizer import correct, few_levels
 from inlay.pictures.arrays import masked_blur
 from inlay.training.batches import Samples, cover
 
-__all__ = ["restoration"]
-
 # In squares of 8-bit levels: a change that cannot be seen can neither be undone nor made worse.
 _SEEN = 0.5 * (2 / 255) ** 2
 

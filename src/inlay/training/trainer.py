@@ -21,8 +21,6 @@ from inlay.training.batches import Batch, CorpusLoader
 from inlay.training.corpus import Corpus, load_corpus
 from inlay.training.losses import channel_weight
 
-__all__ = ["BranchConfig", "BranchTrainer", "Trainer", "favoured_timesteps"]
-
 Errors = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # Captions come again: as many stay embedded, a few tens of kilobytes each.

@@ -25,7 +25,6 @@ from inlay.diffusion.attention_shared import (
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.control import control_image, fit_drawing
 from inlay.diffusion.distill import Branch, Descent, Span, Term, beside, distill
-from inlay.diffusion.ilvr import ramp
 from inlay.diffusion.perceptual import latent_loss
 from inlay.diffusion.sample import Denoise, Level, step_count
 from inlay.errors import InputError
@@ -36,6 +35,7 @@ from inlay.methods.workspace import (
     add_change,
     add_texture,
     fill_smoothly,
+    ramp,
     replace_region,
 )
 from inlay.scene.window import Painted, Window

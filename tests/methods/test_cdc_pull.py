@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.diffusion.ilvr import LocalizedPull, low_pass, ramp
 from inlay.diffusion.sample import Level, Step
+from inlay.methods.cdc import LocalizedPull, low_pass
+from inlay.methods.workspace import ramp
 
 
 def _cubic(x: float) -> float:
