@@ -215,17 +215,18 @@ class _Passes:
         self, result: Result, states: Sequence[State], seed: int, seconds: Mapping[str, float]
     ) -> None:
         """Put the pictures of one seed and their records into the result."""
+        last, steps = states[-1], self.request.steps()
+        record = self._record(self.request, last, seed, seconds)
         kept: dict[str, tuple[Picture, dict[str, Any]]] = {}
-        steps = self.request.steps()
         for number, (step, state) in enumerate(zip(steps, states, strict=True), 1):
-            if self.keep or number == len(states):
-                request = self.request.after(number)
-                record = self._record(request, state, seed, seconds)
-                if step.phase:
-                    kept[step.phase] = state.picture, record
-        own = steps[-1].choice.settings.stages(steps[-1].verb)
-        for name, part in states[-1].stages.items() if not steps[-1].phase else ():
-            choice = self.request.method.model_copy(update={"settings": own[name]})
+            if step.phase and self.keep:
+                own = record
+                if state is not last:
+                    own = self._record(self.request.after(number), state, seed, seconds)
+                kept[step.phase] = state.picture, own
+        settings = steps[-1].choice.settings.stages(steps[-1].verb)
+        for name, part in last.stages.items() if not steps[-1].phase else ():
+            choice = self.request.method.model_copy(update={"settings": settings[name]})
             request = self.request.model_copy(update={"method": choice})
             kept[name] = part.picture, self._record(request, part, seed, seconds)
         result.pictures.append(states[-1].picture)
