@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import time
@@ -23,6 +24,11 @@ from inlay.learning.state import TrainState
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 
 
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Processes:
     """The processes that share a run, as `accelerate launch` starts them; mostly there is one.
 
@@ -42,6 +48,8 @@ class Processes:
             # Precision is set by the run itself: the frozen U-Net, too, is under autocast.
             state = Accelerator(mixed_precision="no")
             self.number, self.device = state.process_index, state.device
+            # A group that still listens when Python ends can abort the process.
+            atexit.register(_leave)
 
     @property
     def first(self) -> bool:
