@@ -211,6 +211,17 @@ def test_the_nearest_name_is_offered(
     assert capsys.readouterr().err.endswith(hint + "\n")
 
 
+@pytest.mark.parametrize("words", [["?", "A"], ["What?", "Yes. No"], ["x"]])
+def test_an_argument_too_many_is_named(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", *words]) == 2
+    first = words[0]
+    assert capsys.readouterr().err == (
+        f"inlay models takes no argument {first!r} here; see inlay models --help.\n"
+    )
+
+
 def test_help_version_and_completion_exit_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["-h"], ["--help"], ["compose", "--help"], ["train", "-h"]):
         assert main(arguments) == 0

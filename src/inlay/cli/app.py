@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -174,6 +175,9 @@ def usage_sentence(error: Exception) -> str:
             if word in message:
                 return f"{_shown(parameter)} cannot be read; expected {kind}."
         return f"{_shown(parameter)} is wrong: {message}."
+    extra = re.search(r"unexpected extra argument.*? \((\S+)", message)
+    if extra is not None:
+        return f"{path} takes no argument {show(extra[1].rstrip(')'))} here; see {path} --help."
     if message == "Missing command":
         commands = ", ".join(context.command.list_commands(context))
         return f"{path} needs a command: {commands}."
