@@ -42,7 +42,6 @@ from inlay.methods.phd.settings import PhdSettings
 from inlay.pictures.arrays import bounds
 from inlay.pictures.read import read_picture
 from inlay.pictures.sheet import contact_sheet
-from inlay.scene.placement import outline
 from inlay.scene.subject import Subject
 
 PROMPTS = ("a photo of a landscape", "a photo of a building")
@@ -87,7 +86,7 @@ def placed(
     alpha = subject[..., 3].astype(np.float32) / 255
     inner = bounds(alpha)
     assert inner is not None
-    small, where = outline((inner.width, inner.height), size, Subject("", box=box))
+    small, where = Subject("", box=box).outline((inner.width, inner.height), size)
     shrinks = small[0] <= inner.width and small[1] <= inner.height
     how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     photo = np.full((size[1], size[0], 3), np.nan, np.float32)

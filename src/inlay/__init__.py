@@ -44,11 +44,10 @@ _LAZY = {
 def cut(picture: Source, **options: Any) -> Image:
     """Cut the subject out of its picture: PIL "RGBA" of the picture's size.
 
-    Options are those of inlay.scene.cutout.cut: by ("alpha", "mask", "box", "grabcut" or
+    Options are those of inlay.scene.subject.cut: by ("alpha", "mask", "box", "grabcut" or
     the name of a segmentation model), mask, box, max_pixels. Raises InputError.
     """
-    from inlay.scene.cutout import cut
-    from inlay.scene.subject import as_box
+    from inlay.scene.subject import as_box, cut
 
     if "box" in options:
         options["box"] = as_box(options["box"], "box")

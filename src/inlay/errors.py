@@ -34,6 +34,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}."
 
 
+def unsaved(role: str) -> InputError:
+    """The error where a record needs a picture that was never a file."""
+    return InputError(
+        f"the {role} was handed over in memory, not as a file; the picture cannot be made again."
+    )
+
+
 def show(value: object) -> str:
     """A value as it stands in a message: quoted where it is text, never long."""
     text = repr(value) if isinstance(value, str) else str(value)

@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from inlay.errors import InputError
+from inlay.errors import InputError, unsaved
 from inlay.methods.registry import Step
+from inlay.pictures.arrays import Image
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import Source, read_mask, read_picture
-from inlay.request import (
-    ComposeRequest,
-    HarmonizeRequest,
-    RemoveRequest,
-    Request,
-    SceneRequest,
-)
-from inlay.scene.cutout import Cutout, guess_mask
-from inlay.scene.placement import bounding_size, place_all
-from inlay.scene.subject import Subject
-from inlay.scene.window import Layer, Region, Scene, merge
+from inlay.pictures.read import read_mask, read_picture
+from inlay.request import ComposeRequest, HarmonizeRequest, Request, SceneRequest
+from inlay.scene.cutout import guess_mask
+from inlay.scene.subject import Cutout, Subject
+from inlay.scene.window import Layer, Region, Scene, merge, place
 
 # All pictures of a call are held in memory until it returns: so many pixels.
 _MAX_TOGETHER = 2_000_000_000
@@ -39,6 +33,8 @@ _MAX_TOGETHER = 2_000_000_000
 _SHARE = 0.5
 _GROUND = 0.9
 _GREY = 128
+# How often a random place is drawn anew because others lie there.
+_TRIES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +71,12 @@ class Inputs:
     """
 
     picture: Picture
-    cutouts: Sequence[Cutout] = ()
-    region: Region | None = None
-    clean: Picture | None = None
-    drawing: NDArray[np.float32] | None = None
-    read: dict[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    cutouts: Sequence[Cutout]
+    region: Region | None
+    clean: Picture | None
+    drawing: Image | None
+    read: dict[str, Any]
+    notes: Sequence[str]
 
 
 def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = False) -> Inputs:
@@ -89,127 +85,81 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
     Pictures above max_pixels are refused; trust_remote_code lets a segmentation model run code of
     its own. Raises InputError.
     """
-    if isinstance(request, ComposeRequest):
-        return _compose_inputs(request, max_pixels, trust_remote_code)
+    read, notes = request.inputs(), list[str]()
+
+    def picture_of(role: str) -> Picture:
+        source = getattr(request, role)
+        if source is None:
+            raise unsaved(role)
+        read[role] = picture = read_picture(source, role=role, max_pixels=max_pixels)
+        _check_memory(request, picture.size)
+        return picture
+
+    def mask_of(name: str, white: str = "where the object is") -> Image:
+        role, source = request.role(name), getattr(request, name)
+        return read_mask(source, size=picture.size, role=role, white=white, max_pixels=max_pixels)
+
+    region = clean = drawing = None
     if isinstance(request, SceneRequest):
-        width, height = request.size
-        if width * height > max_pixels:
-            raise InputError(
-                f"size is {width}x{height}, {width * height} pixels in all; expected at most "
-                f"{max_pixels}."
-            )
-        stages = len(request.method.settings.stages("scene")) if request.keep_phases else 1
-        _check_memory(request, request.size, stages)
-        cutouts = [each.cutout(max_pixels, trust_remote_code) for each in request.subjects]
-        return Inputs(_canvas(request.size), cutouts, read=_handed_in(request, cutouts))
-    if isinstance(request, HarmonizeRequest):
-        return _harmonize_inputs(request, max_pixels)
-    assert isinstance(request, RemoveRequest)
-    picture = _picture(request, request.picture, "picture", max_pixels)
-    mask = read_mask(request.mask, size=picture.size, role="mask", max_pixels=max_pixels)
-    read = {"picture": picture, "mask": request.mask}
-    return Inputs(picture, region=Region.of(mask), read=read)
-
-
-def _compose_inputs(request: ComposeRequest, max_pixels: int, trust: bool) -> Inputs:
-    notes = []
-    phases = max(len(request.phases), len(request.method.settings.stages("compose")))
-    held = max(phases, 1) if request.keep_phases else 1
-    picture = _picture(request, request.background, "background", max_pixels, held)
-    cutouts = [each.cutout(max_pixels, trust) for each in request.subjects]
-    drawing = None
-    if request.control is not None:
-        drawing = read_mask(
-            request.control,
-            size=picture.size,
-            role="control",
-            white="lines on black",
-            max_pixels=max_pixels,
-        )
-        steps = request.steps()
-        if not any(step.choice.settings.follows_control() for step in steps):
-            names = ", ".join(step.choice.name for step in steps)
-            notes.append(f"{names}: the control picture is not used")
-    region = None
-    if "remove" in request.phases:
-        region = _hole(request, picture, max_pixels)
-    read = {"background": picture, **_handed_in(request, cutouts)}
-    return Inputs(picture, cutouts, region, None, drawing, read, notes)
-
-
-def _harmonize_inputs(request: HarmonizeRequest, max_pixels: int) -> Inputs:
-    picture = _picture(request, request.picture, "picture", max_pixels)
-    notes: list[str] = []
-    if request.mask is None:
-        mask = guess_mask(picture, notes)
+        picture = _canvas(request, max_pixels)
     else:
-        mask = read_mask(request.mask, size=picture.size, role="mask", max_pixels=max_pixels)
-    clean = None
-    if request.background is not None:
-        clean = _picture(request, request.background, "background", max_pixels)
-        if clean.size != picture.size:
-            raise InputError(
-                f"the background is {clean.width}x{clean.height} pixels and the picture "
-                f"{picture.width}x{picture.height}; they must be of one size."
-            )
-    read = {"picture": picture, "mask": request.mask, "background": clean}
-    return Inputs(picture, region=Region.of(mask), clean=clean, read=read, notes=notes)
+        picture = picture_of("background" if isinstance(request, ComposeRequest) else "picture")
+    cutouts = []
+    for number, subject in enumerate(request.subjects_of()):
+        cutouts.append(subject.cutout(max_pixels, trust_remote_code))
+        # A file is known by its bytes, a subject in memory by its cut-out.
+        read[f"subjects.{number}.picture"] = subject.path or cutouts[-1]
+    if isinstance(request, ComposeRequest):
+        if request.control is not None:
+            drawing = mask_of("control", "lines on black")
+            choices = [step.choice for step in request.steps()]
+            if not any(choice.settings.follows_control() for choice in choices):
+                names = ", ".join(choice.name for choice in choices)
+                notes.append(f"{names}: the control picture is not used")
+        if "remove" in request.phases:
+            masked = request.remove_mask is not None
+            region = Region.of(mask_of("remove_mask")) if masked else _boxes(request, picture)
+    elif isinstance(request, HarmonizeRequest):
+        mask = guess_mask(picture, notes) if request.mask is None else mask_of("mask")
+        if request.background is not None:
+            clean = picture_of("background")
+            if clean.size != picture.size:
+                raise InputError(
+                    f"the background is {clean.width}x{clean.height} pixels and the picture "
+                    f"{picture.width}x{picture.height}; they must be of one size."
+                )
+        region = Region.of(mask)
+    elif not isinstance(request, SceneRequest):
+        region = Region.of(mask_of("mask"))
+    return Inputs(picture, cutouts, region, clean, drawing, read, notes)
 
 
-def _picture(
-    request: Request, source: Source, role: str, max_pixels: int, held: int = 1
-) -> Picture:
-    if source is None:
-        raise InputError(
-            f"the {role} was handed over in memory, not as a file; the picture cannot be made "
-            "again."
-        )
-    picture = read_picture(source, role=role, max_pixels=max_pixels)
-    _check_memory(request, picture.size, held)
-    return picture
-
-
-def _check_memory(request: Request, size: tuple[int, int], held: int) -> None:
-    """Raises InputError where so many pictures of (width, height) are too much to hold.
-
-    held: how many are kept for one that was asked for.
-    """
-    count = request.num_images
-    if count > 1 and count * held * size[0] * size[1] > _MAX_TOGETHER:
-        most = max(1, _MAX_TOGETHER // (held * size[0] * size[1]))
+def _check_memory(request: Request, size: tuple[int, int]) -> None:
+    """Raises InputError where a request's pictures of (width, height) are too much to hold."""
+    count, pixels = request.num_images, max(1, len(request.kept_names())) * size[0] * size[1]
+    if count > 1 and count * pixels > _MAX_TOGETHER:
         raise InputError(
             f"num_images is {count}, too many at once for a picture of {size[0]} x {size[1]} "
-            f"pixels; expected at most {most}."
+            f"pixels; expected at most {max(1, _MAX_TOGETHER // pixels)}."
         )
 
 
-def _handed_in(request: ComposeRequest | SceneRequest, cutouts: Sequence[Cutout]) -> dict[str, Any]:
-    """What the record hashes: files by their bytes, a subject in memory by its cut-out."""
-    found = request.inputs()
-    for number, (subject, cutout) in enumerate(zip(request.subjects, cutouts, strict=True)):
-        if not isinstance(subject.picture, str):
-            found[f"subjects.{number}.picture"] = subject.path or cutout
-    return found
-
-
-def _canvas(size: tuple[int, int]) -> Picture:
+def _canvas(request: SceneRequest, max_pixels: int) -> Picture:
     """A grey picture: 8-bit RGB, sRGB."""
-    samples = np.full((size[1], size[0], 3), _GREY, np.uint8)
-    samples.setflags(write=False)
-    digest = hashlib.sha256(samples.data).hexdigest()
-    return Picture(samples, "RGB", None, "the scene", digest, None)
-
-
-def _hole(request: ComposeRequest, picture: Picture, max_pixels: int) -> Region:
-    """What goes before the subjects come: under the mask, else in their boxes.
-
-    Raises InputError where there is neither, or nothing of it lies in the picture.
-    """
-    if request.remove_mask is not None:
-        white = read_mask(
-            request.remove_mask, size=picture.size, role="remove mask", max_pixels=max_pixels
+    width, height = request.size
+    if width * height > max_pixels:
+        raise InputError(
+            f"size is {width}x{height}, {width * height} pixels in all; expected at most "
+            f"{max_pixels}."
         )
-        return Region.of(white)
+    _check_memory(request, request.size)
+    samples = np.full((height, width, 3), _GREY, np.uint8)
+    samples.setflags(write=False)
+    return Picture(samples, "RGB", None, "the scene", hashlib.sha256(samples.data).hexdigest())
+
+
+def _boxes(request: ComposeRequest, picture: Picture) -> Region:
+    """What lies in the subjects' boxes; raises InputError where none is in the picture."""
     inside = []
     for subject in request.subjects:
         if subject.box is None:
@@ -224,9 +174,7 @@ def _hole(request: ComposeRequest, picture: Picture, max_pixels: int) -> Region:
             f"the box lies wholly outside the background, which is {picture.width} x "
             f"{picture.height} pixels."
         )
-    whole = inside[0]
-    for part in inside:
-        whole = whole.hull(part)
+    whole = reduce(Box.hull, inside)
     white = np.zeros((whole.height, whole.width), np.float32)
     for part in inside:
         white[part.shifted(-whole.x, -whole.y).slices] = 1
@@ -239,12 +187,7 @@ def plan_of(request: Request, inputs: Inputs, seed: int) -> Plan:
     if not isinstance(request, (ComposeRequest, SceneRequest)):
         assert inputs.region is not None
         return Plan([PlannedStep(steps[0], [Scene(inputs.region, clean=inputs.clean)])])
-    size = inputs.picture.size
-    subjects = list(request.subjects)
-    if isinstance(request, SceneRequest):
-        sizes = [cutout.size for cutout in inputs.cutouts]
-        subjects = [_grounded(*pair, size) for pair in zip(subjects, sizes, strict=True)]
-    layers = place_all(inputs.cutouts, size, subjects, seed)
+    layers = _layers(request, inputs, seed)
     if isinstance(request, SceneRequest):
         whole = merge(layers)
         return Plan([PlannedStep(steps[0], [Scene(whole.region, whole, inverted=True)])], layers)
@@ -264,11 +207,34 @@ def plan_of(request: Request, inputs: Inputs, seed: int) -> Plan:
     return Plan(planned, layers)
 
 
+def _layers(request: ComposeRequest | SceneRequest, inputs: Inputs, seed: int) -> list[Layer]:
+    """Every subject where it lies; random places keep apart.
+
+    The first one is placed with `seed`, so that it lies where it would lie alone. Each further one
+    with a random place gets the first of a row of seeds that puts it clear of those before it;
+    where none of them does, the one that covers least of theirs. Raises InputError as `place` does.
+    """
+    size = inputs.picture.size
+    layers: list[Layer] = []
+    taken: list[Box] = []
+    for number, (subject, cutout) in enumerate(zip(request.subjects, inputs.cutouts, strict=True)):
+        if isinstance(request, SceneRequest):
+            subject = _grounded(subject, cutout.size, size)
+        drawn = number and subject.random
+        seeds = [[seed, number, n] for n in range(_TRIES)] if drawn else [seed]
+        boxes = [subject.outline(cutout.size, size, each)[1] for each in seeds]
+        common = [sum(b.area for other in taken if (b := box.intersect(other))) for box in boxes]
+        best = common.index(min(common))
+        layers.append(place(cutout, size, subject, seeds[best]))
+        taken.append(boxes[best])
+    return layers
+
+
 def _grounded(subject: Subject, shape: tuple[int, int], size: tuple[int, int]) -> Subject:
     """The subject, in the lower middle of a scene where it names no place."""
     if subject.box is not None or subject.at is not None or subject.random:
         return subject
-    width, height = bounding_size(*shape, subject.rotate)
+    width, height = subject.turned(*shape)
     scale = subject.scale or min(
         _SHARE * min(size) / max(width, height), size[0] / width, size[1] / height
     )

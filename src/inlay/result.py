@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from inlay.errors import InputError, __version__
+from inlay.errors import InputError, __version__, unsaved
 from inlay.methods.registry import main_phase
 from inlay.pictures.box import Box
 from inlay.pictures.files import file_sha256
@@ -282,10 +282,7 @@ def read_back(path: str | os.PathLike[str]) -> Record:
 
 def _find(role: str, source: _Input, beside: Path) -> str:
     if source.path is None:
-        raise InputError(
-            f"the {role} was handed over in memory, not as a file; the picture cannot be made "
-            "again."
-        )
+        raise unsaved(role)
     changed = False
     for candidate in (Path(source.path), beside / source.path, beside / Path(source.path).name):
         try:

@@ -23,10 +23,8 @@ from inlay.methods.concept.fill import filler
 from inlay.methods.dreamedit import DreamEditSettings, paste_photo
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
-from inlay.scene.cutout import Cutout
-from inlay.scene.placement import place
-from inlay.scene.subject import Subject
-from inlay.scene.window import Scene, Window
+from inlay.scene.subject import Cutout, Subject
+from inlay.scene.window import Scene, Window, place
 from inlay.settings import validate_settings
 from photos import Photo
 

@@ -18,8 +18,8 @@ from skimage import data
 from inlay.errors import InputError
 from inlay.pictures.arrays import bounds
 from inlay.pictures.box import Box
-from inlay.scene.cutout import cut
 from inlay.scene.matte import colours, matte
+from inlay.scene.subject import cut
 
 Array = NDArray[np.float32]
 

@@ -12,10 +12,8 @@ from skimage import data
 from inlay import Composer, InputError
 from inlay.pictures.box import Box
 from inlay.pictures.read import read_picture
-from inlay.scene.cutout import Cutout
-from inlay.scene.placement import place
-from inlay.scene.subject import Subject
-from inlay.scene.window import Layer, Region, Scene, Window, merge
+from inlay.scene.subject import Cutout, Subject
+from inlay.scene.window import Layer, Region, Scene, Window, merge, place
 
 CUP = (data.coffee()[:200:2, :300:2] / 255).astype(np.float32)
 

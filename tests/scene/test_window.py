@@ -124,9 +124,8 @@ def test_a_thin_region_still_has_a_mask() -> None:
 
 
 def test_see_through_background_keeps_the_law_of_over() -> None:
-    from inlay.scene.cutout import Cutout
-    from inlay.scene.placement import place
-    from inlay.scene.subject import Subject
+    from inlay.scene.subject import Cutout, Subject
+    from inlay.scene.window import place
 
     background = np.zeros((64, 64, 4), np.uint8)
     background[..., 0], background[..., 3] = 200, 128

@@ -48,7 +48,7 @@ def cut(
     from inlay.pictures.read import read_picture
     from inlay.pictures.write import write_picture
     from inlay.result import identify
-    from inlay.scene.cutout import cut as cut_out
+    from inlay.scene.subject import cut as cut_out
 
     inputs = {"picture": picture} | ({} if given.mask is None else {"mask": given.mask})
     out = check_out(output, inputs)

@@ -80,7 +80,7 @@ def find_views(
     """Read 1 to 10 photos of one object and find it in each.
 
     Where it is comes from the photo's box or mask, else from its alpha, else from a cutout (`cut`
-    as scene.cutout's `by`). `shapes` asks for its shape in a box, too. Raises InputError for a
+    as scene.subject.cut's `by`). `shapes` asks for its shape in a box, too. Raises InputError for a
     number of photos that is not right, a photo that cannot be read, and an object that is not
     there.
     """
@@ -151,7 +151,7 @@ class _Search:
 
     def _cutout(self, picture: Picture, box: Box | None) -> Image:
         """The mask of a cutout, looked for in a smaller picture where the photo is large."""
-        from inlay.scene.cutout import cut
+        from inlay.scene.subject import cut
 
         scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
         small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -1,32 +1,22 @@
-"""Cutting a subject out of its picture: by alpha, by mask, by a box, or by a segmenter.
+"""Finding a subject in its picture where no alpha says it: by a mask, a box, or a segmenter.
 
-A hard outline becomes a soft one with a closed-form matte, and the subject's own colour is
-estimated where the old background shines through, so that no halo of it comes along.
+A hard outline becomes a soft one with a closed-form matte.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, bounds, resize, to_uint8
+from inlay.pictures.arrays import Image, Mask, bounds, resize, to_uint8
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
-from inlay.scene.matte import colours, matte
-
-if TYPE_CHECKING:
-    from PIL import Image as PILImage
-
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+from inlay.pictures.read import read_mask
+from inlay.scene.matte import matte
 
 _log = logging.getLogger("inlay")
 
@@ -41,96 +31,37 @@ _SMALLEST_PIECE = 0.05
 _LARGEST_PINHOLE = 0.06
 
 
-@dataclass(frozen=True, eq=False)
-class Cutout:
-    """A subject without its background, cropped to where it is not transparent.
+def find_alpha(
+    name: str,
+    rgb: Image,
+    by: str,
+    mask: Any,
+    box: Box | None,
+    max_pixels: int,
+    trust_remote_code: bool,
+) -> Image:
+    """The alpha (h, w) in [0, 1] of the subject in a picture (h, w, 3).
 
-    rgb (h, w, 3) is the subject's own colour even where the old background shone through. concept
-    is the file of a concept, whose picture is yet to be made: then all of it is grey. place is
-    where it lay in its picture, whose (width, height) is whole.
+    by: "mask" takes `mask` (white is the subject; a soft one is the alpha itself, a hard one gets a
+    matte along its edge); "box" and "grabcut" look for the subject inside `box`, or without one
+    inside the picture less a narrow rim (Rother, Kolmogorov and Blake, GrabCut, 2004); anything
+    else is the hub id or folder of a segmentation model. `name` is what sentences call the picture.
+    Raises InputError.
     """
+    if by == "mask":
+        if mask is None:
+            raise InputError("the cut is by mask but there is no mask; give one.")
+        size = rgb.shape[1], rgb.shape[0]
+        white = read_mask(mask, size=size, role="mask", max_pixels=max_pixels)
+        return _by_mask(rgb, _inside(white, box))
+    if by in ("box", "grabcut"):
+        if by == "box" and box is None:
+            raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
+        return matte(rgb, _grabcut(rgb, box, name), "wide")
+    from inlay.scene.segment import segment
 
-    rgb: Image
-    alpha: Image
-    name: str
-    sha256: str
-    concept: Path | None = None
-    place: Box | None = None
-    whole: tuple[int, int] = (0, 0)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height)."""
-        return self.alpha.shape[1], self.alpha.shape[0]
-
-    def to_pil(self) -> PILImage.Image:
-        """An 8-bit RGBA picture of its picture's size, clear round the subject."""
-        from PIL import Image as PILImage
-
-        assert self.place is not None
-        samples = np.zeros((self.whole[1], self.whole[0], 4), np.uint8)
-        levels = to_uint8(np.dstack([self.rgb, self.alpha]))
-        levels[self.alpha <= FAINT] = 0
-        samples[self.place.slices] = levels
-        return PILImage.fromarray(samples, "RGBA")
-
-
-def cut(
-    source: Source,
-    *,
-    by: str | None = None,
-    mask: Source | None = None,
-    box: Box | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    trust_remote_code: bool = False,
-) -> Cutout:
-    """Cut a subject out of its picture.
-
-    by: "alpha" takes the picture's transparency; "mask" takes `mask` (white is the subject; a
-    soft one is the alpha itself, a hard one gets a matte along its edge); "box" and "grabcut"
-    look for the subject inside `box`, or without one inside the picture less a narrow rim
-    (Rother, Kolmogorov and Blake, GrabCut, 2004); anything else is the hub id or folder of a
-    segmentation model. Left out: mask where one is given, alpha where the picture has some, box
-    where one is given, else grabcut. The alpha of a matte is closed-form matting (Levin,
-    Lischinski and Weiss 2008), colours are multi-level foreground estimation (Germer et al.
-    2020). Raises InputError where nothing is found or the inputs do not fit.
-    """
-    picture = read_picture(source, role="subject", max_pixels=max_pixels)
-    opacity = picture.alpha()
-    if by is None:
-        clear = opacity is not None and bool((opacity < 1).any())
-        by = "mask" if mask is not None else "alpha" if clear else "box" if box else "grabcut"
-    if mask is not None and by != "mask":
-        raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
-    box = None if box is None else picture.clip(box, "cut box")
-    if by == "alpha":
-        if opacity is None:
-            raise InputError(f"{picture.name} has no transparency to cut by; give a mask or a box.")
-        alpha, missing = _inside(opacity, box), "is fully transparent; give a subject with opacity"
-    else:
-        rgb, missing = picture.rgb(), "shows no subject; give a mask"
-        if by == "mask":
-            if mask is None:
-                raise InputError("the cut is by mask but there is no mask; give one.")
-            white = read_mask(mask, size=picture.size, role="mask", max_pixels=max_pixels)
-            alpha = _by_mask(rgb, _inside(white, box))
-        elif by in ("box", "grabcut"):
-            if by == "box" and box is None:
-                raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
-            alpha = matte(rgb, _grabcut(rgb, box, picture.name), "wide")
-        else:
-            from inlay.scene.segment import segment
-
-            found = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
-            alpha = found.mask if found.soft else matte(rgb, found.mask > 0.5, "wide", found.reach)
-        if opacity is not None:
-            alpha = alpha * opacity
-    place = bounds(alpha)
-    if place is None:
-        raise InputError(f"{picture.name} {missing}.")
-    own = picture.rgb(place) if by == "alpha" else colours(rgb, alpha, place)
-    alpha = np.ascontiguousarray(alpha[place.slices])
-    return Cutout(own, alpha, picture.name, picture.sha256, None, place, picture.size)
+    found = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
+    return found.mask if found.soft else matte(rgb, found.mask > 0.5, "wide", found.reach)
 
 
 def _inside(mask: Image, box: Box | None) -> Image:

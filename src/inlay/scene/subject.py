@@ -1,28 +1,39 @@
-"""A subject: its picture, what of that it is, where it goes; and its cut-out."""
+"""A subject: what of its picture it is, how large it becomes and where it goes; its cut-out."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from PIL import Image as PILImage
 from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validator
 
-from inlay.errors import InputError, show
+from inlay.errors import InputError, show, unsaved
+from inlay.pictures.arrays import FAINT, Image, bounds, to_uint8
 from inlay.pictures.box import Box
-from inlay.scene.cutout import Cutout, cut
-from inlay.scene.placement import LARGEST_AREA
+from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
+
+Size = tuple[int, int]
+Seed = int | Sequence[int]
 
 _CONCEPT = ".safetensors"
 # Of a scene, in pixels.
 LEAST_SIDE, LARGEST_SIDE = 64, 8192
 # The longer side of what stands for a concept, where no box says it; a scale is a factor on it.
 _STAND_IN = 512
+# Where no scale is asked for, the subject's longer side over the background's shorter side; the
+# span of that share for a random scale.
+_SHARE, _RANDOM_SHARE = 0.4, (0.25, 0.6)
+# The most pixels of a placed subject before it is clipped, and OpenCV's longest side to turn.
+_LARGEST_AREA, _LONGEST_TURNED = 100_000_000, 32_000
 
 
 def as_box(value: Any, name: str) -> Box | None:
@@ -55,9 +66,7 @@ def as_size(value: Any, name: str) -> tuple[int, int]:
 
 def as_source(value: Any, name: str) -> Any:
     """A path, a PIL picture, an array or None; raises InputError for anything else."""
-    from PIL.Image import Image
-
-    if value is None or isinstance(value, (str, os.PathLike, Image, np.ndarray)):
+    if value is None or isinstance(value, (str, os.PathLike, PILImage.Image, np.ndarray)):
         return value
     raise InputError(f"{name} is {show(value)}; expected a path, a PIL picture or a uint8 array.")
 
@@ -145,43 +154,92 @@ class Subject(Form):
         return Path(path) if path is not None and path.lower().endswith(_CONCEPT) else None
 
     def cutout(self, max_pixels: int, trust_remote_code: bool = False) -> Cutout:
-        """The subject without its own picture; raises InputError as inlay.scene.cutout.cut does.
+        """The subject without its own picture; raises InputError as `cut` does.
 
         A concept has no picture yet: grey of the box's size, or of the aspect that it was learnt
         with.
         """
         if self.picture is None:
-            raise InputError(
-                "the subject was handed over in memory, not as a file; the picture cannot be made "
-                "again."
+            raise unsaved("subject")
+        if self.concept is None:
+            return cut(
+                self.picture,
+                by=self.cut,
+                mask=self.mask,
+                box=self.cut_box,
+                max_pixels=max_pixels,
+                trust_remote_code=trust_remote_code,
             )
-        if self.concept is not None:
-            return self._stand_in(self.concept)
-        return cut(
-            self.picture,
-            by=self.cut,
-            mask=self.mask,
-            box=self.cut_box,
-            max_pixels=max_pixels,
-            trust_remote_code=trust_remote_code,
-        )
-
-    def _stand_in(self, path: Path) -> Cutout:
         from inlay.checkpoints.concept import read_concept
         from inlay.pictures.files import file_sha256
 
-        aspect = read_concept(path).aspect
-        width = round(_STAND_IN * min(1.0, aspect))
-        height = round(_STAND_IN * min(1.0, 1 / aspect))
+        aspect = read_concept(self.concept).aspect
+        width = max(1, round(_STAND_IN * min(1.0, aspect)))
+        height = max(1, round(_STAND_IN * min(1.0, 1 / aspect)))
         if self.box is not None:
             width, height = self.box.width, self.box.height
-            if width * height > LARGEST_AREA:
+        if width * height > _LARGEST_AREA:
+            raise InputError(
+                f"the box is {width} x {height} pixels, too large; give a smaller one."
+            )
+        grey = np.full((height, width, 3), 0.5, np.float32)
+        alpha = np.ones((height, width), np.float32)
+        return Cutout(grey, alpha, self.concept.name, file_sha256(self.concept), self.concept)
+
+    def outline(self, shape: Size, background: Size, seed: Seed = 0) -> tuple[Size, Box]:
+        """The (width, height) its cut-out is resampled to, and the box it covers once it is turned.
+
+        shape is the cut-out's own size. The box may lie partly outside the background. Raises
+        InputError where the subject would be smaller than one pixel or larger than reason.
+        """
+        rng = np.random.default_rng(seed)
+        width, height = shape
+        turned = self.turned(*shape)
+        fits = min(background[0] / turned[0], background[1] / turned[1])
+        if self.box is not None:
+            scale, option = min(self.box.width / turned[0], self.box.height / turned[1]), "box"
+        elif self.scale is not None:
+            scale, option = self.scale, f"scale {self.scale:g}"
+            if self.random and scale > fits:
                 raise InputError(
-                    f"the box is {width} x {height} pixels, too large; give a smaller one."
+                    f"{option} makes the subject larger than the background; expected at most "
+                    f"{fits:.3g} for a random place wholly inside."
                 )
-        grey = np.full((max(height, 1), max(width, 1), 3), 0.5, np.float32)
-        alpha = np.ones(grey.shape[:2], np.float32)
-        return Cutout(grey, alpha, path.name, file_sha256(path), path)
+        else:
+            share = rng.uniform(*_RANDOM_SHARE) if self.random else _SHARE
+            scale, option = min(share * min(background) / max(turned), fits), "the default scale"
+        new = max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
+        if max(width, height) * scale < 0.5:
+            raise InputError(
+                f"{option} makes the subject smaller than one pixel; give a larger one."
+            )
+        straight = self.rotate % 90 == 0
+        if new[0] * new[1] > _LARGEST_AREA or (not straight and max(new) > _LONGEST_TURNED):
+            raise InputError(
+                f"{option} makes the subject {new[0]} x {new[1]} pixels; give a smaller one."
+            )
+        wide, high = (math.ceil(side - 1e-6) for side in self.turned(*new))
+        return new, Box(*self._corner(wide, high, background, rng), wide, high)
+
+    def turned(self, width: float, height: float) -> tuple[float, float]:
+        """The (width, height) of the box round a rectangle that is turned as the subject is."""
+        angle = math.radians(self.rotate)
+        cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+        if self.rotate % 90 == 0:
+            cos, sin = float(round(cos)), float(round(sin))
+        return width * cos + height * sin, width * sin + height * cos
+
+    def _corner(self, width: int, height: int, size: Size, rng: np.random.Generator) -> Size:
+        """The top left pixel of the turned subject in a background."""
+        if self.random:
+            # Rounding may make it a pixel larger than what was fitted.
+            x, y = (max(whole - own, 0) for whole, own in zip(size, (width, height), strict=True))
+            return int(rng.integers(x + 1)), int(rng.integers(y + 1))
+        if self.box is not None:
+            spare = self.box.width - width, self.box.height - height
+            return self.box.x + spare[0] // 2, self.box.y + spare[1] // 2
+        centre = self.at or (size[0] / 2, size[1] / 2)
+        return math.floor(centre[0] - width / 2 + 0.5), math.floor(centre[1] - height / 2 + 0.5)
 
 
 def as_subjects(value: Any) -> tuple[Subject, ...]:
@@ -204,3 +262,85 @@ def as_subjects(value: Any) -> tuple[Subject, ...]:
             "places."
         )
     return tuple(subjects)
+
+
+@dataclass(frozen=True, eq=False)
+class Cutout:
+    """A subject without its background, cropped to where it is not transparent.
+
+    rgb (h, w, 3) is the subject's own colour even where the old background shone through. concept
+    is the file of a concept, whose picture is yet to be made: then all of it is grey. place is
+    where it lay in its picture, whose (width, height) is whole.
+    """
+
+    rgb: Image
+    alpha: Image
+    name: str
+    sha256: str
+    concept: Path | None = None
+    place: Box | None = None
+    whole: tuple[int, int] = (0, 0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.alpha.shape[1], self.alpha.shape[0]
+
+    def to_pil(self) -> PILImage.Image:
+        """An 8-bit RGBA picture of its picture's size, clear round the subject."""
+        assert self.place is not None
+        samples = np.zeros((self.whole[1], self.whole[0], 4), np.uint8)
+        levels = to_uint8(np.dstack([self.rgb, self.alpha]))
+        levels[self.alpha <= FAINT] = 0
+        samples[self.place.slices] = levels
+        return PILImage.fromarray(samples, "RGBA")
+
+
+def cut(
+    source: Any,
+    *,
+    by: str | None = None,
+    mask: Any = None,
+    box: Box | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    trust_remote_code: bool = False,
+) -> Cutout:
+    """Cut a subject out of its picture: a path, a PIL picture or a uint8 array.
+
+    by: "alpha" takes the picture's transparency, `box` what of it counts; anything else is one of
+    the ways of inlay.scene.cutout.find_alpha. Left out: mask where one is given, alpha where the
+    picture has some, box where one is given, else grabcut. Colours are multi-level foreground
+    estimation (Germer et al. 2020). Raises InputError where nothing is found or the inputs do not
+    fit.
+    """
+    picture = read_picture(source, role="subject", max_pixels=max_pixels)
+    opacity = picture.alpha()
+    if by is None:
+        clear = opacity is not None and bool((opacity < 1).any())
+        by = "mask" if mask is not None else "alpha" if clear else "box" if box else "grabcut"
+    if mask is not None and by != "mask":
+        raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
+    box = None if box is None else picture.clip(box, "cut box")
+    if by == "alpha":
+        if opacity is None:
+            raise InputError(f"{picture.name} has no transparency to cut by; give a mask or a box.")
+        view = box or Box.of_size(picture.size)
+        seen = bounds(opacity[view.slices])
+        if seen is None:
+            raise InputError(f"{picture.name} is fully transparent; give a subject with opacity.")
+        place = seen.shifted(view.x, view.y)
+        own, alpha = picture.rgb(place), opacity
+    else:
+        from inlay.scene.cutout import find_alpha
+        from inlay.scene.matte import colours
+
+        rgb = picture.rgb()
+        alpha = find_alpha(picture.name, rgb, by, mask, box, max_pixels, trust_remote_code)
+        if opacity is not None:
+            alpha = alpha * opacity
+        found = bounds(alpha)
+        if found is None:
+            raise InputError(f"{picture.name} shows no subject; give a mask.")
+        place, own = found, colours(rgb, alpha, found)
+    alpha = np.ascontiguousarray(alpha[place.slices])
+    return Cutout(own, alpha, picture.name, picture.sha256, None, place, picture.size)

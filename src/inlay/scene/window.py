@@ -1,4 +1,4 @@
-"""A scene, the crop of it that a method works on, and the only code that writes into a background.
+"""Where a background is written into: subjects laid over it, a method's crop, and `stitch`.
 
 Colours are float32 sRGB in [0, 1], never multiplied with alpha; alpha and masks are float32 in
 [0, 1]. Outside the pixels that a method may change, the background's samples are copied, never
@@ -19,6 +19,7 @@ import numpy as np
 from inlay.errors import InputError
 from inlay.pictures.arrays import Image, Mask, bounds, distance, resize, soft_rim
 from inlay.pictures.box import Box
+from inlay.scene.subject import Cutout, Seed, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,57 @@ class Scene:
     layer: Layer | None = None
     clean: Picture | None = None
     inverted: bool = False
+
+
+def place(cutout: Cutout, size: tuple[int, int], subject: Subject, seed: Seed = 0) -> Layer:
+    """Lay a subject's cut-out over a background of (width, height), cropped to what can be seen.
+
+    Resampling is done on colours multiplied with alpha (Porter and Duff 1984), over the area
+    when shrinking and bicubic when growing, so no colour of transparent pixels bleeds in.
+    Parts outside the background are cut off. Raises InputError where nothing of the subject
+    lies inside, or where its size would be below one pixel or beyond reason.
+    """
+    new, box = subject.outline(cutout.size, size, seed)
+    paint = np.dstack([cutout.rgb * cutout.alpha[..., None], cutout.alpha]).astype(np.float32)
+    if subject.flip:
+        paint = paint[:, ::-1]
+    paint = _rotated(resize(paint, new[::-1]), subject.rotate, (box.width, box.height))
+    inside = box.intersect(Box.of_size(size))
+    if inside is not None:
+        paint = paint[inside.shifted(-box.x, -box.y).slices]
+    seen = None if inside is None else bounds(paint[..., 3])
+    if inside is None or seen is None:
+        what = f"at {subject.at[0]:g},{subject.at[1]:g}" if subject.at else "the place"
+        if subject.box is not None:
+            what = "box " + ",".join(str(v) for v in subject.box.as_dict().values())
+        raise InputError(
+            f"{what} puts the subject wholly outside the background, "
+            f"which is {size[0]} x {size[1]} pixels."
+        )
+    paint = paint[seen.slices]
+    alpha = paint[..., 3]
+    # Cubic resampling overshoots colour and alpha alike, so their ratio is taken first.
+    rgb = np.clip(paint[..., :3] / np.maximum(alpha, 1e-4)[..., None], 0, 1)
+    return Layer(
+        seen.shifted(inside.x, inside.y),
+        np.ascontiguousarray(rgb, np.float32),
+        np.ascontiguousarray(np.clip(alpha, 0, 1), np.float32),
+        cutout.concept,
+    )
+
+
+def _rotated(paint: Image, degrees: float, size: tuple[int, int]) -> Image:
+    """Turned counter-clockwise round its centre, on a canvas of (width, height) that holds it."""
+    import cv2
+
+    if degrees % 90 == 0:
+        return np.rot90(paint, int(degrees // 90) % 4)
+    height, width = paint.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    matrix[:, 2] += (size[0] - width) / 2, (size[1] - height) / 2
+    # Beyond its edge the subject is transparent, which also softens a straight cut.
+    turned = cv2.warpAffine(np.ascontiguousarray(paint), matrix, size, flags=cv2.INTER_CUBIC)
+    return np.asarray(turned, np.float32)
 
 
 def merge(layers: Sequence[Layer]) -> Layer:

@@ -17,14 +17,13 @@ from inlay.methods.concept.fill import blend, filler, find_object
 from inlay.methods.dreamcom import DreamComSettings
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
-from inlay.scene.cutout import Cutout
-from inlay.scene.placement import place
-from inlay.scene.subject import Subject
+from inlay.scene.subject import Cutout, Subject
 from inlay.scene.window import (
     Painted,
     Scene,
     Window,
     crop_box,
+    place,
     stitch,
 )
 from photos import cup, five_scenes
