@@ -23,7 +23,6 @@ DEFAULT = [
     "muon",
     "muon, twice the layers:layers_per_block=2",
     "muon, 96/192/384:block_out_channels=[96,192,384]",
-    "muon, min-SNR 5:min_snr_gamma=5",
     "muon, a fourth level:block_out_channels=[64,128,256,256]",
 ]
 BASE: dict[str, Any] = {

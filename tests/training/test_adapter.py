@@ -25,9 +25,9 @@ from inlay.training.adapter import (
     AdapterTrainer,
     large_holes,
     noisy_timesteps,
-    train_adapter,
 )
-from inlay.training.embedded import EmbeddedConfig, train_embedded
+from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
+from inlay.training.trainer import train_folder
 
 # The hash of the last two files' names holds them out.
 NUMBERS = (*range(10), 20, 21)
@@ -57,7 +57,7 @@ def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         block_out_channels=(16, 16, 32), text_width=32, text_layers=1, attention_heads=2,
         steps=1, low_resolution_steps=0, resolution=32, batch=2,
     )  # fmt: skip
-    return str(train_embedded(folder, tmp_path_factory.mktemp("checkpoint"), tiny))
+    return str(train_folder(EmbeddedTrainer, folder, tmp_path_factory.mktemp("checkpoint"), tiny))
 
 
 def tiny(model: str, **changes: Any) -> AdapterConfig:
@@ -101,16 +101,20 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
     model: str, folder: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_adapter(folder, whole, tiny(model))
+    train_folder(AdapterTrainer, folder, whole, tiny(model))
     for number in range(4):
-        train_adapter(folder, parts, tiny(model, max_minutes=1e-6), resume=number > 0)
+        train_folder(
+            AdapterTrainer, folder, parts, tiny(model, max_minutes=1e-6), resume=number > 0
+        )
     one, two = load_file(whole / "state.safetensors"), load_file(parts / "state.safetensors")
     assert one.keys() == two.keys() and any(key.startswith("opt.exp_avg.") for key in one)
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], atol=1e-6, rtol=1e-5)
     steps = [json.loads(line)["step"] for line in (whole / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
-    other = load_file(train_adapter(folder, tmp_path / "other", tiny(model, seed=1)) / WEIGHTS)
+    other = load_file(
+        train_folder(AdapterTrainer, folder, tmp_path / "other", tiny(model, seed=1)) / WEIGHTS
+    )
     assert not torch.equal(other[FIRST], load_file(whole / "adapter" / WEIGHTS)[FIRST])
 
 
@@ -121,7 +125,7 @@ FIRST = "adapter.conv_in.weight"
 def test_what_it_writes_is_the_average_in_half_precision_and_loads(
     model: str, folder: Path, tmp_path: Path
 ) -> None:
-    out = train_adapter(folder, tmp_path, tiny(model, control_type="sketch"))
+    out = train_folder(AdapterTrainer, folder, tmp_path, tiny(model, control_type="sketch"))
     assert out == tmp_path / "adapter"
     assert sorted(path.name for path in tmp_path.glob("adapter*")) == ["adapter"]
     config = json.loads((out / "config.json").read_text())
@@ -188,17 +192,23 @@ def test_holes_only_grow_and_a_share_is_everything() -> None:
 
 def test_bad_requests_are_refused(model: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="multiple of 64"):
-        train_adapter(folder, tmp_path / "a", tiny(str(built("sd1")), resolution=96))
+        train_folder(AdapterTrainer, folder, tmp_path / "a", tiny(str(built("sd1")), resolution=96))
     with pytest.raises(InputError, match="resume"):
-        train_adapter(folder, tmp_path / "b", tiny(model), resume=True)
+        train_folder(AdapterTrainer, folder, tmp_path / "b", tiny(model), resume=True)
     with pytest.raises(InputError, match="neither 'embedded'"):
-        train_adapter(folder, tmp_path / "c", tiny("no such model"))
+        train_folder(AdapterTrainer, folder, tmp_path / "c", tiny("no such model"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no readable picture"):
-        train_adapter(tmp_path / "empty", tmp_path / "d", tiny(model))
-    train_adapter(folder, tmp_path / "e", tiny(model, steps=1))
+        train_folder(AdapterTrainer, tmp_path / "empty", tmp_path / "d", tiny(model))
+    train_folder(AdapterTrainer, folder, tmp_path / "e", tiny(model, steps=1))
     with pytest.raises(InputError, match="not of an adapter for the model"):
-        train_adapter(folder, tmp_path / "e", tiny(str(built("sd1")), resolution=64), resume=True)
+        train_folder(
+            AdapterTrainer,
+            folder,
+            tmp_path / "e",
+            tiny(str(built("sd1")), resolution=64),
+            resume=True,
+        )
 
 
 def test_the_command_trains_and_refuses_in_one_sentence(

@@ -28,8 +28,9 @@ from inlay.training.corpus import (
     recolour,
     with_rendered,
 )
-from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer, train_embedded
-from inlay.training.trainer import favoured_timesteps
+from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
+from inlay.training.objects import ObjectCache
+from inlay.training.trainer import favoured_timesteps, train_folder
 from render_scenes import write_scenes
 from rendered.render import render
 
@@ -82,10 +83,12 @@ def test_crops_and_masks_are_what_they_say() -> None:
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(folder: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_embedded(folder, whole, TINY)
+    train_folder(EmbeddedTrainer, folder, whole, TINY)
     stopped = TINY.model_copy(update={"max_minutes": 1e-6})
     for _ in range(4):
-        train_embedded(folder, parts, stopped, resume=(parts / "state.safetensors").exists())
+        train_folder(
+            EmbeddedTrainer, folder, parts, stopped, resume=(parts / "state.safetensors").exists()
+        )
     one, two = load_file(whole / "state.safetensors"), load_file(parts / "state.safetensors")
     assert one.keys() == two.keys()
     for key, value in one.items():
@@ -96,7 +99,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(folder: Path, tmp_path: P
 
 def test_a_resumed_run_keeps_its_words(folder: Path, tmp_path: Path) -> None:
     """They were learned anew, and numbered otherwise, although the weights knew the old numbers."""
-    train_embedded(folder, tmp_path / "run", TINY)
+    train_folder(EmbeddedTrainer, folder, tmp_path / "run", TINY)
     words = EmbeddedTrainer(folder, tmp_path / "run", TINY, resume=True).tokenizer.get_vocab()
     other = tmp_path / "photos"
     shutil.copytree(folder, other)
@@ -108,7 +111,7 @@ def test_a_resumed_run_keeps_its_words(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_training_writes_composes(folder: Path, tmp_path: Path) -> None:
-    checkpoint = train_embedded(folder, tmp_path / "out", TINY)
+    checkpoint = train_folder(EmbeddedTrainer, folder, tmp_path / "out", TINY)
     recipe = json.loads((checkpoint / "training.json").read_text())
     assert recipe["step"] == 4
     assert recipe["config"]["seed"] == 0
@@ -122,13 +125,13 @@ def test_what_training_writes_composes(folder: Path, tmp_path: Path) -> None:
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metadata\.jsonl"):
-        train_embedded(tmp_path, tmp_path / "out", TINY)
+        train_folder(EmbeddedTrainer, tmp_path, tmp_path / "out", TINY)
     (tmp_path / "metadata.jsonl").write_text("{nonsense")
     with pytest.raises(InputError, match="line 1"):
-        train_embedded(tmp_path, tmp_path / "out", TINY)
+        train_folder(EmbeddedTrainer, tmp_path, tmp_path / "out", TINY)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "x"}')
     with pytest.raises(InputError, match="no readable picture"):
-        train_embedded(tmp_path, tmp_path / "out", TINY)
+        train_folder(EmbeddedTrainer, tmp_path, tmp_path / "out", TINY)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
 def test_bad_rows_are_refused(tmp_path: Path, line: str, says: str) -> None:
     (tmp_path / "metadata.jsonl").write_bytes(line.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=says):
-        train_embedded(tmp_path, tmp_path / "out", TINY)
+        train_folder(EmbeddedTrainer, tmp_path, tmp_path / "out", TINY)
 
 
 def test_a_handful_of_photos_trains_without_a_held_out_split(tmp_path: Path) -> None:
@@ -156,7 +159,9 @@ def test_a_handful_of_photos_trains_without_a_held_out_split(tmp_path: Path) -> 
         rows.append(json.dumps({"file_name": name, "text": "a photo"}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     short = TINY.model_copy(update={"steps": 2})
-    assert (train_embedded(tmp_path, tmp_path / "out", short) / "model_index.json").is_file()
+    assert (
+        train_folder(EmbeddedTrainer, tmp_path, tmp_path / "out", short) / "model_index.json"
+    ).is_file()
 
 
 @pytest.mark.parametrize("widths", [(30, 60), (16,), (0, 16)])
@@ -167,7 +172,7 @@ def test_widths_that_no_network_has_are_refused(widths: tuple[int, ...]) -> None
 
 def test_nothing_to_resume_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="resume"):
-        train_embedded(folder, tmp_path / "empty", TINY, resume=True)
+        train_folder(EmbeddedTrainer, folder, tmp_path / "empty", TINY, resume=True)
 
 
 def test_muon_moves_matrices_along_the_polar_factor_and_the_rest_as_adamw() -> None:
@@ -231,18 +236,19 @@ def ellipse(side: int) -> np.ndarray:
     return shape
 
 
-def test_the_object_in_the_middle_is_found_and_kept() -> None:
+def test_the_object_in_the_middle_is_found_and_kept(tmp_path: Path) -> None:
     rng, shape = np.random.default_rng(0), ellipse(160)
     picture = np.where(shape[..., None] > 0, (190, 60, 40), (70, 90, 120))
     picture = np.clip(picture + rng.normal(0, 6, (160, 160, 3)), 0, 255).astype(np.uint8)
-    corpus = Corpus([picture, np.dstack([picture, 255 - shape])], ["", ""], np.ones(2) / 2)
-    found = corpus.with_object(0)
-    np.testing.assert_array_equal(found[..., :3], picture)
-    agree = (found[..., 3] > 127) == (shape > 0)
-    assert agree.mean() > 0.97
-    np.testing.assert_array_equal(found, corpus.with_object(0))
-    # A given object is not looked for again.
-    np.testing.assert_array_equal(corpus.with_object(1)[..., 3], 255 - shape)
+    objects = ObjectCache(tmp_path / "objects.safetensors")
+    (found,) = objects.of(picture)
+    assert ((found > 127) == (shape > 0)).mean() > 0.97
+    objects.save()
+    (again,) = ObjectCache(objects.cache).of(picture)
+    np.testing.assert_array_equal(found, again)
+    # A given object is not looked for.
+    (given,) = objects.of(np.dstack([picture, 255 - shape]))
+    np.testing.assert_array_equal(given, 255 - shape)
 
 
 def test_object_masks_hide_the_object_and_little_more() -> None:
@@ -295,28 +301,21 @@ def test_rendered_pictures_take_their_share(folder: Path, tmp_path: Path) -> Non
         scene = render(number, 32)
         np.testing.assert_array_equal(picture, np.dstack([scene.image, scene.mask]))
     assert with_rendered(corpus, TINY) is corpus
-    assert (train_embedded(folder, tmp_path / "out", asked) / "model_index.json").is_file()
+    assert (
+        train_folder(EmbeddedTrainer, folder, tmp_path / "out", asked) / "model_index.json"
+    ).is_file()
 
 
 def test_a_number_of_rendered_pictures_is_no_longer_one_of_its_settings() -> None:
-    for old in (1500, 0, "1500"):
-        with pytest.raises(ValueError, match=r"rendered.*render_scenes\.py FOLDER --count"):
+    for old in (1500, 0):
+        with pytest.raises(ValueError, match="rendered"):
             EmbeddedConfig.model_validate({"rendered": old})
 
 
-def test_min_snr_weights(folder: Path, tmp_path: Path) -> None:
-    trainer = EmbeddedTrainer(folder, tmp_path, TINY.model_copy(update={"min_snr_gamma": 5.0}))
-    t = torch.tensor([0, 100, 500, 999])
-    a = trainer.scheduler.alphas_cumprod[t].double()
-    snr = a / (1 - a)
-    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
-    torch.testing.assert_close(trainer._time_weight(t).flatten(), expected.float())
-
-
 def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> None:
-    first = train_embedded(folder, tmp_path / "one", TINY)
+    first = train_folder(EmbeddedTrainer, folder, tmp_path / "one", TINY)
     begun = TINY.model_copy(update={"start_from": str(first), "steps": 1, "learning_rate": 1e-12})
-    second = train_embedded(folder, tmp_path / "two", begun)
+    second = train_folder(EmbeddedTrainer, folder, tmp_path / "two", begun)
     for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         one = load_file(first / part / f"{name}.safetensors")
         two = load_file(second / part / f"{name}.safetensors")
@@ -327,16 +326,16 @@ def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> N
             assert str(first) not in file.read_text()
     wider = begun.model_copy(update={"block_out_channels": (32, 48)})
     with pytest.raises(InputError, match="same widths"):
-        train_embedded(folder, tmp_path / "three", wider)
+        train_folder(EmbeddedTrainer, folder, tmp_path / "three", wider)
     nowhere = begun.model_copy(update={"start_from": str(tmp_path)})
     with pytest.raises(InputError, match="start_from"):
-        train_embedded(folder, tmp_path / "four", nowhere)
+        train_folder(EmbeddedTrainer, folder, tmp_path / "four", nowhere)
 
 
-def test_batches_are_what_they_say(folder: Path) -> None:
+def test_batches_are_what_they_say(folder: Path, tmp_path: Path) -> None:
     """The same numbers make the same batch: pictures in [-1, 1], holes of 0 and 1."""
     corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
-    loader = CorpusLoader(corpus, device, object_mask_share=0.5, recolour_share=0.5)
+    loader = CorpusLoader(corpus, device, ObjectCache(tmp_path / "objects"), 0.5, 0.5)
     for size in (32, 48):
         one, two = (loader.batch(24, size, np.random.default_rng(7)) for _ in range(2))
         torch.testing.assert_close(one.x, two.x, rtol=0, atol=0)
@@ -348,11 +347,11 @@ def test_batches_are_what_they_say(folder: Path) -> None:
         assert set(one.mask.unique().tolist()) == {0.0, 1.0}
 
 
-def test_holes_of_a_batch_hide_its_objects() -> None:
+def test_holes_of_a_batch_hide_its_objects(tmp_path: Path) -> None:
     """Where all holes shall do so, each is the object's shape or box, or a little more."""
     picture = np.dstack([np.zeros((96, 96, 3), np.uint8), ellipse(96)])
     corpus = Corpus([picture], ["an ellipse"], np.ones(1))
-    loader = CorpusLoader(corpus, torch.device("cpu"), object_mask_share=1.0)
+    loader = CorpusLoader(corpus, torch.device("cpu"), ObjectCache(tmp_path / "objects"), 1.0)
     masks = loader.batch(12, 48, np.random.default_rng(3)).mask
     again = np.random.default_rng(3)
     again.choice(1, 12, p=corpus.weights)
@@ -373,7 +372,7 @@ def test_what_is_made_ahead_is_the_same() -> None:
 
 
 def test_a_run_leaves_curves_for_tensorboard(folder: Path, tmp_path: Path) -> None:
-    train_embedded(folder, tmp_path, TINY)
+    train_folder(EmbeddedTrainer, folder, tmp_path, TINY)
     events = list((tmp_path / "events").glob("events.out.tfevents.*"))
     assert len(events) == 1
     written = events[0].read_bytes()
@@ -403,7 +402,6 @@ def test_telling_captions_apart_is_trained_where_it_is_asked_for(
         return trainer
 
     without, plenty = trained(0.0), trained(5.0)
-    assert not any(without.told) and all(plenty.told)
     (one,), (two,) = (
         [p for n, p in t.networks.named_parameters() if n.endswith("token_embedding.weight")]
         for t in (without, plenty)

@@ -28,15 +28,14 @@ from inlay.pictures.files import is_held_out
 from inlay.training.batches import DisturbedLoader, cover
 from inlay.training.corpus import Corpus
 from inlay.training.disturb import KINDS, Policy, disturb, draw_sample, jitter
-from inlay.training.embedded import EmbeddedConfig, train_embedded
+from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
 from inlay.training.harmonizer import (
     HarmonizerConfig,
     HarmonizerTrainer,
-    train_harmonizer,
 )
 from inlay.training.objects import ObjectCache
 from inlay.training.restoration import restoration
-from inlay.training.trainer import favoured_timesteps
+from inlay.training.trainer import favoured_timesteps, train_folder
 
 # The hash of the last two files' names holds them out.
 NUMBERS = (*range(10), 20, 21)
@@ -68,7 +67,7 @@ def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         block_out_channels=(16, 32), text_width=32, text_layers=1, attention_heads=2,
         steps=1, low_resolution_steps=0, resolution=32, batch=2,
     )  # fmt: skip
-    return str(train_embedded(folder, tmp_path_factory.mktemp("checkpoint"), recipe))
+    return str(train_folder(EmbeddedTrainer, folder, tmp_path_factory.mktemp("checkpoint"), recipe))
 
 
 def tiny(model: str, **changes: Any) -> HarmonizerConfig:
@@ -319,9 +318,11 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
     model: str, folder: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_harmonizer(folder, whole, tiny(model))
+    train_folder(HarmonizerTrainer, folder, whole, tiny(model))
     for number in range(4):
-        train_harmonizer(folder, parts, tiny(model, max_minutes=1e-6), resume=number > 0)
+        train_folder(
+            HarmonizerTrainer, folder, parts, tiny(model, max_minutes=1e-6), resume=number > 0
+        )
     one, two = load_file(whole / "state.safetensors"), load_file(parts / "state.safetensors")
     assert one.keys() == two.keys() and any(key.startswith("opt.exp_avg.") for key in one)
     for key, value in one.items():
@@ -333,7 +334,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
 def test_what_it_writes_is_the_average_in_half_precision_and_loads(
     model: str, folder: Path, tmp_path: Path
 ) -> None:
-    out = train_harmonizer(folder, tmp_path, tiny(model))
+    out = train_folder(HarmonizerTrainer, folder, tmp_path, tiny(model))
     assert out == tmp_path / "harmonizer"
     assert sorted(path.name for path in tmp_path.glob("harmonizer*")) == ["harmonizer"]
     written, state = load_file(out / WEIGHTS), load_file(tmp_path / "state.safetensors")
@@ -440,10 +441,12 @@ def test_two_processes_learn_what_one_learns(model: str, folder: Path, tmp_path:
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     config = {"steps": 9, "batch": 4, "max_minutes": 1e-6}
     for number in range(2):
-        train_harmonizer(folder, whole, HarmonizerConfig(model=model, **config), number > 0)
+        train_folder(
+            HarmonizerTrainer, folder, whole, HarmonizerConfig(model=model, **config), number > 0
+        )
     shutil.copytree(whole, shared)
     (shared / "log.jsonl").unlink()
-    train_harmonizer(folder, whole, HarmonizerConfig(model=model, **config), True)
+    train_folder(HarmonizerTrainer, folder, whole, HarmonizerConfig(model=model, **config), True)
     _run(
         [
             "train", "harmonizer", str(folder), "-o", str(shared), "--model", model, "--resume",
@@ -490,8 +493,8 @@ def test_any_folder_of_photos_will_do(model: str, folder: Path, tmp_path: Path) 
     (photos / "deeper" / "metadata.jsonl").unlink()
     pictures = len(list((photos / "deeper").iterdir()))
     trainer = HarmonizerTrainer(photos, tmp_path / "out", tiny(model))
-    assert len(trainer.photos) + len(trainer.held_out) == pictures
-    assert set(trainer.photos.captions) == {""}
+    assert len(trainer.corpus) + len(trainer.held_out) == pictures
+    assert set(trainer.corpus.captions) == {""}
     assert trainer.train_step() > 0
 
 
@@ -514,7 +517,7 @@ def test_bad_folders_models_and_states_are_refused(
     refused("neither 'embedded'", str(folder), "--model", "gone")
     refused("resume", str(folder), "--model", model, "--resume")
     assert not out.exists()
-    train_harmonizer(folder, out, tiny(model, steps=1))
+    train_folder(HarmonizerTrainer, folder, out, tiny(model, steps=1))
     before = (out / "state.safetensors").read_bytes()
     other = "--set=resolution=64"
     refused("is not of a harmonizer", str(folder), "--model", another, "--resume", other)

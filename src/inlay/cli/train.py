@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -67,17 +68,19 @@ def train(
 
 def _trainer(kind: str, sets: list[str]) -> tuple[Any, Callable[..., Any]]:
     """The checked settings of a training, and what runs it."""
+    from inlay.training.trainer import train_folder
+
     if kind == "embedded":
-        from inlay.training.embedded import EmbeddedConfig, train_embedded
+        from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
 
-        return recipe(EmbeddedConfig, sets), train_embedded
+        return recipe(EmbeddedConfig, sets), partial(train_folder, EmbeddedTrainer)
     if kind == "adapter":
-        from inlay.training.adapter import AdapterConfig, train_adapter
+        from inlay.training.adapter import AdapterConfig, AdapterTrainer
 
-        return recipe(AdapterConfig, sets), train_adapter
-    from inlay.training.harmonizer import HarmonizerConfig, train_harmonizer
+        return recipe(AdapterConfig, sets), partial(train_folder, AdapterTrainer)
+    from inlay.training.harmonizer import HarmonizerConfig, HarmonizerTrainer
 
-    return recipe(HarmonizerConfig, sets), train_harmonizer
+    return recipe(HarmonizerConfig, sets), partial(train_folder, HarmonizerTrainer)
 
 
 def recipe(kind: type[Config], sets: list[str]) -> Config:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
+from inlay.learning.folder import image_rows
 from inlay.pictures.arrays import shrink
 from inlay.pictures.box import Box
-from inlay.pictures.files import MASKS, SUFFIXES, is_held_out, picture_names
+from inlay.pictures.files import MASKS, SUFFIXES, is_held_out
 from inlay.pictures.read import read_mask, read_picture
-from inlay.training.corpus import metadata_rows
 
 # The word that stands for the photographs inside scikit-image's wheel.
 BUNDLED = "scikit-image"
@@ -113,16 +113,15 @@ def _photos_of(folder: str) -> tuple[list[Photo], bool]:
             raise InputError(
                 f"{folder[:80]!r} is not a folder; give a folder of pictures or {BUNDLED}."
             )
-        rows = metadata_rows(root)
-        names = picture_names(root) if rows is None else [row["file_name"] for _, row in rows]
-        masks = [None] * len(names) if rows is None else [row.get("mask") for _, row in rows]
+        rows, listed = image_rows(root)
     except OSError as error:
         raise InputError(f"{folder[:80]!r} cannot be read ({type(error).__name__}).") from None
     photos = []
-    for name, mask in zip(names, masks, strict=True):
-        path = root / (mask or f"{MASKS}/{PurePosixPath(name).stem}.png")
-        photos.append(Photo(name, root / name, path if mask or path.is_file() else None))
-    return photos, rows is not None
+    for row in rows:
+        path = root / (row.mask or f"{MASKS}/{PurePosixPath(row.file_name).stem}.png")
+        mask = path if row.mask or path.is_file() else None
+        photos.append(Photo(row.file_name, root / row.file_name, mask))
+    return photos, listed
 
 
 def _bundled_photos() -> list[Photo]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.errors import InputError
+from inlay.learning.folder import image_rows
 from inlay.learning.photos import View, portrait
 from inlay.pictures.arrays import blur, resize
 from inlay.pictures.box import Box
@@ -188,16 +189,11 @@ def class_samples(folder: Path, resolution: int, seed: int) -> list[Sample]:
 
     Raises InputError where the folder has no picture that can be read.
     """
-    try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-    except OSError:
-        raise InputError(f"{folder} is not a folder; give a folder of class pictures.") from None
     samples = []
-    for number, file in enumerate(files):
+    for number, row in enumerate(image_rows(folder)[0]):
         try:
-            rgb = np.asarray(read_picture(file).to_pil().convert("RGB"), np.uint8)
+            rgb = np.asarray(read_picture(folder / row.file_name).to_pil().convert("RGB"), np.uint8)
         except InputError:
-            # Captions and the like lie beside pictures.
             continue
         rng = np.random.default_rng([seed, 5, number])
         crop = random_crop(rgb, resolution, rng)

@@ -42,11 +42,12 @@ class CorpusLoader:
         self,
         corpus: Corpus,
         device: torch.device,
+        objects: ObjectCache | None = None,
         object_mask_share: float = 0.0,
         recolour_share: float = 0.0,
     ) -> None:
-        """The shares are of holes that hide the picture's object, and of recoloured pictures."""
-        self.corpus, self.device = corpus, device
+        """The shares are of holes that hide one of the `objects`, and of recoloured pictures."""
+        self.corpus, self.device, self.objects = corpus, device, objects
         self.object_mask_share, self.recolour_share = object_mask_share, recolour_share
 
     def batch(self, count: int, size: int, rng: Rng) -> Batch:
@@ -57,12 +58,12 @@ class CorpusLoader:
         """The pictures of these indices."""
         images, masks = [], []
         for index in indices.tolist():
-            mask = None
-            if rng.random() < self.object_mask_share:
-                crop = random_crop(self.corpus.with_object(index), size, rng)
+            picture, mask = self.corpus.images[index], None
+            hides = rng.random() < self.object_mask_share
+            known = self.objects.of(picture)[:1] if hides and self.objects else []
+            crop = random_crop(np.dstack([picture[..., :3], *known]), size, rng)
+            if known:
                 mask = object_mask(crop, rng)
-            else:
-                crop = random_crop(self.corpus.images[index], size, rng)
             masks.append(random_mask(size, rng) if mask is None else mask)
             crop = np.ascontiguousarray(crop[..., :3])
             images.append(recolour(crop, rng) if rng.random() < self.recolour_share else crop)

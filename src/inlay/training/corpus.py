@@ -1,29 +1,22 @@
-"""Training data: an image folder with captions, random crops and random masks.
-
-The folder follows the Hugging Face imagefolder convention: a `metadata.jsonl` at its root whose
-lines hold `file_name` (relative to the folder) and `text`; an optional `weight` makes a picture
-be drawn more often.
-"""
+"""Training data: image folders with captions, recoloured pictures and holes for objects."""
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from inlay.errors import InputError
+from inlay.learning.folder import image_rows
 from inlay.learning.settings import TrainingConfig
 from inlay.pictures.arrays import bounds, shrink
-from inlay.pictures.files import is_held_out, picture_names
+from inlay.pictures.files import is_held_out
 from inlay.pictures.read import read_picture
-from inlay.scene.cutout import grabcut
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
@@ -42,17 +35,6 @@ class RenderedConfig(TrainingConfig):
     rendered_share: float = Field(0.1, ge=0, lt=1)
     """share of samples that are rendered pictures"""
 
-    @field_validator("rendered", mode="before")
-    @classmethod
-    def _is_a_folder(cls, value: object) -> object:
-        # Recipes of inlay 0.1 have a number here.
-        if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
-            raise ValueError(
-                "pictures are no longer rendered in the run, so it is a folder now; expected one "
-                f"that tools/render_scenes.py FOLDER --count {value} wrote, or none."
-            )
-        return value
-
 
 @dataclass
 class Corpus:
@@ -64,21 +46,9 @@ class Corpus:
     images: list[Image]
     captions: list[str]
     weights: NDArray[np.float64]
-    _objects: dict[int, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def with_object(self, index: int) -> Image:
-        """A picture (H, W, 4) with its object in the last channel, looked for once (10 ms)."""
-        picture = self.images[index]
-        if picture.shape[2] == 4:
-            return picture
-        if index not in self._objects:
-            self._objects[index] = find_object(picture)
-        size = picture.shape[1], picture.shape[0]
-        found = cv2.resize(self._objects[index], size, interpolation=cv2.INTER_LINEAR)
-        return np.dstack([picture, np.asarray(found, np.uint8)])
 
 
 def load_corpus(
@@ -97,77 +67,28 @@ def load_corpus(
     metadata.jsonl is missing or malformed, or when the training split has no picture that can be
     read.
     """
+    rows, listed = image_rows(folder)
+    if captioned and not (listed and all(row.text is not None for row in rows)):
+        raise InputError(
+            f"{folder} has no metadata.jsonl with lines of file_name and text; expected one."
+        )
     read: list[tuple[Image, str, float]] = []
-    for name, text, weight in _rows(folder, captioned):
-        if is_held_out(name) != held_out:
+    for row in rows:
+        if is_held_out(row.file_name) != held_out:
             continue
         try:
-            picture = read_picture(folder / name).to_pil()
+            picture = read_picture(folder / row.file_name).to_pil()
         except InputError as error:
             _log.warning("left out: %s", error)
             continue
         known = alpha and picture.mode in ("LA", "RGBA") and picture.getextrema()[-1] != (255, 255)
         samples = np.asarray(picture.convert("RGBA" if known else "RGB"), np.uint8)
-        read.append((shrink(samples, short_side), text, weight))
+        read.append((shrink(samples, short_side), row.text or "", row.weight))
     if not read and not held_out:
         raise InputError(f"{folder} holds no readable picture to train on; add pictures to it.")
     weights = np.array([weight for _, _, weight in read], np.float64)
     images, captions = [image for image, _, _ in read], [text for _, text, _ in read]
     return Corpus(images, captions, weights / max(weights.sum(), 1e-300))
-
-
-def metadata_rows(folder: Path) -> list[tuple[str, dict[str, Any]]] | None:
-    """The rows of an image folder's metadata.jsonl, each with where it stands; None without one.
-
-    Raises InputError for what cannot be read, rows without a file_name, and one or a mask that lies
-    outside of the folder.
-    """
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        return None
-    try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{metadata} line {number}"
-        try:
-            row = json.loads(line)
-            names = [row["file_name"], row.get("mask") or ""]
-            paths = [PurePosixPath(name) for name in names]
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            raise InputError(
-                f"{where} is not a JSON object with file_name, and mask if any, as text."
-            ) from None
-        for name, path in zip(names, paths, strict=True):
-            if path.is_absolute() or ".." in path.parts or "\0" in name:
-                raise InputError(f"{where} names {name!r}; expected a file inside the folder.")
-        rows.append((where, row))
-    return rows
-
-
-def _rows(folder: Path, captioned: bool) -> list[tuple[str, str, float]]:
-    """File name, caption and weight of each picture of a folder."""
-    rows = metadata_rows(folder)
-    if rows is None:
-        if not captioned:
-            return [(name, "", 1.0) for name in picture_names(folder)]
-        raise InputError(
-            f"{folder} has no metadata.jsonl; expected lines with file_name and text in it."
-        )
-    found = []
-    for where, row in rows:
-        try:
-            text, weight = str(row["text"]), float(row.get("weight", 1.0))
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{where} is not a JSON object with file_name and text.") from None
-        if not 0 < weight < 1e6:
-            raise InputError(f"{where} has weight {weight}; expected a number above 0.")
-        found.append((row["file_name"], text, weight))
-    return found
 
 
 def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288) -> Corpus:
@@ -190,26 +111,6 @@ def recolour(crop: Image, rng: np.random.Generator) -> Image:
     light = (np.arange(256)[:, None] / 255) ** (2.2 * gamma) * gain
     table = np.round(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
     return np.asarray(cv2.LUT(crop, table[:, None]), np.uint8)
-
-
-def find_object(picture: Image) -> Image:
-    """Where the thing in the middle of a picture (H, W, 3) is: uint8 (h, w), 255 on it, reduced.
-
-    The rim is taken for background and the very middle for the thing; GrabCut settles the rest
-    (Rother et al. 2004). Shape and size of the answer are the picture's, at a short side of 64.
-    """
-    height, width = picture.shape[:2]
-    ratio = min(1.0, 64 / min(height, width))
-    size = max(12, round(width * ratio)), max(12, round(height * ratio))
-    small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-    labels: NDArray[Any] = np.full(small.shape[:2], cv2.GC_BGD, np.uint8)
-    labels[3:-3, 3:-3] = cv2.GC_PR_FGD
-    middle = tuple(slice(int(0.42 * side), int(0.58 * side) + 1) for side in labels.shape)
-    labels[middle] = cv2.GC_FGD
-    inside = grabcut(small, labels, 3)
-    if inside is None:
-        inside = labels == cv2.GC_FGD
-    return np.asarray(cv2.medianBlur(inside.astype(np.uint8) * 255, 3), np.uint8)
 
 
 def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:

@@ -10,8 +10,8 @@ every batch, and the samples are those of a run with one.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,17 +20,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
+from torch.nn import functional
 
 from inlay.checkpoints.branch import load_branch
 from inlay.diffusion.backbone import Conditions, Guide
 from inlay.diffusion.harmonizer import Harmonizer, new_harmonizer
-from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes, train
+from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
 from inlay.training.batches import DisturbedLoader, Samples, cover
 from inlay.training.corpus import RenderedConfig, with_rendered
 from inlay.training.disturb import KINDS, Policy
-from inlay.training.losses import local_mean
-from inlay.training.objects import ObjectCache
 from inlay.training.restoration import restoration
 from inlay.training.trainer import BranchConfig, BranchTrainer, favoured_timesteps
 
@@ -114,6 +113,23 @@ class HarmonizerConfig(BranchConfig, RenderedConfig):
         )
 
 
+def local_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """x (N, C, h, w) averaged inside a mask (N, 1, h, w) of 0 and 1 about every pixel, 0 outside.
+
+    A Gaussian of a sixteenth of the longer side, normalised by what of it is inside the mask.
+    """
+    deviation = max(x.shape[2:]) / 16
+    reach = math.ceil(3 * deviation)
+    bell = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2) / 2 / deviation**2)
+    # Mask and picture in one: both are blurred alike.
+    both = torch.cat([x * mask, mask], 1)
+    count = both.shape[1]
+    for shape, padding in (((-1, 1), (reach, 0)), ((1, -1), (0, reach))):
+        kernel = bell.view(1, 1, *shape).expand(count, 1, -1, -1)
+        both = functional.conv2d(both, kernel.to(both), padding=padding, groups=count)
+    return both[:, :-1] / both[:, -1:].clamp_min(1e-6) * mask
+
+
 class HarmonizerTrainer(BranchTrainer):
     """One run: the frozen checkpoint, the branch that learns, and its samples."""
 
@@ -126,8 +142,7 @@ class HarmonizerTrainer(BranchTrainer):
         self.processes = Processes()
         self.mine = self.processes.rows(config.batch)
         super().__init__(folder, out, config, resume)
-        self.corpus = with_rendered(self.photos, config, self.short_side)
-        self.objects = ObjectCache(out / "objects.safetensors")
+        self.corpus = with_rendered(self.corpus, config, self.short_side)
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         place = config.seed, self.device
         self.loader = DisturbedLoader(
@@ -234,26 +249,3 @@ class HarmonizerTrainer(BranchTrainer):
         }
         curves = {f"loss_in_mask/{t}": v for t, v in means.items()}
         return row, {**curves, **{f"restored/{name}": v for name, v in given.items()}}
-
-    def save_state(self) -> None:
-        """Write a resumable state, and the objects found so far."""
-        super().save_state()
-        self.objects.save()
-
-
-def train_harmonizer(
-    folder: Path,
-    out: Path,
-    config: HarmonizerConfig | None = None,
-    resume: bool = False,
-    log: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Train on an image folder and return the ControlNetModel folder OUT/harmonizer.
-
-    Raises InputError for an unusable folder or checkpoint, or nothing to resume.
-    """
-    trainer = HarmonizerTrainer(folder, out, config or HarmonizerConfig(), resume)
-    if trainer.processes.first:
-        log(f"{len(trainer.photos)} photos to train on, {len(trainer.held_out)} held out")
-    train(trainer, log)
-    return out / "harmonizer"

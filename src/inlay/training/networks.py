@@ -18,6 +18,7 @@ from inlay.errors import InputError
 from inlay.learning.samples import random_crop
 from inlay.learning.settings import Decay, Optimizer, Steps, Warmup
 from inlay.training.corpus import Corpus, RenderedConfig
+from inlay.training.masked import MaskedConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-class EmbeddedConfig(RenderedConfig):
+class EmbeddedConfig(RenderedConfig, MaskedConfig):
     """The whole recipe; it is written next to the weights it made."""
 
     steps: Steps = 8000
@@ -35,7 +36,6 @@ class EmbeddedConfig(RenderedConfig):
     ema_decay: Decay = 0.9995
     block_out_channels: tuple[int, ...] = Field((64, 128, 256), description="U-Net widths")
     layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks a level")
-    finest_attention: bool = Field(False, description="attention on the finest level, too")
     attention_heads: int = Field(4, ge=1, description="heads of each attention layer")
     text_width: int = Field(192, ge=32, multiple_of=4, description="width of the text model")
     text_layers: int = Field(3, ge=1, description="layers of the text model")
@@ -43,8 +43,6 @@ class EmbeddedConfig(RenderedConfig):
     low_resolution: int = Field(64, ge=32, description="picture side of the first phase")
     low_resolution_steps: int = Field(4000, ge=0, description="steps of the first phase")
     low_resolution_batch: int = Field(32, ge=1, description="batch size of the first phase")
-    min_snr_gamma: float | None = Field(None, gt=0)
-    """weigh timesteps by min-SNR; None weighs all alike"""
     high_noise_share: float = Field(0.0, ge=0, lt=1)
     """share of timesteps drawn from 600 to 999 alone"""
     caption_dropout: float = Field(0.15, ge=0, le=1, description="share trained without caption")
@@ -55,7 +53,6 @@ class EmbeddedConfig(RenderedConfig):
     """checkpoint folder, or embedded, whose weights are begun with"""
     word_contrast: float = Field(0.0, ge=0, le=10)
     """weight of the loss that tells captions apart; 0 is without"""
-    hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
     channel_weight_power: float = Field(1.0, ge=0, le=2)
     """latent channels weigh by their deviation to this power"""
     compile: bool | None = Field(None, description="compile the U-Net first; None does so on a GPU")
@@ -74,7 +71,6 @@ class Networks(nn.Module):
     def __init__(self, config: EmbeddedConfig, vocabulary: int, end_token: int) -> None:
         super().__init__()
         from diffusers import UNet2DConditionModel
-        from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
 
         coarser = len(config.block_out_channels) - 1
@@ -84,21 +80,13 @@ class Networks(nn.Module):
             out_channels=16,
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
-            down_block_types=(
-                "CrossAttnDownBlock2D" if config.finest_attention else "DownBlock2D",
-                *["CrossAttnDownBlock2D"] * coarser,
-            ),
-            up_block_types=(
-                *["CrossAttnUpBlock2D"] * coarser,
-                "CrossAttnUpBlock2D" if config.finest_attention else "UpBlock2D",
-            ),
+            # Attention on the finest level costs more than it gives.
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * coarser),
+            up_block_types=(*["CrossAttnUpBlock2D"] * coarser, "UpBlock2D"),
             cross_attention_dim=config.text_width,
             attention_head_dim=config.attention_heads,
             norm_num_groups=16,
         )
-        if not torch.cuda.is_available():
-            # Explicit attention: the fused kernel's backward is slow on CPUs.
-            self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=vocabulary,

@@ -1,4 +1,4 @@
-"""What the trainings share: data, validation and files; and a network beside a checkpoint."""
+"""What the trainings share: data, files and first steps; and a network beside a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from inlay.checkpoints.load import load_backbone
+from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
-from inlay.learning.loop import Run, validation_curve
+from inlay.learning.loop import Run, train
 from inlay.learning.settings import Optimizer, TrainingConfig
 from inlay.learning.state import TrainState, check_state
-from inlay.training.batches import Batch, CorpusLoader
+from inlay.training.batches import CorpusLoader
 from inlay.training.corpus import Corpus, load_corpus
-from inlay.training.losses import channel_weight
-
-Errors = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Tensor]]
+from inlay.training.objects import ObjectCache
 
 # Captions come again: as many stay embedded, a few tens of kilobytes each.
 _CAPTIONS = 1024
@@ -38,7 +37,6 @@ class BranchConfig(TrainingConfig):
         "and colour are learnt at a quarter of the cost",
     )
     optimizer: Optimizer = "adamw"
-    caption_dropout: float = Field(0.3, ge=0, le=1, description="share trained without caption")
     channel_weight_power: float = Field(1.0, ge=0, le=2)
     """latent channels weigh by their deviation to this power"""
 
@@ -55,66 +53,53 @@ def favoured_timesteps(
 
 
 class Trainer(Run):
-    """A run on a corpus: what it validates on, and the folder OUT/KIND that it writes.
+    """A run on a corpus, with the folder OUT/KIND that it writes.
 
-    A subclass says what it is (`kind`, for messages and the folder), the side of its pictures, and
-    the (channels, factor) of its latents.
+    A subclass says what it is (`kind`, for messages and the folder), and has a checkpoint, the side
+    of its pictures and those that are held out.
     """
 
     kind: str
+    backbone: Backbone
     device: torch.device
+    corpus: Corpus
     held_out: Corpus
+    objects: ObjectCache
     size: int
-    latent: tuple[int, int]
+    channel_weight: Tensor
 
     def noise(self, rng: np.random.Generator, *rows: int, size: int | None = None) -> Tensor:
         """Standard normal noise (*rows, C, h, w) in the shape of latents."""
-        channels, factor = self.latent
-        side = (size or self.size) // factor
-        drawn = rng.standard_normal((*rows, channels, side, side), dtype=np.float32)
-        return torch.from_numpy(drawn).to(self.device)
+        side = (size or self.size) // self.backbone.factor
+        shape = (*rows, self.backbone.latent_channels, side, side)
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(self.device)
 
-    def some_pictures(self, corpus: Corpus) -> Tensor:
-        """64 crops (64, 3, S, S), to measure latents by."""
-        rng = np.random.default_rng([self.config.seed, 4])
-        return CorpusLoader(corpus, self.device).batch(64, self.size, rng).x
+    @torch.no_grad()
+    def weigh_channels(self, power: float) -> Tensor:
+        """What each latent channel weighs in the loss: (1, C, 1, 1), 1 on average.
 
-    def errors(self, batch: Batch, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error (N, C, h, w) of what the U-Net predicts, and the latent mask."""
-        raise NotImplementedError
-
-    def enlarge(self, mask: Tensor, rng: np.random.Generator) -> Tensor:
-        """The holes (N, 1, S, S) that are learned from, of those that a loader gives."""
-        return mask
-
-    def validate(self, errors: Errors | None = None, pictures: int = 64) -> dict[int, float]:
-        """Error in the holes of the held-out split by timestep, with the averaged weights; of v,
-        where the network predicts that.
-
-        Empty where nothing is held out, as may be with a handful of photos.
+        What a channel weighs in the picture grows with the square of its deviation, which is
+        measured on 64 crops; a smaller power keeps the finer channels in the game.
         """
-        count = min(pictures, len(self.held_out))
-        if count == 0:
-            return {}
-        rng = np.random.default_rng([self.config.seed, 3])
-        batch = CorpusLoader(self.held_out, self.device).of(np.arange(count), self.size, rng)
-        batch.mask = self.enlarge(batch.mask, rng)
-        noise = self.noise(rng, count)
-        of = errors or self.errors
-        with self.state.averaged():
-            return validation_curve(lambda t: of(batch, t, noise), count, self.device)
+        rng = np.random.default_rng([self.config.seed, 4])
+        x = CorpusLoader(self.corpus, self.device).batch(64, self.size, rng).x
+        z = torch.cat([self.backbone.encode(some) for some in x.split(8)])
+        visible = z.std((0, 2, 3)) ** power
+        return (visible / visible.mean()).view(1, -1, 1, 1)
 
-    def validations(self) -> dict[str, dict[int, float]]:
-        """validate(), and others to compare it with by what is added to its name."""
-        return {"": self.validate()}
+    def learn_fast(self, *networks: Any) -> None:
+        """Explicit attention on CPUs, where the fused kernel's backward is slow."""
+        if self.device.type == "cpu":
+            from diffusers.models.attention_processor import AttnProcessor
 
-    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
-        row: dict[str, Any] = {}
-        curves: dict[str, float] = {}
-        for side, losses in self.validations().items():
-            row[f"validation_v_loss{side}"] = {str(t): round(v, 5) for t, v in losses.items()}
-            curves |= {f"v_loss_in_hole{side}/{t}": v for t, v in losses.items()}
-        return row, curves
+            for network in networks:
+                if hasattr(network, "set_attn_processor"):
+                    network.set_attn_processor(AttnProcessor())
+
+    def save_state(self) -> None:
+        """Write a resumable state, and the objects found so far."""
+        super().save_state()
+        self.objects.save()
 
     def write(self, network: Any, folder: Path) -> None:
         """Write the network, in the half precision that it is given in."""
@@ -124,6 +109,27 @@ class Trainer(Run):
         """Write the averaged weights in float16 as a folder of diffusers' layout OUT/KIND."""
         recipe = {"config": self.config.model_dump(mode="json"), **figures}
         self.state.export(self.out / self.kind, recipe, self.write)
+
+
+def train_folder(
+    kind: Callable[[Path, Path, Any, bool], Trainer],
+    folder: Path,
+    out: Path,
+    config: TrainingConfig,
+    resume: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train one kind of network on an image folder and return the folder OUT/KIND with it.
+
+    Every `save_every` steps a resumable state, a report (OUT/log.jsonl, and OUT/events for
+    TensorBoard) and the network so far are written. Raises InputError for an unusable folder or
+    checkpoint, or nothing to resume.
+    """
+    trainer = kind(folder, out, config, resume)
+    if trainer.processes.first:
+        log(f"{len(trainer.corpus)} pictures to train on, {len(trainer.held_out)} held out")
+    train(trainer, log)
+    return out / trainer.kind
 
 
 class BranchTrainer(Trainer):
@@ -143,7 +149,6 @@ class BranchTrainer(Trainer):
             config.model, device=place or "auto", dtype="float32"
         )
         self.device = backbone.device
-        self.latent = backbone.latent_channels, backbone.factor
         # Half of the checkpoint's own side, to the next multiple that it takes.
         half = -(-backbone.native_size // 2 // backbone.multiple) * backbone.multiple
         self.size = config.resolution or int(half)
@@ -154,20 +159,14 @@ class BranchTrainer(Trainer):
             )
         # Crops go down to about half of a picture.
         self.short_side = max(288, self.size * 5 // 4)
-        self.photos, self.held_out = (
+        self.corpus, self.held_out = (
             load_corpus(folder, held_out, self.short_side, captioned=False)
             for held_out in (False, True)
         )
         backbone.text.cache_size = _CAPTIONS
         torch.manual_seed(config.seed)
         self.network = self.new_network().to(self.device).train()
-        if self.device.type == "cpu":
-            from diffusers.models.attention_processor import AttnProcessor
-
-            # Explicit attention: the fused kernel's backward is slow on CPUs.
-            for module in (backbone.network, self.network):
-                if hasattr(module, "set_attn_processor"):
-                    module.set_attn_processor(AttnProcessor())
+        self.learn_fast(backbone.network, self.network)
         self.state = TrainState(
             self.network, config.optimizer, config.learning_rate, config.ema_decay
         )
@@ -175,9 +174,8 @@ class BranchTrainer(Trainer):
             article = "an" if self.kind[0] in "aeiou" else "a"
             self.state.load(out, f"{article} {self.kind} for the model {config.model}")
         out.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad():
-            latents = [backbone.encode(x) for x in self.some_pictures(self.photos).split(8)]
-        self.channel_weight = channel_weight(torch.cat(latents), config.channel_weight_power)
+        self.objects = ObjectCache(out / "objects.safetensors")
+        self.channel_weight = self.weigh_channels(config.channel_weight_power)
 
     def new_network(self) -> Any:
         """What learns, with its first weights."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from inlay.training.losses import contrast, other_captions
+from inlay.training.embedded import contrast, other_captions
 
 
 def squares(*values: float) -> torch.Tensor:

@@ -1,0 +1,60 @@
+"""Image folders: their pictures, and what metadata.jsonl says of each.
+
+The layout is that of Hugging Face's imagefolder: a `metadata.jsonl` in the folder, whose lines are
+JSON objects with the fields of Row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from inlay.errors import InputError
+from inlay.pictures.files import picture_names
+
+
+class Row(BaseModel):
+    """A picture of a folder: names relative to the folder, caption, and how often it is drawn."""
+
+    file_name: str
+    text: str | None = None
+    mask: str | None = None
+    weight: float = Field(1.0, gt=0, lt=1e6)
+
+    @field_validator("file_name", "mask")
+    @classmethod
+    def _is_inside(cls, name: str | None) -> str | None:
+        path = PurePosixPath(name or "")
+        if path.is_absolute() or ".." in path.parts or "\0" in str(path):
+            raise ValueError("not inside the folder")
+        return name
+
+
+def image_rows(folder: Path) -> tuple[list[Row], bool]:
+    """The pictures of a folder, and whether its metadata.jsonl lists them.
+
+    Without one they are all pictures in it and below it, by name. Raises InputError for a
+    metadata.jsonl that cannot be read and for rows that are wrong.
+    """
+    metadata = folder / "metadata.jsonl"
+    if not metadata.is_file():
+        return [Row.model_construct(file_name=name) for name in picture_names(folder)], False
+    try:
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            what = ": ".join([*map(str, first["loc"]), first["msg"]])
+            raise InputError(
+                f"{metadata} line {number} is wrong ({what}); expected a JSON object with "
+                "file_name, a file inside the folder, and text, mask and weight where known."
+            ) from None
+    return rows, True
