@@ -49,12 +49,6 @@ class Used:
     harmonizer: Harmonizer | None = None
     notes: tuple[str, ...] = ()
 
-    def over(self, earlier: Used | None) -> Used:
-        """This, and what of an earlier pass still counts."""
-        if earlier is None:
-            return self
-        return Used(self.adapter or earlier.adapter, self.harmonizer or earlier.harmonizer)
-
 
 @dataclass(eq=False)
 class Result:

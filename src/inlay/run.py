@@ -10,9 +10,10 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inlay.methods.base import Callback, Context, Models, Settings
+from inlay.methods.registry import Step
+from inlay.pictures.arrays import Image
 from inlay.pictures.box import Box
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
@@ -64,20 +65,17 @@ class Options:
 class State:
     """A picture on its way.
 
-    window is the smallest box round all that methods saw of it so far; region and mask say where
-    it may differ from the picture handed in: a box, and 0 or 1 (h, w) in it. stages are what the
-    last pass's method made on its way, by name.
+    region and mask say where it may differ from the picture handed in: a box, and 0 or 1 (h, w) in
+    it. window is the smallest box round all that methods saw of it so far. stages are what the last
+    pass's method made on its way, by name.
     """
 
     picture: Picture
-    window: Box
     region: Box
-    mask: NDArray[np.float32]
+    mask: Image
+    window: Box
     used: Used = field(default_factory=Used)
     stages: Mapping[str, State] = field(default_factory=dict)
-
-    def noted(self, notes: Sequence[str]) -> State:
-        return replace(self, used=replace(self.used, notes=tuple(notes)))
 
     def then(self, later: State) -> State:
         """The state after another pass, which began with this one's picture."""
@@ -108,16 +106,7 @@ def run(request: Request, checkpoint: Checkpoint, options: Options | None = None
         result: Result | None = None
         for seed in range(request.seed, request.seed + request.num_images):
             started = time.perf_counter()
-            states: list[State] = []
-            notes = list(passes.inputs.notes)
-            for planned in passes.plan_for(seed).steps:
-                passes.announce(planned)
-                state = None if planned.on is None else states[planned.on]
-                for scene in planned.scenes:
-                    state = passes.advance(planned, scene, state, states, seed, notes)
-                assert state is not None
-                stages = {name: stage.noted(notes) for name, stage in state.stages.items()}
-                states.append(replace(state.noted(notes), stages=stages))
+            states = passes.states(seed)
             if result is None:
                 last = states[-1]
                 result = Result([], [], last.window, last.region, last.mask, passes.plan.layers)
@@ -134,82 +123,82 @@ class _Passes:
         self.request, self.checkpoint, self.options = request, checkpoint, options
         self.keep = bool(request.kept_names())
         self.inputs = read_inputs(request, options.max_pixels, options.trust_remote_code)
-        self.hashes = {
-            place: identify(source)
-            for place, source in self.inputs.read.items()
-            if source is not None
-        }
+        self.hashes = {place: identify(source) for place, source in self.inputs.read.items()}
         self.plan = plan_of(request, self.inputs, request.seed)
         self.needs_model = any(each.choice.method.needs_model for each in request.steps())
         self.backbone: Backbone | None = None
         self.windows: dict[Scene, Window] = {}
         self.progress = _Progress(options.callback, self.plan, request.num_images)
 
-    def plan_for(self, seed: int) -> Plan:
-        """The plan of a seed; only random places make it another one."""
+    def states(self, seed: int) -> list[State]:
+        """The picture of one seed after each step."""
         if seed > self.request.seed and any(s.random for s in self.request.subjects_of()):
             self.plan = plan_of(self.request, self.inputs, seed)
             self.windows.clear()
-        return self.plan
+        states: list[State] = []
+        notes = list(self.inputs.notes)
+        for planned in self.plan.steps:
+            if self.options.on_phase is not None and planned.step.phase:
+                self.options.on_phase(planned.step.phase)
+            state = None if planned.on is None else states[planned.on]
+            for scene in planned.scenes:
+                window = self._window(planned, scene, state, states)
+                state = self._advance(planned.step, window, state, seed, notes)
+            assert state is not None
+            states.append(state)
+        return states
 
-    def announce(self, planned: PlannedStep) -> None:
-        if self.options.on_phase is not None and planned.step.phase:
-            self.options.on_phase(planned.step.phase)
-
-    def advance(
-        self,
-        planned: PlannedStep,
-        scene: Scene,
-        state: State | None,
-        states: Sequence[State],
-        seed: int,
-        notes: list[str],
-    ) -> State:
-        """The state after one run of a step's method on one scene of the picture so far.
-
-        states are those after earlier steps; what the method has to say is added to notes.
-        """
-        step, context = planned.step, Context(seed, verb=planned.step.verb)
-        method, settings = step.choice.method, step.choice.settings
+    def _window(
+        self, planned: PlannedStep, scene: Scene, state: State | None, states: Sequence[State]
+    ) -> Window:
+        """A scene's window on the picture so far; states are those after earlier steps."""
+        if state is None and scene in self.windows:
+            # A window on the picture that was handed in serves every seed.
+            return self.windows[scene]
+        method, settings = planned.step.choice.method, planned.step.choice.settings
+        native = self.backbone.native_size if self.backbone and method.needs_model else _LEAST
+        full = scene
+        if planned.redraws:
+            before = self.inputs if planned.before is None else states[planned.before]
+            full = replace(full, clean=before.picture)
+        if settings.works_on_background():
+            full = replace(full, inverted=True)
         picture = self.inputs.picture if state is None else state.picture
-        window = self.windows.get(scene) if state is None else None
-        if window is None:
-            native = self.backbone.native_size if self.backbone and method.needs_model else _LEAST
-            margin = float(getattr(settings, "context", 0.25))
-            full = scene
-            if planned.redraws:
-                before = self.inputs if planned.before is None else states[planned.before]
-                full = replace(full, clean=before.picture)
-            if settings.works_on_background():
-                full = replace(full, inverted=True)
-            window = Window.of(picture, full, margin, native)
-            if state is None:
-                # A window on the picture that was handed in serves every seed.
-                self.windows[scene] = window
-        context.callback, context.previews = self.progress.next(), self.options.previews
+        window = Window.of(picture, full, float(getattr(settings, "context", 0.25)), native)
+        if state is None:
+            self.windows[scene] = window
+        return window
+
+    def _advance(
+        self, step: Step, window: Window, state: State | None, seed: int, notes: list[str]
+    ) -> State:
+        """The state after one run of a step's method; what it has to say is added to notes."""
+        method, settings = step.choice.method, step.choice.settings
+        context = Context(seed, self.progress.next(), self.options.previews, verb=step.verb)
         context.control, context.models = self.inputs.drawing, self.checkpoint
         backbone = self.backbone if method.needs_model else None
         painted = method.run(window, backbone, settings, context)
         if not method.needs_model:
             context.progress(1, 1)
         notes += [line for line in context.notes if line not in notes]
-        made = self._after(picture, window, painted, state)
-        earlier = None if state is None else state.used
-        used = Used(context.adapter, context.harmonizer).over(earlier)
-        stages = {}
+        before = replace(Used() if state is None else state.used, notes=tuple(notes))
+        used = replace(
+            before,
+            adapter=context.adapter or before.adapter,
+            harmonizer=context.harmonizer or before.harmonizer,
+        )
+
+        def after(part: Painted, used: Used) -> State:
+            picture = self.inputs.picture if state is None else state.picture
+            made = State(*stitch(picture, window, part), window.box, used)
+            return made if state is None else state.then(made)
+
+        made, stages = after(painted, used), {}
         for name, part in painted.stages if self.keep else ():
             # Only the last stage is made of all that the method opened.
             whole = settings.stages(step.verb)[name] == settings
-            stage = self._after(picture, window, part, state)
-            stages[name] = replace(stage, used=used if whole else earlier or Used())
-        return replace(made, used=used, stages=stages)
-
-    def _after(
-        self, picture: Picture, window: Window, painted: Painted, state: State | None
-    ) -> State:
-        stitched, region, mask = stitch(picture, window, painted)
-        made = State(stitched, window.box, region, mask)
-        return made if state is None else state.then(made)
+            stages[name] = after(part, used if whole else before)
+        return replace(made, stages=stages)
 
     def record(
         self, result: Result, states: Sequence[State], seed: int, seconds: Mapping[str, float]
@@ -220,16 +209,15 @@ class _Passes:
         kept: dict[str, tuple[Picture, dict[str, Any]]] = {}
         for number, (step, state) in enumerate(zip(steps, states, strict=True), 1):
             if step.phase and self.keep:
-                own = record
-                if state is not last:
-                    own = self._record(self.request.after(number), state, seed, seconds)
+                request = self.request.after(number)
+                own = record if state is last else self._record(request, state, seed, seconds)
                 kept[step.phase] = state.picture, own
         settings = steps[-1].choice.settings.stages(steps[-1].verb)
         for name, part in last.stages.items() if not steps[-1].phase else ():
             choice = self.request.method.model_copy(update={"settings": settings[name]})
             request = self.request.model_copy(update={"method": choice})
             kept[name] = part.picture, self._record(request, part, seed, seconds)
-        result.pictures.append(states[-1].picture)
+        result.pictures.append(last.picture)
         result.records.append(record)
         if self.keep:
             result.kept.append(kept)
@@ -240,16 +228,15 @@ class _Passes:
         """The record of one picture; its request makes that picture alone."""
         needed = any(step.choice.method.needs_model for step in request.steps())
         backbone = self.backbone if needed else None
-        model = None
+        update: dict[str, Any] = {"seed": seed, "num_images": 1, "model": None}
         if backbone is not None:
-            model = Model(
+            update["model"] = Model(
                 name=backbone.name,
                 device=str(backbone.device),
                 dtype=str(backbone.dtype).removeprefix("torch."),
                 loras=tuple(self.checkpoint.loras),
                 textual_inversions=tuple(self.checkpoint.textual_inversions),
             )
-        update: dict[str, Any] = {"seed": seed, "num_images": 1, "model": model}
         if self.keep:
             update["keep_phases"] = False
         places = request.inputs()
