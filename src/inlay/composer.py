@@ -91,12 +91,11 @@ class Composer:
             from inlay.checkpoints.branch import load_branch
             from inlay.diffusion.harmonizer import Harmonizer
 
-            found: Harmonizer | None = None
+            own = self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file()
             if name != "auto":
-                found = load_branch(Harmonizer, name, self.backbone)
-            elif self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file():
-                found = self.harmonizer("embedded")
-            self._harmonizers[name] = found
+                self._harmonizers[name] = load_branch(Harmonizer, name, self.backbone)
+            else:
+                self._harmonizers[name] = self.harmonizer("embedded") if own else None
         return self._harmonizers[name]
 
     def run(self, request: Request, options: Options | None = None, **given: Any) -> Result:
@@ -106,10 +105,10 @@ class Composer:
         Cancelled, on_phase, previews, max_pixels, trust_remote_code. Raises InputError, also for a
         request whose checkpoint is not the one that is open here.
         """
-        asked = request.model
-        if asked is not None and asked.name != self.model:
+        wanted = request.model
+        if wanted is not None and wanted.name != self.model:
             raise InputError(
-                f"the request is for the model {asked.name}, and {self.model} is open; open "
+                f"the request is for the model {wanted.name}, and {self.model} is open; open "
                 "another Composer, or leave model out of the request."
             )
         return run(request, self, options or Options(**given))
@@ -198,30 +197,25 @@ class Composer:
         keywords: Mapping[str, Any],
     ) -> Result:
         """Sort the keywords of a call into subject, request, options and settings, and run it."""
-        place, asked, options = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+        several = "subjects" in kind.model_fields
+        place, fields, options = dict[str, Any](), dict[str, Any](), dict[str, Any]()
         settings: dict[str, Any] = {"name": method, "preset": preset}
         for key, value in keywords.items():
             if key in kind.model_fields and key != "method":
-                asked[key] = value
+                fields[key] = value
             elif key in Options.__dataclass_fields__:
                 options[key] = value
-            elif "subjects" in kind.model_fields and key in Subject.model_fields:
+            elif several and key in Subject.model_fields:
                 place[key] = value
             else:
                 settings[key] = value
-        if "subjects" in kind.model_fields:
-            asked["subjects"] = _subjects(subject, place)
-        request = kind(**asked, method=settings)
+        if several:
+            listed = list(subject) if isinstance(subject, (list, tuple)) else [subject]
+            if place and (len(listed) != 1 or isinstance(listed[0], Subject)):
+                raise InputError(
+                    f"{', '.join(place)} is for one subject that is a picture; give each of "
+                    "several as Subject(picture, box=...)."
+                )
+            fields["subjects"] = [Subject(listed[0], **place)] if place else listed
+        request = kind(**fields, method=settings)
         return self.run(request, Options(callback=callback, **options))
-
-
-def _subjects(subject: Any, place: Mapping[str, Any]) -> Any:
-    """One subject with its place, or a list that says all by itself; raises InputError."""
-    listed = list(subject) if isinstance(subject, (list, tuple)) else [subject]
-    if place and (len(listed) != 1 or isinstance(listed[0], Subject)):
-        words = ", ".join(place)
-        raise InputError(
-            f"{words} is for one subject that is a picture; give each of several as "
-            "Subject(picture, box=...)."
-        )
-    return [Subject(listed[0], **place)] if place else listed

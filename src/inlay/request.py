@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -26,7 +27,10 @@ from inlay.methods.registry import (
     main_phase,
 )
 from inlay.scene.subject import Flag, Source, Subject, as_size, as_subjects
-from inlay.settings import Form, checked, whole
+from inlay.settings import MAX_PICTURES, Form, as_whole, checked
+
+_SEED = checked(partial(as_whole, least=0, most=2**63 - 1, spelt="2^63 - 1"))
+_COUNT = checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PICTURES)))
 
 
 class Model(Form):
@@ -50,8 +54,8 @@ class Request(Form):
     sources: ClassVar[tuple[str, ...]] = ()
 
     method: MethodChoice
-    seed: Annotated[int, whole(0, 2**63 - 1, "2^63 - 1")] = 0
-    num_images: Annotated[int, whole(1, 64, "64")] = 1
+    seed: Annotated[int, _SEED] = 0
+    num_images: Annotated[int, _COUNT] = 1
     model: Model | None = None
 
     @model_validator(mode="before")
@@ -90,7 +94,8 @@ class Request(Form):
         return self
 
     def subjects_of(self) -> Sequence[Subject]:
-        return ()
+        """The subjects of a verb that has some."""
+        return getattr(self, "subjects", ())
 
     def kept_names(self) -> list[str]:
         """The phases or stages whose pictures are handed back, in their order."""
@@ -194,13 +199,11 @@ class ComposeRequest(Request):
     def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
         subjects = as_subjects(values.get("subjects"))
         phases = as_phases(values.get("phases"), "phases")
-        told = {word: values.get(word) for word in ("remove", "repose", "remove_mask")}
-        for word, value in told.items():
-            phase = "remove" if word == "remove_mask" else word
-            if value is not None and not phases:
-                raise InputError(f"{word} goes with phases; say which.")
-            if value is not None and phase not in phases:
-                raise InputError(f"{word} goes with the phase {phase}; add that phase.")
+        for word in ("remove", "repose", "remove_mask"):
+            phase = word.removesuffix("_mask")
+            if values.get(word) is not None and phase not in phases:
+                right = f"the phase {phase}; add that phase." if phases else "phases; say which."
+                raise InputError(f"{word} goes with {right}")
         method = as_mapping(values.get("method"), "method")
         made = {**values, "subjects": subjects, "phases": phases}
         if not phases:
@@ -208,7 +211,8 @@ class ComposeRequest(Request):
             default = {"name": default_for("compose", concept)}
             return {**made, "method": MethodChoice.of(method, "compose", default)}
         main = main_phase(phases)
-        own = {word: as_mapping(told[word], word) for word in ("remove", "repose") if told[word]}
+        words = [word for word in ("remove", "repose") if values.get(word)]
+        own = {word: as_mapping(values[word], word) for word in words}
         if main in ("paste", "repose"):
             fixed = RUN_AS[main][1]
             if any(method.get(word) not in (None, fixed.get(word)) for word in ("name", "preset")):
@@ -218,15 +222,13 @@ class ComposeRequest(Request):
             shared = {key: method[key] for key in SHARED if key in method}
             own["repose"] = {**shared, **own.get("repose", {})}
         own[main] = {**method, **own.get(main, {})}
-        for phase in phases:
-            verb, default = RUN_AS[phase]
-            default = default or {"name": default_for(verb)}
-            choice = MethodChoice.of(own.get(phase), verb, default)
-            made["method" if phase == main else phase] = choice
-        made.pop("paste", None)
-        if main in ("remove", "repose"):
-            made.pop(main, None)
-        return made
+        choices = {
+            phase: MethodChoice.of(own.get(phase), verb, default or {"name": default_for(verb)})
+            for phase in phases
+            for verb, default in [RUN_AS[phase]]
+        }
+        made["method"] = choices.pop(main)
+        return {**made, "remove": choices.get("remove"), "repose": choices.get("repose")}
 
     @model_validator(mode="after")
     def _fits(self) -> ComposeRequest:
@@ -244,9 +246,6 @@ class ComposeRequest(Request):
             )
         return self
 
-    def subjects_of(self) -> Sequence[Subject]:
-        return self.subjects
-
     def steps(self) -> list[Step]:
         if not self.phases:
             return super().steps()
@@ -262,10 +261,10 @@ class ComposeRequest(Request):
         if not self.phases or len(steps) == len(self.phases):
             return self
         phases = self.phases[:step]
-        by_phase = {each.phase: each.choice for each in steps}
-        method = by_phase.pop(main_phase(phases))
-        changed = {"phases": phases, "method": method, "remove": by_phase.get("remove")}
-        changed |= {"repose": None}
+        choices = {each.phase: each.choice for each in steps}
+        method = choices.pop(main_phase(phases))
+        changed = {"phases": phases, "method": method, "repose": None}
+        changed |= {"remove": choices.get("remove")}
         if not any(each.choice.settings.follows_control() for each in steps):
             # The drawing is for a phase that is yet to come.
             changed |= {"control": None}
@@ -320,9 +319,6 @@ class SceneRequest(Request):
             raise InputError("a scene needs a prompt; say what the picture should show.")
         _check_kinds(self, joint=False)
         return self
-
-    def subjects_of(self) -> Sequence[Subject]:
-        return self.subjects
 
 
 _KINDS: dict[str, type[Request]] = {

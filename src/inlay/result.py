@@ -15,16 +15,18 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image as PILImage
 from pydantic import BaseModel, ConfigDict
 
 from inlay.errors import InputError, __version__, unsaved
 from inlay.methods.registry import main_phase
+from inlay.pictures.arrays import Image, to_uint8
 from inlay.pictures.box import Box
 from inlay.pictures.files import file_sha256
 from inlay.pictures.picture import Picture
@@ -34,8 +36,6 @@ from inlay.request import VERBS, Request
 from inlay.scene.window import Layer
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.control import ControlAdapter
     from inlay.diffusion.harmonizer import Harmonizer
@@ -65,7 +65,7 @@ class Result:
     records: list[dict[str, Any]]
     window: Box
     region: Box
-    changes: NDArray[np.float32] = field(repr=False)
+    changes: Image = field(repr=False)
     laid: Sequence[Layer] = field(default=(), repr=False)
     kept: list[dict[str, tuple[Picture, dict[str, Any]]]] = field(default_factory=list, repr=False)
 
@@ -78,12 +78,12 @@ class Result:
         return self.records[0]
 
     @property
-    def image(self) -> Image:
+    def image(self) -> PILImage.Image:
         """The (first) picture as PIL."""
         return self.pictures[0].to_pil()
 
     @property
-    def images(self) -> list[Image]:
+    def images(self) -> list[PILImage.Image]:
         return [picture.to_pil() for picture in self.pictures]
 
     @property
@@ -92,25 +92,18 @@ class Result:
         return {name: picture for name, (picture, _) in (self.kept or [{}])[0].items()}
 
     @property
-    def layers(self) -> list[tuple[Image, Box]]:
+    def layers(self) -> list[tuple[PILImage.Image, Box]]:
         """Each subject as it was laid into the first picture: PIL "RGBA", and where."""
-        from PIL import Image as PilImage
-
-        found = []
-        for layer in self.laid:
-            samples = np.dstack([layer.rgb, layer.alpha])
-            image = PilImage.fromarray(np.round(samples * 255).astype(np.uint8), "RGBA")
-            found.append((image, layer.box))
-        return found
+        samples = [to_uint8(np.dstack([layer.rgb, layer.alpha])) for layer in self.laid]
+        images = (PILImage.fromarray(each, "RGBA") for each in samples)
+        return [(image, layer.box) for image, layer in zip(images, self.laid, strict=True)]
 
     @property
-    def mask(self) -> Image:
+    def mask(self) -> PILImage.Image:
         """Where the first picture may differ from the background: PIL "L", 255 = may."""
-        from PIL import Image as PilImage
-
         whole = np.zeros((self.picture.height, self.picture.width), np.uint8)
-        whole[self.region.slices] = np.round(self.changes * 255).astype(np.uint8)
-        return PilImage.fromarray(whole)
+        whole[self.region.slices] = to_uint8(self.changes)
+        return PILImage.fromarray(whole)
 
     def save(self, path: str | Path) -> None:
         """Write the first picture, with its record inside; atomic."""
@@ -128,13 +121,13 @@ def record_of(
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of one picture, which the request makes; see the top of this file."""
-    asked = request.model_dump(mode="json")
+    data = request.model_dump(mode="json")
     record: dict[str, Any] = {
         "inlay": __version__,
         "verb": request.verb,
         "method": request.method.name,
         "seed": request.seed,
-        "request": asked,
+        "request": data,
         "model": None,
         "device": None,
         "dtype": None,
@@ -146,7 +139,7 @@ def record_of(
         "timings": dict(seconds),
     }
     if backbone is not None:
-        own = asked["model"]
+        own = data["model"]
         record["device"], record["dtype"] = own["device"], own["dtype"]
         record["model"] = {
             "name": backbone.name,
@@ -255,13 +248,12 @@ def read_back(path: str | os.PathLike[str]) -> Record:
         record = None if sheet or verb not in VERBS else Record.model_validate(data)
         if record is not None:
             Request.of(record.request)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        reason = (
-            f": {error}"
-            if isinstance(error, InputError)
-            else "; give a picture as inlay has written it."
-        )
-        raise InputError(f"the record inside {name} is damaged{reason}") from None
+    except InputError as error:
+        raise InputError(f"the record inside {name} is damaged: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InputError(
+            f"the record inside {name} is damaged; give a picture as inlay has written it."
+        ) from None
     if sheet:
         outputs = data.get("outputs")
         listed = outputs if isinstance(outputs, list) and outputs else ["one of its pictures"]
@@ -279,14 +271,11 @@ def _find(role: str, source: _Input, beside: Path) -> str:
         raise unsaved(role)
     changed = False
     for candidate in (Path(source.path), beside / source.path, beside / Path(source.path).name):
-        try:
-            if not candidate.is_file():
-                continue
-            if file_sha256(candidate) == source.sha256:
-                return str(candidate)
-        except (OSError, ValueError):
-            continue
-        changed = True
+        with suppress(OSError, ValueError):
+            if candidate.is_file():
+                if file_sha256(candidate) == source.sha256:
+                    return str(candidate)
+                changed = True
     if changed:
         raise InputError(
             f"the {role} {source.path} has changed since; put the file back as it was."

@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from inlay.errors import InputError, nearest, show
 
@@ -22,8 +22,16 @@ MAX_PICTURES = 64
 
 T = TypeVar("T", bound=BaseModel)
 
-
-_NUMERIC = ("integer", "number")
+# What JSON schema calls the bounds of a value, and what a knob does.
+_LIMITS = {
+    "minimum": "minimum",
+    "maximum": "maximum",
+    "exclusiveMinimum": "above",
+    "exclusiveMaximum": "below",
+    "maxLength": "max_length",
+    "pattern": "pattern",
+}
+_KINDS = {"string": "text", "array": "list"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Knob:
     @property
     def sweepable(self) -> bool:
         """Whether a comma list means one picture for each value (text is taken whole)."""
-        return self.type in (*_NUMERIC, "boolean", "choice")
+        return self.type in ("integer", "number", "boolean", "choice")
 
     @property
     def bounds(self) -> str:
@@ -63,10 +71,10 @@ class Knob:
             return f"matching {self.pattern}"
         if self.minimum is not None and self.maximum is not None:
             return f"{self.minimum:.10g} to {self.maximum:.10g}"
-        words = ("at least", "above", "at most", "below")
-        limits = (self.minimum, self.above, self.maximum, self.below)
-        pairs = zip(words, limits, strict=True)
-        return " and ".join(f"{word} {limit:.10g}" for word, limit in pairs if limit is not None)
+        words = {"at least": self.minimum, "above": self.above}
+        words |= {"at most": self.maximum, "below": self.below}
+        known = {word: limit for word, limit in words.items() if limit is not None}
+        return " and ".join(f"{word} {limit:.10g}" for word, limit in known.items())
 
     @property
     def expected(self) -> str:
@@ -99,43 +107,27 @@ class Knob:
 @functools.cache
 def knobs(settings: type[BaseModel]) -> dict[str, Knob]:
     """Every setting of a class by name, in the order of its definition."""
-    schema = settings.model_json_schema()
-    definitions = schema.get("$defs", {})
-    found = {}
+    schema, table = settings.model_json_schema(), {}
     for name, prop in schema.get("properties", {}).items():
-        found[name] = _knob(name, prop, definitions, settings.model_fields[name].default)
-    return found
-
-
-def _knob(name: str, prop: dict[str, Any], definitions: dict[str, Any], default: Any) -> Knob:
-    body = dict(prop)
-    nullable = False
-    options = body.get("anyOf", [])
-    if options:
+        body, options = dict(prop), prop.get("anyOf", [])
         rest = [option for option in options if option.get("type") != "null"]
-        nullable = len(rest) < len(options)
-        body.update(rest[0] if len(rest) == 1 else {"type": "other"})
-    if "$ref" in body:
-        body = {**definitions.get(body["$ref"].rsplit("/", 1)[-1], {}), **body}
-    choices = tuple(body["enum"]) if "enum" in body else ()
-    if "const" in body:
-        choices = (body["const"],)
-    kinds = {"string": "text", "array": "list"}
-    kind = body.get("type", "other")
-    return Knob(
-        name=name,
-        type="choice" if choices else kinds.get(kind, kind),
-        description=str(body.get("description", "")),
-        default=prop.get("default", default if default is None else str(default)),
-        minimum=body.get("minimum"),
-        maximum=body.get("maximum"),
-        above=body.get("exclusiveMinimum"),
-        below=body.get("exclusiveMaximum"),
-        choices=choices,
-        max_length=body.get("maxLength"),
-        pattern=body.get("pattern"),
-        nullable=nullable,
-    )
+        if options:
+            body |= rest[0] if len(rest) == 1 else {"type": "other"}
+        if "$ref" in body:
+            body = {**schema["$defs"][body["$ref"].rsplit("/", 1)[-1]], **body}
+        choices = (body["const"],) if "const" in body else tuple(body.get("enum", ()))
+        kind = body.get("type", "other")
+        default = settings.model_fields[name].default
+        table[name] = Knob(
+            name=name,
+            type="choice" if choices else _KINDS.get(kind, kind),
+            description=str(body.get("description", "")),
+            default=prop.get("default", default if default is None else str(default)),
+            choices=choices,
+            nullable=len(rest) < len(options),
+            **{limit: body[word] for word, limit in _LIMITS.items() if word in body},
+        )
+    return table
 
 
 def validate_settings(settings: type[T], values: Mapping[str, Any]) -> T:
@@ -273,23 +265,21 @@ class Form(BaseModel):
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
+            return
         except ValidationError as error:
-            raise InputError(_form_sentence(error, type(self))) from None
-
-
-def _form_sentence(error: ValidationError, form: type[BaseModel]) -> str:
-    first = error.errors(include_url=False)[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return str(cause)
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{show(place)} is unknown; {nearest(place, form.model_fields)}"
-    if first["type"] == "missing":
-        return f"{place} is missing; give it."
-    knob = knobs(form).get(place)
-    expected = _reason(first) if knob is None else f"expected {knob.expected}."
-    return f"{place} is {show(first.get('input'))}; {expected}"
+            first = error.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise cause
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = nearest(place, type(self).model_fields)
+            raise InputError(f"{show(place)} is unknown; {near}")
+        if first["type"] == "missing":
+            raise InputError(f"{place} is missing; give it.")
+        knob = knobs(type(self)).get(place)
+        expected = _reason(first) if knob is None else f"expected {knob.expected}."
+        raise InputError(f"{place} is {show(first.get('input'))}; {expected}")
 
 
 def as_flag(value: Any, name: str) -> bool:
@@ -318,19 +308,11 @@ def as_numbers(value: Any, name: str, count: int, expected: str) -> list[float]:
         raise InputError(f"{name} is {show(value)}; expected {expected}.") from None
 
 
-def whole(least: int, most: int, spelt: str) -> BeforeValidator:
-    """A check of a whole number; `spelt` is how a sentence calls the largest one."""
-
-    def check(value: Any, info: ValidationInfo) -> int:
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if not whole or not least <= value <= most:
-            raise InputError(
-                f"{info.field_name} is {show(value)}; expected a whole number from {least} to "
-                f"{spelt}."
-            )
+def as_whole(value: Any, name: str, least: int, most: int, spelt: str) -> int:
+    """A whole number between two; `spelt` is how a sentence calls the larger one."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most:
         return int(value)
-
-    return BeforeValidator(check)
+    raise InputError(f"{name} is {show(value)}; expected a whole number from {least} to {spelt}.")
 
 
 def checked(read: Callable[[Any, str], Any]) -> BeforeValidator:
