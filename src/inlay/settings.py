@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -116,7 +117,7 @@ def knobs(settings: type[BaseModel]) -> dict[str, Knob]:
         if "$ref" in body:
             body = {**schema["$defs"][body["$ref"].rsplit("/", 1)[-1]], **body}
         choices = (body["const"],) if "const" in body else tuple(body.get("enum", ()))
-        kind = body.get("type", "other")
+        kind: str = body.get("type", "other")
         default = settings.model_fields[name].default
         table[name] = Knob(
             name=name,
@@ -243,10 +244,8 @@ def _value(knob: Knob, text: str) -> Any:
 
 def _plain(text: str) -> Any:
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
@@ -290,27 +289,24 @@ def as_flag(value: Any, name: str) -> bool:
 
 
 def as_number(value: Any, name: str, expected: str) -> float:
-    try:
+    with suppress(OverflowError):
         if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
-    except OverflowError:
-        pass
     raise InputError(f"{name} is {show(value)}; expected {expected}.")
 
 
 def as_numbers(value: Any, name: str, count: int, expected: str) -> list[float]:
     listed = value.tolist() if isinstance(value, np.ndarray) else value
-    if not isinstance(listed, (list, tuple)) or len(listed) != count:
-        raise InputError(f"{name} is {show(value)}; expected {expected}.")
-    try:
-        return [as_number(item, name, expected) for item in listed]
-    except InputError:
-        raise InputError(f"{name} is {show(value)}; expected {expected}.") from None
+    with suppress(InputError):
+        if isinstance(listed, (list, tuple)) and len(listed) == count:
+            return [as_number(item, name, expected) for item in listed]
+    raise InputError(f"{name} is {show(value)}; expected {expected}.")
 
 
 def as_whole(value: Any, name: str, least: int, most: int, spelt: str) -> int:
     """A whole number between two; `spelt` is how a sentence calls the larger one."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most:
+    number = isinstance(value, Integral) and not isinstance(value, bool)
+    if number and least <= int(value) <= most:
         return int(value)
     raise InputError(f"{name} is {show(value)}; expected a whole number from {least} to {spelt}.")
 

@@ -8,12 +8,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from inlay.pictures.arrays import FAINT, grow, resize, to_uint8
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+from inlay.pictures.arrays import FAINT, Image, Mask, grow, resize, to_uint8
 
 # Working side of the fill where a method does not let the user choose.
 WORKING_SIDE = 1024

@@ -10,13 +10,9 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from inlay.pictures.arrays import FAINT, bounds, distance, resize
+from inlay.pictures.arrays import FAINT, Image, Mask, bounds, distance, resize
 from inlay.pictures.box import Box
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 _log = logging.getLogger("inlay")
 

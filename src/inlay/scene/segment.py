@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inlay.checkpoints.hub import is_hub_id
 from inlay.errors import InputError
-from inlay.pictures.arrays import resize, to_uint8
+from inlay.pictures.arrays import Image, resize, to_uint8
 from inlay.pictures.box import Box
-
-Image = NDArray[np.float32]
 
 _log = logging.getLogger("inlay")
 

@@ -1,4 +1,4 @@
-"""Where a background is written into: subjects laid over it, a method's crop, and `stitch`.
+"""The only place where pixels are written into a background: subjects, a window's result.
 
 Colours are float32 sRGB in [0, 1], never multiplied with alpha; alpha and masks are float32 in
 [0, 1]. Outside the pixels that a method may change, the background's samples are copied, never
