@@ -42,7 +42,7 @@ class Literal(AttentionRule):
         allowed = self.inside[:, None] == self.inside[None]
         if layer.kind == "cross":
             allowed = self.inside[:, None].expand(-1, key.shape[2])
-        weights = (query @ key.transpose(-1, -2) * layer.scale).softmax(-1) * allowed
+        weights = (query @ key.transpose(-1, -2) * layer.attn.scale).softmax(-1) * allowed
         return weights @ value
 
 

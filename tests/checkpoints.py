@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditions, Embedding
+from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.text import Embedding
 from inlay.training.networks import train_tokenizer
 
 WIDTH = 32  # of a text encoder

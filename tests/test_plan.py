@@ -19,7 +19,7 @@ from checkpoints import built, loaded
 from inlay import Box, Cancelled, Composer, InputError, Result, Subject
 from inlay.cli import main
 from inlay.cli.outputs import Outputs, Targets, kept_names
-from inlay.diffusion.control import new_adapter
+from inlay.diffusion.branches import new_adapter
 from inlay.methods.registry import as_phases
 from inlay.pictures.read import read_picture, read_record
 from inlay.pictures.write import write_picture

@@ -348,7 +348,7 @@ class Kept:
         """An untrained T2I-Adapter for a checkpoint, its weights enlarged so that it shows."""
 
         def build(part: Path) -> None:
-            module = importlib.import_module("inlay.diffusion.t2i_adapter")
+            module = importlib.import_module("inlay.diffusion.branches")
             network = module.new_adapter(Composer(self.checkpoint(name), device="cpu").backbone)
             with torch.no_grad():
                 for parameter in network.parameters():
@@ -361,7 +361,7 @@ class Kept:
         """An untrained harmonizer whose zero layers are drawn, so that it does something."""
 
         def build(part: Path) -> None:
-            module = importlib.import_module("inlay.diffusion.harmonizer")
+            module = importlib.import_module("inlay.diffusion.branches")
             network = module.new_harmonizer(Composer(self.checkpoint(name), device="cpu").backbone)
             for parameter in network.parameters():
                 if not parameter.detach().any():

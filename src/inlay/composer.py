@@ -18,8 +18,7 @@ from inlay.scene.subject import Subject
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.control import ControlAdapter
-    from inlay.diffusion.harmonizer import Harmonizer
+    from inlay.diffusion.branches import ControlAdapter, Harmonizer
 
 
 _OWN_HARMONIZER = Path(__file__).parent / "assets" / "harmonizer" / "config.json"
@@ -76,8 +75,8 @@ class Composer:
     def adapter(self, name: str) -> ControlAdapter:
         """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
         if name not in self._adapters:
-            from inlay.checkpoints.branch import load_branch
-            from inlay.diffusion.control import ControlAdapter
+            from inlay.checkpoints.load import load_branch
+            from inlay.diffusion.branches import ControlAdapter
 
             self._adapters[name] = load_branch(ControlAdapter, name, self.backbone)
         return self._adapters[name]
@@ -88,8 +87,8 @@ class Composer:
         "auto" is that of the embedded checkpoint; None where there is none.
         """
         if name not in self._harmonizers:
-            from inlay.checkpoints.branch import load_branch
-            from inlay.diffusion.harmonizer import Harmonizer
+            from inlay.checkpoints.load import load_branch
+            from inlay.diffusion.branches import Harmonizer
 
             own = self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file()
             if name != "auto":

@@ -37,8 +37,7 @@ from inlay.scene.window import Layer
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.control import ControlAdapter
-    from inlay.diffusion.harmonizer import Harmonizer
+    from inlay.diffusion.branches import ControlAdapter, Harmonizer
 
 
 @dataclass(frozen=True, eq=False)

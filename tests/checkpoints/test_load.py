@@ -398,7 +398,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ["evil_library", "UNet2DConditionModel"],
         ["diffusers.evil_library", "UNet2DConditionModel"],
         ["os", "system"],
-        ["inlay.diffusion.autoencoder", "torch"],
+        ["inlay.diffusion.unet", "torch"],
     ],
 )
 def test_an_index_cannot_import_a_library(folder: Path, trap: Path, entry: list[str]) -> None:

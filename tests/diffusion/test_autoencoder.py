@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage import data
 
-from inlay.diffusion.autoencoder import PatchAutoencoder
+from inlay.diffusion.unet import PatchAutoencoder
 
 
 def _patches(photo: np.ndarray, patch: int = 4) -> torch.Tensor:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from checkpoints import BUILDERS, built, loaded, predictions, raw
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditions, Embedding
+from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Level
-from inlay.diffusion.text import TextStack, join
+from inlay.diffusion.text import Embedding, TextStack, join
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
@@ -74,7 +74,7 @@ def test_one_guided_batch_equals_two_separate_calls(backbone: Backbone) -> None:
     assert not torch.allclose(one, two, atol=1e-4)
     guided = two + scale * (one - two)
     level = backbone.levels[t]
-    expected = level.output_to_eps(guided, z, backbone.prediction_type)
+    expected = level.estimates(guided, z, backbone.prediction_type)[0]
     assert torch.allclose(eps, expected, atol=1e-5)
     assert torch.allclose(level.add_noise(x0, eps), z, atol=1e-5)
 
@@ -174,8 +174,8 @@ def test_what_a_model_predicts_becomes_noise_and_picture(kind: str, t: int, seed
         z = signal * x0 + noise * eps
     assert torch.equal(level.output(x0, eps, kind), output)
     # The step from z back divides by the signal or the noise, and magnifies rounding as much.
-    assert torch.allclose(level.output_to_eps(output, z, kind), eps, atol=1e-5 / noise)
-    assert torch.allclose(level.output_to_x0(output, z, kind), x0, atol=1e-5 / signal)
+    assert torch.allclose(level.estimates(output, z, kind)[0], eps, atol=1e-5 / noise)
+    assert torch.allclose(level.estimates(output, z, kind)[1], x0, atol=1e-5 / signal)
     assert torch.allclose(level.x0(z, eps), x0, atol=1e-5 / signal)
     assert torch.allclose(level.eps(z, x0), eps, atol=1e-5 / noise)
 

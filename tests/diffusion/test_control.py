@@ -18,10 +18,9 @@ from skimage import data
 
 from checkpoints import built, loaded, predictions, raw
 from inlay import InputError
-from inlay.checkpoints.branch import load_branch
-from inlay.checkpoints.load import load_backbone
+from inlay.checkpoints.load import load_backbone, load_branch
 from inlay.diffusion.backbone import Backbone, Conditions
-from inlay.diffusion.control import (
+from inlay.diffusion.branches import (
     ControlAdapter,
     canny,
     control_image,
@@ -30,7 +29,7 @@ from inlay.diffusion.control import (
     new_adapter,
     sketch,
 )
-from inlay.diffusion.distill import Branch, delta
+from inlay.diffusion.distill import Side, delta
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -179,7 +178,7 @@ def test_a_prediction_with_features_is_diffusers_own(name: str) -> None:
     other = literal(backbone, z, 401, uncond, features, mask, seen)
     guided, _ = predictions(backbone, z, 401, cond, uncond, 1.5, mask, seen, control=features)
     output, kind = other + 1.5 * (expected - other), backbone.prediction_type
-    wanted = backbone.levels[401].output_to_eps(output, z, kind)
+    wanted = backbone.levels[401].estimates(output, z, kind)[0]
     torch.testing.assert_close(guided, wanted, **CLOSE)
     many = raw(backbone, z, torch.tensor([401]), cond, mask, seen, control=features)
     torch.testing.assert_close(many, got, **CLOSE)
@@ -222,10 +221,10 @@ def test_either_branch_of_a_distillation_has_its_own_features(name: str) -> None
             adapter.features(drawing(backbone, seed)),
         )
         told = Conditions(cond, uncond, guidance, mask=mask, masked_latent=seen, control=features)
-        branches.append(Branch(z, told))
+        branches.append(Side(z, told))
         rows = [literal(backbone, noisy, t, text, features, mask, seen) for text in (uncond, cond)]
         output = rows[0] + guidance * (rows[1] - rows[0])
-        slow.append(level.output_to_eps(output, noisy, backbone.prediction_type))
+        slow.append(level.estimates(output, noisy, backbone.prediction_type)[0])
     sizes: list[int] = []
     handle = backbone.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
     try:
@@ -237,7 +236,7 @@ def test_either_branch_of_a_distillation_has_its_own_features(name: str) -> None
     torch.testing.assert_close(known, slow[0], **CLOSE)
     torch.testing.assert_close(g, slow[1] - slow[0], **CLOSE)
     torch.testing.assert_close(again, g, **CLOSE)
-    bare = Branch(z, replace(told, control=None))
+    bare = Side(z, replace(told, control=None))
     with pytest.raises(ValueError, match="control"):
         delta(backbone.denoiser, bare, branches[1], level, noise)
 

@@ -17,10 +17,10 @@ from checkpoints import loaded
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.distill import (
-    Branch,
     Descent,
     Draw,
     Iterate,
+    Side,
     Span,
     Term,
     delta,
@@ -42,7 +42,7 @@ def noise_of(seed: int) -> tuple[torch.Generator, Callable[[Tensor], Tensor]]:
     return generator, lambda like: torch.randn(like.shape, generator=generator)
 
 
-def branches(backbone: Backbone, guidance: float = 3.0, seed: int = 0) -> tuple[Branch, Branch]:
+def branches(backbone: Backbone, guidance: float = 3.0, seed: int = 0) -> tuple[Side, Side]:
     """Two branches that differ in all they can differ in."""
     generator = torch.Generator().manual_seed(seed)
     size = (SIDE * backbone.factor,) * 2
@@ -54,13 +54,11 @@ def branches(backbone: Backbone, guidance: float = 3.0, seed: int = 0) -> tuple[
         mask[..., number : number + 4, 2:6] = 1
         text, negative = backbone.embed([prompt], size), backbone.embed([""], size)
         told = Conditions(text, negative, guidance, mask=mask, masked_latent=seen)
-        made.append(Branch(z, told))
+        made.append(Side(z, told))
     return made[0], made[1]
 
 
-def go(
-    backbone: Backbone, source: Branch | None, target: Branch, **changes: Any
-) -> tuple[Tensor, int]:
+def go(backbone: Backbone, source: Side | None, target: Side, **changes: Any) -> tuple[Tensor, int]:
     generator, _ = noise_of(changes.pop("seed", 5))
     named = {field.name for field in fields(Descent)} & changes.keys()
     descent = Descent(
@@ -73,7 +71,7 @@ def go(
 
 @torch.no_grad()
 def slow_eps(
-    backbone: Backbone, branch: Branch, t: int, noise: Tensor, guidance: float
+    backbone: Backbone, branch: Side, t: int, noise: Tensor, guidance: float
 ) -> Tensor:  # fmt: skip
     """One row after the other through the bare U-Net, and the formulas of METHODS in words."""
     alpha, told = backbone.levels[t].signal ** 2, branch.conditions

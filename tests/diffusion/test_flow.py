@@ -25,8 +25,7 @@ from inlay.checkpoints.hub import files_to_fetch, is_complete
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.attention_shared import HiddenRegion
 from inlay.diffusion.backbone import Conditions
-from inlay.diffusion.control import new_adapter
-from inlay.diffusion.harmonizer import new_harmonizer
+from inlay.diffusion.branches import new_adapter, new_harmonizer
 from inlay.diffusion.sample import sample
 from inlay.learning.lora import set_up
 from inlay.learning.settings import LearnConfig

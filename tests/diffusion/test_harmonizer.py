@@ -14,17 +14,16 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load, load_file, save_file
 
 from checkpoints import BUILDERS, NOISE, WIDTH, loaded, predictions, raw
-from inlay.checkpoints.branch import load_branch
-from inlay.diffusion.autoencoder import PatchAutoencoder
+from inlay.checkpoints.load import load_branch
 from inlay.diffusion.backbone import Backbone, Conditions, Guide
-from inlay.diffusion.harmonizer import (
+from inlay.diffusion.branches import (
     Harmonizer,
     correct,
     few_levels,
     new_harmonizer,
 )
 from inlay.diffusion.text import Embedding
-from inlay.diffusion.unet import UNetBackbone
+from inlay.diffusion.unet import PatchAutoencoder, UNetBackbone
 from inlay.errors import InputError
 
 NAMES = [*BUILDERS, "embedded-like"]
@@ -152,9 +151,9 @@ def test_both_rows_of_a_guided_batch_are_guided(name: str) -> None:
     both = (i["cond"], i["uncond"], 5.0, *i["masks"])
     eps, x0 = predictions(backbone, i["z"], T, *both, guide=guide)
     level, kind = backbone.levels[T], backbone.prediction_type
-    wanted = level.output_to_eps(expected, i["z"], kind)
+    wanted = level.estimates(expected, i["z"], kind)[0]
     torch.testing.assert_close(eps, wanted, atol=1e-4, rtol=1e-4)
-    wanted = level.output_to_x0(expected, i["z"], kind)
+    wanted = level.estimates(expected, i["z"], kind)[1]
     torch.testing.assert_close(x0, wanted, atol=1e-3, rtol=1e-4)
     alone, _ = predictions(backbone, i["z"], T, *both, guide=guide)
     torch.testing.assert_close(alone, eps, atol=0, rtol=0)

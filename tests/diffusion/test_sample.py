@@ -129,8 +129,8 @@ def test_ddim_follows_diffusers_step_by_step(
         theirs = scheduler.step(
             output, here.timestep, theirs, eta=eta, variance_noise=noise
         ).prev_sample
-        x0 = here.output_to_x0(output, ours, kind)
-        eps = here.output_to_eps(output, ours, kind)
+        x0 = here.estimates(output, ours, kind)[1]
+        eps = here.estimates(output, ours, kind)[0]
         ours = ddim_step(Step(0, 1, here, to, x0, eps, ours), eta, noise)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 

@@ -19,8 +19,8 @@ from checkpoints import built
 from inlay import Box, Composer, InputError, Result
 from inlay.cli import main
 from inlay.diffusion.backbone import Conditions
-from inlay.diffusion.control import new_adapter
-from inlay.diffusion.distill import Branch, beside
+from inlay.diffusion.branches import new_adapter
+from inlay.diffusion.distill import Side, beside
 from inlay.diffusion.text import join
 from inlay.methods.registry import get
 from inlay.settings import validate_settings
@@ -282,7 +282,7 @@ def test_redrawing_is_ddim_with_the_source_beside_it(adapters: Path) -> None:
     size = (8 * backbone.factor,) * 2
     texts = [backbone.embed([text], size) for text in ("a shirt", "a coat")]
     branches = [
-        Branch(z, Conditions(text, mask=hole, masked_latent=seen))
+        Side(z, Conditions(text, mask=hole, masked_latent=seen))
         for z, text in zip((z_source, z_target), texts, strict=True)
     ]
     same = torch.Generator().manual_seed(1)

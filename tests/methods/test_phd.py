@@ -16,7 +16,7 @@ from skimage import data
 
 from inlay import Box, Composer, InputError, Result, Subject
 from inlay.cli import main
-from inlay.diffusion.harmonizer import few_levels, new_harmonizer
+from inlay.diffusion.branches import few_levels, new_harmonizer
 from inlay.methods.base import Context
 from inlay.methods.phd.settings import PhdSettings
 from inlay.methods.phd.stages import harmonize, inpaint_ring, shrinkage, soften_paste
@@ -238,7 +238,7 @@ def test_a_scale_of_0_is_training_free_to_the_byte(folder: Path) -> None:
 def test_a_new_harmonizer_changes_nothing_beside_the_bare_model(folder: Path) -> None:
     """Its layers end in zeros, so the one-step answers are the bare model's from noise alone."""
     from inlay.diffusion.backbone import Conditions, Guide
-    from inlay.diffusion.harmonizer import correct
+    from inlay.diffusion.branches import correct
 
     backbone = composer().backbone
     network = composer().harmonizer(harmonizer(folder, 0.0))

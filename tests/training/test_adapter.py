@@ -15,10 +15,9 @@ from skimage import data
 
 from checkpoints import built
 from inlay import InputError
-from inlay.checkpoints.branch import load_branch
-from inlay.checkpoints.load import load_backbone
+from inlay.checkpoints.load import load_backbone, load_branch
 from inlay.cli import main
-from inlay.diffusion.control import ControlAdapter
+from inlay.diffusion.branches import ControlAdapter
 from inlay.pictures.files import is_held_out
 from inlay.training.adapter import (
     AdapterConfig,

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from skimage import data
 
 from checkpoints import built
-from inlay.checkpoints.branch import load_branch
+from inlay.checkpoints.load import load_branch
 from inlay.cli import main
 from inlay.diffusion.backbone import Conditions, Guide
-from inlay.diffusion.harmonizer import Harmonizer, correct
+from inlay.diffusion.branches import Harmonizer, correct
 from inlay.pictures.files import is_held_out
 from inlay.training.batches import DisturbedLoader, cover
 from inlay.training.corpus import Corpus
@@ -297,7 +297,7 @@ def test_the_loss_is_the_error_inside_the_masks(
                 output = backbone.predict(noisy, t, Conditions(text, **masks, guide=chosen))
             error = output - target
             if start == "pasted":
-                x0 = level.output_to_x0(output, noisy, backbone.prediction_type)
+                x0 = level.estimates(output, noisy, backbone.prediction_type)[1]
                 error = x0 - z
             parts = []
             for some in (error, about(error, hole)):

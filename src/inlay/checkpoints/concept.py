@@ -11,18 +11,19 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from statistics import median
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from inlay.checkpoints.folder import check_safetensors
 from inlay.errors import InputError
-from inlay.pictures.files import shown
+from inlay.pictures.files import replace_file, shown
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from inlay.checkpoints.folder import Loaded
     from inlay.diffusion.backbone import Backbone
 
 
@@ -30,16 +31,6 @@ _KEY = "inlay_learned"
 # Of an object's picture in a file, on each side; those that are written have half of it.
 _MOST_PIXELS = 1024
 _MOST_LETTERS = 1 << 23
-
-
-class Checkpoint(Protocol):
-    """What is to be known of a checkpoint to check a file against it; a Backbone is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def hash(self) -> str: ...
 
 
 class _Loose(BaseModel):
@@ -142,7 +133,7 @@ def is_concept(path: Path) -> bool:
         return False
 
 
-def read_concept(path: Path, backbone: Checkpoint | None = None) -> Concept:
+def read_concept(path: Path, backbone: Backbone | Loaded | None = None) -> Concept:
     """What a file says of itself, checked against the checkpoint it is to be used with.
 
     Raises InputError for a file that is not whole, that `inlay learn` did not write, or that was
@@ -153,7 +144,7 @@ def read_concept(path: Path, backbone: Checkpoint | None = None) -> Concept:
         raise InputError(f"{path.name} holds no concept; expected a file that `inlay learn` wrote.")
     try:
         concept = Concept.model_validate(json.loads(text))
-    except (ValueError, ValidationError):
+    except ValueError:
         raise InputError(
             f"{path.name} says of its object what this version cannot read; learn it again."
         ) from None
@@ -188,8 +179,6 @@ def write_concept(
     import torch
     from safetensors.torch import save
 
-    from inlay.pictures.files import replace_file
-
     kind = getattr(torch, dtype)
     data = {
         name: tensor.detach().to("cpu", torch.float32 if "lora" in name else kind).contiguous()
@@ -209,12 +198,7 @@ def write_concept(
                 layers.append(layer)
     if concept.kind == "lora":
         header["lora_adapter_metadata"] = json.dumps(config)
-    whole = save(data, header)
-
-    def write(file: IO[bytes]) -> None:
-        file.write(whole)
-
-    replace_file(path, write)
+    replace_file(path, lambda file: file.writelines([save(data, header)]))
 
 
 @contextmanager
@@ -241,7 +225,7 @@ def attach(
     for (path, scale), held in zip(files, tensors, strict=True):
         try:
             changed |= _changes(backbone, held, scale, changed)
-        except (LookupError, ValueError):
+        except (AttributeError, LookupError, ValueError):
             raise InputError(
                 f"{path.name} does not fit the weights of {backbone.name}, which it says it was "
                 "learnt for; learn the object again."
@@ -274,8 +258,8 @@ def _changes(
 
     tensors are unet.NAME of a whole U-Net, all of them or none, and text_encoder(_2).LAYER's
     lora_A and lora_B; a U-Net's LoRA is passed over. scale is how far to go: at 1 a whole U-Net's
-    weights are the file's. `before` has what earlier files made of them. Raises LookupError for
-    tensors that do not fit.
+    weights are the file's. `before` has what earlier files made of them. Raises LookupError or
+    AttributeError for tensors that do not fit.
     """
     whole = {name[5:]: value for name, value in tensors.items() if "lora_" not in name}
     unet = dict(backbone.unet.named_parameters())
@@ -285,7 +269,8 @@ def _changes(
     for name, value in whole.items():
         parameter = unet[name]
         old = parameter.data
-        _same(old.shape, value.shape)
+        if value.shape != old.shape:
+            raise LookupError(name)
         new = value.to(old.device, old.dtype, copy=True)
         changed[parameter] = new if scale == 1 else old.lerp(new, scale)
     for name, down in tensors.items():
@@ -293,15 +278,11 @@ def _changes(
             up = tensors[name.replace(".lora_A.", ".lora_B.")]
             parameter = _text_weight(backbone, name)
             old = before.get(parameter, parameter.data)
-            _same((*old.shape, len(down)), (len(up), *down.shape[1:], *up.shape[1:]))
+            if (*old.shape, len(down)) != (len(up), *down.shape[1:], *up.shape[1:]):
+                raise LookupError(name)
             added = scale * (up.float() @ down.float())
             changed[parameter] = (old.float() + added.to(old.device)).to(old.dtype)
     return changed
-
-
-def _same(one: Sequence[int], other: Sequence[int]) -> None:
-    if tuple(one) != tuple(other):
-        raise LookupError(f"{tuple(other)} instead of {tuple(one)}")
 
 
 def _text_weight(backbone: Backbone, name: str) -> Any:
@@ -312,7 +293,4 @@ def _text_weight(backbone: Backbone, name: str) -> Any:
     # Files have this part in their names, whether or not the library has it.
     if not hasattr(encoder, "text_model"):
         layer = layer.removeprefix("text_model.")
-    try:
-        return encoder.get_submodule(layer).weight
-    except AttributeError:
-        raise LookupError(name) from None
+    return encoder.get_submodule(layer).weight

@@ -68,8 +68,7 @@ _REMEMBERED = 500
 class Loaded:
     """What a checkpoint consists of, on the CPU: files are its weights as (label, path).
 
-    network is its U-Net, or the transformer of a flow-matching checkpoint; name is what the user
-    gave.
+    network is its U-Net or transformer; name is what the user gave.
     """
 
     name: str
@@ -81,7 +80,6 @@ class Loaded:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the files."""
         return fingerprint(self.files)
 
 
@@ -122,7 +120,7 @@ def read_index(folder: Path, name: str) -> dict[str, str]:
 def library_of(cls: str) -> str:
     """The module that a class is imported from."""
     if cls == "PatchAutoencoder":
-        return "inlay.diffusion.autoencoder"
+        return "inlay.diffusion.unet"
     return "transformers" if cls.startswith(("CLIP", "T5")) else "diffusers"
 
 
@@ -175,16 +173,17 @@ def assemble(
     from inlay.diffusion.flow import FlowText
     from inlay.diffusion.text import TextStack
 
-    encoders, tokenizers = (
+    tokenizers, encoders = (
         [each for part, each in parts.items() if part.startswith(kind)]
-        for kind in ("text_encoder", "tokenizer")
+        for kind in ("tokenizer", "text_encoder")
     )
     if "transformer" in parts:
         text: TextStack = FlowText(tokenizers, encoders)
-        return Loaded(name, parts["transformer"], parts["vae"], text, config, files)
-    zeros = read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
-    text = TextStack(tokenizers, encoders, empty_is_zero=len(encoders) == 2 and bool(zeros))
-    return Loaded(name, parts["unet"], parts["vae"], text, config, files)
+    else:
+        zeros = read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        text = TextStack(tokenizers, encoders, empty_is_zero=len(encoders) == 2 and bool(zeros))
+    network = parts["transformer" if "transformer" in parts else "unet"]
+    return Loaded(name, network, parts["vae"], text, config, files)
 
 
 def read_scheduler(folder: Path, name: str, flow: bool = False) -> dict[str, Any]:
@@ -309,14 +308,16 @@ def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
     """SHA-256 over files given as (label, path), whatever the order.
 
     One file: the digest of its bytes. More: the digest of the lines "DIGEST  LABEL" sorted by
-    label, as sha256sum prints them. Digests are remembered by path, size and time of change.
+    label, as sha256sum prints them. Digests are remembered by path, size and time of change, in
+    INLAY_CACHE or a folder in the user's caches.
     """
-    memory = _cache_folder() / "hashes.json"
-    known: dict[str, list[object]] = {}
+    caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    home = os.environ.get("INLAY_CACHE") or f"{caches or Path.home() / '.cache'}/inlay"
+    memory = Path(home) / "hashes.json"
+    known: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(memory.read_text()))
-    before = dict(known)
-    lines = []
+    before, lines = dict(known), []
     for label, path in sorted(files):
         stat = path.stat()
         key, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
@@ -325,7 +326,7 @@ def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
             with path.open("rb") as file:
                 entry = [*mark, hashlib.file_digest(file, "sha256").hexdigest()]
         known[key] = entry
-        lines.append((str(entry[2]), label))
+        lines.append(f"{entry[2]}  {label}\n")
     if known != before:
         text = json.dumps(dict(list(known.items())[-_REMEMBERED:]))
         # A cache that cannot be written costs time, not results.
@@ -333,12 +334,5 @@ def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
             memory.parent.mkdir(parents=True, exist_ok=True)
             replace_file(memory, lambda file: file.writelines([text.encode()]))
     if len(lines) == 1:
-        return lines[0][0]
-    text = "".join(f"{digest}  {label}\n" for digest, label in lines)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _cache_folder() -> Path:
-    """Where inlay keeps what it can make again: INLAY_CACHE, or a folder in the user's caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(os.environ.get("INLAY_CACHE") or f"{caches or Path.home() / '.cache'}/inlay")
+        return lines[0].split()[0]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -124,8 +125,9 @@ def hub_folder(
         cached = Path(
             snapshot_download(repo_id, local_files_only=True, allow_patterns=["model_index.json"])
         )
-        if complete(cached):
-            return cached
+        with suppress(InputError, OSError):
+            if complete(cached):
+                return cached
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:

@@ -1,14 +1,16 @@
-"""Opening a checkpoint: the embedded one, a folder, a hub id or a single .safetensors file."""
+"""Opening a checkpoint: the embedded one, a folder, a hub id or a single .safetensors file; and the
+networks that work beside one.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,15 +21,27 @@ from inlay.checkpoints.folder import (
     fingerprint,
     library_of,
     load_folder,
+    load_network,
+    pick_weights,
     read_index,
+    read_json,
     read_scheduler,
 )
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.branches import Branch
 from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 
+B = TypeVar("B", bound=Branch)
+
+_ASSETS = Path(str(package_files("inlay"))) / "assets"
+# The folders of the branches that are embedded.
+_BRANCHES: Mapping[str, Path] = {
+    "harmonizer": _ASSETS / "harmonizer",
+    "adapter": _ASSETS / "adapter-canny",
+}
 _DTYPES = ("float32", "bfloat16", "float16")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 # Of a single file: what its tensors' names begin with, and what is fetched to go with it.
@@ -89,13 +103,74 @@ def load_backbone(
         )
 
 
+def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
+    """The harmonizer or T2I-Adapter "embedded" (for the embedded checkpoint), of a folder in
+    diffusers' layout, as save_pretrained() writes it, or of a hub id (the local cache first, then a
+    download); frozen, on the backbone's device and in its dtype.
+
+    Weights come from .safetensors files alone. Raises InputError, one sentence, for anything that
+    cannot be loaded or does not fit the backbone.
+    """
+    import diffusers
+
+    where, half = f"The {kind.what} {name}", backbone.dtype == torch.float16
+    stem = "diffusion_pytorch_model"
+    with plain_errors(where):
+        folder = _branch_folder(
+            kind, name, lambda names: pick_weights(names, stem, half=half, where=where)[1]
+        )
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{where} has no config.json, which {kind.article} in diffusers' layout has."
+            )
+        found = read_json(folder / "config.json").get("_class_name")
+        if found != kind.class_name:
+            raise InputError(f"{where} is a {found}, but only a {kind.class_name} can be used.")
+        cls = getattr(diffusers, kind.class_name)
+        network, files = load_network(folder, cls, stem, where, dtype=backbone.dtype, half=half)
+        network.requires_grad_(False).eval().to(backbone.device)
+        own_weights(network)
+    labelled = [(file.name, file) for file in files]
+    return kind(network, backbone, name=name, hasher=lambda: fingerprint(labelled))
+
+
+def _branch_folder(
+    kind: type[Branch], name: str, weights: Callable[[Sequence[str]], list[str]]
+) -> Path:
+    """`weights` gives the names of the weight files among those of a folder."""
+    if name == "embedded":
+        folder = _BRANCHES[kind.what]
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"The embedded {kind.what} is not in this installation: name the folder or the "
+                f"hub id of {kind.article}."
+            )
+        return folder
+    if name and os.path.isdir(path := os.path.expanduser(name)):
+        return Path(path)
+    from inlay.checkpoints.hub import hub_folder, is_hub_id
+
+    if not is_hub_id(name):
+        raise InputError(
+            f"The {kind.what} {name!r} is neither 'embedded', a folder nor a hub id such as "
+            "owner/name."
+        )
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        return ["config.json", *weights(names)]
+
+    def complete(folder: Path) -> bool:
+        return set(wanted(names := os.listdir(folder))) <= set(names)
+
+    return hub_folder(name, complete, wanted, what=kind.what)
+
+
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """A torch device from "auto", "cpu", "cuda", "cuda:1", "mps"; InputError if it is not there."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = int(torch.backends.mps.is_available())
+    present = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if device == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    present = {"cpu": 1, "cuda": cuda, "mps": mps}
+        return torch.device(next(kind for kind, count in present.items() if count))
     try:
         chosen = torch.device(device)
         there = present[chosen.type]
@@ -131,7 +206,7 @@ def own_weights(module: torch.nn.Module) -> None:
 def _load(name: str, dtype: torch.dtype) -> Loaded:
     half = dtype == torch.float16
     if name == "embedded":
-        folder = Path(str(package_files("inlay"))) / "assets" / "embedded"
+        folder = _ASSETS / "embedded"
         if not (folder / "model_index.json").is_file():
             raise InputError(f"The embedded model is missing from {folder}: install inlay again.")
         return load_folder(folder, name, dtype)
@@ -227,10 +302,11 @@ def plain_errors(what: str) -> Iterator[None]:
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
 
-    logs = (diffusers_log, transformers_log)
-    levels = [log.get_verbosity() for log in logs]
-    bars = [log.is_progress_bar_enabled() for log in logs]
-    for log in logs:
+    logs = [
+        (log, log.get_verbosity(), log.is_progress_bar_enabled())
+        for log in (diffusers_log, transformers_log)
+    ]
+    for log, *_ in logs:
         log.set_verbosity_error()
         log.disable_progress_bar()
     try:
@@ -243,7 +319,7 @@ def plain_errors(what: str) -> Iterator[None]:
         reason = re.split(r"(?<=[.!?])\s", lines[0])[0][:200].rstrip(" .:")
         raise InputError(f"{what} could not be loaded ({reason}).") from error
     finally:
-        for log, level, bar in zip(logs, levels, bars, strict=True):
+        for log, level, bar in logs:
             log.set_verbosity(level)
             if bar:
                 log.enable_progress_bar()

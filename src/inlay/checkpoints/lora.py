@@ -77,8 +77,8 @@ def load_textual_inversion(path: Path, text: TextStack) -> str:
     if set(tensors) == {"clip_l", "clip_g"}:
         token, vectors = path.stem, [tensors["clip_l"], tensors["clip_g"]]
     elif len(tensors) == 1:
-        token, vectors = next(iter(tensors.items()))[0], list(tensors.values())
-        token = path.stem if token == "emb_params" else token
+        ((token, rows),) = tensors.items()
+        token, vectors = path.stem if token == "emb_params" else token, [rows]
     else:
         raise InputError(
             f"The textual inversion {path} holds {len(tensors)} tensors, but should hold one, or "
@@ -92,21 +92,18 @@ def load_textual_inversion(path: Path, text: TextStack) -> str:
     token = token.strip()
     vectors = [v[None] if v.ndim == 1 else v for v in vectors]
     for encoder, rows in zip(text.encoders, vectors, strict=True):
-        _check_rows(path, rows, int(encoder.config.hidden_size))
+        width = int(encoder.config.hidden_size)
+        if rows.ndim != 2 or not 1 <= len(rows) <= 75 or rows.shape[1] != width:
+            raise InputError(
+                f"The textual inversion {path} has the shape {tuple(rows.shape)}, but this model "
+                f"takes 1 to 75 vectors of {width} numbers."
+            )
+        if not bool(torch.isfinite(rows.float()).all()):
+            raise InputError(f"The textual inversion {path} holds numbers that are not finite.")
     for number, rows in enumerate(vectors):
         _add(path, token, rows, text, number)
     text.clear()
     return token
-
-
-def _check_rows(path: Path, rows: Tensor, width: int) -> None:
-    if rows.ndim != 2 or not 1 <= len(rows) <= 75 or rows.shape[1] != width:
-        raise InputError(
-            f"The textual inversion {path} has the shape {tuple(rows.shape)}, but this model takes "
-            f"1 to 75 vectors of {width} numbers."
-        )
-    if not bool(torch.isfinite(rows.float()).all()):
-        raise InputError(f"The textual inversion {path} holds numbers that are not finite.")
 
 
 def _add(path: Path, token: str, rows: Tensor, text: TextStack, number: int) -> None:

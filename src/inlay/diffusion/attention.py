@@ -36,12 +36,6 @@ class Layer:
     decoder: bool
     attn: Any
 
-    @property
-    def scale(self) -> float:
-        """What the products of queries and keys are multiplied with."""
-        scale: float = self.attn.scale
-        return scale
-
     def project(self, hidden: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value (rows, heads, tokens, width) of what goes into the layer.
 
@@ -55,9 +49,8 @@ class Layer:
             context = hidden
         elif attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
-        projected = attn.to_q(hidden), attn.to_k(context), attn.to_v(context)
-        query, key, value = (self.split(x) for x in projected)
-        return query, key, value
+        query, key, value = attn.to_q(hidden), attn.to_k(context), attn.to_v(context)
+        return self.split(query), self.split(key), self.split(value)
 
     def split(self, x: Tensor) -> Tensor:
         """What is projected, (rows, tokens, channels), by heads: (rows, heads, tokens, width)."""
@@ -85,7 +78,7 @@ class AttentionRule:
         raise NotImplementedError
 
     def begin(self, level: Level, samples: int, guided: bool) -> None:
-        """A denoiser is about to run the network: at a level, for some samples. Where it is guided
+        """A denoiser is about to run the network at a level, for some samples. Where it is guided
         the rows are [unconditional, conditional], all samples in either half.
         """
 
@@ -94,17 +87,16 @@ class AttentionRule:
         raise NotImplementedError
 
     def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
-        """What a whole layer makes of what goes into it, (rows, tokens, channels); to be replaced
-        by rules that need not project everything.
-        """
+        """What a whole layer makes of what goes into it, (rows, tokens, channels)."""
         return layer.finish(self.attend(layer, *layer.project(hidden, context)), hidden)
 
 
+@dataclass(frozen=True, eq=False)
 class _Processor:
     """A rule in one layer, with the call of diffusers' attention processors."""
 
-    def __init__(self, rule: AttentionRule, layer: Layer) -> None:
-        self.rule, self.layer = rule, layer
+    rule: AttentionRule
+    layer: Layer
 
     def __call__(
         self,
@@ -139,9 +131,7 @@ def processors(rule: AttentionRule, layers: Sequence[Layer]) -> dict[str, Any]:
 
 @contextmanager
 def change_attention(network: Any, rule: AttentionRule, layers: Sequence[Layer]) -> Iterator[None]:
-    """Inside, the layers that a rule is for go by it; the original processors go back in on
-    leaving.
-    """
+    """Inside, the layers that a rule is for go by it; then the original processors are back."""
     originals = dict(network.attn_processors)
     try:
         network.set_attn_processor({**originals, **processors(rule, layers)})
@@ -194,14 +184,13 @@ class LocalizedPrompt(AttentionRule):
         mask = attention_mask_at(self.mask, scores.shape[1]).to(scores)[None, :, None]
         # Infinite sigma (zero terminal SNR) would drown the prompt: stop at SD's own largest.
         most = self.weight * math.log1p(min(self.sigma, 15.0)) * scores.max()
-        inside, outside = (tokens.to(scores) for tokens in (self.inside, self.outside))
-        return most * mask * inside + most * (1 - mask) * outside
+        return most * mask * self.inside.to(scores) + most * (1 - mask) * self.outside.to(scores)
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """With explicit scores, and the bonus on the last half of the rows."""
         rows = len(query)
         # Scaled before the product and in float32: half precision overflows otherwise.
-        scores = (query * layer.scale).float() @ key.transpose(-1, -2).float()
+        scores = (query * layer.attn.scale).float() @ key.transpose(-1, -2).float()
         # The rows are [unconditional, conditional], or conditional alone without guidance.
         first = rows // 2 if rows > 1 else 0
         bonus = torch.stack([self.bonus(row) for row in scores[first:]])

@@ -81,6 +81,10 @@ class Region:
     queries: Tensor | None
     keys: Tensor | None = None
 
+    def kept(self, value: Tensor) -> Tensor:
+        """Values (rows, heads, keys, width), 0 at all keys but those of the region."""
+        return value if self.keys is None else value.masked_fill(~self.keys[:, None], 0)
+
 
 def regional_attention(
     query: Tensor, key: Tensor, value: Tensor, regions: Sequence[Region], scale: float | None = None
@@ -90,19 +94,15 @@ def regional_attention(
     query, key and value are (rows, heads, tokens, width). No query may be in two regions; one in
     none gets zeros. `scale` is 1 / sqrt(width) by default. The attention map is not built.
     """
-    result = None
+    result = query.new_zeros(*query.shape[:3], value.shape[-1])
     for region in regions:
-        kept = value
-        if region.keys is not None:
-            kept = value.masked_fill(~region.keys[:, None], 0)
         own = query if region.queries is None else query.index_select(2, region.queries)
+        kept = region.kept(value)
         part = functional.scaled_dot_product_attention(own, key, kept, scale=scale)
         if region.queries is None:
             return part
-        if result is None:
-            result = part.new_zeros(*query.shape[:3], value.shape[-1])
         result.index_copy_(2, region.queries, part)
-    return result if result is not None else torch.zeros_like(query)
+    return result
 
 
 class MaskedAttention(AttentionRule):
@@ -172,10 +172,7 @@ class MaskedAttention(AttentionRule):
         return self._regions[place]
 
     def _of(self, inside: Tensor, cross: bool) -> list[Region]:
-        first: Tensor | None = inside
-        second: Tensor | None = ~inside
-        if cross:
-            first, second = (x if x is None else x.to(inside.device) for x in self.tokens)
+        first, second = self.tokens if cross else (inside, ~inside)
         pairs = [(inside, first)]
         # In cross-attention, None is all tokens inside of the box, but none outside.
         if second is not None and second.any():
@@ -184,7 +181,7 @@ class MaskedAttention(AttentionRule):
         return [
             Region(
                 None if queries.all() else queries.nonzero()[:, 0],
-                None if keys is None or keys.all() else keys,
+                None if keys is None or keys.all() else keys.to(inside.device),
             )
             for queries, keys in pairs
             if queries.any()
@@ -193,31 +190,22 @@ class MaskedAttention(AttentionRule):
 
 def _run(layer: Layer, hidden: Tensor, context: Tensor | None, regions: Sequence[Region]) -> Tensor:
     """A whole attention layer for rows under one mask; hidden is (rows, tokens, channels)."""
-    if context is None or len(regions) != 1 or regions[0].queries is None:
+    queries = regions[0].queries if len(regions) == 1 else None
+    if context is None or queries is None:
         query, key, value = layer.project(hidden, context)
-        heads = regional_attention(query, key, value, regions, layer.scale)
+        heads = regional_attention(query, key, value, regions, layer.attn.scale)
         return layer.finish(heads, hidden)
-    return _read(layer, hidden, context, regions[0].queries, regions[0].keys)
-
-
-def _read(
-    layer: Layer, hidden: Tensor, context: Tensor, queries: Tensor, keys: Tensor | None
-) -> Tensor:
-    """A cross-attention layer (rows, tokens, channels) of which only some queries read something.
-
-    All others come out as zeros do, so the layer, projections included, is run for these alone. On
-    a CPU without gradients a part of them at a time: beside the result that needs little memory,
-    and what it needs stays in the cache.
-    """
+    # Only some queries of a cross-attention layer read something. All others come out as zeros do,
+    # so the layer, projections included, is run for these alone; on a CPU without gradients a part
+    # of them at a time, as what that needs stays in the cache.
     blank, key, value = layer.project(hidden[:, :1], context)
-    if keys is not None:
-        value = value.masked_fill(~keys[:, None], 0)
+    value = regions[0].kept(value)
     unread = layer.finish(torch.zeros_like(blank), hidden[:, :1])
     result = unread.expand(-1, hidden.shape[1], -1).clone()
     in_parts = hidden.device.type == "cpu" and not torch.is_grad_enabled()
     for part in queries.split(_AT_ONCE if in_parts else len(queries)):
         own = hidden.index_select(1, part)
         query = layer.split(layer.attn.to_q(own))
-        heads = functional.scaled_dot_product_attention(query, key, value, scale=layer.scale)
+        heads = functional.scaled_dot_product_attention(query, key, value, scale=layer.attn.scale)
         result.index_copy_(1, part, layer.finish(heads, own))
     return result

@@ -19,8 +19,6 @@ from inlay.diffusion.attention import AttentionRule, Layer, change_attention
 from inlay.diffusion.sample import Level, Levels, Sampler, guide
 from inlay.diffusion.text import Embedding, TextStack, join
 
-__all__ = ["Backbone", "Branch", "Conditions", "Denoiser", "Embedding", "Guide", "Kind"]
-
 Kind = Literal["plain", "inpaint"]
 
 
@@ -144,11 +142,7 @@ class Denoiser:
         return self.conditions.mask if self.backbone.kind == "plain" else None
 
     def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """(eps, x0), float32 (N, C, h, w) like z, after guidance; both rows of it in one batch.
-
-        x0 comes from the raw output, so it is right at zero terminal SNR too, where eps does not
-        determine it.
-        """
+        """(eps, x0), float32 (N, C, h, w) like z, after guidance; both rows of it in one batch."""
         backbone, conditions, count = self.backbone, self.conditions, len(z)
         if backbone.told_scale:
             conditions = replace(conditions, negative=None)
@@ -159,8 +153,7 @@ class Denoiser:
         if conditions.guided:
             scale, rescale = conditions.guidance_scale, conditions.guidance_rescale
             output = guide(output[:count], output[count:], scale, rescale)
-        kind, z = backbone.prediction_type, z.float()
-        return level.output_to_eps(output, z, kind), level.output_to_x0(output, z, kind)
+        return level.estimates(output, z.float(), backbone.prediction_type)
 
 
 class Backbone:
@@ -176,8 +169,6 @@ class Backbone:
     multiples of; levels, the noise levels of its training; prediction_type, in diffusers' words;
     told_scale, where the network reads the guidance scale in place of being guided; network, vae,
     text and scheduler_config as loaded.
-
-    A subclass has set_up(), layers(), predict() and solver().
     """
 
     kind: Kind
@@ -207,7 +198,10 @@ class Backbone:
             module.requires_grad_(False).eval()
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
-        self.factor = _vae_factor(vae)
+        # Each of its levels but the last halves the picture; a linear one has patches.
+        self.factor = int(
+            vae.config.get("patch_size") or 2 ** (len(vae.config.block_out_channels) - 1)
+        )
         self._scaling: float = vae.config.scaling_factor
         self._shift: float = getattr(vae.config, "shift_factor", None) or 0.0
         self.set_up()
@@ -300,40 +294,3 @@ class Backbone:
         not sample this checkpoint in so many steps.
         """
         raise NotImplementedError
-
-
-class Branch:
-    """A network that works beside a backbone's U-Net.
-
-    network is diffusers', on the backbone's device; name is what the user gave. Raises InputError
-    where it does not fit.
-
-    A subclass has check(), and how messages call it, what and article, and diffusers' class.
-    """
-
-    what: str
-    article: str
-    class_name: str
-
-    def __init__(
-        self, network: Any, backbone: Backbone, *, name: str, hasher: Callable[[], str] = lambda: ""
-    ) -> None:
-        self.network, self.name, self._hasher = network, name, hasher
-        self.check(backbone)
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 over the weight files; read once, when asked."""
-        return self._hasher()
-
-    def check(self, backbone: Backbone) -> None:
-        """Raises InputError where the network does not fit a backbone."""
-        raise NotImplementedError
-
-
-def _vae_factor(vae: Any) -> int:
-    patch = getattr(vae.config, "patch_size", None)
-    if isinstance(patch, int):
-        return patch
-    channels = getattr(vae.config, "block_out_channels", None) or vae.config.down_block_out_channels
-    return int(2 ** (len(channels) - 1))

@@ -1,4 +1,4 @@
-"""The optimise-the-latent loop: a pure function of a denoiser, two branches and a budget.
+"""The optimise-the-latent loop: a pure function of a denoiser, two sides and a budget.
 
 Nothing is trained and nothing is sampled. A latent moves along the difference of two noise
 predictions that share timestep and noise (Delta Denoising Score, Hertz et al. 2023, arXiv
@@ -26,7 +26,7 @@ DenoiserOf = Callable[[Conditions], Denoise]
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
+class Side:
     """One side of the difference: a latent (1, C, h, w) and what the network is told of it."""
 
     z: Tensor
@@ -113,45 +113,42 @@ def draw_levels(
     if whole <= 0:
         raise ValueError("the spans leave no share of the iterations")
 
-    def endless(span: Span) -> Iterator[Draw]:
+    def places() -> Iterator[float]:
         size = descent.pool_size
         while size == 0:
-            place = float(torch.rand((), generator=generator))
-            yield Draw(span.timestep(place), draw_noise(like, generator))
+            yield float(torch.rand((), generator=generator))
         # Stratified, and in mixed order: so a small pool still covers the whole range of t.
         order = torch.randperm(size, generator=generator)
-        places = ((order + torch.rand(size, generator=generator)) / size).tolist()
-        yield from itertools.cycle(
-            Draw(span.timestep(place), draw_noise(like, generator)) for place in places
-        )
+        yield from ((order + torch.rand(size, generator=generator)) / size).tolist()
 
-    done, number = 0.0, 0
+    done, last = 0.0, 0
     for span in descent.spans:
-        done += span.share
-        last = round(descent.iterations * done / whole)
-        yield from itertools.islice(endless(span), max(last - number, 0))
-        number = max(number, last)
+        done, first = done + span.share, last
+        last = max(round(descent.iterations * done / whole), first)
+        draws = (Draw(span.timestep(place), draw_noise(like, generator)) for place in places())
+        pool = itertools.cycle(draws) if descent.pool_size else draws
+        yield from itertools.islice(pool, last - first)
 
 
 def delta(
     denoiser: DenoiserOf,
-    source: Branch | None,
-    target: Branch,
+    source: Side | None,
+    target: Side,
     level: Level,
     noise: Tensor,
     known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(g, the source's eps), each (1, C, h, w): g = eps(target) - eps(source).
 
-    The gradient of Delta Denoising Score (arXiv 2304.07090, eq. 3) with w(t) = 1: both branches
+    The gradient of Delta Denoising Score (arXiv 2304.07090, eq. 3) with w(t) = 1: both sides
     are noised to the level with the same `noise`, and all their rows run in ONE batch, [source,
     target]. With `known`, the source's eps of an earlier call, only the target's rows run. Without
     a source its eps is the noise itself (score distillation, Poole et al. 2022, arXiv 2209.14988).
     """
-    branches = [target] if source is None or known is not None else [source, target]
+    sides = [target] if source is None or known is not None else [source, target]
     with torch.no_grad():
-        denoise = denoiser(Conditions.join(*(branch.conditions for branch in branches)))
-        noisy = torch.cat([level.add_noise(branch.z, noise) for branch in branches])
+        denoise = denoiser(Conditions.join(*(side.conditions for side in sides)))
+        noisy = torch.cat([level.add_noise(side.z, noise) for side in sides])
         eps = denoise(noisy, level)[0].split(1)
     reference = known if known is not None else noise if source is None else eps[0]
     return eps[-1] - reference, reference
@@ -160,8 +157,8 @@ def delta(
 def distill(
     denoiser: DenoiserOf,
     levels: Levels,
-    source: Branch | None,
-    target: Branch,
+    source: Side | None,
+    target: Side,
     descent: Descent,
     *,
     generator: torch.Generator,
@@ -189,25 +186,23 @@ def distill(
         moved = replace(target, z=z)
         g, draw.source = delta(denoiser, source, moved, levels[draw.t], draw.noise, known)
         pull = g if weight is None else g * weight
-        extra = _gradient(terms, z, number)
-        z = step(z, pull if extra is None else pull + extra)
+        z = step(z, pull + _gradient(terms, z, number))
         progress(Iterate(number, descent.iterations, draw.t, g, z))
         if stands_still(z):
             return z, number + 1
     return z, descent.iterations
 
 
-def _gradient(terms: Sequence[Term], z: Tensor, number: int) -> Tensor | None:
-    """The weighted gradient of the terms that are due, or None where none is."""
+def _gradient(terms: Sequence[Term], z: Tensor, number: int) -> Tensor | float:
+    """The weighted gradient of the terms that are due."""
     due = [term for term in terms if term.weight and (number + 1) % term.every == 0]
     if not due:
-        return None
+        return 0.0
     with torch.enable_grad():
         leaf = z.detach().clone().requires_grad_()
         loss = sum((term.weight * term.every * term.loss(leaf) for term in due), leaf.sum() * 0)
         (gradient,) = torch.autograd.grad(loss, leaf)
-    pull: Tensor = gradient
-    return pull
+    return torch.as_tensor(gradient)
 
 
 def _stepper(descent: Descent, z: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -242,7 +237,7 @@ def _plateau(descent: Descent, weight: Tensor | None) -> Callable[[Tensor], bool
     return reached
 
 
-def beside(denoiser: DenoiserOf, source: Branch, target: Branch, noise: Tensor) -> Denoise:
+def beside(denoiser: DenoiserOf, source: Side, target: Side, noise: Tensor) -> Denoise:
     """A denoiser of the target alone whose network gets the rows [source, target].
 
     The source's latent is under the same noise (1, C, h, w) at every level, so that attention can

@@ -52,13 +52,7 @@ class FlowText(TextStack):
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
-        outputs = [
-            encoder(
-                torch.tensor([self.token_ids(prompt, number)], device=encoder.device),
-                output_hidden_states=True,
-            )
-            for number, encoder in enumerate(self.encoders)
-        ]
+        outputs = self._outputs(prompt)
         hidden: Tensor = outputs.pop().last_hidden_state
         if not self.joined:
             return hidden, outputs[0].pooler_output
@@ -67,7 +61,6 @@ class FlowText(TextStack):
         return torch.cat([short, hidden], 1), torch.cat([x.text_embeds for x in outputs], -1)
 
     def token_ids(self, prompt: str, number: int = 0) -> list[int]:
-        """The ids that encoder `number` is fed, end and padding included."""
         if number < len(self.encoders) - 1:
             return super().token_ids(prompt, number)
         length = 256 if self.joined else 512
@@ -101,22 +94,18 @@ class FlowLevels:
         t: Tensor = self._scheduler.sigmas
         return t
 
-    def _level(self, t: float) -> Level:
-        return Level(1 - t, t, t * len(self))
-
     def __len__(self) -> int:
         return len(self._trained)
 
     def __getitem__(self, timestep: int, /) -> Level:
-        return self._level(float(self._trained[timestep]))
+        t = float(self._trained[timestep])
+        return Level(1 - t, t, t * len(self))
 
     def rows(self, timesteps: Tensor) -> Level:
-        """The levels of timesteps (N,) as one Level of tensors, float32 on the same device."""
         t = self._trained.to(timesteps.device)[timesteps]
         return Level(1 - t[:, None, None, None], t[:, None, None, None], t * len(self))
 
     def run(self, steps: int, strength: float = 1.0) -> list[Level]:
-        """The levels of a sampling, noisiest first, with the clean one that it ends at."""
         steps = min(steps, len(self))
         left = step_count(steps, strength)
         if left == 0:
@@ -126,7 +115,8 @@ class FlowLevels:
         else:
             self._scheduler.set_timesteps(steps, mu=self._shift)
             t = self._scheduler.sigmas
-        return [*(self._level(float(each)) for each in t[-left - 1 : -1]), CLEAN]
+        kept = t[-left - 1 : -1].tolist()
+        return [*(Level(1 - each, each, each * len(self)) for each in kept), CLEAN]
 
 
 class FlowBackbone(Backbone):
@@ -181,10 +171,11 @@ class FlowBackbone(Backbone):
 
     def layers(self) -> list[Layer]:
         """The joint attention layers in their order; the latter half stands for a decoder."""
-        names = list(self.network.attn_processors)
-        modules = [self.network.get_submodule(name.removesuffix(".processor")) for name in names]
-        later = [2 * number >= len(names) for number in range(len(names))]
-        return [Layer(x, "self", y, z) for x, y, z in zip(names, later, modules, strict=True)]
+        names, part = list(self.network.attn_processors), self.network.get_submodule
+        return [
+            Layer(name, "self", 2 * number >= len(names), part(name.removesuffix(".processor")))
+            for number, name in enumerate(names)
+        ]
 
     def change(self, rule: AttentionRule) -> nullcontext[None]:
         """Picture and text attend to one sequence here, so of the rules only those go that say

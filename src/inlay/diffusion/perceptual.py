@@ -7,6 +7,7 @@ is linear and has none, a Laplacian pyramid (Burt and Adelson 1983). LPIPS (Zhan
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,12 +33,9 @@ _LEAST = 0.02
 
 def encoder_features(vae: Any, x: Tensor) -> list[Tensor]:
     """Features (N, C_l, h_l, w_l), float32, after each down block of an AutoencoderKL's encoder."""
-    hidden = vae.encoder.conv_in(x.to(vae.device, vae.dtype))
-    features = []
-    for block in vae.encoder.down_blocks:
-        hidden = block(hidden)
-        features.append(hidden.float())
-    return features
+    first = vae.encoder.conv_in(x.to(vae.device, vae.dtype))
+    levels = itertools.accumulate(vae.encoder.down_blocks, lambda h, down: down(h), initial=first)
+    return [level.float() for level in levels][1:]
 
 
 def laplacian_pyramid(x: Tensor, levels: int = 4, base: bool = True) -> list[Tensor]:
@@ -46,10 +44,8 @@ def laplacian_pyramid(x: Tensor, levels: int = 4, base: bool = True) -> list[Ten
     Each level halves the size (rounded up), as far as both sides are above 1. Without the base
     the pyramid does not see a change of overall colour or of light that varies slowly.
     """
-    bands = []
-    for _ in range(levels):
-        if min(x.shape[-2:]) < 2:
-            break
+    bands = list[Tensor]()
+    while len(bands) < levels and min(x.shape[-2:]) > 1:
         small = functional.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
         up = functional.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False)
         bands.append(x - up)
@@ -58,7 +54,7 @@ def laplacian_pyramid(x: Tensor, levels: int = 4, base: bool = True) -> list[Ten
 
 
 def features_of(vae: Any, kind: Kind = "auto", *, base: bool = True) -> Features:
-    """The features of a kind: encoder where the checkpoint has one, else the pyramid (auto).
+    """The features of a kind; "auto" is the encoder's where there is one, else the pyramid.
 
     `base` is the pyramid's. Raises InputError for "encoder" on a linear autoencoder.
     """
@@ -73,18 +69,11 @@ def features_of(vae: Any, kind: Kind = "auto", *, base: bool = True) -> Features
     return lambda x: encoder_features(vae, x)
 
 
-def _spread(feature: Tensor) -> Tensor:
-    """Standard deviation of each channel over the picture, (1, C, 1, 1), never next to zero."""
-    deviation = feature.std((0, 2, 3), correction=0, keepdim=True)
-    return deviation.clamp_min(float(deviation.mean()) * _FLOOR).clamp_min(_LEAST)
-
-
 def _mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
     """The mean of (N, C, h, w) over what a picture mask (1, 1, H, W) covers."""
     if mask is None:
         return values.mean()
-    height, width = values.shape[-2:]
-    small = functional.adaptive_avg_pool2d(mask.to(values), (height, width))
+    small = functional.adaptive_avg_pool2d(mask.to(values), values.shape[-2:])
     return (values.mean(1, keepdim=True) * small).sum() / small.sum().clamp_min(1e-6)
 
 
@@ -97,8 +86,12 @@ def perceptual_loss(
     reference, is averaged over channels and over the mask (1, 1, H, W), then over the levels. The
     loss is differentiable in its picture; it is 0 for the reference itself.
     """
+    known = []
     with torch.no_grad():
-        known = [(feature, _spread(feature)) for feature in features(reference)]
+        for feature in features(reference):
+            spread = feature.std((0, 2, 3), correction=0, keepdim=True)
+            least = float(spread.mean()) * _FLOOR
+            known.append((feature, spread.clamp_min(least).clamp_min(_LEAST)))
 
     def loss(x: Tensor) -> Tensor:
         parts = [
@@ -165,15 +158,12 @@ def _curvature(loss: Callable[[Tensor], Tensor], z: Tensor, rounds: int = 6) -> 
     Hessian times vector is a difference of gradients, of which the one at the minimum is 0. The
     start, a checkerboard, is where detail weighs most. 1 where the loss does not feel the latent.
     """
-    _, channels, height, width = z.shape
-    c, y, x = (torch.arange(n) for n in (channels, height, width))
-    parity = (c[:, None, None] + y[:, None] + x) % 2
-    direction = (1 - 2 * parity).to(z)[None]
-    size = 0.0
+    c, y, x = (torch.arange(n) for n in z.shape[1:])
+    direction = (1 - 2 * ((c[:, None, None] + y[:, None] + x) % 2)).to(z)[None]
+    # A small part of a latent's own deviation a pixel.
+    step, size = 0.02 * direction.numel() ** 0.5, 0.0
     for _ in range(rounds):
         direction = direction / direction.norm()
-        # A small part of a latent's own deviation a pixel.
-        step = 0.02 * (channels * height * width) ** 0.5
         with torch.enable_grad():
             place = (z + step * direction).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(place), place)

@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Level:
     """A noise level: z = signal * x0 + noise * eps, for a picture x0 and standard normal eps.
 
-    timestep is what the network is told of it. signal, noise and timestep are numbers, or tensors
-    (N, 1, 1, 1), (N, 1, 1, 1) and (N,) of a batch in which each row has its own; see Levels.rows().
+    timestep is what the network is told of it. They are numbers, or tensors (N, 1, 1, 1),
+    (N, 1, 1, 1) and (N,) of a batch in which each row has its own; see Levels.rows().
     """
 
     signal: float | Tensor
@@ -69,21 +69,18 @@ class Level:
             return eps - x0
         return x0 if prediction_type == "sample" else eps
 
-    def output_to_eps(self, output: Tensor, z: Tensor, prediction_type: str) -> Tensor:
-        """The noise that a network's output for a sample stands for."""
-        if prediction_type == "v_prediction":
-            return self.signal * output + self.noise * z
-        if prediction_type == "flow_prediction":
-            return z + self.signal * output
-        return self.eps(z, output) if prediction_type == "sample" else output
+    def estimates(self, output: Tensor, z: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
+        """(eps, x0) that a network's output for a sample stands for.
 
-    def output_to_x0(self, output: Tensor, z: Tensor, prediction_type: str) -> Tensor:
-        """The picture that a network's output stands for; for v and flow right without signal."""
+        x0 of v and flow is right without signal too, where eps does not determine it.
+        """
         if prediction_type == "v_prediction":
-            return self.signal * z - self.noise * output
+            return self.signal * output + self.noise * z, self.signal * z - self.noise * output
         if prediction_type == "flow_prediction":
-            return z - self.noise * output
-        return output if prediction_type == "sample" else self.x0(z, output)
+            return z + self.signal * output, z - self.noise * output
+        if prediction_type == "sample":
+            return self.eps(z, output), output
+        return output, self.x0(z, output)
 
 
 CLEAN = Level(1.0, 0.0, 0)
@@ -180,8 +177,7 @@ def sample(
     number, x0 = 0, z
     for position, (before, after) in enumerate(moves):
         if _up(before, after):
-            climbs_on = position + 1 < len(moves) and _up(*moves[position + 1])
-            if not climbs_on:
+            if not any(_up(*move) for move in moves[position + 1 : position + 2]):
                 z = after.add_noise(x0, noise(z))
             continue
         eps, x0 = denoiser(z, before)
@@ -318,19 +314,15 @@ def repaint(
     L levels, `repeats` - 1 times. start = 0 turns it off.
     """
     steps = len(levels) - 1
-    last = int(start * steps + 1e-9) - jump_length
-    left = {
-        j: repeats - 1
-        for j in range(0, steps - jump_length, jump_length)
-        if start > 0 and j <= last
-    }
-    index, indices = steps, []
+    last = step_count(steps, start) - jump_length
+    places = range(0, steps - jump_length, jump_length)
+    left = {j: repeats - 1 for j in places if start > 0 and j <= last}
+    index, indices = steps, list[int]()
     while index >= 1:
         index -= 1
         indices.append(index)
         if left.get(index, 0) > 0:
             left[index] -= 1
-            for _ in range(jump_length):
-                index += 1
-                indices.append(index)
+            indices += range(index + 1, index + jump_length + 1)
+            index += jump_length
     return [levels[steps - 1 - index] for index in [*indices, -1]]

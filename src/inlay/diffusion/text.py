@@ -47,12 +47,9 @@ class Embedding:
 
 def join(*parts: Embedding) -> Embedding:
     """Stack conditionings, in order, into one batch."""
-    hidden = torch.cat([part.hidden for part in parts])
-    if parts[0].added is None:
-        return Embedding(hidden)
     keys = parts[0].added
-    added = {key: torch.cat([(part.added or {})[key] for part in parts]) for key in keys}
-    return Embedding(hidden, added)
+    added = keys and {key: torch.cat([(part.added or {})[key] for part in parts]) for key in keys}
+    return Embedding(torch.cat([part.hidden for part in parts]), added)
 
 
 class TextStack:
@@ -73,11 +70,8 @@ class TextStack:
         empty_is_zero: bool = False,
         cache_size: int = 64,
     ) -> None:
-        self.tokenizers = list(tokenizers)
-        self.encoders = list(encoders)
-        self.penultimate = len(self.encoders) == 2
-        self.empty_is_zero = empty_is_zero
-        self.cache_size = cache_size
+        self.tokenizers, self.encoders = list(tokenizers), list(encoders)
+        self.empty_is_zero, self.cache_size = empty_is_zero, cache_size
         # A textual inversion of n vectors is n tokens, of which a prompt names only the first:
         # for each tokenizer, that token's id and the ids it stands for.
         self.expansions: list[dict[int, list[int]]] = [{} for _ in self.tokenizers]
@@ -97,11 +91,10 @@ class TextStack:
             raise ValueError("embed() needs at least one prompt")
         rows = [self._row(prompt) for prompt in prompts]
         hidden = rows[0][0] if len(rows) == 1 else torch.cat([row[0] for row in rows])
-        return Embedding(hidden, self._added([row[1] for row in rows if row[1] is not None], size))
+        pooled = [row[1] for row in rows if row[1] is not None]
+        return Embedding(hidden, self._added(pooled, size) if pooled else None)
 
-    def _added(self, pooled: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor] | None:
-        if not pooled:
-            return None
+    def _added(self, pooled: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         # Original size, crop offset, target size: what SDXL was told of its training pictures.
         # In float32: bfloat16 cannot hold such numbers.
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=pooled[0].device)
@@ -122,16 +115,21 @@ class TextStack:
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
-        hidden, pooled = [], None
-        for number, encoder in enumerate(self.encoders):
-            ids = torch.tensor([self.token_ids(prompt, number)], device=encoder.device)
-            output = encoder(ids, output_hidden_states=self.penultimate)
-            if self.penultimate:
-                hidden.append(output.hidden_states[-2])
-                pooled = getattr(output, "text_embeds", None)
-            else:
-                hidden.append(output.last_hidden_state)
-        return torch.cat(hidden, -1), pooled
+        outputs = self._outputs(prompt)
+        if len(outputs) == 1:
+            return outputs[0].last_hidden_state, None
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        return hidden, getattr(outputs[-1], "text_embeds", None)
+
+    def _outputs(self, prompt: str) -> list[Any]:
+        """What each encoder makes of a prompt, its hidden states included."""
+        return [
+            encoder(
+                torch.tensor([self.token_ids(prompt, number)], device=encoder.device),
+                output_hidden_states=True,
+            )
+            for number, encoder in enumerate(self.encoders)
+        ]
 
     def word_ids(self, word: str, number: int = 0, special: bool = False) -> list[int]:
         """The ids of a word as it stands inside a prompt, for encoder `number`; with `special`

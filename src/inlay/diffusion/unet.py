@@ -1,12 +1,19 @@
-"""Checkpoints whose network is a U-Net: Stable Diffusion 1.x, 2.x and XL, and the embedded one."""
+"""Checkpoints whose network is a U-Net: Stable Diffusion 1.x, 2.x and XL, and the embedded one,
+whose linear autoencoder is here too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
-from torch import Tensor
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, IdentityDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from torch import Tensor, nn
+from torch.nn import functional
 
 from inlay.diffusion.attention import Layer, unet_layers
 from inlay.diffusion.backbone import Backbone, Conditions
@@ -22,10 +29,8 @@ class DdpmLevels:
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
-        from diffusers import DDIMScheduler
-
         # DDIM stands in for any scheduler of the config: it shares their noise levels.
-        ddim: Any = DDIMScheduler
+        ddim: Any = diffusers.DDIMScheduler
         self.scheduler = ddim.from_config(dict(scheduler_config), clip_sample=False)
         self.alphas_cumprod: Tensor = self.scheduler.alphas_cumprod.float().cpu()
 
@@ -67,7 +72,8 @@ class UNetBackbone(Backbone):
         unet, vae = self.network, self.vae
         self.latent_channels = int(unet.config.out_channels)
         self.multiple = self.factor * 2 ** (len(unet.config.down_block_types) - 1)
-        self.native_size = _sample_size(unet) * self.factor
+        side = unet.config.sample_size or 64
+        self.native_size = self.factor * int(max(side) if isinstance(side, list | tuple) else side)
         _check(unet, vae, self.text, self.name)
         self.kind = "plain" if unet.config.in_channels == self.latent_channels else "inpaint"
         self.family = _family(unet, vae)
@@ -118,14 +124,9 @@ class UNetBackbone(Backbone):
         return output.float()
 
     def solver(self, name: str, steps: int) -> Sampler:
-        """See Backbone. The scheduler is tried on a few numbers with a network that knows the
-        answer.
-        """
-        import diffusers
-
+        """See Backbone. It is tried on a few numbers with a network that knows the answer."""
         kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-        # Runge-Kutta warm-up evaluates the network between its levels; every SD checkpoint skips
-        # it.
+        # Runge-Kutta warm-up evaluates the network between its levels: SD checkpoints skip it.
         config = {**self.scheduler_config, "clip_sample": False, "skip_prk_steps": True}
         try:
             trial, solver = (
@@ -133,9 +134,8 @@ class UNetBackbone(Backbone):
             )
             if _finds_the_answer(trial):
                 return solver
-        # Schedulers of other kinds of model, or with needs that are not installed, fail in many
-        # ways.
         except Exception:
+            # Schedulers of other kinds of model, or with needs not installed, fail in many ways.
             pass
         raise InputError(
             f"scheduler {name!r} does not sample this model in {steps} steps; use for example "
@@ -154,11 +154,6 @@ def _finds_the_answer(solver: Sampler) -> bool:
     result = solver(oracle, torch.zeros_like(clean), strength=1.0, generator=generator)
     # NaN is not below anything.
     return bool((result - clean).abs().max() < 0.3)
-
-
-def _sample_size(unet: Any) -> int:
-    size = unet.config.sample_size
-    return int(max(size) if isinstance(size, list | tuple) else size or 64)
 
 
 def _check(unet: Any, vae: Any, text: TextStack, name: str) -> None:
@@ -201,3 +196,67 @@ def _family(unet: Any, vae: Any) -> str:
     if type(vae).__name__ == "PatchAutoencoder":
         return "embedded"
     return "sd2" if unet.config.use_linear_projection else "sd1"
+
+
+class PatchAutoencoder(diffusers.ModelMixin, diffusers.ConfigMixin):  # type: ignore[misc]
+    """Linear autoencoder over non-overlapping patches, in the interface of diffusers' own.
+
+    Principal components of small RGB patches are a latent space that needs no gradient training;
+    both ways are exact on whatever lies in the span of the kept ones. Images are (N, 3, H, W) in
+    [-1, 1], latents (N, latent_channels, H / patch_size, W / patch_size).
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self, patch_size: int = 4, latent_channels: int = 16, scaling_factor: float = 1.0
+    ) -> None:
+        super().__init__()
+        shape = (latent_channels, 3, patch_size, patch_size)
+        self.encoder_weight = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self.encoder_bias = nn.Parameter(torch.zeros(latent_channels), requires_grad=False)
+        self.decoder_weight = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self.decoder_bias = nn.Parameter(
+            torch.zeros(3, patch_size, patch_size), requires_grad=False
+        )
+
+    @classmethod
+    def fit(
+        cls, patches: Tensor, patch_size: int = 4, latent_channels: int = 16
+    ) -> PatchAutoencoder:
+        """Fit to patches (n, 3 * patch_size ** 2), values in [-1, 1], channel-major.
+
+        Component k is divided by the square root of its standard deviation: full whitening would
+        spend the diffusion model on noise, none would leave it with the mean colour alone.
+        """
+        patches = patches.double()
+        mean = patches.mean(0)
+        covariance = torch.cov((patches - mean).T)
+        values, vectors = torch.linalg.eigh(covariance)
+        values = values.flip(0)[:latent_channels].clamp_min(1e-8)
+        vectors = vectors.flip(1)[:, :latent_channels]
+        # The sign of an eigenvector is arbitrary: fix it, so that a fit is reproducible.
+        vectors = vectors * torch.sign(vectors.sum(0) + 1e-12)
+        scale = values.sqrt().sqrt()
+        encoder = (vectors / scale).T
+        latents = (patches - mean) @ encoder.T
+        model = cls(patch_size, latent_channels, scaling_factor=float(1.0 / latents.std()))
+        shape = (latent_channels, 3, patch_size, patch_size)
+        model.encoder_weight.data = encoder.reshape(shape).float().contiguous()
+        model.encoder_bias.data = (-(mean @ encoder.T)).float().contiguous()
+        model.decoder_weight.data = (vectors * scale).T.reshape(shape).float().contiguous()
+        model.decoder_bias.data = mean.reshape(3, patch_size, patch_size).float().contiguous()
+        fitted: PatchAutoencoder = model
+        return fitted
+
+    def encode(self, x: Tensor) -> AutoencoderKLOutput:
+        """The latents of images as a distribution, a point mass."""
+        size: int = self.config.patch_size
+        z = functional.conv2d(x, self.encoder_weight, self.encoder_bias, stride=size)
+        return AutoencoderKLOutput(latent_dist=IdentityDistribution(z))
+
+    def decode(self, z: Tensor) -> DecoderOutput:
+        """The images of latents, not clamped."""
+        size: int = self.config.patch_size
+        image = functional.conv_transpose2d(z, self.decoder_weight, stride=size)
+        bias = self.decoder_bias.repeat(1, z.shape[-2], z.shape[-1])
+        return DecoderOutput(sample=image + bias)

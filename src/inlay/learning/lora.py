@@ -189,7 +189,7 @@ class PlainTrainingAttention(AttentionRule):
         return layers
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return _attend(query, key, value, layer.scale)
+        return _attend(query, key, value, layer.attn.scale)
 
 
 class TrainingAttention(MaskedAttention):
@@ -217,7 +217,7 @@ class TrainingAttention(MaskedAttention):
             parts = [_queries(region, tokens, flat.device) + r * tokens for r, region in chosen]
             at = torch.cat(parts)
             padded = functional.pad(at, (0, -len(at) % max(1, rows * tokens // _LENGTHS)))
-            read = _read(layer, flat.index_select(1, padded), context[:1], chosen[0][1].keys)
+            read = _read(layer, flat.index_select(1, padded), context[:1], chosen[0][1])
             everywhere = everywhere.index_copy(1, at, read[:, : len(at)])
         return everywhere.reshape(rows, tokens, -1)
 
@@ -226,12 +226,10 @@ def _queries(region: Region, tokens: int, device: torch.device) -> Tensor:
     return torch.arange(tokens, device=device) if region.queries is None else region.queries
 
 
-def _read(layer: Layer, hidden: Tensor, context: Tensor, keys: Tensor | None) -> Tensor:
-    """What a layer makes of queries (1, n, channels) that read a prompt's `keys`, None for all."""
+def _read(layer: Layer, hidden: Tensor, context: Tensor, region: Region) -> Tensor:
+    """What a layer makes of queries (1, n, channels) that read a region's keys of a prompt."""
     query, key, value = layer.project(hidden, context)
-    if keys is not None:
-        value = value.masked_fill(~keys[:, None], 0)
-    return layer.finish(_attend(query, key, value, layer.scale), hidden)
+    return layer.finish(_attend(query, key, region.kept(value), layer.attn.scale), hidden)
 
 
 def _unread(layer: Layer, hidden: Tensor) -> Tensor:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from inlay.diffusion.control import ControlAdapter
-    from inlay.diffusion.harmonizer import Harmonizer
+    from inlay.diffusion.branches import ControlAdapter, Harmonizer
 
 
 Callback = Callable[[int, int, "Any | None"], None]

@@ -12,8 +12,9 @@ from PIL import Image as PilImage
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.diffusion.backbone import Backbone, Conditions, Embedding
+from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Denoise, Sampler, Step
+from inlay.diffusion.text import Embedding
 from inlay.methods.base import Context, ModelSettings
 from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize
 from inlay.scene.fill import membrane

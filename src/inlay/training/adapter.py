@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from inlay.diffusion.control import ControlAdapter, control_image, new_adapter
+from inlay.diffusion.branches import ControlAdapter, control_image, new_adapter
 from inlay.learning.samples import random_mask
 from inlay.training.batches import CorpusLoader
 from inlay.training.masked import MaskedConfig, MaskedTrainer

@@ -177,7 +177,7 @@ class EmbeddedTrainer(MaskedTrainer):
             "text_encoder": (network.text_encoder, "transformers"),
             "tokenizer": (self.tokenizer, "transformers"),
             "unet": (network.unet, "diffusers"),
-            "vae": (self.backbone.vae, "inlay.diffusion.autoencoder"),
+            "vae": (self.backbone.vae, "inlay.diffusion.unet"),
         }
         index: dict[str, Any] = {
             "_class_name": "StableDiffusionInpaintPipeline", "_diffusers_version": "0.30.0",

@@ -1,4 +1,4 @@
-"""Training of a harmonizer (inlay.diffusion.harmonizer) beside a frozen checkpoint.
+"""Training of a harmonizer (inlay.diffusion.branches) beside a frozen checkpoint.
 
 Any folder of photos will do: an object of a photo is given another light or tone, and the branch
 learns to give back the photo. Source: the Inpainting and Harmonizing Module of PhD (Zhang et al.
@@ -22,9 +22,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.checkpoints.branch import load_branch
+from inlay.checkpoints.load import load_branch
 from inlay.diffusion.backbone import Conditions, Guide
-from inlay.diffusion.harmonizer import Harmonizer, new_harmonizer
+from inlay.diffusion.branches import Harmonizer, new_harmonizer
 from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
 from inlay.training.batches import DisturbedLoader, Samples, cover
@@ -181,7 +181,7 @@ class HarmonizerTrainer(BranchTrainer):
             output = backbone.predict(noisy, t, conditions)
         if from_noise:
             return output - level.output(z, noise, kind), hole
-        return level.output_to_x0(output, noisy, kind) - z, hole
+        return level.estimates(output, noisy, kind)[1] - z, hole
 
     def train_step(self) -> float:
         """One step on this process's rows of the batch; their loss.

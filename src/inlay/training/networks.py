@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from inlay.diffusion.autoencoder import PatchAutoencoder
 from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.unet import PatchAutoencoder
 from inlay.errors import InputError
 from inlay.learning.samples import random_crop
 from inlay.learning.settings import Decay, Optimizer, Steps, Warmup

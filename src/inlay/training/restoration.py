@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inlay.diffusion.backbone import Backbone, Conditions, Guide
-from inlay.diffusion.harmonizer import correct, few_levels
+from inlay.diffusion.branches import correct, few_levels
 from inlay.pictures.arrays import masked_blur
 from inlay.training.batches import Samples, cover
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from inlay.checkpoints.concept import Concept, attach
 from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
-from inlay.diffusion.backbone import Backbone, Embedding
+from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.sample import step_count
-from inlay.diffusion.text import embed_prompt
+from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError
 from inlay.methods.base import Context
 from inlay.methods.concept import ConceptSettings

@@ -23,8 +23,8 @@ from inlay.diffusion.attention_shared import (
     self_attention_from,
 )
 from inlay.diffusion.backbone import Backbone, Conditions
-from inlay.diffusion.control import control_image, fit_drawing
-from inlay.diffusion.distill import Branch, Descent, Span, Term, beside, distill
+from inlay.diffusion.branches import control_image, fit_drawing
+from inlay.diffusion.distill import Descent, Side, Span, Term, beside, distill
 from inlay.diffusion.perceptual import latent_loss
 from inlay.diffusion.sample import Denoise, Level, step_count
 from inlay.errors import InputError
@@ -51,8 +51,8 @@ class Plan:
     """
 
     region: Tensor
-    source: Branch | None
-    target: Branch
+    source: Side | None
+    target: Side
     attention: HiddenRegion | SharedSource | None = None
 
 
@@ -63,14 +63,14 @@ def _branch(
     region: Tensor,
     picture: Tensor | None,
     control: list[Tensor] | None = None,
-) -> Branch:
+) -> Side:
     """An inpainting checkpoint is shown `picture` (1, 3, H, W) round the region, or nothing."""
     settings, embed = work.settings, work.backbone.embed
     seen = work.blank(region) if picture is None else work.conditions(region, picture)
     guided = settings.guidance_scale != 1
     negative = embed([settings.negative_prompt], work.size) if guided else None
     text = embed([prompt], work.size)
-    return Branch(z, replace(seen, text=text, negative=negative, control=control))
+    return Side(z, replace(seen, text=text, negative=negative, control=control))
 
 
 def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:

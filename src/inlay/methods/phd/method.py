@@ -3,7 +3,7 @@
 Paste: the subject lies in the background, its edge softened. Inpaint: the ring round it is painted
 anew under the prompt. Harmonize: a second pass over the subject from a lower noise level gives it
 the light and the colours of its surroundings, by the frozen model alone or with a trained module
-beside it (inlay.diffusion.harmonizer).
+beside it (inlay.diffusion.branches).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.harmonizer import Harmonizer, few_levels
+from inlay.diffusion.branches import Harmonizer, few_levels
 from inlay.diffusion.sample import Level, step_count
 from inlay.methods.base import Context
 from inlay.methods.phd.scene import run_scene

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.harmonizer import Harmonizer
+from inlay.diffusion.branches import Harmonizer
 from inlay.diffusion.sample import Level, Step, step_count
 from inlay.diffusion.tiles import Resolution, TiledDenoiser, Tiling, in_tiles, resolutions
 from inlay.methods.base import Context

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.harmonizer import Harmonizer, correct
+from inlay.diffusion.branches import Harmonizer, correct
 from inlay.diffusion.sample import Level
 from inlay.methods.phd.settings import PhdSettings
 from inlay.methods.workspace import Workspace
