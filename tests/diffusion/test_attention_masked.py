@@ -18,7 +18,7 @@ from torch import Tensor
 
 from checkpoints import loaded
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.attention import Layer, change_attention, unet_layers
+from inlay.diffusion.attention import Layer, change_attention, self_attention_from, unet_layers
 from inlay.diffusion.attention_masked import (
     MaskedAttention,
     Preset,
@@ -28,7 +28,6 @@ from inlay.diffusion.attention_masked import (
     regional_attention,
     released_tokens,
 )
-from inlay.diffusion.attention_shared import self_attention_from
 from inlay.diffusion.backbone import Backbone, Conditions
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)

@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from checkpoints import loaded
-from inlay.diffusion.attention import AttentionRule, Layer, change_attention, unet_layers
-from inlay.diffusion.attention_shared import (
+from inlay.diffusion.attention import (
+    AttentionRule,
     FirstLayer,
     HiddenRegion,
+    Layer,
     SharedSource,
+    change_attention,
     self_attention_from,
+    unet_layers,
 )
 from inlay.diffusion.sample import CLEAN
 

@@ -23,7 +23,7 @@ from flows import LATENT, built, loaded
 from inlay import Box, Composer, InputError, Result
 from inlay.checkpoints.hub import files_to_fetch, is_complete
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.attention_shared import HiddenRegion
+from inlay.diffusion.attention import HiddenRegion
 from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.branches import new_adapter, new_harmonizer
 from inlay.diffusion.sample import sample

@@ -71,22 +71,21 @@ class Sight(_Loose):
             return None
         from PIL import Image
 
-        refused = InputError(
-            f"the concept's picture of {shown(self.photo)} is damaged or too large; "
-            f"expected a WebP picture of at most {_MOST_PIXELS} x {_MOST_PIXELS} pixels, as "
-            "`inlay learn` writes it, so learn the object again."
-        )
-        if len(self.picture) > _MOST_LETTERS:
-            raise refused
         try:
+            if len(self.picture) > _MOST_LETTERS:
+                raise ValueError(len(self.picture))
             data = base64.b64decode(self.picture, validate=True)
             # The size is read from the header, before a pixel is.
             with Image.open(BytesIO(data), formats=["WEBP"]) as image:
-                if max(image.size) <= _MOST_PIXELS:
-                    return image.convert("RGBA" if "A" in image.getbands() else "RGB")
+                if max(image.size) > _MOST_PIXELS:
+                    raise ValueError(image.size)
+                return image.convert("RGBA" if "A" in image.getbands() else "RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            raise refused from None
-        raise refused
+            raise InputError(
+                f"the concept's picture of {shown(self.photo)} is damaged or too large; "
+                f"expected a WebP picture of at most {_MOST_PIXELS} x {_MOST_PIXELS} pixels, as "
+                "`inlay learn` writes it, so learn the object again."
+            ) from None
 
 
 class Concept(_Loose):

@@ -121,15 +121,12 @@ def hub_folder(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # The index alone is asked for: whether the rest is there, complete() knows better.
-        cached = Path(
-            snapshot_download(repo_id, local_files_only=True, allow_patterns=["model_index.json"])
-        )
-        with suppress(InputError, OSError):
-            if complete(cached):
-                return cached
-    except LocalEntryNotFoundError:
-        pass
+        with suppress(InputError, OSError, LocalEntryNotFoundError):
+            # The index alone is asked for: whether the rest is there, complete() knows better.
+            index = ["model_index.json"]
+            cached = snapshot_download(repo_id, local_files_only=True, allow_patterns=index)
+            if complete(Path(cached)):
+                return Path(cached)
     except HFValidationError as error:
         raise InputError(f"The {what} {repo_id!r} is not a hub id, such as owner/name.") from error
     if constants.HF_HUB_OFFLINE:

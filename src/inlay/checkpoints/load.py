@@ -1,13 +1,12 @@
-"""Opening a checkpoint: the embedded one, a folder, a hub id or a single .safetensors file; and the
-networks that work beside one.
-"""
+"""Opening a checkpoint and what works beside one: embedded, a folder, a hub id or a single file."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,10 +37,7 @@ B = TypeVar("B", bound=Branch)
 
 _ASSETS = Path(str(package_files("inlay"))) / "assets"
 # The folders of the branches that are embedded.
-_BRANCHES: Mapping[str, Path] = {
-    "harmonizer": _ASSETS / "harmonizer",
-    "adapter": _ASSETS / "adapter-canny",
-}
+_BRANCHES = {"harmonizer": "harmonizer", "adapter": "adapter-canny"}
 _DTYPES = ("float32", "bfloat16", "float16")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 # Of a single file: what its tensors' names begin with, and what is fetched to go with it.
@@ -61,9 +57,7 @@ def load_backbone(
 
     name_or_path is "embedded", a diffusers folder, a hub id (owner/name; the local cache first,
     then a download), or a single .safetensors file of SD 1.x, 2.x or XL, whose settings come from
-    a folder of the same name beside it, its own folder, or the hub. loras are (path, scale) of
-    .safetensors files in kohya's or diffusers' format; textual inversions are .safetensors files,
-    named in a prompt by the token they hold, else by their file's name.
+    a folder of the same name beside it, its own folder, or the hub. loras are (path, scale).
     device "auto" is cuda, else mps, else cpu; dtype "auto" is float16 on cuda and float32
     elsewhere. Raises InputError, one sentence, for anything that cannot be loaded.
     """
@@ -115,13 +109,23 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
 
     where, half = f"The {kind.what} {name}", backbone.dtype == torch.float16
     stem = "diffusion_pytorch_model"
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        return ["config.json", *pick_weights(names, stem, half=half, where=where)[1]]
+
+    def complete(folder: Path) -> bool:
+        return set(wanted(names := os.listdir(folder))) <= set(names)
+
+    def fetch() -> Path:
+        from inlay.checkpoints.hub import hub_folder
+
+        return hub_folder(name, complete, wanted, kind.what)
+
     with plain_errors(where):
-        folder = _branch_folder(
-            kind, name, lambda names: pick_weights(names, stem, half=half, where=where)[1]
-        )
+        folder = _folder(name, _ASSETS / _BRANCHES[kind.what], kind.what, fetch)
         if not (folder / "config.json").is_file():
             raise InputError(
-                f"{where} has no config.json, which {kind.article} in diffusers' layout has."
+                f"{where} has no config.json, which a {kind.class_name} in diffusers' layout has."
             )
         found = read_json(folder / "config.json").get("_class_name")
         if found != kind.class_name:
@@ -134,35 +138,25 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
     return kind(network, backbone, name=name, hasher=lambda: fingerprint(labelled))
 
 
-def _branch_folder(
-    kind: type[Branch], name: str, weights: Callable[[Sequence[str]], list[str]]
-) -> Path:
-    """`weights` gives the names of the weight files among those of a folder."""
+def _folder(name: str, own: Path, what: str, fetch: Callable[[], Path]) -> Path:
+    """The folder of "embedded", which is `own`, of a path, or of a hub id, which fetch() gives."""
     if name == "embedded":
-        folder = _BRANCHES[kind.what]
-        if not (folder / "config.json").is_file():
+        if not own.is_dir():
             raise InputError(
-                f"The embedded {kind.what} is not in this installation: name the folder or the "
-                f"hub id of {kind.article}."
+                f"The embedded {what} is not in this installation: install inlay again, or name a "
+                "folder or a hub id."
             )
-        return folder
+        return own
     if name and os.path.isdir(path := os.path.expanduser(name)):
         return Path(path)
-    from inlay.checkpoints.hub import hub_folder, is_hub_id
+    from inlay.checkpoints.hub import is_hub_id
 
-    if not is_hub_id(name):
-        raise InputError(
-            f"The {kind.what} {name!r} is neither 'embedded', a folder nor a hub id such as "
-            "owner/name."
-        )
-
-    def wanted(names: Sequence[str]) -> list[str]:
-        return ["config.json", *weights(names)]
-
-    def complete(folder: Path) -> bool:
-        return set(wanted(names := os.listdir(folder))) <= set(names)
-
-    return hub_folder(name, complete, wanted, what=kind.what)
+    if is_hub_id(name):
+        return fetch()
+    kinds = "a folder, a .safetensors file" if what == "model" else "a folder"
+    raise InputError(
+        f"The {what} {name!r} is neither 'embedded', {kinds} nor a hub id such as owner/name."
+    )
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -204,29 +198,18 @@ def own_weights(module: torch.nn.Module) -> None:
 
 
 def _load(name: str, dtype: torch.dtype) -> Loaded:
-    half = dtype == torch.float16
-    if name == "embedded":
-        folder = _ASSETS / "embedded"
-        if not (folder / "model_index.json").is_file():
-            raise InputError(f"The embedded model is missing from {folder}: install inlay again.")
-        return load_folder(folder, name, dtype)
     path = Path(name).expanduser()
-    if name and path.is_dir():
-        return load_folder(path, name, dtype)
-    if path.is_file() or path.suffix.lower() in _FILES:
-        check_safetensors(path, "model")
+    file = path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
+    if file and name != "embedded":
         return _load_file(path, name, dtype)
-    from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete, is_hub_id
 
-    if is_hub_id(name):
-        folder = hub_folder(
-            name, lambda found: is_complete(found, half), lambda names: files_to_fetch(names, half)
-        )
-        return load_folder(folder, name, dtype)
-    raise InputError(
-        f"The model {name!r} is neither 'embedded', a folder, a .safetensors file nor a hub id "
-        "such as owner/name."
-    )
+    def fetch() -> Path:
+        from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete
+
+        half = dtype == torch.float16
+        return hub_folder(name, partial(is_complete, half=half), partial(files_to_fetch, half=half))
+
+    return load_folder(_folder(name, _ASSETS / "embedded", "model", fetch), name, dtype)
 
 
 def _load_file(path: Path, name: str, dtype: torch.dtype) -> Loaded:

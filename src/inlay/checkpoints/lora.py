@@ -39,16 +39,12 @@ def load_lora(path: Path, scale: float, loaded: Loaded) -> None:
     # The pipeline is a shell round our modules: its loaders know every format of LoRA file.
     library: Any = diffusers
     text = loaded.text
-    shell: dict[str, Any] = {
-        "vae": None,
-        "unet": loaded.network,
-        "scheduler": library.DDIMScheduler(steps_offset=1, clip_sample=False),
-        "text_encoder": text.encoders[0],
-        "tokenizer": text.tokenizers[0],
-    }
+    shell = {"vae": None, "unet": loaded.network}
+    shell["scheduler"] = library.DDIMScheduler(steps_offset=1, clip_sample=False)
+    for end, encoder, tokenizer in zip(("", "_2"), text.encoders, text.tokenizers, strict=False):
+        shell |= {f"text_encoder{end}": encoder, f"tokenizer{end}": tokenizer}
     if len(text.encoders) == 2:
-        second = {"text_encoder_2": text.encoders[1], "tokenizer_2": text.tokenizers[1]}
-        pipe = library.StableDiffusionXLPipeline(**shell, **second, add_watermarker=False)
+        pipe = library.StableDiffusionXLPipeline(**shell, add_watermarker=False)
     else:
         absent = {"safety_checker": None, "feature_extractor": None}
         pipe = library.StableDiffusionPipeline(**shell, **absent, requires_safety_checker=False)

@@ -192,20 +192,18 @@ def _run(layer: Layer, hidden: Tensor, context: Tensor | None, regions: Sequence
     """A whole attention layer for rows under one mask; hidden is (rows, tokens, channels)."""
     queries = regions[0].queries if len(regions) == 1 else None
     if context is None or queries is None:
-        query, key, value = layer.project(hidden, context)
-        heads = regional_attention(query, key, value, regions, layer.attn.scale)
-        return layer.finish(heads, hidden)
+        projected = layer.project(hidden, context)
+        return layer.finish(regional_attention(*projected, regions, layer.attn.scale))
     # Only some queries of a cross-attention layer read something. All others come out as zeros do,
     # so the layer, projections included, is run for these alone; on a CPU without gradients a part
     # of them at a time, as what that needs stays in the cache.
     blank, key, value = layer.project(hidden[:, :1], context)
     value = regions[0].kept(value)
-    unread = layer.finish(torch.zeros_like(blank), hidden[:, :1])
+    unread = layer.finish(torch.zeros_like(blank))
     result = unread.expand(-1, hidden.shape[1], -1).clone()
     in_parts = hidden.device.type == "cpu" and not torch.is_grad_enabled()
     for part in queries.split(_AT_ONCE if in_parts else len(queries)):
-        own = hidden.index_select(1, part)
-        query = layer.split(layer.attn.to_q(own))
+        query = layer.split(layer.attn.to_q(hidden.index_select(1, part)))
         heads = functional.scaled_dot_product_attention(query, key, value, scale=layer.attn.scale)
-        result.index_copy_(1, part, layer.finish(heads, own))
+        result.index_copy_(1, part, layer.finish(heads))
     return result

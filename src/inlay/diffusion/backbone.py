@@ -40,20 +40,17 @@ class Guide:
         """What the branch adds to a U-Net call on `inputs` (N, C, h, w), as that call's options."""
         if self.scale == 0:
             return {}
-        condition = self.condition.to(inputs.device, inputs.dtype)
+        condition = repeat_rows(self.condition.to(inputs.device, inputs.dtype), len(inputs))
         down, middle = self.network(
             inputs,
             t,
             encoder_hidden_states=hidden,
-            controlnet_cond=condition.expand(len(inputs), -1, -1, -1),
+            controlnet_cond=condition,
             conditioning_scale=self.scale,
             added_cond_kwargs=added,
             return_dict=False,
         )
-        return {
-            "down_block_additional_residuals": down,
-            "mid_block_additional_residual": middle,
-        }
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +78,13 @@ class Conditions:
         return self.negative is not None and self.guidance_scale != 1
 
     def rows(self, count: int) -> Conditions:
-        """For ONE batch of `count` latents; where guided of twice as many, [negative, text]."""
+        """With the text of ONE batch of `count` latents; where guided of twice as many, [negative,
+        text]. The rest stays as it is: see repeat_rows().
+        """
         text = self.text.rows(count)
-        if self.negative is None or not self.guided:
-            return replace(self, text=text, negative=None)
-        return replace(
-            self,
-            text=join(self.negative.rows(count), text),
-            negative=None,
-            mask=_twice(self.mask),
-            masked_latent=_twice(self.masked_latent),
-            control=self.control and [_twice(x) for x in self.control],
-            guide=self.guide and replace(self.guide, condition=_twice(self.guide.condition)),
-        )
+        if self.negative is not None and self.guided:
+            text = join(self.negative.rows(count), text)
+        return replace(self, text=text, negative=None)
 
     @staticmethod
     def join(*parts: Conditions) -> Conditions:
@@ -112,9 +103,9 @@ class Conditions:
         return replace(parts[0], **rows)
 
 
-def _twice(x: Any) -> Any:
-    """The rows once for either half of a guided batch; a single one serves all as it is."""
-    return x if x is None or len(x) == 1 else torch.cat([x, x])
+def repeat_rows(x: Tensor, count: int) -> Tensor:
+    """(N, C, h, w) as `count` rows: one serves all, N serve either half of a guided batch."""
+    return x.repeat(count // len(x), 1, 1, 1)
 
 
 def _stack(values: Sequence[Any]) -> Any:
@@ -288,6 +279,19 @@ class Backbone:
         for another number of rows, and where an inpainting network lacks mask or masked_latent.
         """
         raise NotImplementedError
+
+    def seen(self, z: Tensor, conditions: Conditions) -> list[Tensor]:
+        """What predict() shows to the network, all of N rows: z, and one that inpaints the mask and
+        the masked latent.
+        """
+        count, mask, masked = len(z), conditions.mask, conditions.masked_latent
+        if len(conditions.text) != count:
+            raise ValueError(f"{len(conditions.text)} rows of conditioning for {count} latents")
+        if self.kind == "plain":
+            return [z]
+        if mask is None or masked is None:
+            raise ValueError("an inpainting checkpoint needs a mask and a masked latent")
+        return [z, repeat_rows(mask, count), repeat_rows(masked, count)]
 
     def solver(self, name: str, steps: int) -> Sampler:
         """A sampler by the class name of one of diffusers' schedulers; InputError for one that does

@@ -1,5 +1,4 @@
-"""Networks that work beside a frozen U-Net: T2I-Adapters, which read lines, and harmonizers, which
-read a pasted picture.
+"""Networks that work beside a frozen U-Net: T2I-Adapters and harmonizers.
 
 What a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) makes of a control image, lines white on
 black, is added inside the U-Net's blocks on the way down, the same at every timestep and for every
@@ -60,12 +59,10 @@ class Branch:
     """A network that works beside a backbone's U-Net.
 
     network is of the class that diffusers calls class_name, on the backbone's device; name is what
-    the user gave, what and article are how messages call it. Raises InputError where it does not
-    fit.
+    the user gave, what is how messages call it. Raises InputError where it does not fit.
     """
 
     what: ClassVar[str]
-    article: ClassVar[str]
     class_name: ClassVar[str]
 
     def __init__(
@@ -143,7 +140,7 @@ def fit_drawing(lines: Lines, size: tuple[int, int], kind: ControlType) -> Tenso
 class ControlAdapter(Branch):
     """A T2I-Adapter, which makes features of a control image."""
 
-    what, article, class_name = "adapter", "a T2I-Adapter", "T2IAdapter"
+    what, class_name = "adapter", "T2IAdapter"
 
     def features(self, control: Tensor, scale: float = 1.0) -> list[Tensor]:
         """What a control image (N, 1, H, W) in [0, 1] adds to the U-Net, coarser and coarser.
@@ -226,7 +223,7 @@ def new_adapter(backbone: Backbone) -> Any:
 class Harmonizer(Branch):
     """A harmonizer, which makes guides."""
 
-    what, article, class_name = "harmonizer", "a harmonizer", "ControlNetModel"
+    what, class_name = "harmonizer", "ControlNetModel"
 
     def guide(self, pasted: Tensor, mask: Tensor, scale: float = 1.0) -> Guide:
         """The guide for pictures (N, 3, H, W) in [-1, 1] and their masks (N, 1, H, W) in [0, 1]."""
@@ -313,8 +310,7 @@ def correct(
     noised to the first level. Noise is drawn from `generator`, on the CPU. After each step all
     outside the mask is z_pasted's again.
 
-    Returns the mean over the samples and their standard deviation, float32 (1, C, h, w) each; the
-    latter says how far the answers differ and is 0 outside the mask and for one sample.
+    Returns the mean over the samples and their standard deviation, float32 (1, C, h, w) each.
     """
     noises = [level.noise for level in levels]
     if not noises or noises != sorted(set(noises), reverse=True):

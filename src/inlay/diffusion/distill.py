@@ -170,14 +170,11 @@ def distill(
     """Move the target's latent: z <- z - eta * (weight * g + gradients of `terms`). Returns the
     last one, and how many iterations were made before the run ended or stood still.
 
-    g is delta()'s, at a timestep and with a noise drawn on the CPU from `generator`. The
-    source stays as it is; None is score distillation. It is predicted once for each pair of a pool,
-    and then only the target's rows run, unless `rerun_source` (for attention that reads the
-    source's rows) asks for all of them. weight (1, 1, h, w) acts on g alone, the terms act
-    everywhere.
-
-    `progress` is called after each step; what it raises ends the run. Not to be called inside
-    torch.inference_mode() with terms.
+    g is delta()'s, at a timestep and with a noise drawn on the CPU from `generator`. The source is
+    predicted once for each pair of a pool, unless `rerun_source` (for attention that reads the
+    source's rows) asks for all rows always. weight (1, 1, h, w) acts on g alone, the terms act
+    everywhere. `progress` is called after each step; what it raises ends the run. Not to be called
+    inside torch.inference_mode() with terms.
     """
     z, step = target.z, _stepper(descent, target.z)
     stands_still = _plateau(descent, weight)

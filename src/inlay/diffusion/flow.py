@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from inlay.diffusion.attention import AttentionRule, Layer
-from inlay.diffusion.attention_shared import HiddenRegion, SharedSource
+from inlay.diffusion.attention import AttentionRule, HiddenRegion, Layer, SharedSource
 from inlay.diffusion.backbone import Backbone, Conditions
-from inlay.diffusion.sample import CLEAN, Level, Sampler, step_count
+from inlay.diffusion.sample import CLEAN, Level, Levels, Sampler
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
@@ -43,10 +42,6 @@ class FlowText(TextStack):
     T5's alone. CLIP's pooled outputs go along: added = {"pooled_projections": (N, P)}.
     """
 
-    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
-        super().__init__(tokenizers, encoders)
-        self.joined = len(self.encoders) == 3
-
     def _added(self, pooled: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         return {"pooled_projections": torch.cat(list(pooled))}
 
@@ -54,7 +49,7 @@ class FlowText(TextStack):
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
         outputs = self._outputs(prompt)
         hidden: Tensor = outputs.pop().last_hidden_state
-        if not self.joined:
+        if len(outputs) == 1:
             return hidden, outputs[0].pooler_output
         short = torch.cat([output.hidden_states[-2] for output in outputs], -1)
         short = functional.pad(short, (0, hidden.shape[-1] - short.shape[-1]))
@@ -63,12 +58,12 @@ class FlowText(TextStack):
     def token_ids(self, prompt: str, number: int = 0) -> list[int]:
         if number < len(self.encoders) - 1:
             return super().token_ids(prompt, number)
-        length = 256 if self.joined else 512
+        length = 256 if len(self.encoders) == 3 else 512
         options = {"padding": "max_length", "max_length": length, "truncation": True}
         return list(self.tokenizers[number](prompt, verbose=False, **options).input_ids)
 
 
-class FlowLevels:
+class FlowLevels(Levels):
     """The levels (1 - t, t) of a checkpoint's FlowMatchEulerDiscreteScheduler.
 
     tokens is the number of image tokens that its shift of t goes by, where that depends on the
@@ -86,11 +81,11 @@ class FlowLevels:
         self._shift = c.base_shift + share * (c.max_shift - c.base_shift)
         count = int(c.num_train_timesteps)
         # Those of training: t spread evenly, then shifted as a run's are.
-        self._trained = self._spread(np.linspace(1, 1 / count, count)).flip(0)[1:]
+        self._trained = self._spread(sigmas=np.linspace(1, 1 / count, count)).flip(0)[1:]
 
-    def _spread(self, places: Any) -> Tensor:
+    def _spread(self, **how: Any) -> Tensor:
         """A run's t, shifted, noisiest first, with the 0 that it ends at."""
-        self._scheduler.set_timesteps(sigmas=places, mu=self._shift)
+        self._scheduler.set_timesteps(mu=self._shift, **how)
         t: Tensor = self._scheduler.sigmas
         return t
 
@@ -105,18 +100,10 @@ class FlowLevels:
         t = self._trained.to(timesteps.device)[timesteps]
         return Level(1 - t[:, None, None, None], t[:, None, None, None], t * len(self))
 
-    def run(self, steps: int, strength: float = 1.0) -> list[Level]:
-        steps = min(steps, len(self))
-        left = step_count(steps, strength)
-        if left == 0:
-            return []
-        if self._even:
-            t = self._spread(np.linspace(1, 1 / steps, steps))
-        else:
-            self._scheduler.set_timesteps(steps, mu=self._shift)
-            t = self._scheduler.sigmas
-        kept = t[-left - 1 : -1].tolist()
-        return [*(Level(1 - each, each, each * len(self)) for each in kept), CLEAN]
+    def whole(self, steps: int) -> list[Level]:
+        places = {"sigmas": np.linspace(1, 1 / steps, steps)}
+        t = self._spread(**(places if self._even else {"num_inference_steps": steps}))
+        return [*(Level(1 - each, each, each * len(self)) for each in t[:-1].tolist()), CLEAN]
 
 
 class FlowBackbone(Backbone):
@@ -190,38 +177,30 @@ class FlowBackbone(Backbone):
 
     def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """The velocity (N, C, h, w) in float32, without guidance; see Backbone.predict()."""
-        text, count = conditions.text, len(z)
-        if len(text) != count or text.added is None:
-            raise ValueError(f"{len(text)} rows of conditioning for {count} latents")
-        step = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(count)
-        inputs = {
-            "encoder_hidden_states": text.hidden.to(self.device, self.dtype),
-            "pooled_projections": text.added["pooled_projections"].to(self.device, self.dtype),
-            "return_dict": False,
-        }
+        seen, text = self.seen(z, conditions), conditions.text
+        step = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(len(z))
+        told = {"encoder_hidden_states": text.hidden, **(text.added or {})}
+        inputs: dict[str, Any] = {name: x.to(self.device, self.dtype) for name, x in told.items()}
+        inputs["return_dict"] = False
         tokens = z.shape[-2] * z.shape[-1] // (self.multiple // self.factor) ** 2
         rules = [rule for rule in self.rules if isinstance(rule, HiddenRegion | SharedSource)]
         with _JointAttention(rules[-1], self, tokens) if rules else nullcontext():
             if self.family == "flux":
-                return self._packed(z, step, conditions, inputs)
+                return self._packed(seen, step, conditions.guidance_scale, inputs)
             z = z.to(self.device, self.dtype)
             velocity: Tensor = self.network(hidden_states=z, timestep=step, **inputs)[0]
             return velocity.float()
 
     def _packed(
-        self, z: Tensor, step: Tensor, conditions: Conditions, inputs: dict[str, Any]
+        self, seen: list[Tensor], step: Tensor, guidance_scale: float, inputs: dict[str, Any]
     ) -> Tensor:
-        parts, (height, width) = [z], (side // 2 for side in z.shape[-2:])
-        if self.kind == "inpaint":
-            mask, seen = conditions.mask, conditions.masked_latent
-            if mask is None or seen is None:
-                raise ValueError("a checkpoint of kind 'inpaint' needs a mask and a masked latent")
-            # The mask of a patch's pixels, one channel each: here they are all the patch's own.
-            parts += [x.expand(len(z), n, -1, -1) for x, n in ((seen, -1), (mask, self.factor**2))]
+        height, width = (side // 2 for side in seen[0].shape[-2:])
+        # The mask of a patch's pixels, one channel each: here they are all the patch's own.
+        parts = [*seen[:1], *seen[2:], *(x.repeat(1, self.factor**2, 1, 1) for x in seen[1:2])]
         whole = torch.cat([x.to(self.device, self.dtype) for x in parts], 1)
         rows, columns = torch.arange(height), torch.arange(width)
         if self.told_scale:
-            inputs["guidance"] = torch.full_like(step, conditions.guidance_scale)
+            inputs["guidance"] = torch.full_like(step, guidance_scale)
         output = self.network(
             hidden_states=functional.pixel_unshuffle(whole, 2).flatten(2).transpose(1, 2),
             timestep=step / len(self.levels),
@@ -245,10 +224,9 @@ class FlowBackbone(Backbone):
 class _JointAttention(TorchFunctionMode):
     """Puts a rule's views in force while the network runs, in the layers that it is for.
 
-    Picture and text attend to one sequence, in FLUX the text first, in SD3 the picture; some layers
-    of SD3.5 hold the picture alone. A view is of the picture's `tokens`; a row always sees its own
-    text. Each of diffusers' layers makes one fused call, which is changed here, so that no
-    processor of ours needs to know how a family projects and turns its queries.
+    In FLUX the text stands first, in SD3 the picture; some layers of SD3.5 hold the picture alone.
+    Each of diffusers' layers makes one fused call, which is changed here, so that no processor of
+    ours needs to know how a family projects and turns its queries.
     """
 
     def __init__(
@@ -265,9 +243,7 @@ class _JointAttention(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        if not next(self.acts):
+        if func is not functional.scaled_dot_product_attention or not next(self.acts):
             return func(*args, **kwargs)
         given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         query, key, value = given["query"], given["key"], given["value"]

@@ -73,7 +73,7 @@ def _mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
     """The mean of (N, C, h, w) over what a picture mask (1, 1, H, W) covers."""
     if mask is None:
         return values.mean()
-    small = functional.adaptive_avg_pool2d(mask.to(values), values.shape[-2:])
+    small = functional.adaptive_avg_pool2d(mask.to(values), (values.shape[-2], values.shape[-1]))
     return (values.mean(1, keepdim=True) * small).sum() / small.sum().clamp_min(1e-6)
 
 

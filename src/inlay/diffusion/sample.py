@@ -10,10 +10,11 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -86,18 +87,23 @@ class Level:
 CLEAN = Level(1.0, 0.0, 0)
 
 
-class Levels(Protocol):
+class Levels(ABC):
     """The noise levels that a checkpoint was trained at; timesteps count from the least noisy."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """How many training timesteps there are."""
-        ...
 
+    @abstractmethod
     def __getitem__(self, timestep: int, /) -> Level: ...
 
+    @abstractmethod
     def rows(self, timesteps: Tensor) -> Level:
         """The levels of timesteps (N,) as one Level of tensors, float32 on the same device."""
-        ...
+
+    @abstractmethod
+    def whole(self, steps: int) -> list[Level]:
+        """The levels of a sampling from noise in their order, with the one that it ends at."""
 
     def run(self, steps: int, strength: float = 1.0) -> list[Level]:
         """The levels of a sampling in their order, noisiest first, with the one it ends at.
@@ -105,7 +111,9 @@ class Levels(Protocol):
         With `strength` below 1 the last int(strength * steps) steps alone, as in diffusers'
         image-to-image pipelines; an empty list where it leaves none.
         """
-        ...
+        steps = min(steps, len(self))
+        left = step_count(steps, strength)
+        return self.whole(steps)[-left - 1 :] if left else []
 
 
 # (eps, x0), both (N, C, h, w) in float32, of a sample (N, C, h, w) at a level.

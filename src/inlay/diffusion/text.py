@@ -104,14 +104,13 @@ class TextStack:
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
             return self._cache[prompt]
-        hidden, pooled = self._encode(prompt)
+        hidden, pooled = row = self._encode(prompt)
         if self.empty_is_zero and prompt == "":
-            hidden = torch.zeros_like(hidden)
-            pooled = None if pooled is None else torch.zeros_like(pooled)
-        self._cache[prompt] = (hidden, pooled)
+            row = torch.zeros_like(hidden), pooled if pooled is None else torch.zeros_like(pooled)
+        self._cache[prompt] = row
         if len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
-        return hidden, pooled
+        return row
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
@@ -174,7 +173,9 @@ def embed_prompt(
             f"checkpoint's reads {whole.hidden.shape[1]}; use layout=plain."
         )
     for part in (prompt, background):
-        if _length(text, part) > _HALF:
+        # Without start and end, by the tokenizer that needs most.
+        numbers = range(len(text.tokenizers))
+        if max(sum(len(text.word_ids(w, n)) for w in part.split()) for n in numbers) > _HALF:
             raise InputError(
                 f"the prompt {part!r} is longer than the {_HALF} tokens that the released layout "
                 "has for it; use a shorter one or layout=plain."
@@ -182,10 +183,3 @@ def embed_prompt(
     second = text.embed([background], size)
     hidden = torch.cat([whole.hidden[:, : _HALF + 1], second.hidden[:, 1 : _HALF + 1]], 1)
     return Embedding(hidden, whole.added)
-
-
-def _length(text: TextStack, prompt: str) -> int:
-    """Tokens of a prompt, without start and end, for the tokenizer that needs most."""
-    words: Sequence[str] = prompt.split()
-    numbers = range(len(text.tokenizers))
-    return max((sum(len(text.word_ids(w, n)) for w in words) for n in numbers), default=0)

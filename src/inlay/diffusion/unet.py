@@ -1,6 +1,4 @@
-"""Checkpoints whose network is a U-Net: Stable Diffusion 1.x, 2.x and XL, and the embedded one,
-whose linear autoencoder is here too.
-"""
+"""Checkpoints whose network is a U-Net: Stable Diffusion 1.x, 2.x and XL, and the embedded one."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inlay.diffusion.attention import Layer, unet_layers
-from inlay.diffusion.backbone import Backbone, Conditions
-from inlay.diffusion.sample import Level, Sampler, step_count
+from inlay.diffusion.backbone import Backbone, Conditions, repeat_rows
+from inlay.diffusion.sample import Level, Levels, Sampler
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
 
 
-class DdpmLevels:
+class DdpmLevels(Levels):
     """The levels of a scheduler config: signal sqrt(a), noise sqrt(1 - a) for the cumulative alpha
     a of a timestep. Spacing, offset and the level that a run ends at are those of diffusers'
     DDIMScheduler.
@@ -44,26 +42,20 @@ class DdpmLevels:
         alphas = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
         return Level(alphas.sqrt(), (1 - alphas).sqrt(), timesteps)
 
-    def run(self, steps: int, strength: float = 1.0) -> list[Level]:
-        steps = min(steps, len(self))
-        left = min(step_count(steps, strength), steps)
-        if left == 0:
-            return []
+    def whole(self, steps: int) -> list[Level]:
         self.scheduler.set_timesteps(steps)
         # Leading spacing plus an offset can name a timestep beyond the last one.
         timesteps = [min(int(t), len(self) - 1) for t in self.scheduler.timesteps]
         # Always the final level last: diffusers steps to t - T // S, which for step counts that do
         # not divide T ends a little short of it.
         end = Level.of_alpha(float(self.scheduler.final_alpha_cumprod), 0)
-        return [*(self[t] for t in timesteps[-left:]), end]
+        return [*(self[t] for t in timesteps), end]
 
 
 class UNetBackbone(Backbone):
     """diffusers' UNet2DConditionModel with its autoencoder, text encoders and schedule.
 
-    family is "sd1", "sd2", "sdxl" or "embedded". Raises InputError for a U-Net that this package
-    cannot drive (a number of input channels that is neither plain nor inpainting, added conditions
-    other than SDXL's, an unknown schedule).
+    family is "sd1", "sd2", "sdxl" or "embedded".
     """
 
     levels: DdpmLevels
@@ -76,7 +68,12 @@ class UNetBackbone(Backbone):
         self.native_size = self.factor * int(max(side) if isinstance(side, list | tuple) else side)
         _check(unet, vae, self.text, self.name)
         self.kind = "plain" if unet.config.in_channels == self.latent_channels else "inpaint"
-        self.family = _family(unet, vae)
+        if unet.config.addition_embed_type == "text_time":
+            self.family = "sdxl"
+        elif isinstance(vae, PatchAutoencoder):
+            self.family = "embedded"
+        else:
+            self.family = "sd2" if unet.config.use_linear_projection else "sd1"
         self.levels = DdpmLevels(self.scheduler_config)
         self.prediction_type = str(self.levels.scheduler.config.prediction_type)
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
@@ -90,28 +87,18 @@ class UNetBackbone(Backbone):
 
     def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """See Backbone; an inpainting U-Net is fed [z, mask, masked_latent]."""
-        count, text = len(z), conditions.text
-        if len(text) != count:
-            raise ValueError(f"{len(text)} rows of conditioning for {count} latents")
-        parts = [z]
-        if self.kind == "inpaint":
-            if conditions.mask is None or conditions.masked_latent is None:
-                raise ValueError("an inpainting checkpoint needs a mask and a masked latent")
-            shown = (conditions.mask, conditions.masked_latent)
-            parts += [x.expand(count, -1, -1, -1) for x in shown]
-        inputs = torch.cat([x.to(self.device, self.dtype) for x in parts], 1)
+        seen, text = self.seen(z, conditions), conditions.text
+        inputs = torch.cat([x.to(self.device, self.dtype) for x in seen], 1)
         step = torch.as_tensor(timestep, device=self.device)
         hidden = text.hidden.to(self.device, self.dtype)
         added = text.added and {key: value.to(self.device) for key, value in text.added.items()}
         guide = conditions.guide
         residuals = {} if guide is None else guide.residuals(inputs, step, hidden, added)
-        features = None
-        if conditions.control is not None:
-            # A new list, as the U-Net empties the one that it is given, and of all rows, as it
-            # passes over features for its middle whose shape is not that of its own.
-            features = [
-                x.to(self.device, self.dtype).expand(count, -1, -1, -1) for x in conditions.control
-            ]
+        # A new list, as the U-Net empties the one that it is given, and of all rows, as it passes
+        # over features for its middle whose shape is not that of its own.
+        features = conditions.control and [
+            repeat_rows(x.to(self.device, self.dtype), len(z)) for x in conditions.control
+        ]
         output: Tensor = self.network(
             inputs,
             step,
@@ -190,14 +177,6 @@ def _check(unet: Any, vae: Any, text: TextStack, name: str) -> None:
             )
 
 
-def _family(unet: Any, vae: Any) -> str:
-    if unet.config.addition_embed_type == "text_time":
-        return "sdxl"
-    if type(vae).__name__ == "PatchAutoencoder":
-        return "embedded"
-    return "sd2" if unet.config.use_linear_projection else "sd1"
-
-
 class PatchAutoencoder(diffusers.ModelMixin, diffusers.ConfigMixin):  # type: ignore[misc]
     """Linear autoencoder over non-overlapping patches, in the interface of diffusers' own.
 
@@ -230,8 +209,7 @@ class PatchAutoencoder(diffusers.ModelMixin, diffusers.ConfigMixin):  # type: ig
         """
         patches = patches.double()
         mean = patches.mean(0)
-        covariance = torch.cov((patches - mean).T)
-        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
         values = values.flip(0)[:latent_channels].clamp_min(1e-8)
         vectors = vectors.flip(1)[:, :latent_channels]
         # The sign of an eigenvector is arbitrary: fix it, so that a fit is reproducible.

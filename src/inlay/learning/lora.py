@@ -229,11 +229,11 @@ def _queries(region: Region, tokens: int, device: torch.device) -> Tensor:
 def _read(layer: Layer, hidden: Tensor, context: Tensor, region: Region) -> Tensor:
     """What a layer makes of queries (1, n, channels) that read a region's keys of a prompt."""
     query, key, value = layer.project(hidden, context)
-    return layer.finish(_attend(query, key, region.kept(value), layer.attn.scale), hidden)
+    return layer.finish(_attend(query, key, region.kept(value), layer.attn.scale))
 
 
 def _unread(layer: Layer, hidden: Tensor) -> Tensor:
     """What a layer makes (1, 1, channels) of a query that reads nothing."""
     heads: int = layer.attn.heads
     width = layer.attn.to_out[0].in_features // heads
-    return layer.finish(hidden.new_zeros(1, heads, 1, width), hidden[:, :1])
+    return layer.finish(hidden.new_zeros(1, heads, 1, width))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.attention_shared import (
+from inlay.diffusion.attention import (
     FirstLayer,
     HiddenRegion,
     SharedSource,
