@@ -363,6 +363,8 @@ def main() -> int:
             shape = re.sub(r"'[^']*'|\S*\d\S*", "…", " ".join(fault.split()))[:90]
             groups[f"{case['kind']}: {shape}"].append(seed)
             print(f"{seed} {case['kind']}: {fault[:300]!r}", flush=True)
+    if pool is not None:
+        pool.shutdown()
     shutil.rmtree(corpus.parent)
     print(f"\n{given.count} cases: {dict(kinds)}; slowest (s, seed): {sorted(times)[:-6:-1]}")
     for shape, seeds in sorted(groups.items(), key=lambda item: -len(item[1])):
