@@ -47,7 +47,6 @@ from skimage import data
 import inlay
 from inlay.cli.app import app
 from inlay.cli.app import main as run_inlay
-from inlay.cli.progress import hush
 
 CPU_SECONDS, WALL_SECONDS, MEMORY_KB = 30, 60, 2 << 20
 SUFFIXES = ["png", "jpg", "webp", "avif", "tif", "bmp"]
@@ -303,7 +302,9 @@ def faults(command: list[str], folder: Path) -> Iterator[str]:
 
 def load_libraries() -> None:
     """Import those that write to what standard error was when they were first imported."""
-    hush()
+    with redirect_stdout(io.StringIO()):
+        # Tells them to be quiet.
+        run_inlay(["--version"])
     importlib.import_module("diffusers.loaders.peft")
 
 
