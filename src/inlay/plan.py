@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -19,6 +19,7 @@ from inlay.errors import InputError, unsaved
 from inlay.methods.registry import Step
 from inlay.pictures.arrays import Image
 from inlay.pictures.box import Box
+from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_mask, read_picture
 from inlay.request import ComposeRequest, HarmonizeRequest, Request, SceneRequest
@@ -106,7 +107,11 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
         picture = picture_of("background" if isinstance(request, ComposeRequest) else "picture")
     cutouts = []
     for number, subject in enumerate(request.subjects_of()):
-        cutouts.append(subject.cutout(max_pixels, trust_remote_code))
+        cutout = subject.cutout(max_pixels, trust_remote_code)
+        if cutout.space != picture.space:
+            rgb = convert(cutout.rgb, cutout.space, picture.space)
+            cutout = replace(cutout, rgb=rgb, space=picture.space)
+        cutouts.append(cutout)
         # A file is known by its bytes, a subject in memory by its cut-out.
         read[f"subjects.{number}.picture"] = subject.path or cutouts[-1]
     if isinstance(request, ComposeRequest):

@@ -28,9 +28,9 @@ from inlay.errors import InputError, __version__, unsaved
 from inlay.methods.registry import main_phase
 from inlay.pictures.arrays import Image, to_uint8
 from inlay.pictures.box import Box
-from inlay.pictures.files import file_sha256
+from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import read_record
+from inlay.pictures.read import file_sha256, read_record
 from inlay.pictures.write import write_picture
 from inlay.request import VERBS, Request
 from inlay.scene.window import Layer
@@ -93,7 +93,9 @@ class Result:
     @property
     def layers(self) -> list[tuple[PILImage.Image, Box]]:
         """Each subject as it was laid into the first picture: PIL "RGBA", and where."""
-        samples = [to_uint8(np.dstack([layer.rgb, layer.alpha])) for layer in self.laid]
+        colours = [convert(layer.rgb, self.picture.space, None) for layer in self.laid]
+        pairs = zip(colours, self.laid, strict=True)
+        samples = [to_uint8(np.dstack([rgb, layer.alpha])) for rgb, layer in pairs]
         images = (PILImage.fromarray(each, "RGBA") for each in samples)
         return [(image, layer.box) for image, layer in zip(images, self.laid, strict=True)]
 

@@ -20,7 +20,7 @@ from inlay.evaluation.harmony import PASTE, Report, make_cases, run_harmony, sum
 from inlay.evaluation.metrics import measure
 from inlay.evaluation.photos import BUNDLED, Photo, find_photos
 from inlay.evaluation.tables import write_report
-from inlay.pictures.files import is_held_out
+from inlay.learning.folder import is_held_out
 from inlay.training.disturb import KINDS, Change, disturb_object
 
 SHORT_SIDE = 128

@@ -17,8 +17,7 @@ from PIL import Image
 from skimage import data
 
 from inlay import InputError
-from inlay.pictures.files import MAX_FILE_BYTES
-from inlay.pictures.read import decode, read_picture
+from inlay.pictures.read import MAX_FILE_BYTES, decode, read_picture
 from inlay.pictures.write import write_picture
 from png import png
 
@@ -114,6 +113,10 @@ def test_bombs_are_refused_by_their_header(tmp_path: Path, kind: str) -> None:
     side = {"WEBP": 16000, "AVIF": 20000}.get(kind, 60000)
     path = tmp_path / "bomb.png"
     path.write_bytes(header(kind, side, side))
+    if kind == "GIF":
+        # A canvas that no frame fills is not believed.
+        assert read_picture(path).size == (140, 120)
+        return
     assert f"{side} x {side} pixels" in refused(read_picture, path)
     assert f"{side} x {side} pixels" in refused(read_picture, path, max_pixels=LIMIT * 2)
 

@@ -150,10 +150,8 @@ def test_alpha_and_cmyk(tmp_path: Path) -> None:
         assert alpha is not None
         assert np.array_equal(alpha, samples[2:8, 1:6, -1].astype(np.float32) / np.float32(255))
         assert picture.rgb().shape == (9, 8, 3)
-        assert picture.native(picture.rgb()).shape == ((9, 8) if mode == "LA" else (9, 8, 3))
-        assert np.array_equal(
-            picture.native(picture.rgb()), samples[..., 0] if mode == "LA" else samples[..., :3]
-        )
+        assert picture.native(picture.rgb()).shape == (9, 8, 1 if mode == "LA" else 3)
+        assert np.array_equal(picture.native(picture.colours()), samples[..., :-1])
     inks = Image.frombytes("CMYK", (8, 9), rgba.tobytes())
     picture = read_picture(saved(inks, tmp_path / "c.tif"))
     assert picture.mode == "CMYK"
@@ -214,8 +212,7 @@ def test_a_profile_is_seen_through_and_written_back(tmp_path: Path) -> None:
     assert picture.icc == ADOBE
     rgb = picture.rgb()
     assert np.abs(rgb - PHOTO / 255).max() > 10 / 255
-    held = ((rgb > 0) & (rgb < 1)).all(-1)
-    assert np.array_equal(picture.native(rgb)[held], PHOTO[held])
+    assert np.array_equal(picture.native(picture.colours()), PHOTO)
     assert np.array_equal(picture.rgb(Box(5, 6, 30, 20)), rgb[6:26, 5:35])
     assert picture.to_pil().info["icc_profile"] == ADOBE
 
@@ -329,7 +326,7 @@ def test_boxes_must_be_inside() -> None:
 def test_native_is_the_inverse_of_rgb(samples: np.ndarray) -> None:
     picture = read_picture(samples)
     colours = samples[..., :3] if samples.ndim == 3 else samples
-    assert np.array_equal(picture.native(picture.rgb()), colours)
+    assert np.array_equal(picture.native(picture.rgb()).reshape(colours.shape), colours)
 
 
 def test_masks(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from inlay import InputError
 from inlay.checkpoints.load import load_backbone, load_branch
 from inlay.cli import main
 from inlay.diffusion.branches import ControlAdapter
-from inlay.pictures.files import is_held_out
+from inlay.learning.folder import is_held_out
 from inlay.training.adapter import (
     AdapterConfig,
     AdapterTrainer,

@@ -24,7 +24,7 @@ from inlay.checkpoints.load import load_branch
 from inlay.cli import main
 from inlay.diffusion.backbone import Conditions, Guide
 from inlay.diffusion.branches import Harmonizer, correct
-from inlay.pictures.files import is_held_out
+from inlay.learning.folder import is_held_out
 from inlay.training.batches import DisturbedLoader, cover
 from inlay.training.corpus import Corpus
 from inlay.training.disturb import KINDS, Policy, disturb, draw_sample, jitter
@@ -32,9 +32,9 @@ from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
 from inlay.training.harmonizer import (
     HarmonizerConfig,
     HarmonizerTrainer,
-    restoration,
 )
 from inlay.training.objects import ObjectCache
+from inlay.training.restoration import restoration
 from inlay.training.trainer import favoured_timesteps, train_folder
 
 # The hash of the last two files' names holds them out.

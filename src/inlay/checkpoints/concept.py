@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from inlay.checkpoints.folder import check_safetensors
-from inlay.errors import InputError
-from inlay.pictures.files import replace_file, shown
+from inlay.errors import InputError, name_of, replace_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +81,7 @@ class Sight(_Loose):
                 return image.convert("RGBA" if "A" in image.getbands() else "RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             raise InputError(
-                f"the concept's picture of {shown(self.photo)} is damaged or too large; "
+                f"the concept's picture of {name_of(self.photo)} is damaged or too large; "
                 f"expected a WebP picture of at most {_MOST_PIXELS} x {_MOST_PIXELS} pixels, as "
                 "`inlay learn` writes it, so learn the object again."
             ) from None

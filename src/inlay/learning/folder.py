@@ -1,4 +1,4 @@
-"""Image folders: their pictures, and what metadata.jsonl says of each.
+"""Image folders: their pictures, what metadata.jsonl says of each, and who is held out.
 
 The layout is that of Hugging Face's imagefolder: a `metadata.jsonl` in the folder, whose lines are
 JSON objects with the fields of Row.
@@ -6,12 +6,17 @@ JSON objects with the fields of Row.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from inlay.errors import InputError
-from inlay.pictures.files import picture_names
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+# A folder of this name holds masks of the pictures beside it.
+MASKS = "masks"
 
 
 class Row(BaseModel):
@@ -58,3 +63,24 @@ def image_rows(folder: Path) -> tuple[list[Row], bool]:
                 "file_name, a file inside the folder, and text, mask and weight where known."
             ) from None
     return rows, True
+
+
+def is_held_out(file_name: str, share: int = 20) -> bool:
+    """Whether a file belongs to the held-out split: one in `share`, by the hash of its name."""
+    digest = hashlib.sha256(file_name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % share == 0
+
+
+def picture_names(root: Path) -> list[str]:
+    """Names of the pictures below a folder, relative to it, sorted; masks/ holds none."""
+    names = []
+    for here, folders, files in os.walk(root):
+        if Path(here) == root and MASKS in folders:
+            folders.remove(MASKS)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [
+            (Path(here) / file).relative_to(root).as_posix()
+            for file in files
+            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+        ]
+    return sorted(names)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inlay.methods.base import Method
 
 
 class _Callable(types.ModuleType):
     """Lets `inlay.methods()` list the methods although `inlay.methods` is this package."""
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> dict[str, Method]:
         from inlay.methods.registry import all_methods
 
         return all_methods()

@@ -21,4 +21,5 @@ METHOD = Method(
     source="Porter and Duff, Compositing digital images, SIGGRAPH 1984",
     verbs=("compose", "harmonize"),
     settings=PasteSettings,
+    run=run,
 )

@@ -1,24 +1,16 @@
-"""ICC profiles: a picture's own samples to sRGB and back.
+"""Colour: from the samples of a picture to sRGB and back, and between the spaces of profiles.
 
-Profiles made of a 3 x 3 matrix and three curves, and grey ones made of one curve, are evaluated
-here in float64: libvips passes through 16-bit Lab, which shifts 16-bit samples by hundreds of
-levels. Profiles made of tables (printers' CMYK, some scanners) go through libvips in 16 bits.
+Profiles are LittleCMS's business, through libvips: relative colorimetric with black point
+compensation. It is exact for 8-bit samples but puts 16-bit ones through a coarse table, so levels
+between those of 8 bits are interpolated here. Still, pictures are worked on in the space that they
+are in, and only what comes from elsewhere is converted.
 
-Measured (tests/pictures/test_colour.py): `from_srgb(to_srgb(x))` is x itself in 16 bits for matrix
-and grey profiles where sRGB holds the colour, and within 1 of 255 of LittleCMS; tables are within 1
-of 255 of LittleCMS.
-
-The intent is relative colorimetric with black point compensation. Sources: ICC.1:2022 (7.2 header,
-7.3 tag table, 10.6 curveType, 10.18 parametricCurveType, 10.31 XYZType, F.2 and F.3 models), IEC
-61966-2-1 (sRGB).
+Sources: IEC 61966-2-1 (sRGB), ICC.1:2022 (7.2 header, 7.3 tag table).
 """
 
 from __future__ import annotations
 
-import logging
-import struct
 import tempfile
-from abc import ABC, abstractmethod
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,31 +19,13 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import from_levels, row_bands, samples_of, to_levels, vips_image
+from inlay.pictures.arrays import Image, from_levels, row_bands, samples_of, to_levels, vips_image
 
-# One thread and nothing kept: a picture is decoded row by row and never asked for twice.
-pyvips.concurrency_set(1)
-pyvips.cache_set_max(0)
-# What is wrong with a file is said by an error of ours.
-logging.getLogger("pyvips").setLevel(logging.ERROR)
-
-Samples = NDArray[Any]
-Floats = NDArray[np.float64]
-
-# Linear sRGB to XYZ under D50, the profile connection space (Bradford-adapted IEC 61966-2-1).
-_SRGB_TO_XYZ = np.array(
-    [
-        [0.4360747, 0.3850649, 0.1430804],
-        [0.2225045, 0.7168786, 0.0606169],
-        [0.0139322, 0.0971045, 0.7141733],
-    ]
-)
+# Luminance of linear sRGB under D50, the white of the profile connection space.
+_LUMINANCE = np.array([0.2225045, 0.7168786, 0.0606169])
 _SPACES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
-# A curve is sampled at every 16-bit level.
-_STEPS = 65536
-_MAX_TAGS = 200
-# Numbers in a parametric curve, by its function type.
-_PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
+# Where a profile's tag table ends that has as many tags as any.
+_TAGS = 2532
 
 
 def srgb_encode(linear: NDArray[Any]) -> NDArray[Any]:
@@ -66,240 +40,114 @@ def srgb_decode(values: NDArray[Any]) -> NDArray[Any]:
     return np.where(values <= 0.04045, values / 12.92, curved)
 
 
-def _top(samples: Samples) -> int:
-    return int(np.iinfo(samples.dtype).max)
+def to_srgb(samples: NDArray[Any], icc: bytes | None) -> Image:
+    """Samples (h, w, C) of grey, RGB or CMYK to float32 (h, w, 3), sRGB in [0, 1].
 
-
-class Conversion(ABC):
-    """Between samples of one kind and sRGB.
-
-    `two_way` is False where a profile has no way back.
+    Without a profile RGB and grey are sRGB, and inks show (1 - cmy) (1 - k).
     """
+    if icc is not None:
+        return from_levels(_through(samples, icc, None))
+    values = from_levels(samples)
+    if values.shape[-1] == 4:
+        return (1 - values[..., :3]) * (1 - values[..., 3:])
+    return np.repeat(values, 3 // values.shape[-1], axis=-1)
 
-    two_way = True
 
-    def to_srgb(self, samples: Samples) -> NDArray[np.float32]:
-        """uint8 or uint16 (h, w) or (h, w, C) to float32 (h, w, 3) in [0, 1]."""
-        rgb = np.empty((*samples.shape[:2], 3), np.float32)
-        for rows in row_bands(*samples.shape[:2]):
-            rgb[rows] = np.clip(self._forward(samples[rows]), 0, 1)
+def from_srgb(rgb: Image, kind: str, icc: bytes | None, depth: int) -> NDArray[Any]:
+    """The inverse of `to_srgb` for samples of `kind` ("L", "RGB" or "CMYK") and 8 or 16 bits.
+
+    Values outside [0, 1] are clipped, NaN becomes 0. Colour becomes grey by its luminance; inks
+    have all grey as black.
+    """
+    if icc is not None:
+        return to_levels(from_levels(_through(to_levels(rgb, 16), None, icc)), depth)
+    if kind == "RGB":
+        return to_levels(rgb, depth)
+    values = np.clip(np.nan_to_num(rgb.astype(np.float64)), 0, 1)
+    if kind == "L":
+        light = srgb_decode(values) @ _LUMINANCE[:, None] / _LUMINANCE.sum()
+        return to_levels(srgb_encode(light), depth)
+    light = values.max(axis=-1, keepdims=True)
+    inks = np.where(light > 0, 1 - values / np.maximum(light, 1e-12), 0)
+    return to_levels(np.concatenate([inks, 1 - light], axis=-1), depth)
+
+
+def convert(rgb: Image, source: bytes | None, target: bytes | None) -> Image:
+    """Values (h, w, 3) in [0, 1] from one RGB or grey profile's space to another's; None is sRGB.
+
+    Exact where the two are the same. Grey is three equal values.
+    """
+    if source == target:
         return rgb
-
-    def from_srgb(self, rgb: NDArray[np.float32], depth: int) -> Samples:
-        """Float (h, w, 3) to samples (h, w) or (h, w, C) of `depth` 8 or 16 bits, rounded.
-
-        Values outside [0, 1] are clipped; NaN becomes 0.
-        """
-        parts = []
-        for rows in row_bands(*rgb.shape[:2]):
-            known = np.clip(np.nan_to_num(rgb[rows].astype(np.float64)), 0, 1)
-            parts.append(to_levels(self._backward(known, depth), depth))
-        return np.concatenate(parts)
-
-    @abstractmethod
-    def _forward(self, samples: Samples) -> NDArray[np.floating[Any]]: ...
-
-    @abstractmethod
-    def _backward(self, rgb: Floats, depth: int) -> Floats: ...
-
-
-class _PlainRgb(Conversion):
-    """No profile, or one that is sRGB."""
-
-    def _forward(self, samples: Samples) -> NDArray[np.floating[Any]]:
-        return from_levels(samples)
-
-    def _backward(self, rgb: Floats, depth: int) -> Floats:
-        return rgb
-
-
-class _Matrix(Conversion):
-    """Three curves, then a matrix (ICC.1:2022, F.3)."""
-
-    def __init__(self, tables: Floats, to_xyz: Floats) -> None:
-        self.tables = tables
-        self.to_linear = np.linalg.solve(_SRGB_TO_XYZ, to_xyz)
-        if not np.isfinite(self.to_linear).all() or np.linalg.cond(self.to_linear) > 1e6:
-            raise ValueError("the profile's primaries do not span a colour space")
-        self.from_linear = np.linalg.inv(self.to_linear)
-
-    def _forward(self, samples: Samples) -> Floats:
-        tables = self.tables[:, :: 65535 // _top(samples)]
-        linear = np.stack([tables[c][samples[..., c]] for c in range(3)], axis=-1)
-        return srgb_encode(np.clip(linear @ self.to_linear.T, 0, 1))
-
-    def _backward(self, rgb: Floats, depth: int) -> Floats:
-        linear = srgb_decode(rgb) @ self.from_linear.T
-        return np.stack([_invert(self.tables[c], linear[..., c]) for c in range(3)], axis=-1)
-
-    def is_srgb(self) -> bool:
-        """Whether it is sRGB but for the rounding of its own numbers: at most 1.5 8-bit levels off.
-
-        Published sRGB profiles are off by up to one level where one channel is 0 and others full.
-        """
-        levels = np.arange(0, 256, 15, dtype=np.uint8)
-        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
-        return bool(np.abs(self._forward(grid) - grid / 255).max() < 1.5 / 255)
-
-
-class _Grey(Conversion):
-    """One curve from grey to luminance (ICC.1:2022, F.2); sRGB's own where there is no profile."""
-
-    def __init__(self, table: Floats) -> None:
-        self.table = table
-        self.shown = srgb_encode(table)
-
-    def _forward(self, samples: Samples) -> Floats:
-        grey = self.shown[:: 65535 // _top(samples)][samples]
-        return np.repeat(grey[..., None], 3, axis=-1)
-
-    def _backward(self, rgb: Floats, depth: int) -> Floats:
-        return _invert(self.table, srgb_decode(rgb) @ _SRGB_TO_XYZ[1] / _SRGB_TO_XYZ[1].sum())
-
-
-class _PlainCmyk(Conversion):
-    """Ink shares without a profile: rgb = (1 - cmy) (1 - k), and back with all grey as black."""
-
-    def _forward(self, samples: Samples) -> Floats:
-        inks = samples.astype(np.float64) / _top(samples)
-        shown: Floats = (1 - inks[..., :3]) * (1 - inks[..., 3:])
-        return shown
-
-    def _backward(self, rgb: Floats, depth: int) -> Floats:
-        light = rgb.max(axis=-1, keepdims=True)
-        inks = np.where(light > 0, 1 - rgb / np.maximum(light, 1e-12), 0)
-        return np.concatenate([inks, 1 - light], axis=-1)
-
-
-class _Tables(Conversion):
-    """Any other profile, through libvips."""
-
-    def __init__(self, icc: bytes, kind: str, found: dict[bytes, bytes]) -> None:
-        self.icc, self.kind = icc, kind
-        # libvips takes no other intent's tables in place of missing ones.
-        self.there = "relative" if b"A2B1" in found else "perceptual"
-        self.back = "relative" if b"B2A1" in found else "perceptual"
-        try:
-            self._forward(np.zeros((1, 1, len(kind)) if len(kind) > 1 else (1, 1), np.uint8))
-        except pyvips.Error as error:
-            raise ValueError("the profile cannot be used") from error
-        try:
-            self._backward(np.zeros((1, 1, 3)), 8)
-        except pyvips.Error:
-            self.two_way = False
-
-    def _forward(self, samples: Samples) -> NDArray[np.floating[Any]]:
-        image = vips_image(samples, self.kind, self.icc)
-        options = {"intent": self.there, "black_point_compensation": True, "depth": 16}
-        return from_levels(samples_of(image.icc_transform("srgb", embedded=True, **options)))
-
-    def _backward(self, rgb: Floats, depth: int) -> Floats:
-        image = vips_image(to_levels(rgb, 16), "RGB", None)
-        options = {"intent": self.back, "black_point_compensation": True, "depth": depth}
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "own.icc"
-            path.write_bytes(self.icc)
-            own = samples_of(image.icc_transform(str(path), input_profile="srgb", **options))
-        values: Floats = own / np.float64(_top(own))
-        return values
-
-
-def _invert(table: Floats, values: Floats) -> Floats:
-    """Where a rising curve, sampled evenly over [0, 1], takes these values."""
-    return np.interp(values, table, np.linspace(0, 1, len(table)))
+    samples = to_levels(rgb, 16)[..., : 1 if _kind(source) == "L" else 3]
+    values = from_levels(_through(samples, source, target))
+    return np.repeat(values, 3 // values.shape[-1], axis=-1)
 
 
 @lru_cache(maxsize=8)
-def conversion(icc: bytes | None, kind: str) -> Conversion:
-    """How samples of `kind` ("L", "RGB" or "CMYK") under a profile become sRGB.
+def check_profile(icc: bytes, kind: str) -> str:
+    """What a profile is for samples of `kind`: "srgb", "two-way" or "one-way".
 
-    Raises ValueError where the profile is damaged or is for another kind of samples.
+    Published sRGB profiles are off by up to one level of 8 bits where one channel is 0 and others
+    full; up to 1.5 levels it is sRGB. Raises ValueError where the profile cannot be used.
     """
-    if icc is None:
-        if kind == "L":
-            return _Grey(srgb_decode(np.linspace(0, 1, _STEPS)))
-        return _PlainCmyk() if kind == "CMYK" else _PlainRgb()
-    found = tags(icc)
-    if _SPACES.get(icc[16:20]) != kind:
-        raise ValueError("the profile is for another kind of colours")
-    if b"A2B0" not in found and icc[20:24] == b"XYZ ":
-        if kind == "L" and b"kTRC" in found:
-            return _Grey(curve(found[b"kTRC"]))
-        if kind == "RGB" and b"rTRC" in found:
-            matrix = _Matrix(*_primaries(found))
-            return _PlainRgb() if matrix.is_srgb() else matrix
-    return _Tables(icc, kind, found)
-
-
-def tags(icc: bytes) -> dict[bytes, bytes]:
-    """The tagged elements of a profile by their four-letter names; ValueError where damaged."""
-    if len(icc) < 132 or icc[36:40] != b"acsp":
-        raise ValueError("not an ICC profile")
-    (count,) = struct.unpack_from(">I", icc, 128)
-    if count > _MAX_TAGS or len(icc) < 132 + 12 * count:
-        raise ValueError("the profile's tag table is damaged")
-    found = {}
-    for entry in range(count):
-        name, offset, size = struct.unpack_from(">4sII", icc, 132 + 12 * entry)
-        found[name] = icc[offset : offset + size]
-    return found
-
-
-def curve(tag: bytes) -> Floats:
-    """A tone curve (_STEPS,) at even steps of [0, 1], rising, in [0, 1].
-
-    Raises ValueError where the tag is damaged or the curve does not rise.
-    """
-    if len(tag) < 12:
-        raise ValueError("the profile has a curve without a body")
-    x = np.linspace(0, 1, _STEPS)
-    with np.errstate(all="ignore"):
-        y = _sampled(tag, x) if tag[:4] == b"curv" else _parametric(tag, x)
-    if not np.isfinite(y).all():
-        raise ValueError("the profile's curve is not finite")
-    y = np.maximum.accumulate(np.clip(y, 0, 1))
-    if y[-1] - y[0] < 0.1:
-        raise ValueError("the profile's curve does not rise")
-    return y
-
-
-def _sampled(tag: bytes, x: Floats) -> Floats:
-    """A table of evenly spaced points, or one number: the exponent."""
-    (count,) = struct.unpack_from(">I", tag, 8)
-    if count == 0:
-        return x
-    points = np.frombuffer(tag, ">u2", count, 12).astype(np.float64)
-    if count == 1:
-        gamma: Floats = x ** (points[0] / 256)
-        return gamma
-    return np.interp(x, np.linspace(0, 1, count), points / 65535)
-
-
-def _parametric(tag: bytes, x: Floats) -> Floats:
-    """Y = (a x + b)^g + e from x = d on, c x + f below; types 0 to 3 leave some of these out."""
-    (function,) = struct.unpack_from(">H", tag, 8)
-    if tag[:4] != b"para" or function not in _PARAMETERS:
-        raise ValueError("the profile has a curve of unknown type")
-    given = np.frombuffer(tag, ">i4", _PARAMETERS[function], 12) / 65536
-    g, a, b, c, d, e, f = np.concatenate([given, np.zeros(7 - len(given))])
-    if function == 0:
-        a = np.float64(1)
-    elif function in (1, 2):
-        c, d, e, f = np.float64(0), -b / a, c, c
-    y: Floats = np.where(x >= d, np.maximum(a * x + b, 0) ** g + e, c * x + f)
-    return y
-
-
-def _primaries(found: dict[bytes, bytes]) -> tuple[Floats, Floats]:
-    """The three tone curves (3, _STEPS) and the matrix (3, 3) from linear RGB to D50 XYZ.
-
-    Raises ValueError where one is missing or damaged.
-    """
+    if icc[36:40] != b"acsp":
+        raise ValueError("it is not an ICC profile")
+    if _kind(icc) != kind:
+        raise ValueError("it is for another kind of colours")
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(*[steps] * len(kind)), axis=-1).reshape(1, -1, len(kind))
     try:
-        curves = np.stack([curve(found[name]) for name in (b"rTRC", b"gTRC", b"bTRC")])
-        columns = [
-            np.frombuffer(found[name], ">i4", 3, 8) / 65536 for name in (b"rXYZ", b"gXYZ", b"bXYZ")
-        ]
-    except KeyError:
-        raise ValueError("the profile lacks a primary or a curve") from None
-    return curves, np.stack(columns, axis=-1)
+        shown = _exactly(grid, icc, None)
+    except pyvips.Error:
+        raise ValueError("it is damaged") from None
+    if kind == "RGB" and np.abs(shown / 257 - grid).max() < 1.5:
+        return "srgb"
+    try:
+        _exactly(grid[..., :1].repeat(3, axis=-1), None, icc)
+    except pyvips.Error:
+        return "one-way"
+    return "two-way"
+
+
+def _kind(icc: bytes | None) -> str | None:
+    return "RGB" if icc is None else _SPACES.get(icc[16:20])
+
+
+def _through(samples: NDArray[Any], source: bytes | None, target: bytes | None) -> NDArray[Any]:
+    """Samples (h, w, C) of one profile as 16-bit samples of another; raises pyvips.Error."""
+    if samples.dtype == np.uint8:
+        return _exactly(samples, source, target)
+    parts = []
+    for rows in row_bands(*samples.shape[:2]):
+        below = (samples[rows] // 257).astype(np.uint8)
+        share = samples[rows] / np.float32(257) - below
+        first = _exactly(below, source, target).astype(np.float32)
+        between = first.copy()
+        for channel in range(samples.shape[2]):
+            above = below.copy()
+            above[..., channel] += above[..., channel] < 255
+            step = _exactly(above, source, target) - first
+            between += step * share[..., channel, None]
+        parts.append(to_levels(between / 65535, 16))
+    return np.concatenate(parts)
+
+
+def _exactly(levels: NDArray[Any], source: bytes | None, target: bytes | None) -> NDArray[Any]:
+    """`_through` for 8-bit samples, by libvips."""
+    image = vips_image(levels, _kind(source) or "", source)
+    with tempfile.TemporaryDirectory() as folder:
+        into = "srgb"
+        if target is not None:
+            Path(into := f"{folder}/own.icc").write_bytes(target)
+        given = {"input_profile": "srgb"} if source is None else {"embedded": True}
+        intent = _intent(source, b"A2B") if target is None else _intent(target, b"B2A")
+        options = {"intent": intent, "black_point_compensation": True, "depth": 16, **given}
+        samples = samples_of(image.icc_transform(into, **options))
+    return samples.reshape(*levels.shape[:2], -1)
+
+
+def _intent(icc: bytes | None, tables: bytes) -> str:
+    """libvips takes no other intent's tables in place of missing ones."""
+    tags = (icc or b"")[128:_TAGS]
+    return "perceptual" if tables + b"0" in tags and tables + b"1" not in tags else "relative"

@@ -1,14 +1,14 @@
-"""A picture in memory: native samples, with sRGB views of any part of them.
+"""A picture in memory: native samples, with views of the colours of any part of them.
 
 A picture's samples stay as the file stores them (8 or 16 bits; grey, RGB or CMYK; its own colour
-profile). Methods see float sRGB through `Picture.rgb`, and `Picture.native` turns what they made
-back into such samples; whatever is not changed is never converted.
+profile). Methods see floats, and `Picture.native` turns what they made back into such samples;
+whatever is not changed is never converted.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import Image as PilImage
 from inlay.errors import InputError
 from inlay.pictures.arrays import from_levels, row_bands, to_levels
 from inlay.pictures.box import Box
-from inlay.pictures.colour import Conversion, conversion
+from inlay.pictures.colour import check_profile, from_srgb, to_srgb
 
 _log = logging.getLogger("inlay")
 
@@ -31,7 +31,9 @@ class Picture:
     samples: uint8 or uint16, (height, width) for grey, else (height, width, channels). mode: L, LA,
     RGB, RGBA or CMYK. icc: the embedded colour profile as found, None where there is none (then
     grey and RGB are sRGB). name: what to call it in messages. sha256: of the file's bytes, or of
-    the samples of a PIL image or array. path: the file it came from, if any.
+    the samples of a PIL image or array. path: the file it came from, if any. facts: what its file
+    says of it besides, under libvips' names (xres and yres in pixels a millimetre, xmp-data,
+    iptc-data), and "exif": its tags.
     """
 
     samples: NDArray[Any] = field(repr=False)
@@ -40,6 +42,7 @@ class Picture:
     name: str
     sha256: str = ""
     path: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def width(self) -> int:
@@ -74,32 +77,41 @@ class Picture:
             )
         return inside
 
-    def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
-        """A box (all where None) as float32 (h, w, 3), sRGB in [0, 1]; only the box is converted.
+    @property
+    def space(self) -> bytes | None:
+        """The profile of the space that `colours` is in; None is sRGB."""
+        return None if self.mode == "CMYK" else self._profile
 
-        Colours that sRGB does not hold are clipped. Raises InputError where the box leaves the
-        picture.
+    def colours(self, box: Box | None = None) -> NDArray[np.float32]:
+        """A box (all where None) as float32 (h, w, 3) in [0, 1], in the picture's own space.
+
+        That is its own RGB, or grey three times, whatever the profile, and sRGB for CMYK. Raises
+        InputError where the box leaves the picture.
         """
-        part = self._part(box)
-        if self.mode in ("LA", "RGBA"):
-            part = part[..., 0] if self.mode == "LA" else part[..., :3]
-        return from_levels(part) if self._is_plain else self._conversion.to_srgb(part)
+        part, _ = self._part(box)
+        if part.shape[2] == 3:
+            return from_levels(part)
+        return to_srgb(part, self._profile if self.mode == "CMYK" else None)
+
+    def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
+        """As `colours`, but sRGB always; colours that sRGB does not hold are clipped."""
+        return to_srgb(self._part(box)[0], self._profile)
+
+    def native(self, colours: NDArray[np.float32]) -> NDArray[Any]:
+        """Samples of this picture's kind and depth for colours (h, w, 3): `colours` back, rounded.
+
+        Alpha is left out: (h, w, 1) for L and LA, (h, w, 3) for RGB and RGBA, (h, w, 4) for CMYK.
+        Values outside [0, 1] are clipped, NaN becomes 0.
+        """
+        if self.mode in ("RGB", "RGBA"):
+            return to_levels(colours, self.depth)
+        kind = self.mode.removesuffix("A")
+        return from_srgb(colours, kind, self._profile if kind == "CMYK" else None, self.depth)
 
     def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
         """The alpha of a box as float32 (h, w) in [0, 1]; None where the picture has none."""
-        if self.mode not in ("LA", "RGBA"):
-            return None
-        return from_levels(self._part(box)[..., -1])
-
-    def native(self, rgb: NDArray[np.float32]) -> NDArray[Any]:
-        """Samples of this picture's kind, depth and profile for float sRGB (h, w, 3).
-
-        The inverse of `rgb`, rounded; alpha is left out: (h, w) for L and LA, (h, w, 3) for RGB and
-        RGBA, (h, w, 4) for CMYK. Values outside [0, 1] are clipped, NaN becomes 0.
-        """
-        if self._is_plain:
-            return to_levels(rgb, self.depth)
-        return self._conversion.from_srgb(rgb, self.depth)
+        _, alpha = self._part(box)
+        return None if alpha is None else from_levels(alpha)
 
     def with_samples(self, samples: NDArray[Any]) -> Picture:
         """The same picture with other samples of the same kind; name, path and hash stay."""
@@ -107,9 +119,29 @@ class Picture:
             raise ValueError(f"samples {samples.dtype} {samples.shape} do not suit {self.mode}")
         return replace(self, samples=samples)
 
+    def to_srgb(self) -> Picture:
+        """The same in sRGB without a profile, RGB or RGBA, as deep as it is."""
+        alpha = self._part(None)[1]
+        samples = np.empty((self.height, self.width, 3 if alpha is None else 4), self.samples.dtype)
+        for rows in self.bands():
+            samples[rows.slices][..., :3] = to_levels(self.rgb(rows), self.depth)
+        if alpha is not None:
+            samples[..., 3] = alpha
+        return replace(self, samples=samples, mode="RGB" if alpha is None else "RGBA", icc=None)
+
+    def to_8_bits(self) -> Picture:
+        """The same with 8 bits a sample, rounded."""
+        if self.depth == 8:
+            return self
+        levels = np.empty(self.samples.shape, np.uint8)
+        for rows in self.bands():
+            part = self.samples[rows.slices].astype(np.uint32)
+            levels[rows.slices] = (part + 128) // 257
+        return replace(self, samples=levels)
+
     def to_pil(self) -> PilImage.Image:
         """A PIL image of the same mode with 8 bits and the colour profile in its info."""
-        samples = np.ascontiguousarray(to_8_bits(self.samples))
+        samples = np.ascontiguousarray(self.to_8_bits().samples)
         image = PilImage.frombytes(self.mode, self.size, samples.tobytes())
         if self.icc is not None:
             image.info["icc_profile"] = self.icc
@@ -120,45 +152,34 @@ class Picture:
         if self.icc is None:
             return self
         try:
-            two_way = self._conversion.two_way
+            kind = check_profile(self.icc, self.mode.removesuffix("A"))
         except ValueError as error:
             _log.info("%s: its colour profile is passed over (%s)", self.name, error)
             return replace(self, icc=None)
-        if two_way:
-            return self
-        # A scanner's profile has no way back, so nothing could be written in it: leave it at once.
-        _log.info("%s: its colour profile only goes one way; it is converted to sRGB", self.name)
-        samples = to_levels(self.rgb(), self.depth)
-        if self.mode not in ("LA", "RGBA"):
-            return replace(self, samples=samples, mode="RGB", icc=None)
-        samples = np.concatenate([samples, self.samples[..., -1:]], axis=-1)
-        return replace(self, samples=samples, mode="RGBA", icc=None)
+        if kind == "one-way":
+            # Nothing could be written in a scanner's space: leave it at once.
+            _log.info(
+                "%s: its colour profile only goes one way; all of it is converted to sRGB",
+                self.name,
+            )
+            return self.to_srgb()
+        return self
 
     @property
-    def _is_plain(self) -> bool:
-        """Whether the samples are sRGB as they are."""
-        return self.icc is None and self.mode in ("RGB", "RGBA")
+    def _profile(self) -> bytes | None:
+        """The profile; None where there is none or it is sRGB's."""
+        kind = self.mode.removesuffix("A")
+        return None if self.icc is None or check_profile(self.icc, kind) == "srgb" else self.icc
 
-    @property
-    def _conversion(self) -> Conversion:
-        return conversion(self.icc, {"LA": "L", "RGBA": "RGB"}.get(self.mode, self.mode))
-
-    def _part(self, box: Box | None) -> NDArray[Any]:
-        if box is None:
-            return self.samples
+    def _part(self, box: Box | None) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """The samples of a box without alpha, (h, w, C), and that (h, w), if any."""
+        box = box or Box.of_size(self.size)
         if box.x < 0 or box.y < 0 or box.right > self.width or box.bottom > self.height:
             raise InputError(
                 f"box {box.x},{box.y},{box.width},{box.height} is not inside {self.name}, which is "
                 f"{self.width} x {self.height} pixels."
             )
-        return self.samples[box.slices]
-
-
-def to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    """uint16 samples rounded to uint8; uint8 ones as they are."""
-    if samples.dtype == np.uint8:
-        return samples
-    levels = np.empty(samples.shape, np.uint8)
-    for rows in row_bands(*samples.shape[:2]):
-        levels[rows] = (samples[rows].astype(np.uint32) + 128) // 257
-    return levels
+        part = self.samples[box.slices].reshape(box.height, box.width, -1)
+        if self.mode not in ("LA", "RGBA"):
+            return part, None
+        return part[..., :-1], part[..., -1]

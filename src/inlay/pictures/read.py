@@ -1,9 +1,9 @@
 """Files, PIL images and arrays to pictures whose samples are as they are stored.
 
-libvips decodes PNG, JPEG, WebP, AVIF and TIFF, each by its own loader and no other; Pillow decodes
-BMP, which libvips lacks, and GIF, whose colours under transparency libvips leaves out. The first
-bytes tell which, not the name. Size and kind in the header are checked before anything is decoded,
-and whatever a decoder raises becomes one InputError.
+libvips decodes PNG, JPEG, WebP, AVIF, TIFF and GIF, each by its own loader and no other; Pillow
+decodes BMP and, where pillow-heif is installed, HEIC. The first bytes tell which, not the name.
+Size and kind in the header are checked before anything is decoded, and whatever a decoder raises
+becomes one InputError.
 
 libvips waits for ever in a process forked from one that has used it: spawn processes instead.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import re
@@ -19,51 +20,40 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
+from PIL import BmpImagePlugin
 from PIL import Image as PilImage
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
 
-from inlay.errors import InputError
-from inlay.pictures.arrays import from_levels, luma, samples_of, upright
-from inlay.pictures.files import FORMATS, read_file, shown
+from inlay.errors import InputError, name_of
+from inlay.pictures.arrays import luma, samples_of, upright
 from inlay.pictures.picture import Picture
 
 DEFAULT_MAX_PIXELS = 100_000_000
+MAX_FILE_BYTES = 1 << 30
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
-_ORIENTATION, _EXIF_IFD, _USER_COMMENT = 0x0112, 0x8769, 0x9286
-_STARTS = {
-    rb"\x89PNG\r\n\x1a\n": "png",
-    rb"\xff\xd8\xff": "jpeg",
-    rb"(?s)RIFF....WEBP": "webp",
-    rb"(?s)....ftyp(avif|avis|mif1)": "heif",
-    rb"II[*+]\0|MM\0[*+]": "tiff",
-    rb"BM": "bmp",
-    rb"GIF8[79]a": "gif",
-}
-_BY_PILLOW: dict[str, type[ImageFile]] = {"bmp": BmpImageFile, "gif": GifImageFile}
-# What libvips calls the kinds of samples, by their number of channels.
-_GREY, _COLOUR = {1: "L", 2: "LA"}, {3: "RGB", 4: "RGBA"}
-_MODES = {
-    "b-w": _GREY, "grey16": _GREY, "srgb": _COLOUR, "rgb16": _COLOUR, "cmyk": {4: "CMYK"},
-}  # fmt: skip
-# And what becomes of Pillow's modes, alpha aside.
+_FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
+_HEIC = rb"(?s)....ftyp(he|m[is]f1)"
+# libvips' interpretations, and Pillow's modes, as modes of Picture without alpha.
+_MODES = {"b-w": "L", "grey16": "L", "srgb": "RGB", "rgb16": "RGB", "cmyk": "CMYK"}
 _PIL_MODES = dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"), "RGB")
-_PIL_MODES |= {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}
-_FORGIVEN_ROWS = 16
-_KINDS = "grey, palette, RGB, RGBA or CMYK of 8 or 16 bits"
+_PIL_MODES |= dict.fromkeys(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"), "L")
+_PIL_MODES |= {"CMYK": "CMYK"}
 
 _log = logging.getLogger("inlay")
-
-
-class _UnsupportedError(Exception):
-    """A whole picture of a kind that inlay does not take; the text says which."""
+# What is wrong with a file is said by an error of ours.
+logging.getLogger("pyvips").setLevel(logging.ERROR)
+# One thread and nothing kept: a picture is decoded row by row and never asked for twice.
+pyvips.concurrency_set(1)
+pyvips.cache_set_max(0)
+pyvips.operation_block_set("VipsForeignLoad", True)
+for _loader in ("Png", "Jpeg", "Webp", "Heif", "Tiff", "Nsgif"):
+    pyvips.operation_block_set(f"VipsForeignLoad{_loader}", False)
 
 
 def read_picture(
@@ -78,21 +68,25 @@ def read_picture(
     """
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
         raise InputError(f"max_pixels is {max_pixels!r}; expected a whole number of at least 1.")
+    name, digest, path = f"the {role}", "", None
     if isinstance(source, (str, os.PathLike)):
-        name = f"{role} {shown(source)}"
+        name, path = f"{role} {name_of(source)}", os.fsdecode(source)
         data = read_file(source, name)
+        digest = hashlib.sha256(data).hexdigest()
         picture = decode(data, name, max_pixels)
-        digest, path = hashlib.sha256(data).hexdigest(), os.fsdecode(source)
         del data
-    elif isinstance(source, (PilImage.Image, np.ndarray)):
-        load = _from_array if isinstance(source, np.ndarray) else _from_image
-        picture = load(source, f"the {role}", max_pixels)  # type: ignore[arg-type]
-        digest, path = hashlib.sha256(picture.samples.data).hexdigest(), None
+    elif isinstance(source, np.ndarray):
+        picture = _from_array(source, name, max_pixels)
+    elif isinstance(source, PilImage.Image):
+        _check_size(source.size, name, max_pixels)
+        with _one_sentence(name, "cannot be decoded; expected a whole PIL image"):
+            picture = _from_pil(source, name)
     else:
         raise InputError(
-            f"the {role} is of type {type(source).__name__}; expected a path, a PIL image or a "
-            "uint8 array."
+            f"{name} is of type {type(source).__name__}; expected a path, a PIL image or a uint8 "
+            "array."
         )
+    digest = digest or hashlib.sha256(picture.samples.data).hexdigest()
     picture = replace(picture.with_usable_profile(), sha256=digest, path=path)
     picture.samples.setflags(write=False)
     return picture
@@ -124,13 +118,11 @@ def read_mask(
     picture = replace(picture, icc=None)
     mask = picture.alpha()
     if mask is None or not (mask < 1).any():
-        if picture.mode in ("L", "LA"):
-            levels = picture.samples if picture.mode == "L" else picture.samples[..., 0]
-            mask = from_levels(levels)
-        else:
-            mask = np.empty((picture.height, picture.width), np.float32)
-            for rows in picture.bands():
-                mask[rows.slices] = np.clip(luma(picture.rgb(rows)), 0, 1)
+        mask = np.empty((picture.height, picture.width), np.float32)
+        for rows in picture.bands():
+            rgb = picture.rgb(rows)
+            mask[rows.slices] = rgb[..., 0] if picture.mode in ("L", "LA") else luma(rgb)
+        np.clip(mask, 0, 1, out=mask)
     if not (mask > 0).any():
         raise InputError(f"{picture.name} is empty; expected white {white}.")
     return mask
@@ -141,113 +133,133 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
 
     Raises InputError where the file is no picture or cannot be read.
     """
-    name = shown(path)
+    name = name_of(path)
     data = read_file(path, name)
     image = _header(data, name, 1 << 31)
-    if isinstance(image, ImageFile):
+    if not isinstance(image, pyvips.Image):
         return None
-    fields = image.get_fields()
-    chunks = [field for field in fields if re.fullmatch(r"png-comment-\d+-inlay", field)]
-    exif = image.get("exif-data") if "exif-data" in fields else data
-    text = str(image.get(chunks[0])) if chunks else _user_comment(exif)
+    places = r"png-comment-\d+-inlay|exif-ifd2-UserComment|image-description"
+    texts = [str(image.get(field)) for field in image.get_fields() if re.fullmatch(places, field)]
     # Cameras and other programs have comments of their own.
-    return text if text.lstrip().startswith("{") else None
+    text = next((text for text in texts if text.startswith("{")), None)
+    with suppress(ValueError, RecursionError):
+        # libvips says more behind what EXIF holds.
+        return text and text[: json.JSONDecoder().raw_decode(text)[1]]
+    return text
 
 
-def _user_comment(block: bytes) -> str:
-    """The UserComment of an EXIF block or a TIFF file; "" where there is none to be read."""
-    exif = PilImage.Exif()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exif.load(block)
-            # Some versions of inlay put it beside a TIFF's other tags.
-            comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT) or exif[_USER_COMMENT]
-        if comment.startswith(b"UNICODE\0"):
-            return str(comment[8:], "utf-16-le" if exif.endian == "<" else "utf-16-be")
-        return str(comment[8:], "ascii") if comment.startswith(b"ASCII\0\0\0") else ""
-    except Exception:
-        # A damaged block holds nothing that we wrote.
-        return ""
+def read_file(path: str | os.PathLike[str], name: str) -> bytes:
+    """The bytes of a regular file; InputError for all else, before a pipe or device is opened."""
+    with _one_sentence(name, "cannot be read; expected a picture file"):
+        size = os.stat(path).st_size
+        if not os.path.isfile(path):
+            raise InputError(f"{name} is a folder, pipe or device; expected a picture file.")
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{name} has {size} bytes; expected a file of at most 1 GiB.")
+        if data := Path(path).read_bytes():
+            return data
+    raise InputError(f"{name} is empty; expected a {_FORMATS} picture.")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; raises OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def decode(data: bytes, name: str, max_pixels: int) -> Picture:
     """Decode a file's bytes; the first picture where there are several. Raises InputError."""
     image = _header(data, name, max_pixels)
-    damage = f"is damaged or cut short; expected a whole {FORMATS} picture"
-    with _one_sentence(name, _KINDS, damage):
-        if not isinstance(image, ImageFile):
+    with _one_sentence(name, f"is damaged or cut short; expected a whole {_FORMATS} picture"):
+        if isinstance(image, pyvips.Image):
             return _from_vips(image, data, name)
-        picture = _from_pil(image, name)
-    # What follows the first picture may be damaged, and is not used.
-    with suppress(Exception):
-        if getattr(image, "is_animated", False):
-            _log.info("%s holds several pictures; the first one is used", name)
-    return picture
+        return _from_pil(image, name)
 
 
-def _header(data: bytes, name: str, max_pixels: int) -> pyvips.Image | ImageFile:
+def _header(data: bytes, name: str, max_pixels: int) -> pyvips.Image | PilImage.Image:
     """A file whose header is read and whose size is checked; nothing is decoded."""
-    kind = next((kind for start, kind in _STARTS.items() if re.match(start, data)), None)
-    if kind is None:
-        raise InputError(f"{name} is not a {FORMATS} picture; convert it to one of these.")
-    damage = f"is damaged or of a kind that cannot be read; expected a whole {FORMATS} picture"
-    with _one_sentence(name, "", damage):
-        if kind in _BY_PILLOW:
-            image = _BY_PILLOW[kind](io.BytesIO(data))
+    with _one_sentence(name, f"is not a {_FORMATS} picture, or damaged; expected a whole one"):
+        if data[:2] == b"BM":
+            image: pyvips.Image | PilImage.Image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+        elif re.match(_HEIC, data) and b"avif" not in data[:64]:
+            image = _heic(data, name)
         else:
-            image = _loaded(data, kind, "warning" if kind == "jpeg" else "error")
+            image = _loaded(data)
     _check_size((image.width, image.height), name, max_pixels)
     return image
 
 
-def _loaded(data: bytes, kind: str, fail_on: str) -> pyvips.Image:
-    load = getattr(pyvips.Image, f"{kind}load_buffer")
-    return load(data, access="sequential", fail_on=fail_on)
+def _heic(data: bytes, name: str) -> PilImage.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise InputError(
+            f"{name} is a HEIC picture; install pillow-heif to read it, or convert it to JPEG."
+        ) from None
+    image: PilImage.Image = HeifImageFile(io.BytesIO(data))
+    return image
+
+
+def _loaded(data: bytes, fail_on: str = "error") -> pyvips.Image:
+    return pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on=fail_on)
 
 
 def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
-    """Decode. Raises _UnsupportedError, or pyvips.Error where the file is damaged."""
-    mode = _MODES.get(image.interpretation, {}).get(image.bands)
-    if mode is None or image.format not in ("uchar", "ushort"):
-        raise _UnsupportedError(
-            f"{image.bands} channels of kind {image.interpretation} ({image.format})"
-        )
-    fields = image.get_fields()
+    """Decode; raises pyvips.Error where the file is damaged."""
+    fields = {field: image.get(field) for field in image.get_fields()}
+    mode = _MODES.get(image.interpretation, "")
+    if mode in ("L", "RGB") and image.bands == len(mode) + 1:
+        mode += "A"
+    if image.bands != len(mode) or image.format not in ("uchar", "ushort"):
+        kind = f"{image.bands} channels of kind {image.interpretation} ({image.format})"
+        raise _unsupported(name, kind)
     start = data[: max(data.find(b"IDAT"), 0)]
-    if ("n-pages" in fields and image.get("n-pages") > 1) or b"acTL" in start:
+    if fields.get("n-pages", 1) > 1 or b"acTL" in start:
         _log.info("%s holds several pictures; the first one is used", name)
-    icc = image.get("icc-profile-data") if "icc-profile-data" in fields else None
+    icc = fields.get("icc-profile-data")
     if icc is None and b"iCCP" in start:
         _log.info("%s: its colour profile is passed over (it is damaged or does not suit)", name)
+    by_libjpeg = fields["vips-loader"] == "jpegload_buffer"
+    samples = _jpeg_samples(data, name) if by_libjpeg else samples_of(image)
+    return Picture(upright(samples, fields.get("orientation", 1)), mode, icc, name)
+
+
+def _jpeg_samples(data: bytes, name: str) -> NDArray[Any]:
+    """The samples of a JPEG. Where it ends too early, and where bytes are astray, libjpeg warns."""
     try:
-        samples = samples_of(image)
+        return samples_of(_loaded(data, "warning"))
     except pyvips.Error as error:
-        # libjpeg only warns: of stray bytes, which do no harm, as of data that end too early.
-        if image.get("vips-loader") != "jpegload_buffer":
-            raise
-        if "remature end" in str(error):
-            # Cameras are known to lose some bytes of the last blocks; what is above must be whole.
-            above = max(image.height - _FORGIVEN_ROWS, 1)
-            samples_of(_loaded(data, "jpeg", "warning").crop(0, 0, image.width, above))
-        samples = samples_of(_loaded(data, "jpeg", "error"))
-    orientation = image.get("orientation") if "orientation" in fields else 1
-    return Picture(upright(samples, orientation), mode, icc, name)
+        # Stray bytes do no harm where the end is there.
+        if "extraneous" in str(error) and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
+            return samples_of(_loaded(data))
+    samples = samples_of(_loaded(data + b"\xff\xd9", "warning"))
+    _log.info("%s lacks its end marker; every pixel is there", name)
+    return samples
 
 
 @contextmanager
-def _one_sentence(name: str, kinds: str, damage: str) -> Iterator[None]:
-    """Whatever a decoder raises as an InputError: which kinds are expected, what damage means."""
+def _one_sentence(name: str, problem: str) -> Iterator[None]:
+    """Whatever a system or a decoder raises as an InputError, and no word besides."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except InputError:
         raise
-    except _UnsupportedError as error:
-        raise InputError(f"{name} holds {error}; expected {kinds}.") from None
+    except FileNotFoundError:
+        raise InputError(f"{name} does not exist; expected a picture file.") from None
     except MemoryError:
         raise InputError(f"{name} does not fit into memory; expected a smaller picture.") from None
     except Exception:
-        raise InputError(f"{name} {damage}.") from None
+        raise InputError(f"{name} {problem}.") from None
+
+
+def _unsupported(name: str, kind: str) -> InputError:
+    known = "grey, palette, RGB, RGBA or CMYK of 8 or 16 bits"
+    return InputError(f"{name} holds {kind}; expected {known}.")
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
@@ -262,18 +274,8 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         )
 
 
-def _from_image(image: PilImage.Image, name: str, max_pixels: int) -> Picture:
-    """A PIL image, which may still be an unread file."""
-    _check_size(image.size, name, max_pixels)
-    kinds = "a PIL image of mode L, LA, P, RGB, RGBA or CMYK"
-    with _one_sentence(name, kinds, "cannot be decoded; expected a whole PIL image"):
-        return _from_pil(image, name)
-
-
 def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
-    mode = {(2, 0): "L", (3, 3): "RGB", (3, 4): "RGBA"}.get(
-        (array.ndim, array.shape[-1] if array.ndim == 3 else 0)
-    )
+    mode = {(): "L", (3,): "RGB", (4,): "RGBA"}.get(array.shape[2:]) if array.ndim > 1 else None
     if array.dtype != np.uint8 or mode is None:
         raise InputError(
             f"{name} is an array of {array.dtype} with shape {array.shape}; expected uint8 of "
@@ -284,30 +286,21 @@ def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
 
 
 def _from_pil(image: PilImage.Image, name: str) -> Picture:
-    """Decode what Pillow has opened. Raises _UnsupportedError, or what Pillow raises."""
+    """Decode what Pillow has opened; raises whatever Pillow raises."""
     image.load()
-    profile = image.info.get("icc_profile")
-    icc = profile if isinstance(profile, bytes) and profile else None
+    if (mode := _PIL_MODES.get(image.mode, "")) == "":
+        raise _unsupported(name, f"samples of kind {image.mode!r}")
     if image.mode.startswith("I"):
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
-            raise _UnsupportedError("samples of 32 bits")
-        mode, samples = "L", samples.astype(np.uint16)
-        if isinstance(clear := image.info.get("transparency"), int):
-            alpha = np.where(samples == clear, 0, 65535).astype(np.uint16)
-            mode, samples = "LA", np.stack([samples, alpha], axis=-1)
+            raise _unsupported(name, "samples of 32 bits")
+        samples = samples.astype(np.uint16)
     else:
-        if image.mode not in _PIL_MODES:
-            raise _UnsupportedError(f"samples of kind {image.mode!r}")
-        mode = _PIL_MODES[image.mode]
         if mode != "CMYK" and image.has_transparency_data:
             mode += "A"
-        if image.mode in ("YCbCr", "HSV"):
-            icc = None
         samples = np.asarray(image if image.mode == mode else image.convert(mode))
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        # A damaged EXIF block says nothing.
-        orientation = 1
-    return Picture(upright(samples, orientation), mode, icc, name)
+    icc = image.info.get("icc_profile")
+    orientation = 1
+    with suppress(Exception):
+        orientation = image.getexif().get(0x0112, 1)
+    return Picture(upright(samples, orientation), mode, icc or None, name)

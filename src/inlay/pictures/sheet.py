@@ -10,11 +10,8 @@ from inlay.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont, ImageFont
-
 
 _GAP = 8
-_PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 
 
@@ -35,12 +32,10 @@ def contact_sheet(
     from PIL import Image as PilImage
     from PIL import ImageDraw, ImageFont
 
-    if not pictures:
-        raise InputError("a contact sheet needs at least one picture.")
-    if len(labels) != len(pictures):
+    if not pictures or len(labels) != len(pictures):
         raise InputError(
-            f"a contact sheet of {len(pictures)} pictures has {len(labels)} labels; "
-            "give one label a picture."
+            f"a contact sheet has {len(pictures)} pictures and {len(labels)} labels; give at least "
+            "one picture and one label for each."
         )
     if cell < 16 or (columns is not None and columns < 1):
         raise InputError(
@@ -57,13 +52,16 @@ def contact_sheet(
     rows = [smalls[i : i + across] for i in range(0, len(smalls), across)]
     heights = [max(small.height for small in row) for row in rows]
     tops = [_GAP + sum(heights[:i]) + i * (line + _GAP) for i in range(len(rows) + 1)]
-    sheet = PilImage.new("RGB", (across * step + _GAP, tops[-1]), _PAPER)
+    sheet = PilImage.new("RGB", (across * step + _GAP, tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (small, label) in enumerate(zip(smalls, labels, strict=True)):
         left, top = _GAP + number % across * step, tops[number // across]
         height = heights[number // across]
         sheet.paste(small, (left + (cell - small.width) // 2, top + (height - small.height) // 2))
-        text = _fitting(label, font, cell)
+        text = whole = " ".join(label.split())
+        while whole and font.getlength(text) > cell:
+            whole = whole[:-1]
+            text = whole + "..."
         indent = (cell - font.getlength(text)) / 2
         draw.text((left + max(indent, 0), top + height + (line - size) // 2), text, _INK, font)
     return sheet
@@ -73,22 +71,11 @@ def _fitted(picture: Image, cell: int) -> Image:
     """An RGB copy over white, at most `cell` pixels on a side."""
     from PIL import Image as PilImage
 
-    scale = min(1.0, cell / max(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    see_through = "A" in picture.getbands() or "transparency" in picture.info
+    see_through = picture.has_transparency_data
     # Premultiplied resampling: colours under transparent pixels must not bleed in.
-    whole = picture.convert("RGBA" if see_through else "RGB")
-    small = whole.resize(size, PilImage.Resampling.LANCZOS, reducing_gap=3.0)
+    small = picture.convert("RGBA" if see_through else "RGB")
+    small.thumbnail((cell, cell), PilImage.Resampling.LANCZOS, reducing_gap=3.0)
     if not see_through:
         return small
-    paper = PilImage.new("RGBA", size, (*_PAPER, 255))
+    paper = PilImage.new("RGBA", small.size, "white")
     return PilImage.alpha_composite(paper, small).convert("RGB")
-
-
-def _fitting(label: str, font: FreeTypeFont | ImageFont, width: int) -> str:
-    text = " ".join(label.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validato
 from inlay.errors import InputError, show, unsaved
 from inlay.pictures.arrays import FAINT, Image, bounds, to_uint8
 from inlay.pictures.box import Box
+from inlay.pictures.colour import convert
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
 
@@ -171,7 +172,7 @@ class Subject(Form):
                 trust_remote_code=trust_remote_code,
             )
         from inlay.checkpoints.concept import read_concept
-        from inlay.pictures.files import file_sha256
+        from inlay.pictures.read import file_sha256
 
         aspect = read_concept(self.concept).aspect
         width = max(1, round(_STAND_IN * min(1.0, aspect)))
@@ -268,9 +269,9 @@ def as_subjects(value: Any) -> tuple[Subject, ...]:
 class Cutout:
     """A subject without its background, cropped to where it is not transparent.
 
-    rgb (h, w, 3) is the subject's own colour even where the old background shone through. concept
-    is the file of a concept, whose picture is yet to be made: then all of it is grey. place is
-    where it lay in its picture, whose (width, height) is whole.
+    rgb (h, w, 3) is its own colour even where the old background shone through, in the space of a
+    profile (None is sRGB). concept is the file of a concept, whose picture is yet to be made: then
+    all of it is grey. place is where it lay in its picture, whose (width, height) is whole.
     """
 
     rgb: Image
@@ -280,6 +281,7 @@ class Cutout:
     concept: Path | None = None
     place: Box | None = None
     whole: tuple[int, int] = (0, 0)
+    space: bytes | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -290,7 +292,7 @@ class Cutout:
         """An 8-bit RGBA picture of its picture's size, clear round the subject."""
         assert self.place is not None
         samples = np.zeros((self.whole[1], self.whole[0], 4), np.uint8)
-        levels = to_uint8(np.dstack([self.rgb, self.alpha]))
+        levels = to_uint8(np.dstack([convert(self.rgb, self.space, None), self.alpha]))
         levels[self.alpha <= FAINT] = 0
         samples[self.place.slices] = levels
         return PILImage.fromarray(samples, "RGBA")
@@ -329,7 +331,7 @@ def cut(
         if seen is None:
             raise InputError(f"{picture.name} is fully transparent; give a subject with opacity.")
         place = seen.shifted(view.x, view.y)
-        own, alpha = picture.rgb(place), opacity
+        own, alpha = picture.colours(place), opacity
     else:
         from inlay.scene.cutout import find_alpha
         from inlay.scene.matte import colours
@@ -341,6 +343,7 @@ def cut(
         found = bounds(alpha)
         if found is None:
             raise InputError(f"{picture.name} shows no subject; give a mask.")
-        place, own = found, colours(rgb, alpha, found)
+        place, own = found, colours(picture.colours(), alpha, found)
     alpha = np.ascontiguousarray(alpha[place.slices])
-    return Cutout(own, alpha, picture.name, picture.sha256, None, place, picture.size)
+    known = picture.name, picture.sha256, None, place, picture.size, picture.space
+    return Cutout(own, alpha, *known)

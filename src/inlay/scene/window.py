@@ -1,8 +1,8 @@
 """The only place where pixels are written into a background: subjects, a window's result.
 
-Colours are float32 sRGB in [0, 1], never multiplied with alpha; alpha and masks are float32 in
-[0, 1]. Outside the pixels that a method may change, the background's samples are copied, never
-re-encoded.
+Colours are float32 in [0, 1], in the space of the background, never multiplied with alpha; alpha
+and masks are float32 in [0, 1]. Outside the pixels that a method may change, the background's
+samples are copied, never re-encoded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from inlay.errors import InputError
 from inlay.pictures.arrays import Image, Mask, bounds, distance, resize, soft_rim
 from inlay.pictures.box import Box
+from inlay.pictures.colour import convert
 from inlay.scene.subject import Cutout, Seed, Subject
 
 if TYPE_CHECKING:
@@ -155,9 +156,9 @@ def merge(layers: Sequence[Layer]) -> Layer:
 class Painted:
     """What a method made of its window, at the window's own resolution.
 
-    rgb is float32 (height, width, 3), sRGB in [0, 1]; mask is bool (height, width): the pixels that
-    may change, and the only ones that are written into the background. stages are what it had made
-    on the way, by name; they are read once.
+    rgb is float32 (height, width, 3) in [0, 1], in the window's space; mask is bool (height,
+    width): the pixels that may change, and the only ones that are written into the background.
+    stages are what it had made on the way, by name; they are read once.
     """
 
     rgb: Image
@@ -186,11 +187,15 @@ def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
     return height * multiple, width * multiple
 
 
-def to_tensor(image: Image, size: tuple[int, int]) -> Tensor:
-    """A picture (h, w, 3) in [0, 1] at a size, as models see it: (1, 3, H, W) in [-1, 1]."""
+def to_tensor(image: Image, size: tuple[int, int], space: bytes | None = None) -> Tensor:
+    """A picture (h, w, 3) in [0, 1], in the space of a profile, at a size, as models see it: sRGB,
+    (1, 3, H, W) in [-1, 1].
+    """
     import torch
 
     small = np.clip(resize(image, size), 0, 1)
+    if space is not None:
+        small = convert(small, space, None)
     return torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))[None] * 2 - 1
 
 
@@ -198,8 +203,9 @@ def to_tensor(image: Image, size: tuple[int, int]) -> Tensor:
 class Window:
     """What a method receives.
 
-    clean and pasted are float32 (h, w, 3) sRGB in [0, 1] at the background's own resolution: the
-    picture as it was, and with the subject over it (the same where nothing is pasted by us).
+    clean and pasted are float32 (h, w, 3) in [0, 1] at the background's own resolution and in its
+    space, whose profile is `space` (None is sRGB): the picture as it was, and with the subject over
+    it (the same where nothing is pasted by us).
     alpha is float32 (h, w): the subject's alpha, or the mask of what is to change.
     `was` is the background's crop before anything, which `stitch` compares with. concept is the
     file of a concept that is to fill the alpha; there `pasted` is grey.
@@ -212,6 +218,7 @@ class Window:
     was: Image
     under: Image | None = None
     concept: Path | None = None
+    space: bytes | None = field(default=None, repr=False)
     cache: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -219,13 +226,15 @@ class Window:
         """Cut the window round a scene's region out of its background."""
         region = scene.region.rest(picture.size) if scene.inverted else scene.region
         box = crop_box(region.box, picture.size, context, at_least)
-        was = picture.rgb(box)
+        was = picture.colours(box)
         alpha = np.zeros(was.shape[:2], np.float32)
         alpha[region.box.shifted(-box.x, -box.y).slices] = region.mask
-        clean = was if scene.clean is None else scene.clean.rgb(box)
+        clean = was
+        if (before := scene.clean) is not None:
+            clean = convert(before.colours(box), before.space, picture.space)
         layer = scene.layer
         if layer is None:
-            return cls(box, clean, was, alpha, was)
+            return cls(box, clean, was, alpha, was, space=picture.space)
         pasted, under = was.copy(), picture.alpha(box)
         place = layer.box.shifted(-box.x, -box.y).slices
         cover = layer.alpha[..., None]
@@ -237,7 +246,7 @@ class Window:
             total = cover + rest
             pasted[place] = (layer.rgb * cover + was[place] * rest) / np.maximum(total, 1e-6)
             under[place] = total[..., 0]
-        return cls(box, clean, pasted, alpha, was, under, layer.concept)
+        return cls(box, clean, pasted, alpha, was, under, layer.concept, picture.space)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -253,7 +262,7 @@ class Window:
         """`clean` or `pasted` for the model: (1, 3, height, width) in [-1, 1], cached."""
         key = (name, *size)
         if key not in self.cache:
-            self.cache[key] = to_tensor(getattr(self, name), size)
+            self.cache[key] = to_tensor(getattr(self, name), size, self.space)
         return self.cache[key]
 
     def mask(self, size: tuple[int, int], grow: float = 0.0) -> Tensor:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from inlay.errors import InputError
-from inlay.learning.folder import image_rows
+from inlay.learning.folder import image_rows, is_held_out
 from inlay.learning.settings import TrainingConfig
 from inlay.pictures.arrays import bounds, shrink
-from inlay.pictures.files import is_held_out
 from inlay.pictures.read import read_picture
 
 Image = NDArray[np.uint8]
