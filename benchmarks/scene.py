@@ -38,7 +38,7 @@ from skimage import data
 
 from inlay import Box, Composer, InputError, cut
 from inlay.diffusion.tiles import Tiling, resolutions
-from inlay.methods.phd.settings import PhdSettings
+from inlay.methods.phd import PhdSettings
 from inlay.pictures.arrays import bounds
 from inlay.pictures.read import read_picture
 from inlay.pictures.sheet import contact_sheet

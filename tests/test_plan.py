@@ -18,7 +18,7 @@ from skimage import data
 from checkpoints import built, loaded
 from inlay import Box, Cancelled, Composer, InputError, Result, Subject
 from inlay.cli import main
-from inlay.cli.outputs import Outputs, Targets, kept_names
+from inlay.cli.outputs import Target, kept_names, staging
 from inlay.diffusion.branches import new_adapter
 from inlay.methods.registry import as_phases
 from inlay.pictures.read import read_picture, read_record
@@ -370,7 +370,7 @@ def test_all_kept_phases_are_written_or_none(folder: Path) -> None:
     out = Path("out.png")
     kept = kept_names(out, ("remove", "paste"))
     kept[0].write_bytes(b"old")
-    with Outputs(Targets(out, [""], (), [kept])) as outputs:
+    with staging(out, [Target(out, kept=kept)]) as outputs:
         outputs.add(picture, record, [(picture, record)] * 2)
         assert not out.exists() and kept[0].read_bytes() == b"old"
         kept[1].mkdir()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -107,6 +109,37 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None
         raise _unwritable(name_of(path), error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Move every (source, target), or none: what was there comes back where one cannot be moved.
+
+    The folders of the sources hold what was there until all are moved. Raises InputError.
+    """
+    done: list[tuple[Path, Path, Path | None]] = []
+    try:
+        for number, (source, target) in enumerate(moves):
+            kept = source.with_name(f"old-{number}") if os.path.lexists(target) else None
+            done.append((source, target, kept))
+            if kept is not None:
+                if target.is_dir() and not target.is_symlink():
+                    raise IsADirectoryError(errno.EISDIR, "Is a directory")
+                try:
+                    os.link(target, kept, follow_symlinks=False)
+                except (OSError, NotImplementedError):
+                    # Not every file system has links; then the old file steps aside.
+                    os.replace(target, kept)
+            os.replace(source, target)
+    except BaseException as error:
+        for source, target, kept in reversed(done):
+            with suppress(OSError):
+                if kept is not None and os.path.lexists(kept):
+                    os.replace(kept, target)
+                elif kept is None and not source.exists():
+                    target.unlink()
+        if isinstance(error, OSError):
+            raise _unwritable(name_of(done[-1][1]), error) from None
+        raise
 
 
 def _temporary(target: Path) -> Path:

@@ -106,7 +106,17 @@ def run(request: Request, checkpoint: Checkpoint, options: Options | None = None
         result: Result | None = None
         for seed in range(request.seed, request.seed + request.num_images):
             started = time.perf_counter()
-            states = passes.states(seed)
+            states: list[State] = []
+            notes = list(passes.inputs.notes)
+            for planned in passes.plan_for(seed).steps:
+                if passes.options.on_phase is not None and planned.step.phase:
+                    passes.options.on_phase(planned.step.phase)
+                state = None if planned.on is None else states[planned.on]
+                for scene in planned.scenes:
+                    window = passes.window(planned, scene, state, states)
+                    state = passes.advance(planned.step, window, state, seed, notes)
+                assert state is not None
+                states.append(state)
             if result is None:
                 last = states[-1]
                 result = Result([], [], last.window, last.region, last.mask, passes.plan.layers)
@@ -130,25 +140,14 @@ class _Passes:
         self.windows: dict[Scene, Window] = {}
         self.progress = _Progress(options.callback, self.plan, request.num_images)
 
-    def states(self, seed: int) -> list[State]:
-        """The picture of one seed after each step."""
+    def plan_for(self, seed: int) -> Plan:
+        """The plan of a seed; only random places make it another one."""
         if seed > self.request.seed and any(s.random for s in self.request.subjects_of()):
             self.plan = plan_of(self.request, self.inputs, seed)
             self.windows.clear()
-        states: list[State] = []
-        notes = list(self.inputs.notes)
-        for planned in self.plan.steps:
-            if self.options.on_phase is not None and planned.step.phase:
-                self.options.on_phase(planned.step.phase)
-            state = None if planned.on is None else states[planned.on]
-            for scene in planned.scenes:
-                window = self._window(planned, scene, state, states)
-                state = self._advance(planned.step, window, state, seed, notes)
-            assert state is not None
-            states.append(state)
-        return states
+        return self.plan
 
-    def _window(
+    def window(
         self, planned: PlannedStep, scene: Scene, state: State | None, states: Sequence[State]
     ) -> Window:
         """A scene's window on the picture so far; states are those after earlier steps."""
@@ -169,7 +168,7 @@ class _Passes:
             self.windows[scene] = window
         return window
 
-    def _advance(
+    def advance(
         self, step: Step, window: Window, state: State | None, seed: int, notes: list[str]
     ) -> State:
         """The state after one run of a step's method; what it has to say is added to notes."""

@@ -17,7 +17,8 @@ from PIL import Image
 from skimage import data
 
 import inlay
-from inlay.cli import main, progress
+from inlay.cli import main
+from inlay.cli.app import Interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -245,19 +246,20 @@ def test_an_interrupt_inside_of_a_finaliser_is_not_lost() -> None:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with progress.interruptible():
-        progress.raise_interrupt()
+    with Interrupts() as interrupts:
+        interrupts.check()
         # Python drops what is raised here.
         Freed()
         with pytest.raises(KeyboardInterrupt):
-            progress.raise_interrupt()
+            interrupts.check()
     assert signal.getsignal(signal.SIGINT) is before
-    with progress.interruptible():
-        progress.raise_interrupt()
+    with Interrupts() as interrupts:
+        interrupts.check()
 
 
 @pytest.mark.usefixtures("_interruptible")
-def test_an_interrupt_ends_with_130_and_leaves_nothing() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_130_and_leaves_nothing(number: signal.Signals) -> None:
     Image.fromarray(np.tile(data.astronaut(), (8, 8, 1))).save("large.png", compress_level=1)
     code = "import sys; from inlay.cli import main; sys.exit(main())"
     arguments = ["compose", "large.png", "cup.png", "--method", "paste", "--random"]
@@ -272,7 +274,7 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing() -> None:
     while not any(Path().glob(".inlay-*/*.png")) and time.monotonic() < deadline:
         time.sleep(0.02)
         assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "interrupted; nothing was written.\n"
@@ -297,6 +299,47 @@ def test_a_failure_on_our_side_is_one_sentence_with_status_1() -> None:
         )
         assert ("Traceback" in done.stderr) == (debug == "1")
         assert len(done.stderr.splitlines()) == 1 or debug == "1"
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+@pytest.mark.parametrize(
+    "streams", [">/dev/full", "2>/dev/full", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"]
+)
+def test_a_picture_is_written_whoever_listens(streams: str, json_too: list[str]) -> None:
+    frames = [Image.fromarray(np.roll(data.astronaut(), 9 * i, 1)) for i in range(2)]
+    frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
+    arguments = ["compose", "moving.gif", "cup.png", "--method", "paste"]
+    assert main([*arguments, "-o", "heard.png"]) == 0
+    code = "import sys; from inlay.cli import main; sys.exit(main())"
+    command = ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-c", code, *arguments]
+    done = subprocess.run([*command, *json_too, "-o", "o.png"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "rror" not in done.stderr
+    if streams == "2>&-":
+        # A note must not go where the result is looked for.
+        said = json.loads(done.stdout)["outputs"] if json_too else done.stdout.split()
+        assert said == ["o.png"]
+    assert Path("o.png").read_bytes() == Path("heard.png").read_bytes()
+    assert not list(Path().glob(".inlay*"))
+
+
+def test_a_picture_is_written_when_the_reader_has_left() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "import sys; from inlay.cli import main; sys.exit(main())"
+    series = [*COMPOSE, "--num-images", "2", "--json", "-o", "o.png"]
+    with os.fdopen(writing, "w") as gone:
+        done = subprocess.run([sys.executable, "-c", code, *series], stdout=gone, stderr=gone)
+    assert done.returncode == 0
+    assert {"o.png", "o-seed=0.png", "o-seed=1.png"} <= set(os.listdir())
+
+
+def test_a_refusal_keeps_its_status_where_nobody_hears_it() -> None:
+    code = "import sys; from inlay.cli import main; sys.exit(main())"
+    for streams in ("2>/dev/full", "2>&-"):
+        command = ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-c", code]
+        done = subprocess.run([*command, "compose", "bg.png"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_notes_reach_standard_error_once_it_has_worked(capsys: pytest.CaptureFixture[str]) -> None:

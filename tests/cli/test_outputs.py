@@ -14,8 +14,7 @@ from PIL import Image
 from skimage import data
 
 from inlay.cli import main
-from inlay.cli.outputs import Outputs, Targets, sibling_names
-from inlay.cli.progress import Listener
+from inlay.cli.outputs import Target, listening, sibling_names, staging
 from inlay.errors import InputError
 from inlay.pictures.read import read_picture, read_record
 from inlay.pictures.write import write_picture
@@ -48,16 +47,16 @@ def test_a_preview_takes_no_name_that_is_taken(capsys: Capture) -> None:
 def test_a_listener_removes_only_its_own_preview() -> None:
     theirs = Path("theirs.png")
     theirs.write_bytes(b"mine")
-    listener = Listener(quiet=True, bar=False, preview_file=theirs)
-    with pytest.raises(InputError, match="exists already"):
+    with (
+        pytest.raises(InputError, match="exists already"),
+        listening(quiet=True, bar=False, preview_file=theirs) as listener,
+    ):
         listener.step(1, 2, data.coffee())
-    listener.stop(worked=False)
     assert theirs.read_bytes() == b"mine"
-    listener = Listener(quiet=True, bar=False, preview_file=Path("own.png"))
-    listener.step(1, 2, data.coffee())
-    listener.step(2, 2, data.coffee())
-    assert Path("own.png").exists()
-    listener.stop(worked=True)
+    with listening(quiet=True, bar=False, preview_file=Path("own.png")) as listener:
+        listener.step(1, 2, data.coffee())
+        listener.step(2, 2, data.coffee())
+        assert Path("own.png").exists()
     assert not Path("own.png").exists()
 
 
@@ -81,7 +80,8 @@ def test_all_siblings_are_written_or_none() -> None:
     picture, record = read_picture(data.coffee()), {"inlay": "0", "verb": "compose", "method": "m"}
     siblings = sibling_names(Path("x.png"), ["a", "b", "c"])
     siblings[1].write_bytes(b"old")
-    with Outputs(Targets(Path("x.png"), ["a", "b", "c"], siblings)) as outputs:
+    targets = [Target(path, label) for path, label in zip(siblings, "abc", strict=True)]
+    with staging(Path("x.png"), targets) as outputs:
         for _ in "abc":
             outputs.add(picture, record)
         siblings[2].mkdir()

@@ -29,7 +29,7 @@ from inlay.diffusion.branches import new_adapter, new_harmonizer
 from inlay.diffusion.sample import sample
 from inlay.learning.lora import set_up
 from inlay.learning.settings import LearnConfig
-from inlay.methods.cdc import LocalizedPull
+from inlay.methods.cdc import CdcSettings, LocalizedPull
 from photos import Photo, cutout
 
 NAMES = ["sd3", "flux", "flux_fill"]
@@ -345,9 +345,11 @@ def test_a_localized_pull_holds_what_it_says_and_no_more(name: str) -> None:
     def pulled(t_in: float, t_out: float) -> Tensor:
         generator = torch.Generator().manual_seed(5)
         pull = LocalizedPull(
-            reference, mask, t_in, t_out, 1.0, 1.0, 0,
+            reference,
+            mask,
+            CdcSettings(T_in=t_in, T_out=t_out),
             lambda like: torch.randn(like.shape, generator=generator),
-        )  # fmt: skip
+        )
         denoiser = backbone.denoiser(told)
         return sample(denoiser, z, run, noise=torch.zeros_like, on_step=pull.on_step)
 

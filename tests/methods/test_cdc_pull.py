@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.diffusion.sample import Level, Step
-from inlay.methods.cdc import LocalizedPull, low_pass
+from inlay.methods.cdc import CdcSettings, LocalizedPull, low_pass
 from inlay.methods.workspace import ramp
 
 
@@ -114,9 +114,8 @@ def test_cdc_step(
     def t(a: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(a).float()[None]
 
-    pull = LocalizedPull(
-        t(reference), t(mask[None]), T_in, T_out, N_in, N_out, blend, lambda like: t(noise)
-    )
+    told = CdcSettings(T_in=T_in, T_out=T_out, N_in=N_in, N_out=N_out, blend_pixels=blend)
+    pull = LocalizedPull(t(reference), t(mask[None]), told, lambda like: t(noise))
     to = Level(math.sqrt(alpha), math.sqrt(1 - alpha), 0)
     step = Step(number, total, Level(0.4, 0.9, 0), to, x0=t(z), eps=t(z), z=t(z))
     np.testing.assert_allclose(pull.on_step(step)[0].numpy(), expected, atol=1e-5)
@@ -138,6 +137,6 @@ def test_noise_is_drawn_even_when_no_pull_is_left() -> None:
         return torch.zeros_like(like)
 
     z = torch.zeros(1, 2, 4, 4)
-    pull = LocalizedPull(z, torch.ones(1, 1, 4, 4), 0.1, 0.1, 1, 1, 0, noise)
+    pull = LocalizedPull(z, torch.ones(1, 1, 4, 4), CdcSettings(T_in=0.1, T_out=0.1), noise)
     pull.on_step(Step(9, 10, Level(0.4, 0.9, 0), Level(0.5, 0.8, 0), z, z, z))
     assert len(draws) == 1

@@ -106,7 +106,7 @@ def test_without_rounds_it_is_what_it_begins_with() -> None:
     pasted = pixels(composed(iterations=0, feather=0.0))
     backbone = composer("sd1").backbone
     with filler(window(), backbone, DreamEditSettings(), Context()) as fill:
-        image = resize(paste_photo(window(), fill.references("", "")), (128, 128))
+        image = resize(paste_photo(window(), fill.photos), (128, 128))
         small = torch.from_numpy(image).permute(2, 0, 1)[None].clamp(0, 1) * 2 - 1
         seen = backbone.decode(backbone.encode(small))[0].permute(1, 2, 0).numpy() / 2 + 0.5
     inner = BOX.shifted(-window().box.x, -window().box.y).slices
@@ -122,10 +122,10 @@ def test_a_round_paints_what_it_found_and_leaves_the_background(model: str) -> N
     view = Window(view.box, view.clean, view.pasted, view.alpha, view.was, None, learnt(model))
     with filler(view, composer(model).backbone, settings, context) as work:
         clean = view.tensor("clean", work.size)
-        background = work.encode(clean)
+        background = work.backbone.encode(clean)
         hole = work.latent_mask(view.mask(work.size), cover=True)
-        image = resize(paste_photo(view, work.references("", "")), work.size)
-        z = work.encode(torch.from_numpy(image).permute(2, 0, 1)[None].clamp(0, 1) * 2 - 1)
+        image = resize(paste_photo(view, work.photos), work.size)
+        z = work.backbone.encode(torch.from_numpy(image).permute(2, 0, 1)[None].clamp(0, 1) * 2 - 1)
         # 3 of 5 steps, then 1.
         for strength in (0.6, 0.3):
             source = z * hole + background * (1 - hole)

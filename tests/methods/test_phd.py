@@ -18,7 +18,7 @@ from inlay import Box, Composer, InputError, Result, Subject
 from inlay.cli import main
 from inlay.diffusion.branches import few_levels, new_harmonizer
 from inlay.methods.base import Context
-from inlay.methods.phd.settings import PhdSettings
+from inlay.methods.phd import PhdSettings
 from inlay.methods.phd.stages import harmonize, inpaint_ring, shrinkage, soften_paste
 from inlay.methods.workspace import Workspace
 from inlay.pictures.read import read_record
@@ -173,17 +173,17 @@ def test_the_harmonizing_sees_the_ring_as_it_was_painted() -> None:
     )
     cover = alpha()[around.slices].astype(np.float32)
     window = Window(around, before, pasted, cover, before)
-    work = Workspace.of(window, backbone, settings, Context(3))
+    work = Workspace(window, backbone, settings, Context(3))
     # Kept with the window, as when a stage has looked at the picture before.
     work.source()
     canvas = inpaint_ring(work, soften_paste(window, 0.0), settings)
     ring = np.abs(canvas.window.pasted - pasted).max(-1)[cover == 0]
     assert (ring > 0.05).mean() > 0.1
     made = [
-        harmonize(on, canvas, settings, few_levels(backbone, 2, 0.3), None).window.pasted
+        harmonize(on, canvas, settings, few_levels(backbone, 2, 0.3)).window.pasted
         for on in (
-            Workspace.of(window, backbone, settings, Context(7)),
-            Workspace.of(canvas.window, backbone, settings, Context(7)),
+            Workspace(window, backbone, settings, Context(7)),
+            Workspace(canvas.window, backbone, settings, Context(7)),
         )
     ]
     assert np.array_equal(made[0], made[1])

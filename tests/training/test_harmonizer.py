@@ -32,9 +32,9 @@ from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
 from inlay.training.harmonizer import (
     HarmonizerConfig,
     HarmonizerTrainer,
+    restoration,
 )
 from inlay.training.objects import ObjectCache
-from inlay.training.restoration import restoration
 from inlay.training.trainer import favoured_timesteps, train_folder
 
 # The hash of the last two files' names holds them out.

@@ -1,29 +1,46 @@
-"""The typer application, and the one place where errors become sentences and exit statuses.
+"""The typer application: commands and their options, interrupts, and errors as exit statuses.
 
-0 done; 2 the input or the request is wrong; 1 it failed on our side; 130 interrupted.
+0 done; 2 the input or the request is wrong; 1 it failed on our side; 130 interrupted. Here alone
+errors become sentences.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
-from inlay.cli import bench, cut, listing, make, progress, train
-from inlay.cli.options import OutFolder
-from inlay.cli.outputs import Order
-from inlay.errors import Cancelled, InputError, nearest, show
+from inlay.cli import bench, cut, listing, make, train
+from inlay.cli.options import OutFolder, Quiet
+from inlay.cli.outputs import Order, listening, printing, say
+from inlay.cli.train import made_folder
+from inlay.errors import Cancelled, InputError, __version__, nearest, show
 
 # typer exports BadParameter only; its parents are click's, in whichever copy typer uses.
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-ClickException: type[Exception] = UsageError.__mro__[1]
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 _INTERRUPTED = 130
+# Libraries below us must not write to the terminal, unless INLAY_DEBUG=1 lets them.
+_HUSH = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OPENCV_LOG_LEVEL": "SILENT",
+}
 
 
 class _Group(TyperGroup):
@@ -47,102 +64,150 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
-    if value:
-        from inlay.errors import __version__
-
-        typer.echo(f"inlay {__version__}")
-        raise typer.Exit()
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     ctx: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Put an object into a photograph, make it belong there, or take it out.
 
     Outside the region a command reports, no pixel of the photograph changes.
     """
+    if version:
+        typer.echo(f"inlay {__version__}")
+        raise typer.Exit()
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 
 
-@app.command()
-def demo(
-    output: OutFolder = "demo",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-) -> None:
+def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The command whose options are those of a function's groups; see inlay.cli.options.flag."""
+    signature = inspect.signature(function, eval_str=True)
+    groups: dict[str, Any] = {}
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = group = parameter.annotation
+        hints = get_type_hints(group)
+        parameters += [
+            inspect.Parameter(
+                own.name,
+                parameter.KEYWORD_ONLY,
+                default=own.default,
+                annotation=Annotated[hints[own.name], own.metadata["option"]],
+            )
+            for own in fields(group)
+        ]
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{own.name: values.pop(own.name) for own in fields(group)})
+        return function(**values)
+
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def demo(given: Quiet, output: OutFolder = "demo") -> None:
     """Offline tour on real photos; ends with a contact sheet."""
     from inlay.cli.demo import run
-    from inlay.cli.train import made_folder
 
-    with made_folder(output) as folder, progress.listening(quiet=quiet, bar=False):
-        run(folder, (lambda line: None) if quiet else typer.echo)
+    with made_folder(output) as folder, listening(quiet=given.quiet, bar=False):
+        run(folder, functools.partial(say, quiet=given.quiet))
 
 
-app.command()(make.compose)
-app.command()(make.harmonize)
-app.command()(make.remove)
-app.command()(make.scene)
-app.command()(cut.cut)
-app.command()(train.learn)
-app.command()(listing.methods)
-app.command()(listing.models)
-app.command()(make.run)
-app.command()(make.rerun)
-app.command()(listing.schema)
-app.command()(train.train)
-app.command()(bench.bench)
+for _function in (
+    demo, make.compose, make.harmonize, make.remove, make.scene, cut.cut, train.learn,
+    listing.methods, listing.models, make.run, make.rerun, listing.schema, train.train,
+    bench.bench,
+):  # fmt: skip
+    app.command()(grouped(_function))
+
+
+class Interrupts:
+    """Within it SIGINT and SIGTERM raise KeyboardInterrupt; a handler of somebody else's stays.
+
+    Python drops an exception that is raised while an object is finalised, and a command that frees
+    pictures all the time would go on as if nobody had pressed Ctrl-C: `check` raises it again.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                    self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        self.heard = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where there was one, even if it was dropped."""
+        if self.heard:
+            raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; never raises for what a user can do."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    progress.hush()
+    debug = os.environ.get("INLAY_DEBUG") == "1"
+    if not debug:
+        warnings.filterwarnings("ignore")
+        for name, value in _HUSH.items():
+            os.environ.setdefault(name, value)
+    _open_streams()
     command = typer.main.get_command(app)
     try:
-        with progress.interruptible():
+        with Interrupts() as interrupts:
             status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
             if isinstance(status, Order):
-                status.write()
-        _flush()
+                status.write(interrupts.check)
+        with printing(sys.stdout):
+            pass
         if status == _INTERRUPTED:
-            return _say("interrupted; nothing was written.", _INTERRUPTED)
+            return _end("interrupted; nothing was written.", _INTERRUPTED)
         return status if isinstance(status, int) else 0
     except InputError as error:
-        return _say(str(error), 2)
+        return _end(str(error), 2)
     except ClickException as error:
-        return _say(usage_sentence(error), 2)
+        return _end(usage_sentence(error), 2)
     except (KeyboardInterrupt, typer.Abort, Cancelled):
-        return _say("interrupted; nothing was written.", _INTERRUPTED)
+        return _end("interrupted; nothing was written.", _INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has left, as in `inlay methods | head`.
         return 1
     except Exception as error:
-        if os.environ.get("INLAY_DEBUG") == "1":
+        if debug:
             import traceback
 
             traceback.print_exc()
-        return _say(_failure(error), 1)
+        return _end(_failure(error), 1)
 
 
-def _flush() -> None:
-    """Write out what was printed; where that fails, it must not fail once more at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+def _open_streams() -> None:
+    """Open the standard streams that were closed on nothing: no picture may take their numbers."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
-def _say(sentence: str, status: int) -> int:
+def _end(sentence: str, status: int) -> int:
     line = " ".join(sentence.split())
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print(shown, file=sys.stderr)
+    say("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), sys.stderr)
     return status
 
 
@@ -150,9 +215,7 @@ def _failure(error: Exception) -> str:
     kind, text = type(error).__name__, str(error)
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return "out of memory; give a smaller box, --num-images 1 or --dtype float16."
-    if len(text) > 300:
-        text = text[:297] + "..."
-    return f"inlay failed with {kind}: {text or 'no message'}; INLAY_DEBUG=1 shows where."
+    return f"inlay failed with {kind}: {text[:300] or 'no message'}; INLAY_DEBUG=1 shows where."
 
 
 def usage_sentence(error: Exception) -> str:
@@ -161,7 +224,8 @@ def usage_sentence(error: Exception) -> str:
     path = context.command_path if context is not None else "inlay"
     option = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption" and option:
-        known = [name for name in _option_names(context) if name.startswith("--")]
+        items = context.command.get_params(context) if context is not None else ()
+        known = [name for item in items for name in item.opts if name.startswith("--")]
         end = nearest(str(option), known)
         if end.startswith("known"):
             end = f"see {path} --help."
@@ -170,24 +234,19 @@ def usage_sentence(error: Exception) -> str:
     message = str(getattr(error, "message", error)).strip().rstrip(".")
     if type(error).__name__ == "MissingParameter" and parameter is not None:
         return f"{path} needs {_shown(parameter)}; see {path} --help."
+    choice = re.search(r"'(.*)' is not one of (.*)", message, re.DOTALL)
+    if choice is not None:
+        known = re.findall(r"'([^']*)'", choice[2])
+        return f"{_shown(parameter)} is {show(choice[1])}; {nearest(choice[1], known)}"
     if parameter is not None:
         for word, kind in (("valid integer", "a whole number"), ("valid number", "a number")):
             if word in message:
                 return f"{_shown(parameter)} cannot be read; expected {kind}."
-        return f"{_shown(parameter)} is wrong: {message}."
+        return f"{_shown(parameter)} is wrong: {message[:1].lower()}{message[1:]}."
     extra = re.search(r"unexpected extra argument.*? \((\S+)", message)
     if extra is not None:
         return f"{path} takes no argument {show(extra[1].rstrip(')'))} here; see {path} --help."
-    if message == "Missing command":
-        commands = ", ".join(context.command.list_commands(context))
-        return f"{path} needs a command: {commands}."
     return f"{message[:1].lower()}{message[1:]}; see {path} --help."
-
-
-def _option_names(context: Any) -> list[str]:
-    if context is None:
-        return []
-    return [name for item in context.command.get_params(context) for name in item.opts]
 
 
 def _shown(parameter: Any) -> str:

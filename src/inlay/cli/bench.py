@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from inlay.cli import options
-from inlay.cli.options import Checkpoint, OutFolder, Saying, flag, grouped
+from inlay.cli.listing import table
+from inlay.cli.options import Checkpoint, OutFolder, Saying, flag
+from inlay.cli.outputs import listening, say
+from inlay.cli.train import made_folder
 from inlay.errors import InputError, nearest, show
-
-if TYPE_CHECKING:
-    from inlay.evaluation.harmony import Report
-
-_BENCHMARKS = ("harmony",)
-_SPLITS = ("held-out", "training", "all")
 
 
 @dataclass(frozen=True)
@@ -27,33 +24,21 @@ class Benchmark(Checkpoint, Saying):
         "Methods that harmonize; NAME:KEY=VALUE:KEY=VALUE is one with settings.", "A,B",
         default="reinhard,poisson,cdc",
     )  # fmt: skip
-    cases: int = flag("Disturbed photos to run on.", "N", default=100)
+    cases: int = flag("Disturbed photos to run on.", "N", default=100, least=1)
     harmless: int | None = flag("Untouched photos to run on; all by default.", "N")
     seed: int = flag("Of all randomness.", "N", default=0)
-    split: str | None = flag(
-        "held-out (default where metadata.jsonl has any), training or all.", "S", words=_SPLITS
+    split: Literal["held-out", "training", "all"] | None = flag(
+        "Which photos; held-out is the default where metadata.jsonl has any."
     )
     include: list[str] | None = flag("Only such names; may be repeated.", "PATTERN")
-    short_side: int = flag("Reduce photos to this short side.", "N", default=384)
+    short_side: int = flag("Reduce photos to this short side.", "N", default=384, least=1)
     set: list[str] | None = flag("A setting of one of the methods.", "METHOD.KEY=VALUE")
 
-    def __post_init__(self) -> None:
-        Checkpoint.__post_init__(self)
-        if self.split is not None:
-            options.one_of(self.split, _SPLITS, "--split")
-        for name, value in (("--cases", self.cases), ("--short-side", self.short_side)):
-            if value < 1:
-                raise InputError(f"{name} is {value}; expected a whole number of at least 1.")
 
-
-@grouped
 def bench(
-    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=", ".join(_BENCHMARKS))],
-    folders: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FOLDER", help="Folders of photos; scikit-image means those it ships."
-        ),
+    benchmark: Annotated[Literal["harmony"], typer.Argument(help="Which benchmark: harmony.")],
+    folder: Annotated[
+        list[str], typer.Argument(help="Folders of photos; scikit-image means those it ships.")
     ],
     output: OutFolder,
     given: Benchmark,
@@ -63,19 +48,17 @@ def bench(
     harmony: objects of photos, disturbed on purpose; writes harmony.json, harmony.md, cases.csv
     and sheet.png.
     """
-    options.one_of(benchmark, _BENCHMARKS, "BENCHMARK")
     variants = _variants(given.methods, given.set or [])
 
-    from inlay.cli.progress import listening
-    from inlay.cli.train import made_folder
     from inlay.composer import Composer
-    from inlay.evaluation.harmony import run_harmony
+    from inlay.evaluation.harmony import run_harmony, summary
     from inlay.evaluation.photos import find_photos
-    from inlay.evaluation.tables import as_dict, write_report
+    from inlay.evaluation.tables import COLUMNS, as_dict, cells, kind_cells, write_report
+    from inlay.training.disturb import KINDS
 
-    photos = find_photos(folders, given.split, given.include or [])
+    photos = find_photos(folder, given.split, given.include or [])
     composer = Composer(given.model, device=given.device, dtype=given.dtype)
-    with made_folder(output) as folder, listening(quiet=given.quiet, bar=not given.json) as heard:
+    with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
         heard.label = "harmonizing"
         report = run_harmony(
             photos,
@@ -87,22 +70,18 @@ def bench(
             composer=composer,
             progress=heard.step,
         )
-        report.settings |= {
-            "folders": folders,
-            "split": given.split,
-            "include": given.include or [],
-            "photos": len(photos),
-            "model": given.model,
-        }
-        written = write_report(report, folder)
+        include = given.include or []
+        report.settings |= {"folders": folder, "split": given.split, "include": include}
+        report.settings |= {"photos": len(photos), "model": given.model}
+        written = write_report(report, out)
     if given.json:
-        import json as encoder
-
-        print(encoder.dumps(as_dict(report), allow_nan=False, indent=1))
+        say(json.dumps(as_dict(report), allow_nan=False, indent=1))
     elif not given.quiet:
-        _print(report)
+        say(table([header for header, _, _ in COLUMNS], cells(summary(report)), "all cases"))
+        kinds = kind_cells(report)
+        say(table(["method", *KINDS], kinds, "fPSNR (improved) by kind"))
         for path in written:
-            typer.echo(str(path))
+            say(path)
 
 
 def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -116,21 +95,19 @@ def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, 
         raise InputError(f"--methods is {show(text)}; expected names like reinhard,cdc.")
     names = {label: label.split(":")[0] for label in labels}
     for name in names.values():
-        options.one_of(name, known, "--methods")
-    own: dict[str, list[str]] = {}
+        if name not in known:
+            raise InputError(f"--methods is {show(name)}; {nearest(name, known)}")
     for item in sets:
-        name, dot, setting = item.partition(".")
+        name, dot, _ = item.partition(".")
         if not dot or "=" in name:
             raise InputError(f"--set {show(item)} is wrong; expected METHOD.KEY=VALUE.")
         if name not in names.values():
-            raise InputError(
-                f"--set {show(item)} is for a method that is not run; "
-                f"{nearest(name, names.values())}"
-            )
-        own.setdefault(name, []).append(setting)
+            near = nearest(name, names.values())
+            raise InputError(f"--set {show(item)} is for a method that is not run; {near}")
     variants = {}
     for label, name in names.items():
-        items = [*label.split(":")[1:], *own.get(name, [])]
+        own = (item.partition(".")[2] for item in sets if item.startswith(f"{name}."))
+        items = [*label.split(":")[1:], *own]
         found = parse_sets(items, methods.get(name).settings)
         if len(found) > 1:
             raise InputError(
@@ -139,28 +116,3 @@ def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, 
             )
         variants[label] = (name, found[0][1])
     return variants
-
-
-def _print(report: Report) -> None:
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from inlay.evaluation.harmony import summary
-    from inlay.evaluation.tables import COLUMNS, cells, kind_cells
-    from inlay.training.disturb import KINDS
-
-    # A pipe has no width; there nothing may be folded.
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
-    for title, headers, rows in (
-        ("all cases", [header for header, _, _ in COLUMNS], cells(summary(report))),
-        ("fPSNR (improved) by kind", ["method", *KINDS], kind_cells(report)),
-    ):
-        table = Table(box=box.SIMPLE, title=title, title_justify="left")
-        for number, header in enumerate(headers):
-            table.add_column(header, justify="right" if number else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from inlay.cli import options
-from inlay.cli.options import CUTS, Out, Reading, check_cut, flag, grouped
+from inlay.cli.options import Cut, Out, Reading, flag
+from inlay.cli.outputs import check_out, listening, tell
 from inlay.errors import InputError
 from inlay.pictures.box import Box
 
@@ -22,12 +22,11 @@ class Cutting(Reading):
     box: str | None = flag("Where the subject is.", "X,Y,W,H")
     mask: str | None = flag("Mask: white is the object.", "FILE")
     model: str | None = flag("Segmentation model: a hub id or a folder, by transformers.", "MODEL")
-    cut: str | None = flag("alpha, mask, box or grabcut.", "HOW", words=CUTS)
+    cut: Cut | None = flag("How the subject is found.")
 
 
-@grouped
 def cut(
-    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="Picture of the subject.")],
+    picture: Annotated[str, typer.Argument(help="Picture of the subject.")],
     output: Out,
     given: Cutting,
 ) -> None:
@@ -35,15 +34,11 @@ def cut(
 
     Edges are soft, and no colour of the old background comes along.
     """
-    if given.cut is not None:
-        if given.model is not None:
-            raise InputError("--cut and --model exclude each other; give one of them.")
-        options.one_of(given.cut, CUTS, "--cut")
-    check_cut(given.cut, given.mask, given.box, "--box")
+    if given.cut is not None and given.model is not None:
+        raise InputError("--cut and --model exclude each other; give one of them.")
+    by = given.cut or given.model
     box = None if given.box is None else Box.parse(given.box, "--box")
 
-    from inlay.cli.outputs import check_out, tell
-    from inlay.cli.progress import listening
     from inlay.errors import __version__
     from inlay.pictures.read import read_picture
     from inlay.pictures.write import write_picture
@@ -59,22 +54,19 @@ def cut(
     with listening(quiet=given.quiet, bar=not given.json):
         cutout = cut_out(
             picture,
-            by=given.cut or given.model,
+            by=by,
             mask=given.mask,
             box=box,
             max_pixels=given.max_pixels,
             trust_remote_code=given.trust_remote_code,
         )
         write_picture(read_picture(cutout.to_pil(), max_pixels=given.max_pixels), out)
+    request = {"cut": by, "box": None if box is None else box.as_dict()}
     record = {
         "inlay": __version__,
         "verb": "cut",
         "inputs": {role: identify(path) for role, path in inputs.items()},
-        "request": {
-            "cut": given.cut or given.model,
-            "box": None if box is None else box.as_dict(),
-            "trust_remote_code": given.trust_remote_code,
-        },
+        "request": {**request, "trust_remote_code": given.trust_remote_code},
         "outputs": [str(out)],
     }
     tell(record, as_json=given.json, quiet=given.quiet)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,7 @@ from inlay.pictures.box import Box
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
 Photo = NDArray[np.uint8]
-
 
 # Outlines of what is cut out, in pixels of its photograph, as a user's mask would draw them.
 _ASTRONAUT = (
@@ -29,15 +26,18 @@ _ASTRONAUT = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Stop:
+class _Stop(NamedTuple):
     """One composition of the tour: pictures by their name in skimage.data, and where."""
 
     name: str
     background: str
     subject: str
     box: Box
-    settings: dict[str, Any] = field(default_factory=dict)
+
+    def pictures(self) -> dict[str, Any]:
+        """What Composer.compose takes of it."""
+        place = {"mask": _mask(self.subject), "box": self.box}
+        return {"background": _photo(self.background), "subject": _photo(self.subject), **place}
 
 
 _TOUR = (
@@ -56,8 +56,8 @@ def _photo(name: str) -> Photo:
     return np.asarray(found[0] if isinstance(found, tuple) else found)
 
 
-def _mask(name: str) -> Photo | None:
-    """The mask of a photograph's subject; None where the picture has an alpha of its own."""
+def _mask(name: str) -> Any:
+    """The mask of what a photograph shows; None where the picture has an alpha of its own."""
     import cv2
 
     if name == "coffee":
@@ -69,106 +69,96 @@ def _mask(name: str) -> Photo | None:
         mask = np.zeros((512, 512), np.uint8)
         cv2.fillPoly(mask, [np.array(_ASTRONAUT, np.int32)], 255, cv2.LINE_AA)
         return mask
+    if name == "rocket":
+        # Of what stands round it, a lightning tower.
+        mask = np.zeros((427, 640), np.uint8)
+        outline = np.array([[440, 112], [456, 112], [464, 352], [434, 352]], np.int32)
+        cv2.fillPoly(mask, [outline], 255)
+        return mask
     return None
 
 
+class _Sheet:
+    """Labelled pictures for a contact sheet."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.pictures: list[Image] = []
+
+    def show(self, label: str, picture: Any, window: Box | None = None) -> None:
+        """Add a picture, or of it the window and a little of what lies round that."""
+        from PIL import Image as PilImage
+
+        samples = np.asarray(picture)
+        if window is not None:
+            around = window.grown(max(window.width, window.height) // 10)
+            whole = Box(0, 0, samples.shape[1], samples.shape[0])
+            samples = samples[(around.intersect(whole) or window).slices]
+        self.labels.append(label)
+        self.pictures.append(PilImage.fromarray(samples))
+
+    def write(self, path: Path, columns: int) -> None:
+        from inlay.pictures.read import read_picture
+        from inlay.pictures.sheet import contact_sheet
+        from inlay.pictures.write import write_picture
+
+        sheet = contact_sheet(self.pictures, self.labels, columns=columns)
+        write_picture(read_picture(sheet), path)
+
+
 def run(out: Path, log: Callable[[str], None]) -> Path:
-    """Make every picture of the tour in `out` and return the contact sheet's path.
+    """Make every picture of the tour in the folder `out` and return the contact sheet's path.
 
-    Raises InputError when the folder cannot be written.
+    Raises InputError when they cannot be written.
     """
-    from PIL import Image as PilImage
-
     from inlay.composer import Composer
-    from inlay.pictures.read import read_picture
-    from inlay.pictures.sheet import contact_sheet
-    from inlay.pictures.write import check_output, write_picture
 
-    sheet_path = out / "contact-sheet.png"
-    out.mkdir(parents=True, exist_ok=True)
-    check_output(sheet_path)
-    composer = Composer.from_pretrained("embedded")
-    pictures: list[Image] = []
-    labels: list[str] = []
-
-    def show(label: str, picture: Any) -> None:
-        pictures.append(
-            picture if isinstance(picture, PilImage.Image) else PilImage.fromarray(picture)
-        )
-        labels.append(label)
-
+    composer, sheet, sweep = Composer.from_pretrained("embedded"), _Sheet(), _Sheet()
     for stop in _TOUR:
         log(f"compose: {stop.name}")
-        background, subject = _photo(stop.background), _photo(stop.subject)
-        request: dict[str, Any] = {"mask": _mask(stop.subject), "box": stop.box}
-        paste = composer.compose(background, subject, method="paste", **request)
-        result = composer.compose(background, subject, method="phd", **request)
+        pictures = stop.pictures()
+        paste = composer.compose(**pictures, method="paste")
+        result = composer.compose(**pictures, method="phd")
         result.save(out / f"{stop.name}.png")
         paste.save(out / f"{stop.name}-paste.png")
-        crop = _frame(result.window, background.shape)
-        show("background", background[crop.slices])
-        show("plain paste", np.asarray(paste.image)[crop.slices])
-        show("inlay (phd)", np.asarray(result.image)[crop.slices])
+        sheet.show("background", pictures["background"], result.window)
+        sheet.show("plain paste", paste.image, result.window)
+        sheet.show("inlay (phd)", result.image, result.window)
 
     log("harmonize: a cup under the wrong light")
     picture, mask = _wrong_light()
     result = composer.harmonize(picture, mask=mask, method="phd")
     result.save(out / "cup-harmonized.png")
     reinhard = composer.harmonize(picture, mask=mask, method="reinhard")
-    show("wrong light", picture)
-    show("reinhard", reinhard.image)
-    show("inlay (phd)", result.image)
+    sheet.show("wrong light", picture)
+    sheet.show("reinhard", reinhard.image)
+    sheet.show("inlay (phd)", result.image)
 
     log("remove: a lightning tower")
-    launch = _photo("rocket")
-    tower = _tower_mask(launch.shape)
+    launch, tower = _photo("rocket"), _mask("rocket")
     telea = composer.remove(launch, mask=tower, method="telea")
     painted = composer.remove(launch, mask=tower, method="freecompose")
     telea.save(out / "tower-removed-telea.png")
     painted.save(out / "tower-removed-freecompose.png")
-    crop = _frame(painted.window, launch.shape)
-    show("with the tower", launch[crop.slices])
-    show("telea", np.asarray(telea.image)[crop.slices])
-    show("inlay (freecompose)", np.asarray(painted.image)[crop.slices])
+    sheet.show("with the tower", launch, painted.window)
+    sheet.show("telea", telea.image, painted.window)
+    sheet.show("inlay (freecompose)", painted.image, painted.window)
 
     log("sweep: T_in from free to faithful")
-    sweep = []
-    stop = _TOUR[0]
-    background, subject = _photo(stop.background), _photo(stop.subject)
+    pictures = _TOUR[0].pictures()
     for t_in in (0.0, 0.25, 0.5, 0.75, 1.0):
-        swept = composer.compose(
-            background, subject, mask=_mask(stop.subject), box=stop.box, method="cdc",
-            preset="stylize", T_in=t_in,
-        )  # fmt: skip
-        crop = _frame(swept.window, background.shape)
-        sweep.append(PilImage.fromarray(np.asarray(swept.image)[crop.slices]))
-    names = [f"T_in = {t}" for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    write_picture(read_picture(contact_sheet(sweep, names, columns=5)), out / "sweep.png")
-
-    write_picture(read_picture(contact_sheet(pictures, labels, columns=3)), sheet_path)
-    log(f"contact sheet: {sheet_path}")
-    return sheet_path
-
-
-def _frame(window: Box, shape: tuple[int, ...]) -> Box:
-    """The window and a little of what lies round it, for the sheet."""
-    margin = max(window.width, window.height) // 10
-    return window.grown(margin).intersect(Box(0, 0, shape[1], shape[0])) or window
+        swept = composer.compose(**pictures, method="cdc", preset="stylize", T_in=t_in)
+        sweep.show(f"T_in = {t_in}", swept.image, swept.window)
+    sweep.write(out / "sweep.png", 5)
+    path = out / "contact-sheet.png"
+    sheet.write(path, 3)
+    log(f"contact sheet: {path}")
+    return path
 
 
 def _wrong_light() -> tuple[Photo, Photo]:
     """The coffee photograph with its cup in a colder, darker light, and the cup's mask."""
     coffee, mask = _photo("coffee"), _mask("coffee")
-    assert mask is not None
     weight = (mask / 255.0)[..., None]
     tinted = np.clip(coffee * np.array([0.62, 0.8, 1.15]), 0, 255)
     return np.round(tinted * weight + coffee * (1 - weight)).astype(np.uint8), mask
-
-
-def _tower_mask(shape: tuple[int, ...]) -> Photo:
-    import cv2
-
-    mask = np.zeros(shape[:2], np.uint8)
-    outline = np.array([[440, 112], [456, 112], [464, 352], [434, 352]], np.int32)
-    cv2.fillPoly(mask, [outline], 255)
-    return np.asarray(mask, np.uint8)

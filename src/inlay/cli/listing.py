@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,14 +17,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
-def _method_names(incomplete: str) -> list[str]:
-    return [name for name in method_names() if name.startswith(incomplete)]
-
-
 def methods(
     name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", help="One method.", autocompletion=_method_names),
+        str | None, typer.Argument(help="One method.", autocompletion=method_names)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -33,14 +29,14 @@ def methods(
     """
     from inlay.methods import registry
 
+    chosen = registry.all_methods() if name is None else {name: registry.get(name)}
     if json:
-        chosen = registry.all_methods() if name is None else {name: registry.get(name)}
         text = {key: _facts(method) for key, method in chosen.items()}
         print(json_module.dumps(text, indent=2))
     elif name is None:
-        _overview(registry.all_methods())
+        _overview(chosen)
     else:
-        _details(registry.get(name))
+        _details(chosen[name])
 
 
 def models(json: Json = False) -> None:
@@ -55,24 +51,15 @@ def models(json: Json = False) -> None:
         return
     rows = []
     for known in KNOWN:
-        facts = known.as_dict()
-        rows.append(
-            [
-                known.name,
-                f"{known.kind}, {known.native_size} px",
-                "yes" if facts["cached"] else "no",
-                known.purpose,
-            ]
-        )
-    _table(["model", "kind", "here", "for"], rows)
+        here = "yes" if known.as_dict()["cached"] else "no"
+        rows.append([known.name, f"{known.kind}, {known.native_size} px", here, known.purpose])
+    print(table(["model", "kind", "here", "for"], rows))
     print(f"Hub cache: {hub_cache()}")
     print("--model also takes a diffusers folder, a .safetensors file and any other hub id.")
 
 
 def schema(
-    verb: Annotated[
-        str, typer.Argument(metavar="VERB", help="compose, harmonize, remove or scene.")
-    ],
+    verb: Annotated[str, typer.Argument(help="compose, harmonize, remove or scene.")],
 ) -> None:
     """Print the JSON schema of a request, as inlay run takes it."""
     from inlay.request import Request
@@ -101,7 +88,7 @@ def _overview(found: dict[str, Method]) -> None:
         facts = _facts(method)
         verbs = [v + ("*" if v in facts["default_for"] else "") for v in method.verbs]
         rows.append([name, ", ".join(verbs), "yes" if method.needs_model else "no", method.summary])
-    _table(["method", "serves (* by default)", "model", "what it does"], rows)
+    print(table(["method", "serves (* by default)", "model", "what it does"], rows))
 
 
 def _details(method: Method) -> None:
@@ -114,7 +101,7 @@ def _details(method: Method) -> None:
         [knob.name, knob.type, _text(knob.default), knob.bounds, knob.description]
         for knob in knobs(method.settings).values()
     ]
-    _table(["setting", "type", "default", "bounds", "what it is"], rows)
+    print(table(["setting", "type", "default", "bounds", "what it is"], rows))
     for preset, values in method.presets.items():
         changed = ", ".join(f"{key}={_text(value)}" for key, value in values.items())
         print(f"preset {preset}: {changed or 'the defaults'}")
@@ -126,18 +113,25 @@ def _text(value: Any) -> str:
     return '""' if value == "" else str(value)
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> None:
-    """A table as wide as the terminal; where there is none, as wide as its text."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> str:
+    """A table as wide as the terminal; where there is none, as wide as its text.
+
+    Under a title all columns but the first are figures.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = sum(max(map(len, column)) + 4 for column in zip(heads, *rows, strict=True))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for index, head in enumerate(heads):
-        table.add_column(head, overflow="fold", no_wrap=index == 0)
+        figures = title is not None and index > 0
+        justify: Any = "right" if figures else "left"
+        shown.add_column(head, justify, overflow="fold", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    console.print(table)
+        shown.add_row(*row)
+    with console.capture() as text:
+        console.print(shown)
+    return text.get().removesuffix("\n")

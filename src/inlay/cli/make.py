@@ -5,141 +5,85 @@ A command makes no picture itself: it hands back an Order, which app.main has wr
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.cli import options
-from inlay.cli.options import Common, Out, Places, Reading, Subjects, flag, grouped
+from inlay.cli.options import Common, Harmony, Out, Phases, Places, Reading, Scene, Subjects
 from inlay.cli.outputs import Order
 from inlay.errors import InputError, nearest, show
 
+if TYPE_CHECKING:
+    from inlay.methods.base import Method
 
-@dataclass(frozen=True)
-class Phases(Common, Places):
-    """The options of compose."""
+Choices = list[tuple[str, dict[str, Any]]]
 
-    together: bool = flag(
-        "Paste all subjects first and run the method once on all, not on one after the other.",
-        default=False,
-    )
-    phases: str | None = flag(
-        "Some of remove,paste,harmonize,repose: take out what is in the box, paste, run the "
-        "method, re-draw by freecompose's preset semantic. --set PHASE.KEY=VALUE sets another's.",
-        "NAMES",
-    )
-    remove_method: str | None = flag("Method of the phase remove.", "NAME")
-    remove_mask: str | None = flag("What the phase remove takes out, in white.", "FILE")
-    keep_phases: bool = flag(
-        "Write each phase's picture too, as OUT-1-remove; without --phases each stage's of the "
-        "method phd.",
-        default=False,
-    )
-    control: str | None = flag(
-        "Drawing of the background's size, white lines on black, to re-draw the subject by: "
-        "--method freecompose --preset semantic.",
-        "FILE",
-    )
+# What stands for "none for this subject" where several have one each, and of what.
+_NONE = "-"
+_SKIPS = ("--mask", "--cut", "--cut-box")
+# The settings that have an option of their own.
+_DIRECT = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
 
 
-@dataclass(frozen=True)
-class Scene(Common, Places):
-    """The options of scene."""
-
-    keep_phases: bool = flag("Write each stage's picture too, as OUT-1-coarse.", default=False)
-
-
-@grouped
 def compose(
-    background: Annotated[
-        str, typer.Argument(metavar="BACKGROUND", help="Picture that the subject goes into.")
-    ],
+    background: Annotated[str, typer.Argument(help="Picture that the subject goes into.")],
     subject: Subjects,
     output: Out,
     given: Phases,
 ) -> Order:
     """Put subjects into a background."""
-    for option, value in (
-        ("--remove-method", given.remove_method),
-        ("--remove-mask", given.remove_mask),
-    ):
-        if value is not None and given.phases is None:
-            raise InputError(f"{option} goes with --phases; say which.")
-    request = {
-        "verb": "compose",
-        "background": background,
-        "subjects": given.subjects(subject),
-        "together": given.together,
-        "control": given.control,
-        "remove_mask": given.remove_mask,
-        "keep_phases": given.keep_phases,
-    }
-    return _order(request, output, given, None if given.phases is None else _in_phases(given))
+    for name in ("remove_method", "remove_mask"):
+        if getattr(given, name) is not None and given.phases is None:
+            raise InputError(f"{_option(name)} goes with --phases; say which.")
+    request: dict[str, Any] = {"verb": "compose", "background": background}
+    request |= {"subjects": _subjects(subject, given), "remove": given.remove_method}
+    for name in ("phases", "together", "control", "remove_mask", "keep_phases"):
+        request[name] = getattr(given, name)
+    return _order(request, output, given)
 
 
-@grouped
 def harmonize(
-    picture: Annotated[
-        str, typer.Argument(metavar="PICTURE", help="Picture with the object already in it.")
-    ],
+    picture: Annotated[str, typer.Argument(help="Picture with the object already in it.")],
     output: Out,
-    given: Common,
-    mask: Annotated[
-        str | None, typer.Option("--mask", metavar="FILE", help="Mask: white is the object.")
-    ] = None,
-    background: Annotated[
-        str | None,
-        typer.Option("--background", metavar="CLEAN", help="The picture before pasting."),
-    ] = None,
+    given: Harmony,
 ) -> Order:
     """Make an object that is already pasted belong."""
-    request = {"picture": picture, "mask": mask, "background": background}
+    request = {"picture": picture, "mask": given.mask, "background": given.background}
     return _order({"verb": "harmonize", **request}, output, given)
 
 
-@grouped
 def remove(
-    picture: Annotated[
-        str, typer.Argument(metavar="PICTURE", help="Picture to take an object out of.")
-    ],
+    picture: Annotated[str, typer.Argument(help="Picture to take an object out of.")],
     output: Out,
-    mask: Annotated[str, typer.Option("--mask", metavar="FILE", help="Mask: white is what goes.")],
+    mask: Annotated[str, typer.Option(metavar="FILE", help="Mask: white is what goes.")],
     given: Common,
 ) -> Order:
     """Take an object out."""
     return _order({"verb": "remove", "picture": picture, "mask": mask}, output, given)
 
 
-@grouped
 def scene(
     subject: Subjects,
     output: Out,
-    size: Annotated[
-        str, typer.Option("--size", metavar="WxH", help="Of the scene in pixels, like 768x512.")
-    ],
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of it in pixels, like 768x512.")],
     given: Scene,
 ) -> Order:
     """Build a scene around subjects from a prompt."""
-    request = {
-        "verb": "scene",
-        "subjects": given.subjects(subject),
-        "size": options.size(size, "--size"),
-        "keep_phases": given.keep_phases,
-    }
+    sides = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", size, re.ASCII)
+    if sides is None:
+        raise InputError(f"--size is {show(size)}; expected WxH in whole pixels, like 768x512.")
+    request: dict[str, Any] = {"verb": "scene", "subjects": _subjects(subject, given)}
+    request |= {"size": [int(side) for side in sides.groups()], "keep_phases": given.keep_phases}
     return _order(request, output, given)
 
 
-@grouped
 def run(
     request: Annotated[
-        str,
-        typer.Argument(
-            metavar="REQUEST", help="JSON file, see inlay schema, or a picture that inlay wrote."
-        ),
+        str, typer.Argument(help="JSON file, see inlay schema, or a picture that inlay wrote.")
     ],
     output: Out,
     given: Reading,
@@ -148,145 +92,114 @@ def run(
     from inlay.request import Request
 
     if Path(request).suffix.lower() != ".json":
-        return _again(request, output, given)
+        return rerun(request, output, given)
     return Order([("", Request.read(request))], output, given)
 
 
-@grouped
 def rerun(
-    picture: Annotated[
-        str, typer.Argument(metavar="PICTURE", help="Picture that inlay has written.")
-    ],
+    picture: Annotated[str, typer.Argument(help="Picture that inlay has written.")],
     output: Out,
     given: Reading,
 ) -> Order:
     """Make a picture again from the record inside it."""
-    return _again(picture, output, given)
-
-
-def _again(picture: str, output: str, given: Reading) -> Order:
-    from inlay.errors import __version__
     from inlay.result import read_back
 
     record = read_back(picture)
-    said = []
-    if record.inlay != __version__:
-        said.append(
-            f"the picture was made by inlay {record.inlay}, this is {__version__}: the result may "
-            "differ"
-        )
-    request = record.resolve(Path(picture).parent)
-    return Order([("", request)], output, given, said=said, record=record)
+    return Order([("", record.resolve(Path(picture).parent))], output, given, record=record)
 
 
-Variants = list[tuple[str, dict[str, Any]]]
-
-
-def _order(
-    base: dict[str, Any],
-    output: str,
-    given: Common,
-    variants: tuple[Variants, list[str]] | None = None,
-) -> Order:
-    """The requests of all variants, checked."""
+def _order(base: dict[str, Any], output: str, given: Common) -> Order:
+    """The requests of all variants, checked; raises InputError."""
     from inlay.request import Request
+    from inlay.settings import check_count
+
+    base |= {"seed": given.seed, "num_images": given.num_images, "model": _checkpoint(given)}
+    notes: list[str] = []
+    variants: list[tuple[str, dict[str, Any]]] = [("", {})]
+    for word, choices in _methods(base, given, notes):
+        variants = [
+            (",".join(filter(None, (label, more))), {**values, word: choice})
+            for label, values in variants
+            for more, choice in choices
+        ]
+    check_count(len(variants) * given.num_images)
+    requests = [(label, Request.of({**base, **values})) for label, values in variants]
+    return Order(requests, output, given, given.previews, notes)
+
+
+def _methods(
+    base: Mapping[str, Any], given: Common, notes: list[str]
+) -> Iterator[tuple[str, Choices]]:
+    """For each method of a request its word there, and (label, method) of each of its variants.
+
+    A --set whose key begins with a phase and a dot is that phase's. All others, --method, --preset
+    and the options that are settings are the main phase's; prompts are the phase repose's too.
+    """
+    from inlay.methods import registry
     from inlay.scene.subject import as_subjects
 
-    base |= {"seed": given.seed, "num_images": given.num_images, "model": given.checkpoint()}
-    if variants is None:
-        concept = any(each.concept for each in as_subjects(base.get("subjects", ["-"])))
-        variants = _variants(base["verb"], given.method, given, concept)
-    requests = [(label, Request.of({**base, **own})) for label, own in variants[0]]
-    return Order(requests, output, given, given.previews, notes=variants[1])
+    # Without phases there is one, without a name.
+    phases = registry.as_phases(base.get("phases"), "phases") or [""]
+    main = registry.main_phase(phases)
+    concept = not main and any(each.concept for each in as_subjects(base.get("subjects", "-")))
+    direct = {name: getattr(given, name) for name in _DIRECT if getattr(given, name) is not None}
+    shared = {name: value for name, value in direct.items() if name in registry.SHARED}
+    sets = _sets_by_phase(given.set or [], phases, main)
+    for phase in sorted(phases, key=lambda name: name != main):
+        verb, fixed = registry.RUN_AS.get(phase, (base["verb"], {}))
+        name, preset = (given.method, given.preset) if phase == main else (None, None)
+        if phase == "remove" and base["remove"] is not None:
+            name = base["remove"]
+        if name is None:
+            name = fixed.get("name", registry.default_for(verb, concept))
+            preset = fixed.get("preset") if preset is None else preset
+        method = registry.get(name, verb)
+        own = direct if phase == main else shared if phase == "repose" else {}
+        if "repose" in phases:
+            # What the main method has no use for is still said to the re-posing.
+            known = method.settings.model_fields
+            own = {key: own[key] for key in own if key in known or key not in shared}
+        choices = _variants(method, preset, own, sets[phase], notes)
+        if phase == main:
+            yield "method", choices
+        elif phase != "paste":
+            yield phase, [(_prefixed(label, phase), choice) for label, choice in choices]
+
+
+def _prefixed(label: str, phase: str) -> str:
+    return ",".join(f"{phase}.{part}" for part in label.split(",") if part)
 
 
 def _variants(
-    verb: str, name: str | None, common: Common, concept: bool = False
-) -> tuple[Variants, list[str]]:
-    """The (label, {"method": ...}) of each request, and notes; raises InputError.
+    method: Method, preset: str | None, own: Mapping[str, Any], sets: list[str], notes: list[str]
+) -> Choices:
+    """The (label, method with settings) of each variant; raises InputError.
 
     The options that all methods share may be given to one that has no such setting: a note says
     that they are passed over.
     """
-    from inlay.methods import registry as methods
-    from inlay.settings import check_count, parse_sets
+    from inlay.settings import parse_sets
 
-    method = methods.get(methods.default_for(verb, concept) if name is None else name, verb)
-    direct = common.direct_settings()
-    for item in common.set or []:
+    for item in sets:
         key = item.partition("=")[0].strip()
-        if key in direct:
-            option = "--" + key.replace("_", "-")
-            raise InputError(f"{key} is given by {option} and by --set; give it once.")
-    notes = []
-    for key in [key for key in direct if key not in method.settings.model_fields]:
-        del direct[key]
-        notes.append(f"{method.name} has no {key}: --{key.replace('_', '-')} is passed over")
-    if common.preset is not None and common.preset not in method.presets:
+        if key in own:
+            raise InputError(f"{key} is given by {_option(key)} and by --set; give it once.")
+    known = {key: value for key, value in own.items() if key in method.settings.model_fields}
+    lacks = [key for key in own if key not in known]
+    notes += [f"{method.name} has no {key}: {_option(key)} is passed over" for key in lacks]
+    if preset is not None and preset not in method.presets:
         if not method.presets:
             raise InputError(f"method {method.name} has no presets; leave --preset out.")
-        raise InputError(
-            f"{method.name} has no preset {show(common.preset)}; "
-            f"{nearest(common.preset, method.presets)}"
-        )
-    preset = method.presets[common.preset] if common.preset is not None else {}
-    variants = parse_sets(common.set or [], method.settings, {**preset, **direct})
-    check_count(len(variants) * common.num_images)
-    chosen = {"name": method.name, "preset": common.preset, **direct}
-    return [(label, {"method": {**chosen, **values}}) for label, values in variants], notes
+        near = nearest(preset, method.presets)
+        raise InputError(f"{method.name} has no preset {show(preset)}; {near}")
+    base = {**(method.presets[preset] if preset is not None else {}), **known}
+    chosen = {"name": method.name, "preset": preset, **known}
+    variants = parse_sets(sets, method.settings, base)
+    return [(label, {**chosen, **values}) for label, values in variants]
 
 
-def _in_phases(given: Phases) -> tuple[Variants, list[str]]:
-    """The same for a composition in phases; lists multiply over all of them.
-
-    A --set whose key begins with a phase and a dot is that phase's, all others the main one's.
-    """
-    from inlay.methods import registry as methods
-    from inlay.methods.registry import RUN_AS, as_phases, main_phase
-    from inlay.settings import check_count
-
-    names = as_phases(given.phases, "phases")
-    main = main_phase(names)
-    if main != "harmonize":
-        for word, value in (("method", given.method), ("preset", given.preset)):
-            if value is not None:
-                raise InputError(f"{word} goes with the phase harmonize; add that phase.")
-    if given.remove_method is not None and "remove" not in names:
-        raise InputError("remove_method goes with the phase remove; add that phase.")
-    sets = _sets_by_phase(given.set or [], names, main)
-    notes: list[str] = []
-    series: list[list[tuple[str, str, dict[str, Any]]]] = []
-    for phase in sorted(names, key=lambda name: name != main):
-        verb, fixed = RUN_AS[phase]
-        name = {"remove": given.remove_method, "harmonize": given.method}.get(phase)
-        if name is None:
-            name = fixed.get("name")
-        own = replace(given, set=sets[phase], preset=fixed.get("preset"))
-        if phase == "harmonize":
-            own = replace(own, preset=given.preset)
-        if phase != main:
-            own = replace(own, num_inference_steps=None, guidance_scale=None)
-            if phase != "repose":
-                own = replace(own, prompt=None, negative_prompt=None)
-        elif "repose" in names and phase != "repose":
-            # What this method has no use for is still said to the re-posing.
-            method = methods.get(name or methods.default_for(verb), verb)
-            if "prompt" not in method.settings.model_fields:
-                own = replace(own, prompt=None, negative_prompt=None)
-        found, said = _variants(verb, name, own)
-        notes += said
-        series.append([(phase, label, values["method"]) for label, values in found])
-    variants: Variants = []
-    for chosen in itertools.product(*series):
-        labels, values = [], dict[str, Any]()
-        for phase, label, method_values in chosen:
-            values["method" if phase == main else phase] = method_values
-            prefix = "" if phase == main else f"{phase}."
-            labels += [f"{prefix}{part}" for part in label.split(",") if part]
-        values.pop("paste", None)
-        variants.append((",".join(labels), {**values, "phases": names}))
-    check_count(len(variants) * given.num_images)
-    return variants, notes
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _sets_by_phase(items: Sequence[str], names: Sequence[str], main: str) -> dict[str, list[str]]:
@@ -295,12 +208,97 @@ def _sets_by_phase(items: Sequence[str], names: Sequence[str], main: str) -> dic
 
     sets: dict[str, list[str]] = {name: [] for name in names}
     for item in items:
-        key = item.partition("=")[0]
-        name, dot, _ = key.strip().partition(".")
-        if not dot or name not in PHASES:
+        name, _, setting = item.strip().partition(".")
+        if name not in PHASES:
             sets[main].append(item)
         elif name in names:
-            sets[name].append(item.strip().removeprefix(name + "."))
+            sets[name].append(setting)
         else:
-            raise InputError(f"--set {show(key)} is for the phase {name}; add that phase.")
+            raise InputError(f"--set {show(item)} is for the phase {name}; add that phase.")
     return sets
+
+
+def _checkpoint(given: Common) -> dict[str, Any]:
+    """The request's model; raises InputError for a file that is not there."""
+    loras = [_lora(text) for text in given.lora or []]
+    inversions = list(given.textual_inversion or [])
+    files = [("--lora", path) for path, _ in loras]
+    files += [("--textual-inversion", path) for path in inversions]
+    for option, path in files:
+        if not os.path.isfile(path):
+            raise InputError(f"{option} {show(path)} is not a file; give its path.")
+    own = {"name": given.model, "device": given.device, "dtype": given.dtype}
+    return {**own, "loras": loras, "textual_inversions": inversions}
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """Read "FILE[:SCALE]"; a colon that no number follows belongs to the file's name."""
+    path, _, end = text.rpartition(":")
+    scale = _number(end)
+    if not path or isinstance(scale, str):
+        return text, 1.0
+    if not abs(scale) <= 10:
+        raise InputError(f"the scale of --lora {show(text)} is {end}; expected -10 to 10.")
+    return path, scale
+
+
+def _subjects(pictures: Sequence[str], given: Places) -> list[dict[str, Any]]:
+    """The request's subjects, one for each picture; raises InputError."""
+    where = [f"--{name}" for name in ("box", "at", "random") if getattr(given, name)]
+    if len(where) > 1:
+        raise InputError(f"{' and '.join(where)} exclude each other; give one of them.")
+    if given.scale and where and where != ["--at"]:
+        raise InputError(f"--scale does not go with {where[0]}; give it with --at.")
+    count = len(pictures)
+    columns = {
+        "box": _each(given.box, "--box", count, _numbers),
+        "at": _each(given.at, "--at", count, _numbers),
+        "scale": _each(given.scale, "--scale", count, _number, all_at_once=True),
+        "rotate": _each(given.rotate or ["0"], "--rotate", count, _number, all_at_once=True),
+        "mask": _each(given.mask, "--mask", count),
+        "cut": _each(given.cut, "--cut", count, all_at_once=True),
+        "cut_box": _each(given.cut_box, "--cut-box", count, _numbers),
+    }
+    subjects = []
+    for picture, *values in zip(pictures, *columns.values(), strict=True):
+        own = dict(zip(columns, values, strict=True))
+        for cut, needed, form in (("mask", "mask", "FILE"), ("box", "cut_box", "X,Y,W,H")):
+            if own["cut"] == cut and own[needed] is None:
+                raise InputError(f"--cut {cut} needs {_option(needed)} {form}.")
+        subjects.append({**own, "picture": picture, "random": given.random, "flip": given.flip})
+    return subjects
+
+
+def _each(
+    texts: Sequence[str] | None,
+    name: str,
+    count: int,
+    read: Callable[[str], Any] = str,
+    all_at_once: bool = False,
+) -> Sequence[Any]:
+    """An option's value for each subject, None where it has none."""
+    if texts is None:
+        return [None] * count
+    if all_at_once and len(texts) == 1:
+        texts = [*texts] * count
+    if len(texts) != count:
+        times = "once" if len(texts) == 1 else f"{len(texts)} times"
+        wanted = "once for each" if count > 1 else "once"
+        raise InputError(
+            f"{name} is given {times} for {count} subject{'s' if count > 1 else ''}; give it "
+            f"{wanted}{', or once for all' if all_at_once and count > 1 else ''}."
+        )
+    skips = count > 1 and name in _SKIPS
+    return [None if skips and text == _NONE else read(text) for text in texts]
+
+
+def _number(text: str) -> float | str:
+    """The number that a text is; what does not read as one is left for the request to refuse."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _numbers(text: str) -> list[float | str]:
+    return [_number(part) for part in text.split(",")]

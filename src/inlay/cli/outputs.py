@@ -1,4 +1,4 @@
-"""Making and writing what was ordered: one picture, or several and a labelled contact sheet.
+"""Making and writing what was ordered, and what a user sees of it: a bar, notes, previews.
 
 Several pictures are first written into a temporary folder beside OUT and moved in place when the
 last one is there: an error or an interruption leaves nothing behind.
@@ -6,21 +6,19 @@ last one is there: an error or an interruption leaves nothing behind.
 
 from __future__ import annotations
 
-import errno
-import itertools
 import json
+import logging
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from inlay.cli.progress import raise_interrupt
-from inlay.errors import InputError
+from inlay.errors import InputError, __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,16 +31,111 @@ if TYPE_CHECKING:
 _CELL = 320
 
 
-def check_out(out: str, inputs: Mapping[str, str | None]) -> Path:
+@dataclass(frozen=True)
+class Order:
+    """Labelled requests, where their pictures go, and how they are made and told of.
+
+    notes go into the records, too. A record is that of the picture which is to be made again.
+    """
+
+    requests: Sequence[tuple[str, Request]]
+    output: str
+    given: Reading
+    previews: bool = False
+    notes: Sequence[str] = ()
+    record: Record | None = None
+
+    def write(self, check: Callable[[], None]) -> None:
+        """Make every picture, put them where they belong, and say so; raises InputError.
+
+        check is called before anything is put in place, and raises where the user interrupted.
+        """
+        from inlay.composer import Composer
+        from inlay.run import Options, run
+
+        given, model = self.given, self.requests[0][1].model
+        out, targets, preview = self._targets()
+        opened = {} if model is None else dict(model)
+        composer = Composer(opened.pop("name", "embedded"), **opened)
+        with (
+            listening(quiet=given.quiet, bar=not given.json, preview_file=preview) as listener,
+            staging(out, targets) as outputs,
+        ):
+            trust = given.trust_remote_code
+            how = Options(listener.step, listener.phase, self.previews, given.max_pixels, trust)
+            if self.record is not None and self.record.inlay != __version__:
+                listener.note(
+                    f"the picture was made by inlay {self.record.inlay}, this is {__version__}: "
+                    "the result may differ"
+                )
+            count = len(self.requests)
+            for number, (label, request) in enumerate(self.requests, 1):
+                listener.label = f"{number} of {count}: {label}" if count > 1 else label
+                result = run(request, composer, how)
+                if self.record is not None:
+                    self.record.check(result)
+                check()
+                for line in outputs.take(result, self.notes):
+                    listener.note(line)
+            check()
+            summary = outputs.finish()
+        tell(summary, as_json=given.json, quiet=given.quiet)
+
+    def _targets(self) -> tuple[Path, list[Target], Path | None]:
+        """OUT, a target for each picture, and the preview's file; InputError where one is taken.
+
+        Several pictures go beside OUT, which is their contact sheet.
+        """
+        first = self.requests[0][1]
+        # JSON knows no pictures in memory: every input is a file.
+        inputs = {first.role(place): str(path) for place, path in first.inputs().items()}
+        out = check_out(self.output, inputs)
+        each = []
+        for label, request in self.requests:
+            for seed in range(request.seed, request.seed + request.num_images):
+                seeded = f"seed={seed}" if request.num_images > 1 else ""
+                each.append((",".join(filter(None, (label, seeded))), request.kept_names()))
+        paths = sibling_names(out, [label for label, _ in each]) if len(each) > 1 else [out]
+        targets = [
+            Target(path, label, kept_names(path, names))
+            for path, (label, names) in zip(paths, each, strict=True)
+        ]
+        for target in targets:
+            for path in (target.path, *target.kept):
+                check_out(str(path), inputs)
+        if not self.previews:
+            return out, targets, None
+        preview = check_out(str(out.with_name(f"{out.stem}-preview.png")), inputs)
+        if os.path.lexists(preview):
+            raise InputError(
+                f"{preview.name} exists already; move it away, choose another output or leave out "
+                "--previews."
+            )
+        return out, targets, preview
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a picture goes, what the sheet calls it, and where those of its phases go."""
+
+    path: Path
+    label: str = ""
+    kept: Sequence[Path] = ()
+
+
+def check_out(out: str, inputs: Mapping[str, str]) -> Path:
     """OUT as a path that can be written and is none of the inputs; raises InputError."""
     from inlay.pictures.write import check_output
 
     check_output(out)
     path = Path(out)
     for role, source in inputs.items():
-        if source is not None and _same(path, Path(source)):
-            named = role.replace("_", " ")
-            raise InputError(f"{path.name} is the {named} itself; write to another file.")
+        try:
+            same = path.samefile(source)
+        except (OSError, ValueError):
+            continue
+        if same:
+            raise InputError(f"{path.name} is the {role} itself; write to another file.")
     return path
 
 
@@ -50,7 +143,8 @@ def sibling_names(out: Path, labels: Sequence[str]) -> list[Path]:
     """The files beside OUT that several pictures go to, one for each label, all different."""
     names: list[str] = []
     for label in labels:
-        stem = name = f"{out.stem}-{_file_label(label)}"
+        # Letters, digits and a few signs can be part of a file's name on every system.
+        stem = name = f"{out.stem}-{re.sub(r'[^A-Za-z0-9=.,+_-]+', '_', label)[:150]}"
         number = 2
         while name in names:
             name, number = f"{stem}-{number}", number + 1
@@ -66,104 +160,34 @@ def kept_names(target: Path, phases: Sequence[str]) -> list[Path]:
     ]
 
 
-def check_preview(out: Path, inputs: Mapping[str, str | None]) -> Path:
-    """The preview's file beside OUT; raises InputError where something has that name already."""
-    path = check_out(str(out.with_name(f"{out.stem}-preview.png")), inputs)
-    if os.path.lexists(path):
-        raise InputError(
-            f"{path.name} exists already; move it away, choose another output or leave out "
-            "--previews."
-        )
-    return path
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.exists() and one.samefile(other)
-    except (OSError, ValueError):
-        return False
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The files that labelled requests write, all of them free to be written.
-
-    With several pictures each has a sibling of OUT, and OUT is their contact sheet; kept are the
-    files of each picture's phases or stages.
-    """
-
-    out: Path
-    labels: Sequence[str]
-    siblings: Sequence[Path] = ()
-    kept: Sequence[Sequence[Path]] = ()
-    preview: Path | None = None
-
-    @classmethod
-    def of(cls, output: str, requests: Sequence[tuple[str, Request]], previews: bool) -> Targets:
-        """Raises InputError for a file that cannot be written or is an input."""
-        first = requests[0][1]
-        # JSON knows no pictures in memory: every input is a file.
-        inputs = {first.role(place): str(path) for place, path in first.inputs().items()}
-        out = check_out(output, inputs)
-        labels, stages = [], []
-        for label, request in requests:
-            for seed in range(request.seed, request.seed + request.num_images):
-                seeded = f"seed={seed}" if request.num_images > 1 else ""
-                labels.append(",".join(filter(None, (label, seeded))))
-                stages.append(request.kept_names())
-        siblings = sibling_names(out, labels) if len(labels) > 1 else []
-        kept = [kept_names(*each) for each in zip(siblings or [out], stages, strict=True)]
-        if not any(stages):
-            kept = []
-        for path in itertools.chain(siblings, *kept):
-            check_out(str(path), inputs)
-        preview = check_preview(out, inputs) if previews else None
-        return cls(out, labels, siblings, kept, preview)
+@contextmanager
+def staging(out: Path, targets: Sequence[Target]) -> Iterator[Outputs]:
+    """Outputs, with a temporary folder beside OUT where there are several files to write."""
+    if len(targets) == 1 and not targets[0].kept:
+        yield Outputs(out, targets, None)
+        return
+    folder = tempfile.TemporaryDirectory(None, ".inlay-", out.parent, ignore_cleanup_errors=True)
+    with folder as name:
+        yield Outputs(out, targets, Path(name))
 
 
 class Outputs:
-    """Takes pictures one by one; `finish` puts them where they belong."""
+    """Takes pictures one by one; `finish` puts them in place. A single one is there at once."""
 
-    def __init__(self, targets: Targets) -> None:
-        self.targets = targets
-        self.out, self.siblings, self.kept = targets.out, targets.siblings, targets.kept
+    def __init__(self, out: Path, targets: Sequence[Target], folder: Path | None) -> None:
+        self.out, self.targets, self.folder = out, targets, folder
         self.records: list[dict[str, Any]] = []
-        self._staged: list[tuple[Path, Path]] = []
+        self._moves: list[tuple[Path, Path]] = []
         self._cells: list[Image] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Outputs:
-        if self.siblings or self.kept:
-            try:
-                self._folder = tempfile.TemporaryDirectory(
-                    prefix=".inlay-", dir=self.out.parent, ignore_cleanup_errors=True
-                )
-            except OSError as error:
-                raise InputError(
-                    f"{self.out.parent} cannot be written to ({error.strerror})."
-                ) from None
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
 
     def take(self, result: Result, notes: Sequence[str] = ()) -> list[str]:
         """Take the pictures of one request; returns what their records note, with `notes`."""
         said: list[str] = []
-        for index, (picture, record) in enumerate(
-            zip(result.pictures, result.records, strict=True)
-        ):
-            record["notes"] = [*record["notes"], *notes]
-            stages = [
-                (stage, {**own, "notes": [*own["notes"], *notes]} if own is not record else own)
-                for stage, own in (result.kept[index] if self.kept else {}).values()
-            ]
+        made = zip(result.pictures, result.records, strict=True)
+        for index, (picture, record) in enumerate(made):
+            stages = list(result.kept[index].values()) if result.kept else []
+            for own in [record, *(own for _, own in stages if own is not record)]:
+                own["notes"] = [*own["notes"], *notes]
             self.add(picture, record, stages)
             said += record["notes"]
         return said
@@ -175,161 +199,152 @@ class Outputs:
         stages: Sequence[tuple[Picture, dict[str, Any]]] = (),
     ) -> None:
         """Take the next picture, and pictures and records for the names in `kept`."""
-        from inlay.pictures.write import write_picture
-        from inlay.result import record_text
-
-        raise_interrupt()
-        if self._folder is None:
-            write_picture(picture, self.out, record=record_text(record))
-            self.records.append({**record, "outputs": [str(self.out)]})
-            return
-        number = len(self.records)
-        kept = self.kept[number] if self.kept else []
-        for path, (stage, own) in zip(kept, stages, strict=True):
-            self._stage(stage, path, own)
-        target = self.siblings[number] if self.siblings else self.out
-        self._stage(picture, target, record)
-        if kept:
-            record = {**record, "kept": [str(path) for path in kept]}
-        if not self.siblings:
-            self.records.append({**record, "outputs": [str(target)]})
-            return
+        target = self.targets[len(self.records)]
+        for path, (stage, own) in zip(target.kept, stages, strict=True):
+            self._write(stage, path, own)
+        self._write(picture, target.path, record)
+        if target.kept:
+            record = {**record, "kept": [str(path) for path in target.kept]}
+        if len(self.targets) == 1:
+            record = {**record, "outputs": [str(target.path)]}
+        else:
+            cell = picture.to_pil()
+            cell.thumbnail((2 * _CELL, 2 * _CELL))
+            self._cells.append(cell)
         self.records.append(record)
-        cell = picture.to_pil()
-        cell.thumbnail((2 * _CELL, 2 * _CELL))
-        self._cells.append(cell)
 
-    def _stage(self, picture: Picture, target: Path, record: Mapping[str, Any]) -> None:
-        """Write a picture into the temporary folder, to be moved to its target at the end."""
+    def _write(self, picture: Picture, target: Path, record: Mapping[str, Any]) -> None:
         from inlay.pictures.write import write_picture
         from inlay.result import record_text
 
-        assert self._folder is not None
-        staged = Path(self._folder.name) / target.name
-        write_picture(picture, staged, record=record_text(record))
-        self._staged.append((staged, target))
+        path = target if self.folder is None else self.folder / target.name
+        write_picture(picture, path, record=record_text(record))
+        if path != target:
+            self._moves.append((path, target))
 
     def finish(self) -> dict[str, Any]:
         """Put everything in place; returns the record for --json."""
-        raise_interrupt()
-        if self._folder is None:
-            return self.records[0]
-        folder = Path(self._folder.name)
-        if not self.siblings:
-            _move_all(self._staged, folder)
-            return self.records[0]
-        from inlay.pictures.read import read_picture
-        from inlay.pictures.sheet import contact_sheet
-        from inlay.pictures.write import write_picture
-        from inlay.result import record_text
+        from inlay.errors import move_all
 
-        outputs = [str(target) for target in self.siblings[: len(self.records)]]
-        first = self.records[0]
-        summary = {key: first[key] for key in ("inlay", "verb", "method")}
-        labels = list(self.targets.labels[: len(outputs)])
-        summary |= {"sheet": str(self.out), "labels": labels, "outputs": outputs}
-        sheet = contact_sheet(self._cells, labels, cell=_CELL)
-        staged = folder / ("sheet" + self.out.suffix)
-        write_picture(read_picture(sheet), staged, record=record_text(summary))
-        _move_all([*self._staged, (staged, self.out)], folder)
-        kept = [path for record in self.records for path in record.get("kept", [])]
-        return {**summary, **({"kept": kept} if kept else {}), "records": self.records}
+        summary = self.records[0]
+        if len(self.targets) > 1:
+            from inlay.pictures.read import read_picture
+            from inlay.pictures.sheet import contact_sheet
+
+            labels = [target.label for target in self.targets]
+            summary = {key: summary[key] for key in ("inlay", "verb", "method")}
+            summary |= {"sheet": str(self.out), "labels": labels}
+            summary |= {"outputs": [str(target.path) for target in self.targets]}
+            sheet = contact_sheet(self._cells, labels, cell=_CELL)
+            self._write(read_picture(sheet), self.out, summary)
+            kept = [str(path) for target in self.targets for path in target.kept]
+            summary |= {**({"kept": kept} if kept else {}), "records": self.records}
+        move_all(self._moves)
+        return summary
 
 
-@dataclass(frozen=True)
-class Order:
-    """Labelled requests, where their pictures go, and how they are made and told of.
+class Listener(logging.Handler):
+    """Hears steps, and notes in inlay's log; draws a bar on a terminal, keeps quiet elsewhere.
 
-    notes go into the records too, what is said does not; record is what the result must be like.
+    On a terminal notes appear at once. Where standard error is a file or a pipe they are held
+    back until the work is done, so that a failure leaves one sentence and nothing else.
     """
 
-    requests: Sequence[tuple[str, Request]]
-    output: str
-    given: Reading
-    previews: bool = False
-    notes: Sequence[str] = ()
-    said: Sequence[str] = ()
-    record: Record | None = None
+    def __init__(self, *, quiet: bool, bar: bool, preview_file: Path | None) -> None:
+        from rich import progress
+        from rich.console import Console
 
-    def write(self) -> None:
-        """Make every picture, put them where they belong, and say so; raises InputError."""
-        from inlay.cli.progress import listening
-        from inlay.composer import Composer
-        from inlay.run import Options, run
+        super().__init__(logging.INFO)
+        self.preview_file, self.previewed = preview_file, False
+        self.label = self._phase = ""
+        self.notes: list[str] = []
+        self.progress = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not bar or quiet or not sys.stderr.isatty(),
+        )
+        self._task = self.progress.add_task("getting ready", total=None)
 
-        given = self.given
-        targets = Targets.of(self.output, self.requests, self.previews)
-        model = self.requests[0][1].model
-        opened = {} if model is None else dict(model)
-        composer = Composer(opened.pop("name", "embedded"), **opened)
-        with (
-            listening(
-                quiet=given.quiet, bar=not given.json, preview_file=targets.preview
-            ) as listener,
-            Outputs(targets) as outputs,
-        ):
-            for line in self.said:
-                listener.note(line)
-            for number, (label, request) in enumerate(self.requests, 1):
-                counted = f"{number} of {len(self.requests)}: " if len(self.requests) > 1 else ""
-                listener.label = counted + label
-                how = Options(
-                    listener.step,
-                    listener.phase,
-                    self.previews,
-                    given.max_pixels,
-                    given.trust_remote_code,
-                )
-                result = run(request, composer, how)
-                if self.record is not None:
-                    self.record.check(result)
-                for line in outputs.take(result, self.notes):
-                    listener.note(line)
-            summary = outputs.finish()
-        tell(summary, as_json=given.json, quiet=given.quiet)
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note(record.getMessage())
+
+    def note(self, line: str) -> None:
+        """Say something once."""
+        line = " ".join(line.split())
+        if line not in self.notes:
+            self.notes.append(line)
+            if not self.progress.disable:
+                self.progress.console.print(line, markup=False, highlight=False)
+
+    def phase(self, name: str) -> None:
+        """What the next steps are part of, where a picture is made in phases."""
+        self._phase = name
+
+    def step(self, number: int, total: int, preview: Any | None = None) -> None:
+        """The callback that a run calls."""
+        words = ", ".join(filter(None, (self.label, self._phase))) or "denoising"
+        self.progress.update(self._task, completed=number, total=total, description=words)
+        if preview is not None and self.preview_file is not None:
+            from inlay.pictures.read import read_picture
+            from inlay.pictures.write import write_picture
+
+            # Only the first one may find the name free; later ones replace what we wrote.
+            write_picture(read_picture(preview), self.preview_file, overwrite=self.previewed)
+            self.previewed = True
 
 
-def _move_all(moves: Sequence[tuple[Path, Path]], folder: Path) -> None:
-    """Move every file in place, or none: what was there comes back where one cannot be moved."""
-    done: list[tuple[Path, Path, Path | None]] = []
+@contextmanager
+def listening(
+    *, quiet: bool = False, bar: bool = True, preview_file: Path | None = None
+) -> Iterator[Listener]:
+    """Listen to inlay's log and to steps for the length of the block."""
+    listener = Listener(quiet=quiet, bar=bar, preview_file=preview_file)
+    logger = logging.getLogger("inlay")
+    before = (logger.level, logger.propagate)
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
-        for number, (source, target) in enumerate(moves):
-            kept = folder / f"old-{number}" if os.path.lexists(target) else None
-            done.append((source, target, kept))
-            if kept is not None:
-                if target.is_dir() and not target.is_symlink():
-                    raise IsADirectoryError(errno.EISDIR, "Is a directory")
-                try:
-                    os.link(target, kept, follow_symlinks=False)
-                except (OSError, NotImplementedError):
-                    # Not every file system has links; then the old file steps aside.
-                    os.replace(target, kept)
-            os.replace(source, target)
-    except BaseException as error:
-        for source, target, kept in reversed(done):
-            with suppress(OSError):
-                if kept is not None and os.path.lexists(kept):
-                    os.replace(kept, target)
-                elif kept is None and not source.exists():
-                    target.unlink()
-        if isinstance(error, OSError):
-            raise InputError(
-                f"{done[-1][1].name} cannot be written ({error.strerror}); give another output."
-            ) from None
+        with listener.progress:
+            yield listener
+        if listener.progress.disable and not quiet:
+            for line in listener.notes:
+                say(line, sys.stderr)
+    finally:
+        if preview_file is not None and listener.previewed:
+            preview_file.unlink(missing_ok=True)
+        logger.removeHandler(listener)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+def say(line: object, to: TextIO | None = None, *, quiet: bool = False) -> None:
+    """Print a line; that nobody can read it must not undo what was made."""
+    if not quiet:
+        with suppress(OSError, UnicodeError), printing(to or sys.stdout) as stream:
+            print(line, file=stream)
+
+
+@contextmanager
+def printing(stream: TextIO) -> Iterator[TextIO]:
+    """Write out what is printed; where that fails, it must not fail once more at exit."""
+    try:
+        yield stream
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise
-
-
-def _file_label(label: str) -> str:
-    """A label as part of a file name: letters, digits and a few signs, on every system."""
-    return re.sub(r"[^A-Za-z0-9=.,+_-]+", "_", label)[:150]
 
 
 def tell(record: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Say what was made: JSON, or one line for each file."""
     if as_json:
-        print(json.dumps(record, allow_nan=False, indent=2))
+        say(json.dumps(record, allow_nan=False, indent=2))
     elif not quiet:
-        for path in [*record.get("kept", []), *record["outputs"]]:
-            print(path)
-        if "sheet" in record:
-            print(record["sheet"])
+        for path in (*record.get("kept", ()), *record["outputs"], record.get("sheet")):
+            say(path, quiet=path is None)

@@ -59,7 +59,8 @@ class TextStack:
     (SDXL; Podell et al. 2023, arXiv 2307.01952, section 2.1) the last hidden states but one are
     joined along the width, and the last encoder's projected pooled output goes along. With
     `empty_is_zero` an empty prompt embeds to zeros, which is what SDXL was trained on in place of
-    captions that were dropped.
+    captions that were dropped. `learns` is whether the encoders do: then nothing is kept, and
+    gradients flow.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class TextStack:
     ) -> None:
         self.tokenizers, self.encoders = list(tokenizers), list(encoders)
         self.empty_is_zero, self.cache_size = empty_is_zero, cache_size
+        self.learns = False
         # A textual inversion of n vectors is n tokens, of which a prompt names only the first:
         # for each tokenizer, that token's id and the ids it stands for.
         self.expansions: list[dict[int, list[int]]] = [{} for _ in self.tokenizers]
@@ -104,15 +106,15 @@ class TextStack:
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
             return self._cache[prompt]
-        hidden, pooled = row = self._encode(prompt)
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            hidden, pooled = row = self._encode(prompt)
         if self.empty_is_zero and prompt == "":
             row = torch.zeros_like(hidden), pooled if pooled is None else torch.zeros_like(pooled)
         self._cache[prompt] = row
-        if len(self._cache) > self.cache_size:
+        if len(self._cache) > (0 if self.learns else self.cache_size):
             self._cache.popitem(last=False)
         return row
 
-    @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
         outputs = self._outputs(prompt)
         if len(outputs) == 1:

@@ -148,7 +148,7 @@ def _disturb(
         changes = draw(kind, rng)
         result = disturb_object(truth, mask, changes)
         if _VISIBLE[0] <= psnr(fmse(result, truth, mask)) <= _VISIBLE[1]:
-            parameters = [change.as_dict() for change in changes]
+            parameters = [{"kind": change.kind, **change.parameters} for change in changes]
             return Case(number, name, truth, mask, result, kind, parameters)
     return None
 

@@ -7,9 +7,9 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from inlay.errors import __version__, replace_file
 from inlay.evaluation.harmony import FIGURES, PASTE, Report, summary
@@ -167,9 +167,5 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         "harmony.json": (json.dumps(as_dict(report), allow_nan=False, indent=1) + "\n").encode(),
     }
     for name, data in files.items():
-        replace_file(folder / name, partial(_put, data))
+        replace_file(folder / name, methodcaller("write", data))
     return [folder / name for name in files]
-
-
-def _put(data: bytes, file: IO[bytes]) -> None:
-    file.write(data)

@@ -111,10 +111,6 @@ class Run(ABC):
     def train_step(self) -> float:
         """Make a step, on this process's rows of the batch, and return its loss."""
 
-    def curves(self) -> dict[str, float]:
-        """Figures of the last steps besides the loss, by the name of their curve."""
-        return {}
-
     @abstractmethod
     def report(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What validation says: for the row of the log, and as curves."""
@@ -204,11 +200,9 @@ class _Log:
         minutes = (time.monotonic() - self.started) / 60
         stop = config.max_minutes is not None and minutes >= config.max_minutes
         if run.step % 50 == 0:
-            recent, curves = float(np.mean(self.losses[-50:])), run.curves()
-            self.scalars({"loss/training": recent, "rate": run.learning_rate(), **curves})
-            parts = [f"step {run.step} loss {recent:.4f} minutes {minutes:.1f}"]
-            parts += [f"{name.rpartition('/')[2]} {value:.5f}" for name, value in curves.items()]
-            self.log(" ".join(parts))
+            recent = float(np.mean(self.losses[-50:]))
+            self.scalars({"loss/training": recent, "rate": run.learning_rate()})
+            self.log(f"step {run.step} loss {recent:.4f} minutes {minutes:.1f}")
         if reports(run.step, config.save_every) or stop or run.step == config.steps:
             run.save_state()
             validation, curves = run.report()

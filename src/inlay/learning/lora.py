@@ -7,7 +7,6 @@ attention, too, which makes the same sums as in use in fewer and larger calls.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inlay.diffusion.attention import AttentionRule, Layer, processors
-from inlay.diffusion.attention_masked import MaskedAttention, Region
-from inlay.diffusion.text import TextStack
+from inlay.diffusion.attention_masked import MaskedAttention
 from inlay.errors import InputError
 
 if TYPE_CHECKING:
@@ -154,34 +152,6 @@ def _convolution(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return both.view(rows.shape).permute(0, 3, 1, 2)
 
 
-class LiveText(TextStack):
-    """A checkpoint's text encoders as they are now, with gradients where they are asked for."""
-
-    def __init__(self, text: TextStack) -> None:
-        super().__init__(
-            text.tokenizers,
-            text.encoders,
-            empty_is_zero=text.empty_is_zero,
-            cache_size=0,
-        )
-        self.expansions = text.expansions
-
-    def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
-        # The parent's is the same under no_grad.
-        with torch.autocast(self.encoders[0].device.type, torch.bfloat16):
-            found: tuple[Tensor, Tensor | None] = inspect.unwrap(TextStack._encode)(self, prompt)
-        return found
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """softmax(scale * Q K^T) V of (rows, heads, tokens, width), all three of one dtype."""
-    scores = query.shape[1] * query.shape[2] * key.shape[2]
-    if query.device.type != "cpu" or scores > _EXPLICIT:
-        return functional.scaled_dot_product_attention(query, key, value, scale=scale)
-    weights = (query * scale @ key.transpose(-1, -2)).softmax(-1)
-    return weights @ value
-
-
 class PlainTrainingAttention(AttentionRule):
     """diffusers' attention, explicit on CPUs where that is faster to learn with."""
 
@@ -189,7 +159,11 @@ class PlainTrainingAttention(AttentionRule):
         return layers
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return _attend(query, key, value, layer.attn.scale)
+        scores, scale = query.shape[1] * query.shape[2] * key.shape[2], layer.attn.scale
+        if query.device.type != "cpu" or scores > _EXPLICIT:
+            return functional.scaled_dot_product_attention(query, key, value, scale=scale)
+        weights: Tensor = (query * scale @ key.transpose(-1, -2)).softmax(-1)
+        return weights @ value
 
 
 class TrainingAttention(MaskedAttention):
@@ -210,30 +184,18 @@ class TrainingAttention(MaskedAttention):
             or any(len(those) > 1 for those in regions)
         ):
             return super().run(layer, hidden, context)
+        flat, heads = hidden.reshape(1, rows * tokens, -1), layer.attn.heads
+        # A query that reads nothing.
+        nothing = hidden.new_zeros(1, heads, 1, layer.attn.to_out[0].in_features // heads)
+        result = layer.finish(nothing).expand(-1, rows * tokens, -1)
+        every = torch.arange(tokens, device=hidden.device)
         chosen = [(row, region) for row, those in enumerate(regions) for region in those]
-        flat = hidden.reshape(1, rows * tokens, -1)
-        everywhere = _unread(layer, flat).expand(-1, rows * tokens, -1)
         if chosen:
-            parts = [_queries(region, tokens, flat.device) + r * tokens for r, region in chosen]
+            parts = [(every if r.queries is None else r.queries) + n * tokens for n, r in chosen]
             at = torch.cat(parts)
             padded = functional.pad(at, (0, -len(at) % max(1, rows * tokens // _LENGTHS)))
-            read = _read(layer, flat.index_select(1, padded), context[:1], chosen[0][1])
-            everywhere = everywhere.index_copy(1, at, read[:, : len(at)])
-        return everywhere.reshape(rows, tokens, -1)
-
-
-def _queries(region: Region, tokens: int, device: torch.device) -> Tensor:
-    return torch.arange(tokens, device=device) if region.queries is None else region.queries
-
-
-def _read(layer: Layer, hidden: Tensor, context: Tensor, region: Region) -> Tensor:
-    """What a layer makes of queries (1, n, channels) that read a region's keys of a prompt."""
-    query, key, value = layer.project(hidden, context)
-    return layer.finish(_attend(query, key, region.kept(value), layer.attn.scale))
-
-
-def _unread(layer: Layer, hidden: Tensor) -> Tensor:
-    """What a layer makes (1, 1, channels) of a query that reads nothing."""
-    heads: int = layer.attn.heads
-    width = layer.attn.to_out[0].in_features // heads
-    return layer.finish(hidden.new_zeros(1, heads, 1, width))
+            query, key, value = layer.project(flat.index_select(1, padded), context[:1])
+            value = chosen[0][1].kept(value)
+            read = layer.finish(PlainTrainingAttention().attend(layer, query, key, value))
+            result = result.index_copy(1, at, read[:, : len(at)])
+        return result.reshape(rows, tokens, -1)

@@ -86,8 +86,7 @@ def find_views(
     """
     if not 1 <= len(photos) <= MOST_PHOTOS:
         raise InputError(f"there are {len(photos)} photos; expected 1 to {MOST_PHOTOS}.")
-    search = _Search(cut, shapes, trust_remote_code, max_pixels)
-    return [search.find(photo) for photo in photos]
+    return [_find(photo, cut, shapes, trust_remote_code, max_pixels) for photo in photos]
 
 
 def portrait(view: View) -> str:
@@ -105,68 +104,57 @@ def portrait(view: View) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-@dataclass(frozen=True)
-class _Search:
-    """How the object of a photo is found."""
-
-    cut: str | None
-    shapes: bool
-    trust_remote_code: bool
-    max_pixels: int
-
-    def find(self, photo: Photo) -> View:
-        picture = read_picture(photo.picture, role="photo", max_pixels=self.max_pixels)
-        box = None if photo.box is None else picture.clip(photo.box, "box")
-        place, shape = box, None
-        if place is None or self.shapes:
-            shape = self._shape(picture, box, photo.mask)
-            inside = bounds(shape)
-            if inside is None:
-                raise InputError(
-                    f"no object was found in {picture.name}; give its box or its mask."
-                )
-            place = box or inside
-        if min(place.width, place.height) < _SMALLEST_SIDE:
-            raise InputError(
-                f"the object in {picture.name} is {place.width} x {place.height} pixels; expected "
-                f"at least {_SMALLEST_SIDE} x {_SMALLEST_SIDE}."
-            )
-        return View(picture, place, shape)
-
-    def _shape(self, picture: Picture, box: Box | None, mask: Source | None) -> Image:
-        """The object's mask (h, w) of 0 and 1: what is more than half there, else all of it."""
-        opacity = picture.alpha() if mask is None and box is None else None
-        if mask is not None:
-            alpha = read_mask(mask, size=picture.size, max_pixels=self.max_pixels)
-        elif opacity is not None and ((opacity < 1).any() or self.cut == "alpha"):
+def _find(
+    photo: Photo, cut: str | None, shapes: bool, trust_remote_code: bool, max_pixels: int
+) -> View:
+    """One photo's view, see find_views(); what of it is more than half the object is its shape."""
+    picture = read_picture(photo.picture, role="photo", max_pixels=max_pixels)
+    box = None if photo.box is None else picture.clip(photo.box, "box")
+    place, shape = box, None
+    if place is None or shapes:
+        opacity = picture.alpha() if photo.mask is None and box is None else None
+        if photo.mask is not None:
+            alpha = read_mask(photo.mask, size=picture.size, max_pixels=max_pixels)
+        elif opacity is not None and ((opacity < 1).any() or cut == "alpha"):
             alpha = opacity
-        elif self.cut == "alpha":
+        elif cut == "alpha":
             raise InputError(
                 f"{picture.name} has no transparency to take the object from; give a mask or a box."
             )
         else:
-            alpha = self._cutout(picture, box)
+            alpha = _cutout(picture, box, cut, trust_remote_code)
         hard = (alpha > 0.5).astype(np.float32)
-        return hard if hard.any() else (alpha > FAINT).astype(np.float32)
+        shape = hard if hard.any() else (alpha > FAINT).astype(np.float32)
+        inside = bounds(shape)
+        if inside is None:
+            raise InputError(f"no object was found in {picture.name}; give its box or its mask.")
+        place = box or inside
+    if min(place.width, place.height) < _SMALLEST_SIDE:
+        raise InputError(
+            f"the object in {picture.name} is {place.width} x {place.height} pixels; expected "
+            f"at least {_SMALLEST_SIDE} x {_SMALLEST_SIDE}."
+        )
+    return View(picture, place, shape)
 
-    def _cutout(self, picture: Picture, box: Box | None) -> Image:
-        """The mask of a cutout, looked for in a smaller picture where the photo is large."""
-        from inlay.scene.subject import cut
 
-        scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
-        small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        image, near = picture.to_pil().convert("RGB").resize(small), None
-        if box is not None:
-            edges = (box.x, box.y, box.width, box.height)
-            near = Box(*(max(round(edge * scale), int(i > 1)) for i, edge in enumerate(edges)))
-        by = self.cut or ("grabcut" if near is None else "box")
-        try:
-            cutout = cut(image, by=by, box=near, trust_remote_code=self.trust_remote_code)
-        except InputError:
-            if by not in ("box", "grabcut"):
-                raise
-            raise InputError(
-                f"no object stands out in {picture.name}; give its box or its mask."
-            ) from None
-        alpha = np.asarray(cutout.to_pil(), np.float32)[..., 3] / np.float32(255)
-        return resize(alpha, (picture.height, picture.width))
+def _cutout(picture: Picture, box: Box | None, by: str | None, trust_remote_code: bool) -> Image:
+    """The mask of a cutout, looked for in a smaller picture where the photo is large."""
+    from inlay.scene.subject import cut
+
+    scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
+    small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    image, near = picture.to_pil().convert("RGB").resize(small), None
+    if box is not None:
+        edges = (box.x, box.y, box.width, box.height)
+        near = Box(*(max(round(edge * scale), int(i > 1)) for i, edge in enumerate(edges)))
+    by = by or ("grabcut" if near is None else "box")
+    try:
+        cutout = cut(image, by=by, box=near, trust_remote_code=trust_remote_code)
+    except InputError:
+        if by not in ("box", "grabcut"):
+            raise
+        raise InputError(
+            f"no object stands out in {picture.name}; give its box or its mask."
+        ) from None
+    alpha = np.asarray(cutout.to_pil(), np.float32)[..., 3] / np.float32(255)
+    return resize(alpha, (picture.height, picture.width))

@@ -23,7 +23,7 @@ from inlay.diffusion.sample import Sampler
 from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError
 from inlay.learning.loop import Processes, Run, prediction_error, validation_curve
-from inlay.learning.lora import LiveText, TrainingAttention, set_up
+from inlay.learning.lora import TrainingAttention, set_up
 from inlay.learning.samples import (
     Example,
     Pool,
@@ -83,7 +83,7 @@ class Learning(Run):
         self.token = config.token or pick_token(backbone.text)
         self.prompt = prompt_for(config.prompt, self.token, class_name)
         self.class_prompt = prompt_for(config.prompt, "", class_name)
-        self._text = LiveText(backbone.text) if config.text_encoder else backbone.text
+        backbone.text.learns = config.text_encoder
         with torch.no_grad():
             for prompt in (self.prompt, self.class_prompt):
                 self.conditioning(prompt)
@@ -125,8 +125,9 @@ class Learning(Run):
 
     def conditioning(self, prompt: str) -> Embedding:
         """A prompt's one row as it is now: from a cache, but where the text encoder learns."""
-        c, size = self.config, (self.resolution, self.resolution)
-        return embed_prompt(self._text, prompt, size, c.layout, c.background_prompt)
+        c, size, text = self.config, (self.resolution, self.resolution), self.backbone.text
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=text.learns):
+            return embed_prompt(text, prompt, size, c.layout, c.background_prompt)
 
     def _sample(self, one: Example, crop: Box, flip: bool = False) -> Sample:
         return crop_sample(one, crop, self.resolution, self.config.hole, flip)

@@ -112,13 +112,9 @@ class LearnConfig(TrainingConfig):
         return token
 
     @model_validator(mode="after")
-    def _layout_knows_its_tokens(self) -> LearnConfig:
+    def _goes_together(self) -> LearnConfig:
         if self.layout == "released" and not self.mask_cross_attention:
             raise ValueError("layout is released, which needs mask_cross_attention.")
-        return self
-
-    @model_validator(mode="after")
-    def _full_learns_slowly(self) -> LearnConfig:
         # The paper's rate; a LoRA's would wreck the checkpoint.
         if self.train == "full" and "learning_rate" not in self.model_fields_set:
             self.learning_rate = 5e-6

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from inlay.methods.base import Method
+from typing import Any
 
 
 class _Callable(types.ModuleType):
     """Lets `inlay.methods()` list the methods although `inlay.methods` is this package."""
 
-    def __call__(self) -> dict[str, Method]:
+    def __call__(self) -> dict[str, Any]:
         from inlay.methods.registry import all_methods
 
         return all_methods()

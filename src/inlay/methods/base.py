@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 Callback = Callable[[int, int, "Any | None"], None]
+# The class name of one of diffusers' schedulers.
+Scheduler = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$")]
 
 
 def _unwrap(schema: dict[str, Any]) -> None:
@@ -151,19 +153,9 @@ class Context:
             self.notes.append(line)
 
 
-# Of a window, the backbone, the method's own settings and a context. Methods that run no model are
-# handed None as the backbone.
+# Of a window, the backbone (None for methods that run no model), the method's own settings and a
+# context.
 Run = Callable[[Window, Any, Any, Context], Painted]
-
-
-def run_of(module: str) -> Run:
-    """The run() of a module that imports torch, which is imported when it is called."""
-
-    def run(window: Window, backbone: Any, settings: Any, context: Context) -> Painted:
-        painted: Painted = importlib.import_module(module).run(window, backbone, settings, context)
-        return painted
-
-    return run
 
 
 @dataclass(frozen=True)
@@ -172,7 +164,8 @@ class Method:
 
     `verbs` are the commands it serves (compose, harmonize, remove, scene); `presets` map a task's
     name to the settings that differ from the defaults for it. `concept`: the subject is a file that
-    `inlay learn` wrote, not a picture.
+    `inlay learn` wrote, not a picture. `module` is the one with run(); where it is empty, that of
+    the settings.
     """
 
     name: str
@@ -180,9 +173,15 @@ class Method:
     source: str
     verbs: tuple[str, ...]
     settings: type[Settings]
-    run: Run
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     concept: bool = False
+    module: str = ""
+
+    @property
+    def run(self) -> Run:
+        """What makes the picture; its module, which may load torch, is imported now."""
+        run: Run = importlib.import_module(self.module or self.settings.__module__).run
+        return run
 
     @property
     def needs_model(self) -> bool:

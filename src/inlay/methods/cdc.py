@@ -91,10 +91,9 @@ def _steering(work: Workspace, mask: Tensor, settings: CdcSettings) -> Localized
     words = [[word.strip() for word in text.split(",") if word.strip()] for text in texts]
     if not any(words):
         return None
+    text = work.backbone.text
     try:
-        inside, outside = (
-            token_positions(work.backbone.text, settings.prompt, each) for each in words
-        )
+        inside, outside = (token_positions(text, settings.prompt, each) for each in words)
     except LookupError as error:
         raise InputError(
             f"words_inside and words_outside name {str(error)!r}, which the prompt "
@@ -168,45 +167,32 @@ class LocalizedPull:
 
     reference: Tensor
     mask: Tensor
-    T_in: float
-    T_out: float
-    N_in: float
-    N_out: float
-    blend_pixels: int
+    settings: CdcSettings
     noise: Callable[[Tensor], Tensor]
-
-    def share(self, number: int, total: int) -> Tensor:
-        """A_i, (1, 1, h, w)."""
-        from inlay.methods.workspace import ramp
-
-        until = total * ((self.T_in - self.T_out) * self.mask + self.T_out)
-        # Half a thousandth of a step: T = 0.28 of 25 steps must not gain a step by rounding.
-        active = (number < until - 5e-4).to(self.mask.dtype)
-        return ramp(active, self.blend_pixels)
-
-    def correction(self, delta: Tensor, number: int, total: int) -> Tensor:
-        """A_i * (B * phi_in(delta) + (1 - B) * phi_out(delta))."""
-        from inlay.methods.workspace import ramp
-
-        inside = ramp(self.mask, self.blend_pixels)
-        pulled = inside * low_pass(delta, self.N_in) + (1 - inside) * low_pass(delta, self.N_out)
-        return self.share(number, total) * pulled
 
     def on_step(self, step: Step) -> Tensor:
         """The pull on z, at the level the step arrived at."""
         # Drawn whether or not it is used: the noise of later steps must not hang on T.
-        noise = self.noise(step.z)
-        if step.number >= step.total * max(self.T_in, self.T_out):
-            return step.z
-        target = step.to.add_noise(self.reference, noise)
-        return step.z + self.correction(target - step.z, step.number, step.total)
+        target = step.to.add_noise(self.reference, self.noise(step.z))
+        return self._pull(step.z, target, step)
 
     def on_x0(self, step: Step) -> Tensor:
         """The same pull on the x0 estimate; the DDIM step then re-noises it."""
-        if step.number >= step.total * max(self.T_in, self.T_out):
-            return step.x0
-        delta = self.reference - step.x0
-        return step.x0 + self.correction(delta, step.number, step.total)
+        return self._pull(step.x0, self.reference, step)
+
+    def _pull(self, z: Tensor, target: Tensor, step: Step) -> Tensor:
+        from inlay.methods.workspace import ramp
+
+        told = self.settings
+        if step.number >= step.total * max(told.T_in, told.T_out):
+            return z
+        until = step.total * ((told.T_in - told.T_out) * self.mask + told.T_out)
+        # Half a thousandth of a step: T = 0.28 of 25 steps must not gain a step by rounding.
+        active = (step.number < until - 5e-4).to(self.mask.dtype)
+        share, inside = (ramp(part, told.blend_pixels) for part in (active, self.mask))
+        delta = target - z
+        coarse = inside * low_pass(delta, told.N_in) + (1 - inside) * low_pass(delta, told.N_out)
+        return z + share * coarse
 
 
 def _one_round(
@@ -229,10 +215,7 @@ def _one_round(
     def noise(like: Tensor) -> Tensor:
         return context.noise(like) * temperature
 
-    pull = LocalizedPull(
-        z_source, latent_mask, settings.T_in, settings.T_out, settings.N_in, settings.N_out,
-        settings.blend_pixels, noise,
-    )  # fmt: skip
+    pull = LocalizedPull(z_source, latent_mask, settings, noise)
     on_x0 = settings.condition_on == "x0"
     # From this step on nothing is held, and the network is shown nothing.
     free = math.ceil(max(settings.T_in, settings.T_out) * steps - 1e-6)
@@ -262,12 +245,12 @@ def run(window: Window, backbone: Backbone, settings: CdcSettings, context: Cont
     """Cross-domain Compositing of one window; see METHOD.settings for every knob."""
     import torch
 
-    from inlay.methods.workspace import Workspace, add_change, replace_region
+    from inlay.methods.workspace import Workspace
 
     if window.clean is not window.was:
         context.note("cdc does not use the background before pasting; poisson and reinhard do")
     with torch.inference_mode():
-        work = Workspace.of(window, backbone, settings, context)
+        work = Workspace(window, backbone, settings, context)
         image, mask = work.picture, window.mask(work.size)
         first = z_source = result = work.source()
         for number in range(1, settings.rounds + 1):
@@ -279,10 +262,10 @@ def run(window: Window, backbone: Backbone, settings: CdcSettings, context: Cont
             output = (image + change.cpu().float()).clamp(-1, 1)
             image = next_input(image, output, mask, settings.blend)
             mask = erode(mask, number, settings.rounds, settings.erosion)
-            z_source = work.encode(image)
+            z_source = backbone.encode(image)
         if settings.decoding == "plain" and settings.strength > 0:
-            return replace_region(work, work.image(result))
-        return add_change(work, first, result, settings.smoothing)
+            return work.replace_region(work.image(result))
+        return work.add_change(first, result, settings.smoothing)
 
 
 METHOD = Method(
@@ -291,6 +274,5 @@ METHOD = Method(
     source="Hachnochi et al. 2023, arXiv 2302.10167",
     verbs=("compose", "harmonize"),
     settings=CdcSettings,
-    run=run,
     presets=_PRESETS,
 )

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.text import Embedding
-    from inlay.methods.concept.details import Reference
     from inlay.methods.concept.fill import Filler
 
 
@@ -36,45 +35,41 @@ class DreamComSettings(ConceptSettings):
     photos, or the one that the concept's prompt explains better than the class alone does
     """
 
+    def needs_photos(self) -> tuple[str, str] | None:
+        if self.best_of > 1 and self.best_by == "histogram":
+            return "best_by=histogram", "best_by=likelihood"
+        return super().needs_photos()
+
 
 def run(
     window: Window, backbone: Backbone, settings: DreamComSettings, context: Context
 ) -> Painted:
     """Fill the window's box with its concept; of `best_of` samples the best.
 
-    Raises InputError for an object that was learnt for another checkpoint, and a scheduler that
-    does not sample the model.
+    Raises InputError as filler() does, and for a scheduler that does not sample the model.
     """
     from inlay.methods.concept.fill import blend, filler
 
     with filler(window, backbone, settings, context) as fill:
         if settings.strength == 0:
             return Painted(window.clean, window.alpha > 1)
-        photos: Sequence[Reference] = []
-        # Asked for before anything is sampled.
-        if settings.best_of > 1 and settings.best_by == "histogram":
-            photos = fill.references("best_by=histogram", "best_by=likelihood")
-        elif settings.details > 0:
-            photos = fill.references("details", "details=0")
         strengths = [settings.strength] * settings.best_of
         context.total = sum(map(fill.steps, strengths))
         samples = [fill.fill(fill.source(), fill.box, strength) for strength in strengths]
-        return blend(fill, _best(fill, settings, samples, photos), photos)
+        return blend(fill, _best(fill, settings, samples))
 
 
-def _best(
-    fill: Filler, settings: DreamComSettings, samples: list[Tensor], photos: Sequence[Reference]
-) -> Tensor:
+def _best(fill: Filler, settings: DreamComSettings, samples: list[Tensor]) -> Tensor:
     """The sample that is best by the settings' score."""
     if len(samples) == 1:
         return samples[0]
     if settings.best_by == "likelihood":
+        plain = fill.embed(fill.concept.class_prompt)
         scores = [
-            prediction_error(fill, z, fill.class_text) - prediction_error(fill, z, fill.text)
-            for z in samples
+            prediction_error(fill, z, plain) - prediction_error(fill, z, fill.text) for z in samples
         ]
     else:
-        scores = [-_colour_distance(fill, z, photos) for z in samples]
+        scores = [-_colour_distance(fill, z) for z in samples]
     best = max(range(len(samples)), key=scores.__getitem__)
     told = ", ".join(f"{score:.3f}" for score in scores)
     fill.context.note(f"dreamcom: sample {best + 1} of {told} by {settings.best_by}")
@@ -105,15 +100,12 @@ def prediction_error(
     return total / len(levels)
 
 
-def _colour_distance(fill: Filler, latent: Tensor, photos: Sequence[Reference]) -> float:
-    """How far the box's colours are from those of the concept's photos, 0 to 1.
-
-    The mean Hellinger distance of joint RGB histograms of 8 x 8 x 8 bins.
-    """
+def _colour_distance(fill: Filler, latent: Tensor) -> float:
+    """The mean Hellinger distance, 0 to 1, of RGB histograms (8 x 8 x 8 bins) of box and photos."""
     import cv2
 
     image = np.clip(resize(fill.image(latent), fill.window.shape), 0, 1)
-    parts = [(image, fill.window.alpha), *((one.rgb, one.alpha) for one in photos)]
+    parts = [(image, fill.window.alpha), *((one.rgb, one.alpha) for one in fill.photos)]
     here, *known = (
         cv2.calcHist(
             [np.ascontiguousarray(np.clip(rgb * 255, 0, 255).astype(np.uint8))],
@@ -133,6 +125,5 @@ METHOD = Method(
     source="Lu et al. 2023, arXiv 2309.15508",
     verbs=("compose",),
     settings=DreamComSettings,
-    run=run,
     concept=True,
 )

@@ -54,6 +54,10 @@ class DreamEditSettings(ConceptSettings):
         steps = max(rounds - 1, 1)
         return [first + (last - first) * number / steps for number in range(rounds)]
 
+    def needs_photos(self) -> tuple[str, str] | None:
+        pastes = self.start == "paste"
+        return ("start=paste", "start=inpaint") if pastes else super().needs_photos()
+
     def stages(self, verb: str) -> dict[str, Settings]:
         made: dict[str, Settings] = {"start": self.model_copy(update={"iterations": 0})}
         for number, strength in enumerate(self.strengths(), 1):
@@ -67,42 +71,34 @@ def run(
 ) -> Painted:
     """Put the window's concept into its box, round by round; the stages are the rounds.
 
-    Raises InputError for an object that was learnt for another checkpoint, a scheduler that does
-    not sample the model, and a file without photos where they are needed.
+    Raises InputError as filler() does, and for a scheduler that does not sample the model.
     """
     from inlay.methods.concept.fill import blend, filler
 
     with filler(window, backbone, settings, context) as fill:
-        photos: Sequence[Reference] = []
-        if settings.start == "paste":
-            photos = fill.references("start=paste", "start=inpaint")
-        elif settings.details > 0:
-            photos = fill.references("details", "details=0")
         inpaints = settings.start == "inpaint"
         first = [settings.strength] if inpaints else []
         context.total = sum(map(fill.steps, first + settings.strengths()))
         if inpaints:
             latent = _repaint(fill, fill.source(), fill.box, settings.strength)
         else:
-            latent = fill.encode(to_tensor(paste_photo(window, photos), fill.size, window.space))
+            pasted = paste_photo(window, fill.photos)
+            latent = backbone.encode(to_tensor(pasted, fill.size, window.space))
         notes = list(context.notes)
-        result = blend(fill, latent, photos)
+        result = blend(fill, latent)
         stages = [("start", result)]
         for number, strength in enumerate(settings.strengths(), 1):
             # What was noted of a picture that is not the last one would only confuse.
             context.notes[:] = notes
             latent = _repaint(fill, latent, _hole(fill, latent, settings.grow), strength)
             notes = list(context.notes)
-            result = blend(fill, latent, photos)
+            result = blend(fill, latent)
             stages.append((f"round{number}", result))
         return Painted(result.rgb, result.mask, stages)
 
 
 def paste_photo(window: Window, photos: Sequence[Reference]) -> Image:
-    """The window (h, w, 3) with the photo in the box whose aspect is nearest to the box's.
-
-    As large as fits, in the middle.
-    """
+    """The window (h, w, 3) with the photo of the nearest aspect in its box, as large as fits."""
     box = window.region_box()
     aspect = math.log(box.width / box.height)
     shapes = [photo.alpha.shape for photo in photos]
@@ -134,15 +130,9 @@ def _hole(fill: Filler, latent: Tensor, grow: float) -> Tensor:
     """
     import torch
 
-    from inlay.methods.concept.fill import find_object
-
     window = fill.window
-    now = resize(fill.image(latent), window.shape)
-    outline = find_object(now, window.clean, window.region_box())
+    outline = fill.outline(resize(fill.image(latent), window.shape), "painted")
     if outline is None:
-        fill.context.note(
-            "the object does not stand out from the background, so its whole box is painted"
-        )
         return fill.box
     near = distance(outline) <= grow * max(window.shape)
     wide = np.asarray(near & (window.region() > 0), np.float32)
@@ -157,7 +147,6 @@ METHOD = Method(
     source="Li et al. 2023, arXiv 2306.12624",
     verbs=("compose",),
     settings=DreamEditSettings,
-    run=run,
     concept=True,
     presets={
         # For checkpoints too small to draw the object: the photo stays, with the model's light.

@@ -12,8 +12,6 @@ from inlay.scene.window import Painted, Window
 
 
 class FeatherSettings(Settings):
-    """The one knob of feather."""
-
     radius: float = Field(4.0, ge=0, le=200)
     """width of the soft rim inside the edge, in pixels"""
 
@@ -49,5 +47,4 @@ METHOD = Method(
     source="Gaussian-softened alpha, after Porter and Duff 1984",
     verbs=("compose", "harmonize"),
     settings=FeatherSettings,
-    run=run,
 )

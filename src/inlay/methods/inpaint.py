@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from inlay.methods.base import Context, DiffusionSettings, Method
+from inlay.methods.base import Context, DiffusionSettings, Method, Scheduler
 from inlay.scene.window import Painted, Window
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ class InpaintSettings(DiffusionSettings):
     """surroundings seen on each side of the hole, in units of the hole's longer side"""
     grow: float = Field(0.02, ge=0, le=0.5)
     """how far the hole is widened, in units of the crop's longer side"""
-    scheduler: str = Field(
-        "EulerAncestralDiscreteScheduler", pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$"
-    )
+    scheduler: Scheduler = "EulerAncestralDiscreteScheduler"
     """which of diffusers' schedulers samples, by class name"""
 
 
@@ -33,17 +31,17 @@ def run(window: Window, backbone: Backbone, settings: InpaintSettings, context: 
     """Paint the window's region anew; strength below 1 starts from what is there."""
     import torch
 
-    from inlay.methods.workspace import Workspace, replace_region
+    from inlay.methods.workspace import Workspace
 
     solver = backbone.solver(settings.scheduler, settings.num_inference_steps)
     if settings.strength == 0:
         return Painted(window.pasted, window.alpha > 1)
     with torch.inference_mode():
-        work = Workspace.of(window, backbone, settings, context)
+        work = Workspace(window, backbone, settings, context)
         hole = work.latent_mask(window.mask(work.size, settings.grow), cover=True)
         conditions = work.conditions(hole, work.picture)
         latent = work.paint(solver, conditions, work.source(), settings.strength)
-        return replace_region(work, work.image(latent), settings.grow)
+        return work.replace_region(work.image(latent), settings.grow)
 
 
 METHOD = Method(
@@ -52,5 +50,4 @@ METHOD = Method(
     source="Rombach et al. 2022, arXiv 2112.10752; blended latents: arXiv 2206.02779",
     verbs=("remove",),
     settings=InpaintSettings,
-    run=run,
 )

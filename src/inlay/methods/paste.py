@@ -21,5 +21,4 @@ METHOD = Method(
     source="Porter and Duff, Compositing digital images, SIGGRAPH 1984",
     verbs=("compose", "harmonize"),
     settings=PasteSettings,
-    run=run,
 )

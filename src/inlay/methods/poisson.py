@@ -21,8 +21,6 @@ _PAD = 10
 
 
 class PoissonSettings(Settings):
-    """What gradients to keep, and how much of the change to apply."""
-
     gradients: Literal["normal", "mixed"] = "normal"
     """normal keeps the subject's gradients; mixed takes the stronger of subject and background, for
     see-through things, smoke and writing
@@ -86,5 +84,4 @@ METHOD = Method(
     source="Pérez, Gangnet and Blake, Poisson image editing, SIGGRAPH 2003",
     verbs=("compose", "harmonize"),
     settings=PoissonSettings,
-    run=run,
 )

@@ -12,50 +12,28 @@ from inlay.errors import InputError, nearest, show
 from inlay.methods.base import Method, Settings
 from inlay.settings import Form, as_text, validate_settings
 
-_MODULES = (
-    "cdc",
-    "freecompose",
-    "phd",
-    "dreamcom",
-    "dreamedit",
-    "inpaint",
-    "paste",
-    "feather",
-    "poisson",
-    "reinhard",
-    "telea",
-)
+_DIFFUSION = ("cdc", "freecompose", "phd", "dreamcom", "dreamedit", "inpaint")
+_MODULES = (*_DIFFUSION, "paste", "feather", "poisson", "reinhard", "telea")
 
 # The default of a verb is the method that measures best on the embedded checkpoint.
 _DEFAULTS = {"compose": "phd", "harmonize": "phd", "remove": "freecompose", "scene": "phd"}
-# Of compose where the subject is a concept.
-_CONCEPT = "dreamcom"
-
-
-def _load(name: str) -> Method:
-    method: Method = importlib.import_module(f"inlay.methods.{name}").METHOD
-    return method
 
 
 def all_methods() -> dict[str, Method]:
     """Every method by name; loads no model and no torch."""
-    return {name: _load(name) for name in _MODULES}
+    return {name: get(name) for name in _MODULES}
 
 
 def default_for(verb: str, concept: bool = False) -> str:
     """The method a verb uses when none is named; `concept` is for concepts as subjects."""
-    return _CONCEPT if concept else _DEFAULTS[verb]
+    return "dreamcom" if concept else _DEFAULTS[verb]
 
 
 def get(name: str, verb: str | None = None) -> Method:
-    """A method by name, checked against a verb.
-
-    Raises InputError for an unknown name (with the nearest one) or a method that does not serve
-    the verb (with those that do).
-    """
+    """A method by name; raises InputError for one that is unknown or does not serve the verb."""
     if name not in _MODULES:
         raise InputError(f"method {show(name)} is unknown; {nearest(str(name), _MODULES)}")
-    method = _load(name)
+    method: Method = importlib.import_module(f"inlay.methods.{name}").METHOD
     if verb is not None and verb not in method.verbs:
         fits = ", ".join(n for n, m in all_methods().items() if verb in m.verbs)
         raise InputError(f"method {name!r} does not serve {verb}; use one of {fits}.")

@@ -29,8 +29,6 @@ _DARK = 1 / 512
 
 
 class ReinhardSettings(Settings):
-    """How much to transfer, from where, in which space."""
-
     amount: float = Field(1.0, ge=0, le=1)
     """how much of the change is made; 0 leaves the paste as it is"""
     space: Literal["lalphabeta", "cielab"] = "lalphabeta"
@@ -116,5 +114,4 @@ METHOD = Method(
     source="Reinhard, Ashikhmin, Gooch and Shirley, Color transfer between images, 2001",
     verbs=("compose", "harmonize"),
     settings=ReinhardSettings,
-    run=run,
 )

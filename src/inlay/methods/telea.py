@@ -14,8 +14,6 @@ from inlay.scene.window import Painted, Window
 
 
 class TeleaSettings(Settings):
-    """How far to look, and how much of the object's rim to take with it."""
-
     radius: float = Field(5.0, ge=1, le=100)
     """how far from a pixel the fill looks, in pixels"""
     dilate: int = Field(4, ge=0, le=200)
@@ -52,5 +50,4 @@ METHOD = Method(
     source="Telea, An image inpainting technique based on the fast marching method, 2004",
     verbs=("remove",),
     settings=TeleaSettings,
-    run=run,
 )

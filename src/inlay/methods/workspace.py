@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -16,7 +18,7 @@ from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Denoise, Sampler, Step
 from inlay.diffusion.text import Embedding
 from inlay.methods.base import Context, ModelSettings
-from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize
+from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize, to_uint8
 from inlay.pictures.colour import convert
 from inlay.scene.fill import membrane
 from inlay.scene.window import Painted, Window, model_size
@@ -25,57 +27,52 @@ from inlay.scene.window import Painted, Window, model_size
 _LARGEST_GAIN = 1.5
 
 
-@dataclass
+@dataclass(eq=False)
 class Workspace:
-    """A window on its way through a backbone.
+    """A window on its way through a backbone; `view` is which of its pictures is worked on."""
 
-    size is (height, width) of the model's picture; text and negative are the embedded prompts, the
-    latter None where guidance is off.
-    """
+    view: ClassVar[str] = "pasted"
 
     window: Window
     backbone: Backbone
     settings: ModelSettings
     context: Context
-    size: tuple[int, int]
-    text: Embedding
-    negative: Embedding | None
 
-    @classmethod
-    def of(
-        cls,
-        window: Window,
-        backbone: Backbone,
-        settings: ModelSettings,
-        context: Context,
-        size: tuple[int, int] | None = None,
-    ) -> Workspace:
-        """The workspace of a window under the settings' prompts."""
-        size = size or model_size(window.box, backbone.native_size, backbone.multiple)
-        text = backbone.embed([settings.prompt], size)
-        negative = None
-        # With the same text on both rows guidance is the identity: save the second row.
-        if settings.guidance_scale != 1 and settings.prompt != settings.negative_prompt:
-            negative = backbone.embed([settings.negative_prompt], size)
-        return cls(window, backbone, settings, context, size, text, negative)
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the model's picture."""
+        return model_size(self.window.box, self.backbone.native_size, self.backbone.multiple)
+
+    @property
+    def prompt(self) -> str:
+        return self.settings.prompt
+
+    def embed(self, prompt: str) -> Embedding:
+        return self.backbone.embed([prompt], self.size)
+
+    @cached_property
+    def text(self) -> Embedding:
+        return self.embed(self.prompt)
+
+    @cached_property
+    def negative(self) -> Embedding | None:
+        """The negative prompt, embedded; None where guidance is off, or the identity."""
+        told = self.settings
+        guided = told.guidance_scale != 1 and self.prompt != told.negative_prompt
+        return self.embed(told.negative_prompt) if guided else None
 
     @property
     def picture(self) -> Tensor:
-        """The pasted window at the model's size, (1, 3, H, W) in [-1, 1]."""
-        return self.window.tensor("pasted", self.size)
+        """The window's picture at the model's size, (1, 3, H, W) in [-1, 1]."""
+        return self.window.tensor(self.view, self.size)
 
-    def encode(self, image: Tensor, key: str | None = None) -> Tensor:
-        """Latent (1, C, h, w) of (1, 3, H, W); kept with the window under `key`."""
-        if key is None:
-            return self.backbone.encode(image)
-        cache, name = self.window.cache, (f"latent {key} {id(self.backbone)}", *self.size)
-        if name not in cache:
-            cache[name] = self.backbone.encode(image)
-        return cache[name]
-
-    def source(self) -> Tensor:
-        """Latent of the pasted window."""
-        return self.encode(self.picture, "pasted")
+    def source(self, view: str | None = None) -> Tensor:
+        """Latent (1, C, h, w) of the picture, or of another `view`; kept with the window."""
+        view = view or self.view
+        cache, key = self.window.cache, (f"latent {view} {id(self.backbone)}", *self.size)
+        if key not in cache:
+            cache[key] = self.backbone.encode(self.window.tensor(view, self.size))
+        return cache[key]
 
     def image(self, latent: Tensor) -> Image:
         """A latent (1, C, h, w) decoded: float32 (H, W, 3) in the window's space, not clipped."""
@@ -83,10 +80,7 @@ class Workspace:
         return image if space is None else convert(image, None, space)
 
     def latent_mask(self, mask: Tensor, cover: bool = False) -> Tensor:
-        """A picture mask (1, 1, H, W) at latent resolution.
-
-        By nearest neighbour, or with `cover` every latent pixel that the mask touches.
-        """
+        """A picture mask (1, 1, H, W) in latent pixels: nearest, or with `cover` any it touches."""
         height, width = (side // self.backbone.factor for side in self.size)
         small = functional.interpolate(mask, (height, width), mode="nearest")
         # Nearest neighbour can miss a thin region altogether.
@@ -139,15 +133,74 @@ class Workspace:
 
     def on_step(self, step: Step) -> None:
         """For samplers: tells the context of a step."""
-        self.tell(step.number + 1, step.total, step.x0[:1])
+        self.tell(step.number + 1, step.total, lambda: self.image(step.x0[:1]))
 
-    def tell(self, number: int, total: int, latent: Tensor) -> None:
-        """Tell of the steps made, with a preview of a latent where one is wanted; `number` and
-        `total` are the sampling's own.
+    def tell(self, number: int, total: int, preview: Callable[[], Image]) -> None:
+        """Tell of the steps made, with a picture (h, w, 3) in [0, 1] where one is wanted; `number`
+        and `total` are the sampling's own.
         """
         context = self.context
-        preview = to_pil(self.image(latent)) if context.previews else None
-        context.progress(context.done + number, context.total or total, preview)
+        shown = PilImage.fromarray(to_uint8(preview())) if context.previews else None
+        context.progress(context.done + number, context.total or total, shown)
+
+    def smooth_fill(self, region: Tensor) -> tuple[Tensor, Tensor]:
+        """A latent and its picture (1, 3, H, W): the region is the membrane over its rim."""
+        hole = self.whole(region)[0, 0].numpy() > 0.5
+        values = np.ascontiguousarray(self.picture[0].permute(1, 2, 0).numpy())
+        smooth = torch.from_numpy(np.ascontiguousarray(membrane(values, hole)))
+        picture = smooth.permute(2, 0, 1)[None]
+        return self.backbone.encode(picture), picture
+
+    def add_texture(self, fill: Image, sample: Image, region: Tensor) -> Image:
+        """`fill` with the fine detail of `sample`, as strong as it is round the region.
+
+        fill and sample are float32 (H, W, 3) in [0, 1] of the model's size, region is a latent mask
+        (1, 1, h, w). Only what is finer than a twentieth of the window is taken: what a sample says
+        of colour and of light is noise beside the fill. Strength is the median of luminance's
+        gradients, which an edge in the surroundings does not sway.
+        """
+        change = sample - fill
+        detail = change - blur(change, 0.025 * max(self.size))
+        hole = np.ascontiguousarray(self.whole(region)[0, 0].numpy())
+        kernel, inside = np.ones((2 * round(0.06 * max(self.size)) + 1,) * 2, np.uint8), hole > 0
+        ring = (cv2.dilate(hole, kernel) > 0) & ~inside
+        if not ring.any():
+            return fill
+        around = _strength(to_image(self.picture), ring)
+        missing = max(around**2 - _strength(fill, inside) ** 2, 0.0) ** 0.5
+        gain = min(missing / max(_strength(detail, inside), 1e-6), _LARGEST_GAIN)
+        return np.asarray(fill + gain * detail, np.float32)
+
+    def add_change(
+        self, before: Tensor, after: Tensor, smoothing: float, feather: float | None = None
+    ) -> Painted:
+        """Residual decoding: y = x + w * U(D(after) - D(before)).
+
+        before and after are latents (1, C, h, w). The autoencoder's own error cancels and detail
+        finer than the model's pixels stays. `smoothing` (window sizes) is the sigma of a blur of
+        the change inside the region, which holds back invented texture. w is 1 on the region and
+        falls to 0 over `feather` (window sizes; by default the settings').
+        """
+        window = self.window
+        change = self.image(after) - self.image(before)
+        if smoothing > 0:
+            mask = resize(window.region(), self.size)
+            # Without mixing the two sides.
+            inside = masked_blur(change, mask, smoothing * max(self.size))
+            change = inside * mask[..., None] + change * (1 - mask[..., None])
+        weight = window.rim(self.settings.feather if feather is None else feather)
+        rgb = window.pasted + resize(change, window.shape) * weight[..., None]
+        return Painted(rgb, (weight > 0) | window.paste_mask())
+
+    def replace_region(self, image: Image, grow: float = 0.0) -> Painted:
+        """A picture of the model's size (h, w, 3) on the region grown by `grow`, blended over
+        `feather`; with a decoded latent this is plain decoding.
+        """
+        window = self.window
+        weight = window.rim(self.settings.feather, grow)
+        new = resize(image, window.shape)
+        rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
+        return Painted(rgb.astype(np.float32), (weight > 0) | window.paste_mask())
 
 
 def to_image(tensor: Tensor) -> Image:
@@ -156,87 +209,15 @@ def to_image(tensor: Tensor) -> Image:
     return np.asarray(array * 0.5 + 0.5, np.float32)
 
 
-def to_pil(image: Image) -> PilImage.Image:
-    """A picture (H, W, 3) in [0, 1] as PIL's."""
-    return PilImage.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def fill_smoothly(picture: Tensor, hole: Tensor) -> Tensor:
-    """A picture (1, 3, H, W) on the CPU whose hole (1, 1, H, W) is the membrane over its rim."""
-    values = np.ascontiguousarray(picture[0].permute(1, 2, 0).numpy())
-    smooth = np.ascontiguousarray(membrane(values, hole[0, 0].numpy() > 0.5))
-    return torch.from_numpy(smooth).permute(2, 0, 1)[None]
-
-
-def add_texture(work: Workspace, fill: Image, sample: Image, region: Tensor) -> Image:
-    """`fill` with the fine detail of `sample`, as strong as it is round the region.
-
-    fill and sample are float32 (H, W, 3) in [0, 1] of the model's size, region is a latent mask
-    (1, 1, h, w). Only what is finer than a twentieth of the window is taken: what a sample says of
-    colour and of light is noise beside the fill. Strength is the median of luminance's gradients,
-    which an edge in the surroundings does not sway.
-    """
-    change = sample - fill
-    detail = change - blur(change, 0.025 * max(work.size))
-    hole = np.ascontiguousarray(work.whole(region)[0, 0].numpy())
-    kernel, inside = np.ones((2 * round(0.06 * max(work.size)) + 1,) * 2, np.uint8), hole > 0
-    ring = (cv2.dilate(hole, kernel) > 0) & ~inside
-    if not ring.any():
-        return fill
-    around = _strength(to_image(work.picture), ring)
-    missing = max(around**2 - _strength(fill, inside) ** 2, 0.0) ** 0.5
-    gain = min(missing / max(_strength(detail, inside), 1e-6), _LARGEST_GAIN)
-    return np.asarray(fill + gain * detail, np.float32)
-
-
 def _strength(image: Image, where: Mask) -> float:
     """The median length of luminance's gradient in part of a picture (h, w, 3)."""
     down, across = np.gradient(luma(image))
     return float(np.median(np.hypot(down, across)[where]))
 
 
-def add_change(
-    work: Workspace,
-    before: Tensor,
-    after: Tensor,
-    smoothing: float = 0.0,
-    feather: float | None = None,
-) -> Painted:
-    """Residual decoding: y = x + w * U(D(after) - D(before)).
-
-    before and after are latents (1, C, h, w). The autoencoder's own error cancels and detail finer
-    than the model's pixels stays. `smoothing` (window sizes) is the sigma of a blur of the
-    change inside the region, which holds back invented texture. w is 1 on the region and falls
-    to 0 over `feather` (window sizes; by default the settings').
-    """
-    window, settings = work.window, work.settings
-    change = work.image(after) - work.image(before)
-    if smoothing > 0:
-        mask = resize(window.region(), work.size)
-        # Without mixing the two sides.
-        inside = masked_blur(change, mask, smoothing * max(work.size))
-        change = inside * mask[..., None] + change * (1 - mask[..., None])
-    weight = window.rim(settings.feather if feather is None else feather)
-    rgb = window.pasted + resize(change, window.shape) * weight[..., None]
-    return Painted(rgb, (weight > 0) | window.paste_mask())
-
-
-def replace_region(work: Workspace, image: Image, grow: float = 0.0) -> Painted:
-    """A picture of the model's size (h, w, 3) on the region grown by `grow`, blended over
-    `feather`; with a decoded latent this is plain decoding.
-    """
-    window = work.window
-    weight = window.rim(work.settings.feather, grow)
-    new = resize(image, window.shape)
-    rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
-    return Painted(rgb.astype(np.float32), (weight > 0) | window.paste_mask())
-
-
 def ramp(mask: Tensor, pixels: int) -> Tensor:
-    """Grow a mask (1, 1, h, w) outward by `pixels` with a linear ramp.
-
-    The mean of its 1st to `pixels`-th repeated 3x3 dilation: each dilation adds 1 / pixels. 0 is
-    the identity.
+    """A mask (1, 1, h, w) grown outward by `pixels` with a linear ramp: the mean of its 1st to
+    `pixels`-th repeated 3x3 dilation. 0 is the identity.
     """
     if pixels <= 0:
         return mask

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -64,10 +63,6 @@ class Change:
 
     kind: str
     parameters: Mapping[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a record."""
-        return {"kind": self.kind, **self.parameters}
 
 
 def draw(kind: str, rng: Rng, strength: float = 1.0) -> list[Change]:

@@ -20,10 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.text import Embedding, TextStack
 from inlay.diffusion.unet import UNetBackbone
-from inlay.errors import InputError
 from inlay.learning.state import TrainState, check_state
 from inlay.training.batches import Batch, CorpusLoader
 from inlay.training.corpus import load_corpus, with_rendered
@@ -95,7 +93,9 @@ class EmbeddedTrainer(MaskedTrainer):
         self.corpus = with_rendered(photos, config)
         if resume:
             check_state(out)
-        start = _start(config.start_from)
+        start = None
+        if config.start_from is not None:
+            start = load_backbone(config.start_from, device="cpu", dtype="float32")
         if start is not None:
             self.tokenizer = start.text.tokenizers[0]
         elif resume:
@@ -186,13 +186,3 @@ class EmbeddedTrainer(MaskedTrainer):
             part.save_pretrained(folder / name)
             index[name] = [library, type(part).__name__]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _start(name: str | None) -> Backbone | None:
-    """The checkpoint that a run begins with; raises InputError when it cannot be read."""
-    if name is None:
-        return None
-    try:
-        return load_backbone(name, device="cpu", dtype="float32")
-    except InputError as error:
-        raise InputError(f"start_from is {name!r}, which cannot be read. {error}") from None

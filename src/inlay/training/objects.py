@@ -66,7 +66,9 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
     for score, solid in scored:
         if len(kept) == limit or score <= 0 or score < _RIVAL * scored[0][0]:
             break
-        if all(_overlap(solid, other) <= _OVERLAP for other in kept):
+        # Of the smaller one, the share that lies in the other.
+        smaller = [(solid & other).sum() / min(solid.sum(), other.sum()) for other in kept]
+        if all(share <= _OVERLAP for share in smaller):
             kept.append(solid)
     return [_outline(picture, coarse) for coarse in kept]
 
@@ -218,11 +220,6 @@ def _nearby(lab: Floats, flags: NDArray[np.generic]) -> Floats:
     return np.asarray(total / np.maximum(share, 1e-6)[..., None], np.float32)
 
 
-def _overlap(one: Flags, two: Flags) -> float:
-    """Share of the smaller one that lies in the other."""
-    return float((one & two).sum()) / max(1.0, float(min(one.sum(), two.sum())))
-
-
 def _outline(picture: Image, coarse: Flags) -> Mask:
     """The coarse mask at the picture's size, its outline settled by GrabCut in a wide band."""
     middle = shrink(picture, 2 * _SEARCH)
@@ -265,10 +262,8 @@ class ObjectCache:
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        self._packed: dict[str, Image] = {}
+        self._packed: dict[str, Image] = load_file(cache) if cache.is_file() else {}
         self._new = False
-        if cache.is_file():
-            self._packed = load_file(cache)
 
     def of(self, picture: Image) -> list[Image]:
         """Masks (H, W), uint8, 255 on the object, of a picture (H, W, 3); perhaps none.

@@ -93,8 +93,7 @@ def shown(image: np.ndarray, **settings: float | str) -> tuple[Painted, list[str
     with filler(window(), backbone, chosen, context) as fill:
         size = fill.size
         small = torch.from_numpy(resize(image.astype(np.float32), size)).permute(2, 0, 1)[None]
-        photos = fill.references("", "") if chosen.details else []
-        return blend(fill, backbone.encode(small * 2 - 1), photos), context.notes
+        return blend(fill, backbone.encode(small * 2 - 1)), context.notes
 
 
 def test_the_object_alone_is_laid_in() -> None:
@@ -128,8 +127,8 @@ def test_where_no_object_stands_out_the_box_is_laid_in() -> None:
 
 def test_a_photo_lends_the_detail_that_the_sample_lacks() -> None:
     """The sample is the photo, but soft; where an object is found in it, it becomes sharper."""
-    with filler(window(), composer().backbone, DreamComSettings(), Context()) as fill:
-        photo = fill.references("", "")[0]
+    with filler(window(), composer().backbone, DreamComSettings(details=1.0), Context()) as fill:
+        photo = fill.photos[0]
     sharp = laid_in(resize(photo.rgb, (120, 130)), np.ones((120, 130), np.float32))
     inner = BOX.grown(-12).shifted(-window().box.x, -window().box.y).slices
     errors = {}

@@ -4,12 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from inlay.methods.base import DiffusionSettings
+from inlay.methods.base import DiffusionSettings, Scheduler
 
 
 class ConceptSettings(DiffusionSettings):
-    """What every method for a concept has."""
-
     prompt: str = Field("", max_length=2000)
     """what the box should show; {object} is the concept's words; empty: what it was learnt under"""
     guidance_scale: float = Field(3.0, ge=0, le=50)
@@ -22,9 +20,7 @@ class ConceptSettings(DiffusionSettings):
     """the layers in which box and background do not see each other; a is none, b all, c the
     decoder's outer layers, d and paper all but these, released the last 5 of the decoder
     """
-    scheduler: str = Field(
-        "EulerAncestralDiscreteScheduler", pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$"
-    )
+    scheduler: Scheduler = "EulerAncestralDiscreteScheduler"
     """which of diffusers' schedulers samples, by class name"""
     region: Literal["box", "object"] = "box"
     """what is laid in: the whole box, or the object alone, cut out where it stands out"""
@@ -32,3 +28,7 @@ class ConceptSettings(DiffusionSettings):
     """how much fine detail (text, pattern) the best fitting photo lends the object; 0 is none"""
     details_agreement: float = Field(0.7, ge=0, le=1)
     """details: least correlation of a photo with what was painted; 1 is the same picture"""
+
+    def needs_photos(self) -> tuple[str, str] | None:
+        """What needs the concept's photos, and what does without them; None where nothing does."""
+        return ("details", "details=0") if self.details > 0 else None

@@ -121,7 +121,10 @@ def add_details(
         return image, f"no photo agrees with the sample enough to lend its details; best: {told}"
     sigma = math.sqrt(model_pixel[0] * model_pixel[1])
     band, shown = fine_band(chosen, scale_map(match.matrix, size, shape), shape, sigma)
-    weight = amount * _inner(np.minimum(inside, shown), feather)
+    alpha = np.minimum(inside, shown)
+    # Towards the object's edge, and the picture's border is one too.
+    away = distance(np.pad(alpha <= 0.5, 1, constant_values=True))[1:-1, 1:-1]
+    weight = amount * (alpha * smoothstep(away / max(feather, 1.0)))
     made = image + weight[..., None] * (band - (image - blur(image, sigma)))
     return np.asarray(made, np.float32), f"details of {told}"
 
@@ -225,12 +228,3 @@ def _is_modest(matrix: Matrix, size: tuple[int, int]) -> bool:
         and scales.min() >= 1 / _MOST_SCALED
         and moved.max() <= _MOST_MOVED
     )
-
-
-def _inner(alpha: Image, radius: float) -> Image:
-    """An alpha (h, w) that also falls to 0 towards the object's edge over `radius` pixels.
-
-    The border of the picture is an edge too.
-    """
-    away = distance(np.pad(alpha <= 0.5, 1, constant_values=True))[1:-1, 1:-1]
-    return alpha * smoothstep(away / max(radius, 1.0))

@@ -30,7 +30,7 @@ from inlay.pictures.box import Box
 from inlay.pictures.colour import convert
 from inlay.scene.cutout import grabcut, without_specks
 from inlay.scene.matte import matte
-from inlay.scene.window import Painted, Window, model_size
+from inlay.scene.window import Painted, Window
 
 # What stands for the concept in a prompt.
 _OBJECT = "{object}"
@@ -41,7 +41,6 @@ _ROUNDS = 5
 _BLUR = 0.02
 # A difference in CIELAB that is too small to be seen as an object's.
 _UNSEEN = 4.0
-# The object must cover more of the box than the one and less than the other.
 _LEAST, _MOST = 0.05, 0.95
 # Pieces below this share of the largest, and gaps below this share of the object, are specks.
 _SPECK = 0.1
@@ -53,46 +52,54 @@ def filler(
 ) -> Iterator[Filler]:
     """Inside, the window's concept is attached to the backbone, which can fill regions with it.
 
-    Raises InputError for a file that was learnt for another checkpoint.
+    Raises InputError for a file that was learnt for another checkpoint, and for one without photos
+    where the settings need them.
     """
     assert window.concept is not None
     files = [(window.concept, settings.lora_scale)]
     # Attached first: what is trained on later must not be an inference tensor.
     with attach(backbone, files) as (concept,), torch.inference_mode():
-        size = model_size(window.box, backbone.native_size, backbone.multiple)
-        words = f"{concept.token} {concept.class_name}"
-        prompt = settings.prompt.replace(_OBJECT, words) or concept.prompt
-        layout = concept.layout, concept.background_prompt
-        text, class_text, negative = (
-            embed_prompt(backbone.text, each, size, *layout)
-            for each in (prompt, concept.class_prompt, settings.negative_prompt)
+        photos = _photos(concept, window, settings.needs_photos())
+        yield Filler(window, backbone, settings, context, concept, photos)
+
+
+def _photos(concept: Concept, window: Window, need: tuple[str, str] | None) -> list[Reference]:
+    """A concept file's photos, cropped to the object, in the window's space; if they are needed."""
+    if need is None:
+        return []
+    photos = []
+    for sight in concept.sights:
+        if (photo := sight.image()) is not None:
+            values = from_levels(np.asarray(photo.convert("RGBA")))
+            rgb, alpha = (np.ascontiguousarray(v) for v in (values[..., :3], values[..., 3]))
+            photos.append(Reference(sight.photo, convert(rgb, None, window.space), alpha))
+    if not photos:
+        assert window.concept is not None
+        raise InputError(
+            f"{window.concept.name} holds none of its photos, which {need[0]} needs; learn it with "
+            f"keep_photos=true, or use {need[1]}."
         )
-        guided = settings.guidance_scale != 1 and prompt != settings.negative_prompt
-        unconditional = negative if guided else None
-        yield Filler(
-            window, backbone, settings, context, size, text, unconditional, concept, class_text
-        )
+    return photos
 
 
 @dataclass(eq=False)
 class Filler(Workspace):
-    """A checkpoint with a concept attached, at work on a window, whose picture is the background.
+    """A checkpoint with a concept attached, at work on the background of a window."""
 
-    class_text is the prompt with the class in place of the concept.
-    """
+    view = "clean"
 
     settings: ConceptSettings
     concept: Concept
-    class_text: Embedding
+    photos: Sequence[Reference]
 
     @property
-    def picture(self) -> Tensor:
-        """The background, (1, 3, H, W) in [-1, 1]."""
-        return self.window.tensor("clean", self.size)
+    def prompt(self) -> str:
+        words = f"{self.concept.token} {self.concept.class_name}"
+        return self.settings.prompt.replace(_OBJECT, words) or self.concept.prompt
 
-    def source(self) -> Tensor:
-        """Its latent (1, C, h, w)."""
-        return self.encode(self.picture, "clean")
+    def embed(self, prompt: str) -> Embedding:
+        layout = self.concept.layout, self.concept.background_prompt
+        return embed_prompt(self.backbone.text, prompt, self.size, *layout)
 
     @cached_property
     def box(self) -> Tensor:
@@ -100,9 +107,8 @@ class Filler(Workspace):
         return self.latent_mask(self.window.mask(self.size), cover=True)
 
     def fill(self, source: Tensor, hole: Tensor, strength: float) -> Tensor:
-        """Latent (1, C, h, w) of the background with a hole (1, 1, h, w) filled with the object.
-
-        source, a latent of the picture, is noised to the level of `strength` first.
+        """Latent (1, C, h, w) of the background whose hole (1, 1, h, w) is filled with the object,
+        from the latent `source` noised to the level of `strength`.
         """
         if self.steps(strength) == 0:
             return source
@@ -120,26 +126,13 @@ class Filler(Workspace):
         inside = released_tokens() if self.concept.layout == "released" else None
         return MaskedAttention(hole, self.settings.self_attention, masks, inside=inside)
 
-    def references(self, use: str, instead: str) -> list[Reference]:
-        """The photos that the file holds, cropped to the object.
-
-        Raises InputError where there are none, saying what would `use` them and what to say
-        `instead`.
-        """
-        photos = []
-        for sight in self.concept.sights:
-            if (photo := sight.image()) is not None:
-                values = from_levels(np.asarray(photo.convert("RGBA")))
-                rgb, alpha = (np.ascontiguousarray(v) for v in (values[..., :3], values[..., 3]))
-                rgb = convert(rgb, None, self.window.space)
-                photos.append(Reference(sight.photo, rgb, alpha))
-        if not photos:
-            assert self.window.concept is not None
-            raise InputError(
-                f"{self.window.concept.name} holds none of its photos, which {use} needs; "
-                f"learn it with keep_photos=true, or use {instead}."
-            )
-        return photos
+    def outline(self, image: Image, otherwise: str = "") -> Mask | None:
+        """find_object() in a picture of the window, or None and a note of what is done instead."""
+        found = find_object(image, self.window.clean, self.window.region_box())
+        if found is None and otherwise:
+            told = "the object does not stand out from the background, so its whole box is"
+            self.context.note(f"{told} {otherwise}")
+        return found
 
     def steps(self, strength: float) -> int:
         """How many steps fill() takes."""
@@ -166,7 +159,15 @@ def find_object(new: Image, old: Image, box: Box) -> Mask | None:
     small = np.where(hole[..., None], small, was)
     labels = np.full(size, cv2.GC_BGD, np.uint8)
     labels[hole] = cv2.GC_PR_BGD
-    labels[_likely(small, was, hole, _BLUR * max(box.width, box.height) * scale)] = cv2.GC_PR_FGD
+    # Where the pictures differ most, by Otsu's threshold on their distance.
+    one, other = (
+        cv2.cvtColor(np.ascontiguousarray(each), cv2.COLOR_RGB2Lab) for each in (small, was)
+    )
+    sigma = max(_BLUR * max(box.width, box.height) * scale, 0.5)
+    away = blur(np.sqrt(((one - other) ** 2).sum(-1)), sigma)
+    levels = np.clip(away[hole] * 2, 0, 255).astype(np.uint8)[None]
+    level, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    labels[hole & (away > max(level / 2, _UNSEEN))] = cv2.GC_PR_FGD
     cut = grabcut(to_uint8(small), labels, _ROUNDS)
     if cut is None:
         return None
@@ -177,18 +178,7 @@ def find_object(new: Image, old: Image, box: Box) -> Mask | None:
     return np.asarray((large > 0.5) & (inside > 0))
 
 
-def _likely(new: Image, old: Image, hole: Mask, sigma: float) -> Mask:
-    """Where in the hole the pictures differ most, by Otsu's threshold on their distance."""
-    one, other = (
-        cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2Lab) for image in (new, old)
-    )
-    away = blur(np.sqrt(((one - other) ** 2).sum(-1)), max(sigma, 0.5))
-    levels = np.clip(away[hole] * 2, 0, 255).astype(np.uint8)[None]
-    level, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    return np.asarray(hole & (away > max(level / 2, _UNSEEN)))
-
-
-def blend(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> Painted:
+def blend(fill: Filler, latent: Tensor) -> Painted:
     """The window with its box, or the object in it, as a latent (1, C, h, w) says.
 
     It fades into the background over `feather`. Detail comes from the photos, where the settings
@@ -199,7 +189,7 @@ def blend(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> Pai
     weight = window.rim(settings.feather)
     inside = window.region()
     if settings.region == "object" or settings.details > 0:
-        outline = find_object(new, window.clean, window.region_box())
+        outline = fill.outline(new, "laid in" if settings.region == "object" else "")
         if outline is not None:
             # The sample's outline is no sharper than the model's pixels.
             reach = longer / max(fill.size)
@@ -207,10 +197,6 @@ def blend(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> Pai
             if settings.region == "object":
                 rim = soft_rim(outline, settings.feather * longer)
                 weight = np.minimum(np.maximum(inside, rim), weight)
-        elif settings.region == "object":
-            fill.context.note(
-                "the object does not stand out from the background, so its whole box is laid in"
-            )
     if settings.details > 0:
         part = window.region_box().slices
         pixel = window.shape[0] / fill.size[0], window.shape[1] / fill.size[1]
@@ -218,7 +204,7 @@ def blend(fill: Filler, latent: Tensor, photos: Sequence[Reference] = ()) -> Pai
             new[part],
             inside[part],
             pixel,
-            photos,
+            fill.photos,
             amount=settings.details,
             least=settings.details_agreement,
             feather=settings.feather * longer,

@@ -9,46 +9,30 @@ for each task and variant. The loop itself is diffusion/distill.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.attention import (
-    FirstLayer,
-    HiddenRegion,
-    SharedSource,
-    self_attention_from,
-)
+from inlay.diffusion.attention import HiddenRegion, SharedSource
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.branches import control_image, fit_drawing
-from inlay.diffusion.distill import Descent, Side, Span, Term, beside, distill
+from inlay.diffusion.distill import Descent, Iterate, Side, Span, Term, beside, distill
 from inlay.diffusion.perceptual import latent_loss
-from inlay.diffusion.sample import Denoise, Level, step_count
+from inlay.diffusion.sample import Denoise, step_count
 from inlay.errors import InputError
 from inlay.methods.base import Context
-from inlay.methods.freecompose.settings import FreeComposeSettings
-from inlay.methods.workspace import (
-    Workspace,
-    add_change,
-    add_texture,
-    fill_smoothly,
-    ramp,
-    replace_region,
-)
+from inlay.methods.freecompose import FreeComposeSettings
+from inlay.methods.workspace import Workspace, ramp
 from inlay.scene.window import Painted, Window
-
-# As for `inpaint`: ancestral steps leave flat places clean.
-_SCHEDULER, _TEXTURE_STEPS = "EulerAncestralDiscreteScheduler", 50
 
 
 @dataclass
 class Plan:
-    """What the loop is to do: the latent mask of what may change, its two branches, and what is
-    changed about self-attention meanwhile.
-    """
+    """What the loop is to do; region is the latent mask (1, 1, h, w) of what may change."""
 
     region: Tensor
     source: Side | None
@@ -56,21 +40,31 @@ class Plan:
     attention: HiddenRegion | SharedSource | None = None
 
 
-def _branch(
+def _plan(
     work: Workspace,
-    z: Tensor,
-    prompt: str,
+    settings: FreeComposeSettings,
     region: Tensor,
-    picture: Tensor | None,
-    control: list[Tensor] | None = None,
-) -> Side:
-    """An inpainting checkpoint is shown `picture` (1, 3, H, W) round the region, or nothing."""
-    settings, embed = work.settings, work.backbone.embed
-    seen = work.blank(region) if picture is None else work.conditions(region, picture)
+    sides: Sequence[tuple[Tensor, Tensor]],
+    attention: HiddenRegion | SharedSource | None = None,
+    lines: Sequence[list[Tensor]] = (),
+) -> Plan:
+    """The plan for source and target, each a latent and the picture (1, 3, H, W) it is made of,
+    which an inpainting checkpoint is shown round the region or not; lines are control features.
+    """
+    verb = work.context.verb
     guided = settings.guidance_scale != 1
-    negative = embed([settings.negative_prompt], work.size) if guided else None
-    text = embed([prompt], work.size)
-    return Side(z, replace(seen, text=text, negative=negative, control=control))
+    negative = work.embed(settings.negative_prompt) if guided else None
+    drawn = work.context.control is not None
+    prompts, sees = settings.prompts(verb, drawn), settings.sees_surroundings(verb)
+
+    def branch(i: int) -> Side:
+        z, picture = sides[i]
+        seen = work.conditions(region, picture) if sees[i] else work.blank(region)
+        text, control = work.embed(prompts[i]), lines[i] if lines else None
+        return Side(z, replace(seen, text=text, negative=negative, control=control))
+
+    source = None if settings.variant == "score" else branch(0)
+    return Plan(region, source, branch(1), attention)
 
 
 def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
@@ -82,42 +76,25 @@ def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
     if region.all():
         raise InputError("the mask covers all that the model sees; leave some background out.")
     # Both branches start from the fill: a source with the object would bring the object back.
-    smooth = settings.start == "smooth"
-    z = work.encode(fill_smoothly(work.picture, work.whole(region))) if smooth else work.source()
-    source_sees, target_sees = settings.sees_surroundings("target")
-    source, prompts = None, settings.prompts("remove")
-    if settings.variant != "score":
-        source = _branch(work, z, prompts[0], region, work.picture if source_sees else None)
-    target = _branch(work, z, prompts[1], region, work.picture if target_sees else None)
-    return Plan(region, source, target, HiddenRegion(region) if settings.hide_region else None)
+    z = work.smooth_fill(region)[0] if settings.start == "smooth" else work.source()
+    hidden = HiddenRegion(region) if settings.hide_region else None
+    return _plan(work, settings, region, [(z, work.picture)] * 2, hidden)
 
 
 def harmonization(work: Workspace, settings: FreeComposeSettings) -> Plan:
     """The source is the background before pasting, the collage named as one, or the noise."""
-    variant, before, z = settings.variant, work.picture, work.source()
     region = work.latent_mask(work.window.mask(work.size), cover=True)
-    default: Literal["both", "target"] = "both" if variant == "background" else "target"
-    source_sees, target_sees = settings.sees_surroundings(default)
-    source, prompts = None, settings.prompts(work.context.verb)
-    target = _branch(work, z, prompts[1], region, before if target_sees else None)
-    if variant == "background":
-        before, z = _background(work, region)
-    if variant != "score":
-        source = _branch(work, z, prompts[0], region, before if source_sees else None)
-    return Plan(region, source, target)
-
-
-def _background(work: Workspace, region: Tensor) -> tuple[Tensor, Tensor]:
-    """The picture (1, 3, H, W) before pasting and its latent; where unknown, smoothly filled."""
-    window = work.window
-    if not np.array_equal(window.clean, window.pasted):
-        before = window.tensor("clean", work.size)
-        return before, work.encode(before, "clean")
-    work.context.note(
-        "freecompose: the background before pasting is not known, so a smooth fill stands for it"
-    )
-    before = fill_smoothly(work.picture, work.whole(region))
-    return before, work.encode(before)
+    window, source = work.window, (work.source(), work.picture)
+    sides = [source, source]
+    if settings.variant == "background" and np.array_equal(window.clean, window.pasted):
+        work.context.note(
+            "freecompose: the background before pasting is not known, so a smooth fill stands for "
+            "it"
+        )
+        sides[0] = work.smooth_fill(region)
+    elif settings.variant == "background":
+        sides[0] = work.source("clean"), window.tensor("clean", work.size)
+    return _plan(work, settings, region, sides)
 
 
 def widen_region(window: Window, settings: FreeComposeSettings) -> Window:
@@ -138,75 +115,51 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     source's keys and values, which keeps the subject what it is. Raises InputError for an adapter
     or a layer that the model does not have.
     """
-    window, drawing, note = work.window, work.context.control, work.context.note
+    window, context, name = work.window, work.context, settings.adapter
     attention = _sharing(work, settings) if settings.share else None
-    assert work.context.models is not None
-    adapter = work.context.models.adapter(_adapter_name(work, settings))
-    work.context.adapter = adapter
-    lines = [control_image(work.picture, settings.control_type)] * 2
-    if drawing is not None:
-        part = drawing[window.box.slices]
-        if not (part > 0.5).any():
-            note("freecompose: the control picture shows no lines round the subject")
-        elif part.mean() > 0.5:
-            note("freecompose: the control picture is mostly white; lines are white on black")
-        lines[1] = fit_drawing(part, work.size, settings.control_type)
-    region = work.latent_mask(window.mask(work.size), cover=True)
-    prompts = settings.prompts("compose", drawing is not None)
-    sees = settings.sees_surroundings("both")
-    source, target = (
-        _branch(
-            work,
-            work.source(),
-            prompts[i],
-            region,
-            work.picture if sees[i] else None,
-            adapter.features(lines[i], settings.adapter_conditioning_scale),
+    if not name and work.backbone.name == "embedded":
+        name = "embedded"
+    if not name:
+        raise InputError(
+            f"the variant semantic needs the setting adapter for the model {work.backbone.name}: "
+            "the folder or the hub id of a T2I-Adapter."
         )
-        for i in (0, 1)
-    )
-    return Plan(region, source, target, attention)
-
-
-def _adapter_name(work: Workspace, settings: FreeComposeSettings) -> str:
-    if settings.adapter:
-        return settings.adapter
-    if work.backbone.name == "embedded":
-        return "embedded"
-    raise InputError(
-        f"the variant semantic needs the setting adapter for the model {work.backbone.name}: the "
-        "folder or the hub id of a T2I-Adapter."
-    )
+    assert context.models is not None
+    adapter = context.adapter = context.models.adapter(name)
+    own = drawn = control_image(work.picture, settings.control_type)
+    if context.control is not None:
+        part = context.control[window.box.slices]
+        if not (part > 0.5).any():
+            context.note("freecompose: the control picture shows no lines round the subject")
+        elif part.mean() > 0.5:
+            context.note(
+                "freecompose: the control picture is mostly white; lines are white on black"
+            )
+        drawn = fit_drawing(part, work.size, settings.control_type)
+    region = work.latent_mask(window.mask(work.size), cover=True)
+    scale = settings.adapter_conditioning_scale
+    lines = [adapter.features(each, scale) for each in (own, drawn)]
+    return _plan(work, settings, region, [(work.source(), work.picture)] * 2, attention, lines)
 
 
 def _sharing(work: Workspace, settings: FreeComposeSettings) -> SharedSource:
     decoder, layers = settings.share_from_layer == "decoder", work.backbone.layers()
-    first: FirstLayer = "decoder" if decoder else int(settings.share_from_layer)
-    if not self_attention_from(layers, first):
-        count = len(self_attention_from(layers, 0))
+    first_call = settings.first_shared(settings.num_iterations)
+    rule = SharedSource("decoder" if decoder else int(settings.share_from_layer), first_call)
+    if not rule.layers(layers):
+        count = len(SharedSource(0).layers(layers))
         raise InputError(
-            f"share_from_layer is {first}, but the model has {count} layers of self-attention; "
-            f"give 0 to {count - 1}, or decoder."
+            f"share_from_layer is {rule.first_layer}, but the model has {count} layers of "
+            f"self-attention; give 0 to {count - 1}, or decoder."
         )
-    return SharedSource(first, settings.first_shared(settings.num_iterations))
+    return rule
 
 
-@dataclass(frozen=True)
-class _Steered:
-    """A backbone's denoiser that is shown the control picture's lines at some timesteps alone."""
-
-    backbone: Backbone
-    settings: FreeComposeSettings
-
-    def denoiser(self, conditions: Conditions) -> Denoise:
-        steered = self.backbone.denoiser(conditions)
-        free = self.backbone.denoiser(replace(conditions, control=None))
-        timesteps = range(self.settings.control_t_min, self.settings.control_t_max)
-
-        def denoise(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-            return (steered if level.timestep in timesteps else free)(z, level)
-
-        return denoise
+def _steered(backbone: Backbone, settings: FreeComposeSettings, conditions: Conditions) -> Denoise:
+    """A denoiser that is shown the control picture's lines at some timesteps alone."""
+    shown, free = (backbone.denoiser(x) for x in (conditions, replace(conditions, control=None)))
+    timesteps = range(settings.control_t_min, settings.control_t_max)
+    return lambda z, level: (shown if level.timestep in timesteps else free)(z, level)
 
 
 def _terms(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> list[Term]:
@@ -233,18 +186,15 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
     spans = [Span(1 - late, settings.t_min, settings.t_max)]
     if late > 0:
         spans.append(Span(late, settings.t_min, settings.late_t_max))
-    descent = Descent(
-        spans,
-        settings.num_iterations,
-        settings.pool_size,
-        settings.eta,
-        settings.optimizer,
-        settings.plateau,
-        settings.patience,
-    )
+    told = settings.model_dump(include={"pool_size", "eta", "optimizer", "plateau", "patience"})
+    descent = Descent(spans, settings.num_iterations, **told)
+
+    def tell(iterate: Iterate) -> None:
+        work.tell(iterate.number + 1, iterate.total, lambda: work.image(iterate.z))
+
     with work.backbone.attention(plan.attention):
         latent, iterations = distill(
-            _Steered(work.backbone, settings).denoiser,
+            partial(_steered, work.backbone, settings),
             work.backbone.levels,
             plan.source,
             plan.target,
@@ -254,7 +204,7 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
             rerun_source=isinstance(plan.attention, SharedSource),
             weight=ramp(plan.region, settings.blend_pixels),
             terms=_terms(work, settings, plan),
-            progress=lambda iterate: work.tell(iterate.number + 1, iterate.total, iterate.z),
+            progress=tell,
         )
     if iterations < settings.num_iterations:
         context.note(f"freecompose: stood still after {iterations} steps, so it stopped")
@@ -263,31 +213,20 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
     return latent
 
 
-def _sample(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
-    """The latent noised, then sampled: it has the texture that a mean of many gradients lacks."""
-    seen = plan.target.conditions.masked_latent
-    conditions = replace(work.conditions(plan.region), masked_latent=seen)
-    solver = work.backbone.solver(_SCHEDULER, _TEXTURE_STEPS)
-    return work.paint(solver, conditions, z, settings.texture, lambda step: None)
-
-
-def _redraw(work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor) -> Tensor:
+def _redraw(
+    work: Workspace, settings: FreeComposeSettings, plan: Plan, z: Tensor, steps: int
+) -> Tensor:
     """The latent sampled by its lines and prompt: the loop alone leaves outlines soft."""
     attention = plan.attention
     assert plan.source is not None
     if isinstance(attention, SharedSource):
-        attention = replace(attention, first_call=settings.first_shared(_redraw_steps(settings)))
+        attention = replace(attention, first_call=settings.first_shared(steps))
     solver = work.backbone.solver("DDIMScheduler", settings.redraw_steps)
-    steered = _Steered(work.backbone, settings).denoiser
+    steered = partial(_steered, work.backbone, settings)
     denoise = beside(steered, plan.source, plan.target, work.context.noise(plan.source.z))
     conditions = work.conditions(plan.region)
     with work.backbone.attention(attention):
         return work.paint(solver, conditions, z, settings.redraw, denoise=denoise)
-
-
-def _redraw_steps(settings: FreeComposeSettings) -> int:
-    redraws = settings.variant == "semantic"
-    return step_count(settings.redraw_steps, settings.redraw) if redraws else 0
 
 
 # Not inference_mode: the perceptual terms need gradients of what is made here.
@@ -299,26 +238,31 @@ def run(
     and the variant say.
 
     Raises InputError where the mask leaves nothing to go by, for a perceptual term that this
-    checkpoint or this installation does not have, or a variant or adapter that does not fit.
+    checkpoint or this installation does not have, or an adapter that does not fit.
     """
-    settings.check_use(context.verb, context.control is not None)
     reposes = settings.variant == "semantic"
     if reposes:
         window = widen_region(window, settings)
-    context.total = settings.num_iterations + _redraw_steps(settings)
-    work = Workspace.of(window, backbone, settings, context)
+    redraws = step_count(settings.redraw_steps, settings.redraw) if reposes else 0
+    context.total = settings.num_iterations + redraws
+    work = Workspace(window, backbone, settings, context)
     if context.verb == "remove":
         plan = removal(work, settings)
         fill = _distill(work, settings, plan)
         image = work.image(fill)
         if settings.texture > 0:
-            sample = work.image(_sample(work, settings, plan, fill))
-            image = add_texture(work, image, sample, plan.region)
-        return replace_region(work, image, settings.grow)
+            # A sample has the texture that a mean of many gradients lacks; as for `inpaint`,
+            # ancestral steps leave flat places clean.
+            solver = backbone.solver("EulerAncestralDiscreteScheduler", 50)
+            seen = plan.target.conditions.masked_latent
+            conditions = replace(work.conditions(plan.region), masked_latent=seen)
+            sample = work.paint(solver, conditions, fill, settings.texture, lambda step: None)
+            image = work.add_texture(image, work.image(sample), plan.region)
+        return work.replace_region(image, settings.grow)
     plan = semantic(work, settings) if reposes else harmonization(work, settings)
     after = _distill(work, settings, plan)
     if reposes and settings.redraw > 0:
-        after = _redraw(work, settings, plan, after)
+        after = _redraw(work, settings, plan, after, redraws)
     if (reposes or settings.decoding == "plain") and context.total > 0:
-        return replace_region(work, work.image(after))
-    return add_change(work, work.source(), after, settings.smoothing, settings.rim)
+        return work.replace_region(work.image(after))
+    return work.add_change(work.source(), after, settings.smoothing, settings.rim)

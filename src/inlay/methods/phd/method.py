@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.branches import Harmonizer, few_levels
+from inlay.diffusion.branches import few_levels
 from inlay.diffusion.sample import Level, step_count
 from inlay.methods.base import Context
+from inlay.methods.phd import PhdSettings
 from inlay.methods.phd.scene import run_scene
-from inlay.methods.phd.settings import PhdSettings
 from inlay.methods.phd.stages import harmonize, inpaint_ring, soften_paste
 from inlay.methods.workspace import Workspace
 from inlay.scene.window import Painted, Window
@@ -27,11 +27,9 @@ def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Cont
 
     Raises InputError for a harmonizer or a scheduler that does not fit the model.
     """
-    settings.check_use(context.verb, context.control is not None)
-    harmonizer = _harmonizer(settings, context)
-    levels = _levels(settings, backbone, harmonizer)
+    levels = _levels(settings, backbone, context)
     if context.verb == "scene":
-        return run_scene(window, backbone, settings, context, levels, harmonizer)
+        return run_scene(window, backbone, settings, context, levels)
     composes = context.verb == "compose"
     known = not np.array_equal(window.clean, window.pasted)
     canvas = soften_paste(window, settings.paste_blur if composes else 0.0)
@@ -40,14 +38,14 @@ def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Cont
     before = step_count(settings.num_inference_steps, settings.strength) if paints else 0
     context.total = before + len(levels)
     with torch.inference_mode():
-        work = Workspace.of(canvas.window, backbone, settings, context)
+        work = Workspace(canvas.window, backbone, settings, context)
         if before:
             canvas = inpaint_ring(work, canvas, settings)
             context.done = before
         if composes and settings.inpaint:
             stages.append(("inpaint", canvas))
         if levels:
-            canvas = harmonize(work, canvas, settings, levels, harmonizer)
+            canvas = harmonize(work, canvas, settings, levels)
         if settings.harmonize:
             stages.append(("harmonize", canvas))
     if context.total == 0:
@@ -56,28 +54,24 @@ def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Cont
     return Painted(canvas.window.pasted, canvas.effect, kept)
 
 
-def _harmonizer(settings: PhdSettings, context: Context) -> Harmonizer | None:
-    """The trained module, unless it would not count or nothing can open one."""
-    name = settings.harmonizer
-    if not settings.harmonize or name == "none" or settings.harmonizer_scale == 0:
-        return None
-    assert context.models is not None
-    context.harmonizer = context.models.harmonizer(name)
-    if context.harmonizer is None:
-        context.note(
-            "phd: there is no harmonizer for this model, so the bare model relights the subject; "
-            "`inlay train harmonizer` makes one"
-        )
-    return context.harmonizer
+def _levels(settings: PhdSettings, backbone: Backbone, context: Context) -> list[Level]:
+    """The levels of the harmonize stage, noisiest first; none where it changes nothing.
 
-
-def _levels(
-    settings: PhdSettings, backbone: Backbone, harmonizer: Harmonizer | None
-) -> list[Level]:
-    """The levels of the harmonize stage, noisiest first; none where it changes nothing."""
-    if not settings.harmonize or settings.correction == 0:
+    They are the trained module's where there is one; it is opened here, unless it would not count.
+    """
+    if not settings.harmonize:
         return []
-    if harmonizer is not None:
+    if settings.harmonizer != "none" and settings.harmonizer_scale > 0:
+        assert context.models is not None
+        context.harmonizer = context.models.harmonizer(settings.harmonizer)
+        if context.harmonizer is None:
+            context.note(
+                "phd: there is no harmonizer for this model, so the bare model relights the "
+                "subject; `inlay train harmonizer` makes one"
+            )
+    if settings.correction == 0:
+        return []
+    if context.harmonizer is not None:
         return few_levels(backbone, settings.harmonizer_steps, settings.harmonizer_strength)
     steps = step_count(settings.harmonize_steps, settings.harmonize_strength)
     return few_levels(backbone, steps, settings.harmonize_strength)

@@ -18,13 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.diffusion.backbone import Backbone
-from inlay.diffusion.branches import Harmonizer
 from inlay.diffusion.sample import Level, Step, step_count
 from inlay.diffusion.tiles import Resolution, TiledDenoiser, Tiling, in_tiles, resolutions
 from inlay.methods.base import Context
-from inlay.methods.phd.settings import PhdSettings
+from inlay.methods.phd import PhdSettings
 from inlay.methods.phd.stages import Canvas, harmonize
-from inlay.methods.workspace import Workspace, to_image, to_pil
+from inlay.methods.workspace import Workspace, to_image
 from inlay.pictures.arrays import Image, bounds, resize
 from inlay.scene.window import Painted, Window, crop_box, to_tensor
 
@@ -83,11 +82,9 @@ class _Scene:
         run = step_count(steps, strength)
 
         def tell(step: Step) -> None:
-            context = work.context
-            preview = to_pil(self._decode(step.x0, tiling, level)) if context.previews else None
             # Solvers of higher order call more than once a step.
-            made = context.done + round(run * (step.number + 1) / step.total)
-            context.progress(made, context.total, preview)
+            made = round(run * (step.number + 1) / step.total)
+            work.tell(made, run, lambda: self._decode(step.x0, tiling, level))
 
         result = work.paint(
             backbone.solver(settings.sampler(scene=True), steps),
@@ -114,14 +111,12 @@ def run_scene(
     settings: PhdSettings,
     context: Context,
     levels: list[Level],
-    harmonizer: Harmonizer | None,
 ) -> Painted:
     """The window as a scene round the subject, whose region is all but the subject.
 
     window.alpha is 1 less the subject's alpha, window.pasted the subject over any canvas. levels
-    and harmonizer are those of the harmonize stage, which is left out where there are no levels.
-    The result's effect is the whole window. Raises InputError for a scheduler that does not sample
-    the checkpoint.
+    are those of the harmonize stage, which is left out where there are none. Raises InputError for
+    a scheduler that does not sample the checkpoint.
     """
     for count in (settings.num_inference_steps, settings.refine_steps):
         backbone.solver(settings.sampler(scene=True), count)
@@ -130,8 +125,10 @@ def run_scene(
     steps = step_count(settings.refine_steps, settings.refine_strength)
     context.total = settings.num_inference_steps + (len(plan) - 1) * steps + len(levels)
     size, alpha = plan[-1].size, 1 - window.alpha
+    work = Workspace(window, backbone, settings, context)
+    work.size = native, native
     scene = _Scene(
-        Workspace.of(window, backbone, settings, context, (native, native)),
+        work,
         settings,
         resize(window.pasted - window.was * window.alpha[..., None], size),
         resize(alpha, size),
@@ -150,9 +147,9 @@ def run_scene(
         box = crop_box(bounds(alpha) or window.box, whole, settings.context, native)
         before, alpha = rgb[box.slices].copy(), alpha[box.slices]
         close = Window(box, before, before, alpha, before)
-        work = Workspace.of(close, backbone, settings, context)
+        work = Workspace(close, backbone, settings, context)
         canvas = Canvas(close, alpha, alpha > 0)
-        canvas = harmonize(work, canvas, settings, levels, harmonizer)
+        canvas = harmonize(work, canvas, settings, levels)
         rgb[box.slices] = canvas.window.pasted
     effect = np.ones(window.shape, bool)
 

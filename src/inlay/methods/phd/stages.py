@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.branches import Harmonizer, correct
+from inlay.diffusion.branches import correct
 from inlay.diffusion.sample import Level
-from inlay.methods.phd.settings import PhdSettings
+from inlay.methods.phd import PhdSettings
 from inlay.methods.workspace import Workspace
 from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize
 from inlay.scene.fill import foreground
@@ -78,7 +78,7 @@ def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings) -> Canv
     ring = region.mask(work.size, settings.grow) * ~solid
     if not ring.any():
         return canvas
-    source = work.encode(work.picture)
+    source = work.backbone.encode(work.picture)
     conditions = work.conditions(work.latent_mask(ring, cover=True), work.picture)
     after = work.paint(solver, conditions, source, settings.strength)
     rim = min(settings.feather, settings.grow)
@@ -86,8 +86,9 @@ def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings) -> Canv
     weight = (weight * (1 - canvas.cover))[..., None]
     new = work.image(after)
     if settings.decoding == "residual":
-        change = new - work.image(source)
-        change = resize(_smooth(change, ring[0, 0].numpy(), settings.ring_smoothing), window.shape)
+        sigma = settings.ring_smoothing * max(work.size)
+        change = _smooth(new - work.image(source), ring[0, 0].numpy(), sigma)
+        change = resize(change, window.shape)
     else:
         change = resize(new, window.shape) - window.clean
     return canvas.with_picture(
@@ -96,23 +97,19 @@ def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings) -> Canv
 
 
 def harmonize(
-    work: Workspace,
-    canvas: Canvas,
-    settings: PhdSettings,
-    levels: list[Level],
-    harmonizer: Harmonizer | None,
+    work: Workspace, canvas: Canvas, settings: PhdSettings, levels: list[Level]
 ) -> Canvas:
     """The canvas with the subject's light and colour changed, its own detail kept.
 
     Residual decoding: P + a' U(D(z + k (m - z)) - D(z)) for the pasted latent z, the mean m of the
-    answers and the restraint k; the change is blurred by `smoothing` inside the subject. Without a
-    harmonizer the answers are those of the bare model, begun with the picture noised to the first
-    level; with one they begin with noise alone.
+    answers and the restraint k; the change is blurred by `smoothing` inside the subject, and goes
+    on as a shadow beyond it. Without a harmonizer in the context the answers are those of the bare
+    model, begun with the picture noised to the first level; with one they begin with noise alone.
     """
-    backbone, window, context = work.backbone, canvas.window, work.context
+    backbone, window, harmonizer = work.backbone, canvas.window, work.context.harmonizer
     # Not the workspace's picture: the ring may have been painted since.
     picture = window.tensor("pasted", work.size)
-    cover, source = np.clip(resize(window.alpha, work.size), 0, 1), work.encode(picture)
+    cover, source = np.clip(resize(window.alpha, work.size), 0, 1), backbone.encode(picture)
     mask = torch.from_numpy(cover)[None, None]
     reach = max(settings.harmonize_grow, settings.shadow_reach)
     region = torch.maximum(window.mask(work.size, reach), mask)
@@ -122,7 +119,7 @@ def harmonize(
     if harmonizer is not None:
         guide = harmonizer.guide(picture, mask, settings.harmonizer_scale)
     if settings.harmonize_guidance_scale != 1 and settings.prompt != settings.negative_prompt:
-        negative = backbone.embed([settings.negative_prompt], work.size)
+        negative = work.embed(settings.negative_prompt)
     mean, spread = correct(
         backbone,
         replace(
@@ -133,7 +130,7 @@ def harmonize(
         ),
         source,
         levels,
-        generator=context.generator,
+        generator=work.context.generator,
         samples=settings.harmonizer_samples,
         from_pasted=harmonizer is None or settings.harmonizer_strength < 1,
         progress=work.on_step,
@@ -141,8 +138,19 @@ def harmonize(
     change, samples = mean - source, settings.harmonizer_samples
     sigma = settings.smoothing * max(work.size) / backbone.factor
     kept = shrinkage(change, spread, latent_mask, samples, settings.restraint, sigma)
+    before = work.image(source)
     after = work.image(source + settings.correction * kept * change)
-    return _apply(canvas, settings, work.image(source), after, cover)
+    if settings.decoding == "plain":
+        new = resize(after, window.shape) - window.pasted
+    else:
+        sigma = settings.smoothing * max(work.size)
+        new = resize(_smooth(after - before, cover, sigma), window.shape)
+    rgb, where = window.pasted + canvas.cover[..., None] * new, canvas.cover > 0
+    if settings.shadow_reach > 0:
+        shade = _shade(window, settings, before, after)
+        shade = 1 - (1 - shade) * window.rim(settings.shadow_reach) * (1 - canvas.cover)
+        rgb, where = rgb * shade[..., None], where | (shade < 1)
+    return canvas.with_picture(np.clip(rgb, 0, 1).astype(np.float32), where)
 
 
 def shrinkage(
@@ -160,54 +168,26 @@ def shrinkage(
     round 0 with a variance of |d|^2, the empirical Bayes of James and Stein (1961) without their
     threshold. The best linear estimate is then k d with
 
-        k = |d|^2 / (|d|^2 + restraint * v) = |d|^4 / (|d|^4 + restraint * (n + 1) / (n - 1) *
-            sum_c d_c^2 s_c^2).
+        k = |d|^2 / (|d|^2 + restraint * v).
 
     d and s^2 are blurred first inside the mask (1, 1, h, w), with a Gaussian of `sigma` in their
     pixels, so that k follows regions. One answer has no spread: then k is 1.
     """
     if samples < 2 or restraint == 0:
         return torch.ones_like(change[:, :1])
-    weight = mask[0, 0].cpu().numpy()
+    weight, like = mask[0, 0].cpu().numpy(), change
+    planes = (x[0].permute(1, 2, 0).cpu().numpy() for x in (change, spread**2))
     d, variance = (
-        torch.from_numpy(_blur_inside(x[0].cpu().numpy(), weight, sigma))[None].to(x)
-        for x in (change, spread**2)
+        torch.from_numpy(_smooth(x, weight, sigma)).permute(2, 0, 1)[None].to(like) for x in planes
     )
     size = (d**2).sum(1, keepdim=True)
     error = (samples + 1) / (samples - 1) * (d**2 * variance).sum(1, keepdim=True)
     return size**2 / (size**2 + restraint * error).clamp(min=1e-12)
 
 
-def _blur_inside(planes: Image, mask: Image, sigma: float) -> Image:
-    """Planes (c, h, w) blurred inside a mask (h, w), without what lies outside; 0 is no blur."""
-    if sigma <= 0:
-        return planes
-    return np.stack([masked_blur(plane, mask, sigma) for plane in planes])
-
-
-def _smooth(change: Image, mask: Image, share: float) -> Image:
-    """A change (h, w, 3) blurred inside a mask (h, w) by `share` of its longer side."""
-    planes = _blur_inside(change.transpose(2, 0, 1), mask, share * max(mask.shape))
-    return planes.transpose(1, 2, 0)
-
-
-def _apply(
-    canvas: Canvas, settings: PhdSettings, before: Image, after: Image, mask: Image
-) -> Canvas:
-    """The change from `before` to `after`, pictures (h, w, 3) of the model's size, laid into the
-    subject, where mask (h, w) is not 0, and as a shadow beyond it.
-    """
-    window = canvas.window
-    if settings.decoding == "plain":
-        new = resize(after, window.shape) - window.pasted
-    else:
-        new = resize(_smooth(after - before, mask, settings.smoothing), window.shape)
-    rgb, where = window.pasted + canvas.cover[..., None] * new, canvas.cover > 0
-    if settings.shadow_reach > 0:
-        shade = _shade(window, settings, before, after)
-        shade = 1 - (1 - shade) * window.rim(settings.shadow_reach) * (1 - canvas.cover)
-        rgb, where = rgb * shade[..., None], where | (shade < 1)
-    return canvas.with_picture(np.clip(rgb, 0, 1).astype(np.float32), where)
+def _smooth(change: Image, mask: Image, sigma: float) -> Image:
+    """A change (h, w, c) blurred inside a mask (h, w), without what lies outside; 0 is no blur."""
+    return masked_blur(change, mask, sigma) if sigma > 0 else change
 
 
 def _shade(window: Window, settings: PhdSettings, before: Image, after: Image) -> Image:
