@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from inlay.composer import Composer as Composer
-    from inlay.pictures.box import Box as Box
+    from inlay.pictures.arrays import Box as Box
     from inlay.pictures.read import Source
     from inlay.request import Request as Request
     from inlay.result import Result as Result
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Box": "inlay.pictures.box",
+    "Box": "inlay.pictures.arrays",
     "Composer": "inlay.composer",
     "Request": "inlay.request",
     "Result": "inlay.result",

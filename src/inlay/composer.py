@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
 from inlay.methods.base import Callback
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 from inlay.pictures.read import Source
 from inlay.request import ComposeRequest, HarmonizeRequest, RemoveRequest, Request, SceneRequest
 from inlay.result import Result

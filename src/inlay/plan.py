@@ -17,8 +17,7 @@ import numpy as np
 
 from inlay.errors import InputError, unsaved
 from inlay.methods.registry import Step
-from inlay.pictures.arrays import Image
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image
 from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_mask, read_picture

@@ -26,8 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from inlay.errors import InputError, __version__, unsaved
 from inlay.methods.registry import main_phase
-from inlay.pictures.arrays import Image, to_uint8
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image, to_uint8
 from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import file_sha256, read_record

@@ -13,8 +13,7 @@ import numpy as np
 
 from inlay.methods.base import Callback, Context, Models, Settings
 from inlay.methods.registry import Step
-from inlay.pictures.arrays import Image
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
 from inlay.plan import Plan, PlannedStep, plan_of, read_inputs

@@ -69,7 +69,7 @@ def test_nothing_heavy_is_imported_by_help_or_listing() -> None:
 
 
 def test_the_public_names() -> None:
-    assert inlay.Box is __import__("inlay.pictures.box", fromlist=["Box"]).Box
+    assert inlay.Box is __import__("inlay.pictures.arrays", fromlist=["Box"]).Box
     assert issubclass(inlay.InputError, ValueError)
     assert set(inlay.__all__) <= set(dir(inlay))
     with pytest.raises(AttributeError, match="no attribute 'Compsoer'"):

@@ -15,7 +15,7 @@ from skimage import color, data
 from inlay.errors import InputError
 from inlay.methods import feather, paste, poisson, reinhard, telea
 from inlay.methods.base import Context, Method, Painted
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 from inlay.scene.fill import (
     backdrop,
     fill_hole,

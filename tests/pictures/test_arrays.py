@@ -11,6 +11,7 @@ from scipy import ndimage
 from skimage import data
 
 from inlay.pictures.arrays import (
+    Box,
     blur,
     bounds,
     distance,
@@ -22,7 +23,6 @@ from inlay.pictures.arrays import (
     soft_rim,
     to_uint8,
 )
-from inlay.pictures.box import Box
 
 
 def spots(seed: int = 0, shape: tuple[int, int] = (61, 83)) -> NDArray[np.bool_]:

@@ -16,8 +16,7 @@ from PIL import Image
 from skimage import data
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import bounds
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, bounds
 from inlay.scene.matte import colours, matte
 from inlay.scene.subject import cut
 
@@ -316,7 +315,7 @@ def test_cutting_leaves_torchs_number_of_threads_alone() -> None:
     program = (
         "import numpy as np, torch\n"
         "torch.set_num_threads(1)\n"
-        "from inlay.pictures.box import Box\n"
+        "from inlay.pictures.arrays import Box\n"
         "from inlay.scene.matte import colours\n"
         "alpha = np.zeros((32, 32), np.float32)\n"
         "alpha[8:24, 8:24] = 0.5\n"

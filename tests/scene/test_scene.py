@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 from inlay import Composer, InputError
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
 from inlay.scene.subject import Cutout, Subject
 from inlay.scene.window import Layer, Region, Scene, Window, merge, place

@@ -11,7 +11,7 @@ import torch
 from skimage import data
 
 from inlay.errors import InputError
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 from inlay.scene.segment import segment
 
 PHOTO = (data.chelsea()[:120, :150] / 255).astype(np.float32)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 from inlay.methods.base import Painted
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
 from inlay.scene.window import (
     Region,

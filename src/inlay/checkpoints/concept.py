@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from inlay.checkpoints.folder import check_safetensors
-from inlay.errors import InputError, name_of, replace_file
+from inlay.errors import InputError
+from inlay.pictures.read import name_of
+from inlay.pictures.write import replace_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.errors import InputError, replace_file
+from inlay.errors import InputError
+from inlay.pictures.write import replace_file
 
 if TYPE_CHECKING:
     import torch

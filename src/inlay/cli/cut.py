@@ -10,7 +10,7 @@ import typer
 from inlay.cli.options import Cut, Out, Reading, flag
 from inlay.cli.outputs import check_out, listening, tell
 from inlay.errors import InputError
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 
 _WITH_ALPHA = (".png", ".webp", ".avif", ".tif", ".tiff")
 

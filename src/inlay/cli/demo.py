@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -224,7 +224,7 @@ class Outputs:
 
     def finish(self) -> dict[str, Any]:
         """Put everything in place; returns the record for --json."""
-        from inlay.errors import move_all
+        from inlay.pictures.write import move_all
 
         summary = self.records[0]
         if len(self.targets) > 1:

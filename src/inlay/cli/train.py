@@ -17,7 +17,7 @@ import typer
 from inlay.cli.options import Device, OutFolder, Quiet, Reading, flag, model_names
 from inlay.cli.outputs import listening, say, tell
 from inlay.errors import InputError, show
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 
 
 @dataclass(frozen=True)

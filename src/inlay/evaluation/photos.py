@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.learning.folder import MASKS, SUFFIXES, image_rows, is_held_out
-from inlay.pictures.arrays import shrink
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, shrink
 from inlay.pictures.read import read_mask, read_picture
 
 # The word that stands for the photographs inside scikit-image's wheel.

@@ -11,8 +11,9 @@ from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.errors import __version__, replace_file
+from inlay.errors import __version__
 from inlay.evaluation.harmony import FIGURES, PASTE, Report, summary
+from inlay.pictures.write import replace_file
 from inlay.training.disturb import KINDS
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from inlay.checkpoints.concept import Concept
 from inlay.checkpoints.load import load_backbone
-from inlay.errors import InputError, check_target
+from inlay.errors import InputError
 from inlay.learning.loop import Processes, train
 from inlay.learning.photos import Photo, find_views
 from inlay.learning.run import Learning
@@ -25,6 +25,7 @@ from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
 from inlay.learning.state import check_state
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
+from inlay.pictures.write import check_target
 
 __all__ = ["Learning", "learn", "run_folder"]
 

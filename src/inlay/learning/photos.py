@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, bounds, resize, to_uint8
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import FAINT, Box, bounds, resize, to_uint8
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
 

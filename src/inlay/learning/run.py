@@ -36,7 +36,7 @@ from inlay.learning.samples import (
 )
 from inlay.learning.settings import LearnConfig, pick_token, prompt_for
 from inlay.learning.state import TrainState, check_state
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
 from inlay.pictures.write import write_picture
 

@@ -17,8 +17,7 @@ from torch.nn import functional
 from inlay.errors import InputError
 from inlay.learning.folder import image_rows
 from inlay.learning.photos import View, portrait
-from inlay.pictures.arrays import blur, resize
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, blur, resize
 from inlay.pictures.read import read_picture
 from inlay.scene.window import crop_box
 

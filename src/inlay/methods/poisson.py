@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Settings
-from inlay.pictures.arrays import Image, Mask, bounds, to_uint8
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image, Mask, bounds, to_uint8
 from inlay.scene.fill import backdrop, foreground, membrane
 from inlay.scene.window import Painted, Window
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import from_levels, row_bands, to_levels
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, from_levels, row_bands, to_levels
 from inlay.pictures.colour import check_profile, from_srgb, to_srgb
 
 _log = logging.getLogger("inlay")

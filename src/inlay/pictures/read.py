@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin
 from PIL import Image as PilImage
 
-from inlay.errors import InputError, name_of
+from inlay.errors import InputError
 from inlay.pictures.arrays import luma, samples_of, upright
 from inlay.pictures.picture import Picture
 
 DEFAULT_MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1 << 30
+_SHOWN_NAME = 80
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
@@ -304,3 +305,14 @@ def _from_pil(image: PilImage.Image, name: str) -> Picture:
     with suppress(Exception):
         orientation = image.getexif().get(0x0112, 1)
     return Picture(upright(samples, orientation), mode, icc or None, name)
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """A path's last part as it stands in a message: printable, on one line, never long."""
+    try:
+        text = os.fsdecode(path)
+    except (TypeError, ValueError):
+        return "picture"
+    name = os.path.basename(text.rstrip("/\\")) or text
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return name if len(name) <= _SHOWN_NAME else name[: _SHOWN_NAME - 1] + "…"

@@ -1,17 +1,22 @@
-"""Writing pictures: the suffix names the format, what the format can hold is kept as it is.
+"""Writing pictures in the format of their suffix, and any file in one step.
 
-PNG and TIFF keep every sample; JPEG is written at quality 95 without chroma subsampling, WebP at
-quality 95, AVIF at 90. What a format cannot hold is reduced, and the log says so: JPEG has no alpha
-and 8 bits, WebP and AVIF neither grey nor CMYK, PNG no CMYK (it becomes sRGB), BMP neither alpha
-nor profile nor anything that is said of the picture. The record is a text of its own in PNG, the
-ImageDescription of a TIFF, else EXIF's UserComment. libvips encodes all but BMP.
+What a format can hold is kept as it is. PNG and TIFF keep every sample; JPEG is written at quality
+95 without chroma subsampling, WebP at quality 95, AVIF at 90. What a format cannot hold is reduced,
+and the log says so: JPEG has no alpha and 8 bits, WebP and AVIF neither grey nor CMYK, PNG no CMYK
+(it becomes sRGB), BMP neither alpha nor profile nor anything that is said of the picture. The
+record is a text of its own in PNG, the ImageDescription of a TIFF, else EXIF's UserComment. libvips
+encodes all but BMP.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +25,10 @@ import numpy as np
 import pyvips
 from PIL import Image as PilImage
 
-from inlay.errors import InputError, check_target, name_of, replace_file
+from inlay.errors import InputError
 from inlay.pictures.arrays import from_levels, to_levels, vips_image
 from inlay.pictures.picture import Picture
+from inlay.pictures.read import name_of
 
 _log = logging.getLogger("inlay")
 
@@ -149,3 +155,92 @@ def _encode(
             f"{name} cannot be written as {form.name}, which may hold no {picture.width} x "
             f"{picture.height} pixels; write a png or tif."
         ) from None
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """The file that writing to `path` will replace (links are followed).
+
+    Raises InputError where it cannot be written: its folder is missing or closed to us, or the
+    name is that of a folder, a pipe, a device or a read-only file. Leaves nothing behind.
+    """
+    name = name_of(path)
+    try:
+        target = Path(os.path.realpath(os.fspath(path)))
+        if target.exists() and not target.is_file():
+            raise InputError(f"{name} is a folder, pipe or device; expected a file to write.")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise InputError(f"{name} is read-only; give another output file.")
+        # Permissions alone do not tell: only a try shows full or read-only file systems.
+        probe = _temporary(target)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        raise _unwritable(name, error) from None
+    return target
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it in place in one step.
+
+    Whatever is raised, a listed file is either the old one or the whole new one, whose permissions
+    are the old one's. Raises InputError where the system refuses.
+    """
+    target = check_target(path)
+    temporary = _temporary(target)
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o7777)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise _unwritable(name_of(path), error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Move every (source, target), or none: what was there comes back where one cannot be moved.
+
+    The folders of the sources hold what was there until all are moved. Raises InputError.
+    """
+    done: list[tuple[Path, Path, Path | None]] = []
+    try:
+        for number, (source, target) in enumerate(moves):
+            kept = source.with_name(f"old-{number}") if os.path.lexists(target) else None
+            done.append((source, target, kept))
+            if kept is not None:
+                if target.is_dir() and not target.is_symlink():
+                    raise IsADirectoryError(errno.EISDIR, "Is a directory")
+                try:
+                    os.link(target, kept, follow_symlinks=False)
+                except (OSError, NotImplementedError):
+                    # Not every file system has links; then the old file steps aside.
+                    os.replace(target, kept)
+            os.replace(source, target)
+    except BaseException as error:
+        for source, target, kept in reversed(done):
+            with suppress(OSError):
+                if kept is not None and os.path.lexists(kept):
+                    os.replace(kept, target)
+                elif kept is None and not source.exists():
+                    target.unlink()
+        if isinstance(error, OSError):
+            raise _unwritable(name_of(done[-1][1]), error) from None
+        raise
+
+
+def _temporary(target: Path) -> Path:
+    return target.parent / f".inlay-{secrets.token_hex(8)}.tmp"
+
+
+def _unwritable(name: str, error: Exception) -> InputError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        reason = "its folder does not exist"
+    else:
+        reason = getattr(error, "strerror", None) or "not a usable path"
+    return InputError(f"{name} cannot be written ({reason}); give another output file.")

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Image, Mask, bounds, resize, to_uint8
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image, Mask, bounds, resize, to_uint8
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_mask
 from inlay.scene.matte import matte

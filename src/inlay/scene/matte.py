@@ -11,8 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from inlay.pictures.arrays import FAINT, Image, Mask, bounds, distance, resize
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, distance, resize
 
 _log = logging.getLogger("inlay")
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from inlay.checkpoints.hub import is_hub_id
 from inlay.errors import InputError
-from inlay.pictures.arrays import Image, resize, to_uint8
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image, resize, to_uint8
 
 _log = logging.getLogger("inlay")
 

@@ -16,8 +16,7 @@ from PIL import Image as PILImage
 from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validator
 
 from inlay.errors import InputError, show, unsaved
-from inlay.pictures.arrays import FAINT, Image, bounds, to_uint8
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import FAINT, Box, Image, bounds, to_uint8
 from inlay.pictures.colour import convert
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked

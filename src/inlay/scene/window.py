@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Image, Mask, bounds, distance, resize, soft_rim
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image, Mask, bounds, distance, resize, soft_rim
 from inlay.pictures.colour import convert
 from inlay.scene.subject import Cutout, Seed, Subject
 

@@ -25,8 +25,7 @@ from inlay.methods.base import Context
 from inlay.methods.concept import ConceptSettings
 from inlay.methods.concept.details import Reference, add_details
 from inlay.methods.workspace import Workspace
-from inlay.pictures.arrays import Image, Mask, blur, from_levels, resize, soft_rim, to_uint8
-from inlay.pictures.box import Box
+from inlay.pictures.arrays import Box, Image, Mask, blur, from_levels, resize, soft_rim, to_uint8
 from inlay.pictures.colour import convert
 from inlay.scene.cutout import grabcut, without_specks
 from inlay.scene.matte import matte
