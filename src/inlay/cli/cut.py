@@ -10,7 +10,6 @@ import typer
 from inlay.cli.options import Cut, Out, Reading, flag
 from inlay.cli.outputs import check_out, listening, tell
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box
 
 _WITH_ALPHA = (".png", ".webp", ".avif", ".tif", ".tiff")
 
@@ -37,6 +36,8 @@ def cut(
     if given.cut is not None and given.model is not None:
         raise InputError("--cut and --model exclude each other; give one of them.")
     by = given.cut or given.model
+    from inlay.pictures.arrays import Box
+
     box = None if given.box is None else Box.parse(given.box, "--box")
 
     from inlay.errors import __version__

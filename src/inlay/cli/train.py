@@ -17,7 +17,6 @@ import typer
 from inlay.cli.options import Device, OutFolder, Quiet, Reading, flag, model_names
 from inlay.cli.outputs import listening, say, tell
 from inlay.errors import InputError, show
-from inlay.pictures.arrays import Box
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,8 @@ def learn(
         raise InputError("--box and --mask exclude each other; give one of them.")
     if given.cut is not None and (given.box or given.mask):
         raise InputError("--cut goes without --box and --mask; leave out one of them.")
+    from inlay.pictures.arrays import Box
+
     boxes = [Box.parse(text, "--box") for text in given.box or ()]
 
     from inlay.learning.settings import LearnConfig

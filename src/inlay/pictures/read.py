@@ -140,13 +140,17 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
     if not isinstance(image, pyvips.Image):
         return None
     places = r"png-comment-\d+-inlay|exif-ifd2-UserComment|image-description"
-    texts = [str(image.get(field)) for field in image.get_fields() if re.fullmatch(places, field)]
-    # Cameras and other programs have comments of their own.
-    text = next((text for text in texts if text.startswith("{")), None)
-    with suppress(ValueError, RecursionError):
-        # libvips says more behind what EXIF holds.
-        return text and text[: json.JSONDecoder().raw_decode(text)[1]]
-    return text
+    for field in filter(re.compile(places).fullmatch, image.get_fields()):
+        text = str(image.get(field))
+        # Cameras and other programs have comments of their own.
+        if not text.startswith("{"):
+            continue
+        if not field.startswith("exif"):
+            return text
+        with suppress(ValueError, RecursionError):
+            # libvips says more behind what EXIF holds.
+            return text[: json.JSONDecoder().raw_decode(text)[1]]
+    return None
 
 
 def read_file(path: str | os.PathLike[str], name: str) -> bytes:
