@@ -17,7 +17,7 @@ import numpy as np
 
 from inlay.errors import InputError, unsaved
 from inlay.methods.registry import Step
-from inlay.pictures.arrays import Box, Image
+from inlay.pictures.arrays import FAINT, Box, Image
 from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_mask, read_picture
@@ -107,6 +107,8 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
     cutouts = []
     for number, subject in enumerate(request.subjects_of()):
         cutout = subject.cutout(max_pixels, trust_remote_code)
+        if picture.mode in ("L", "LA") and np.ptp(cutout.rgb, axis=-1).max() > FAINT:
+            notes.append(f"{picture.name} is grey: the colours of {cutout.name} are gone")
         if cutout.space != picture.space:
             rgb = convert(cutout.rgb, cutout.space, picture.space)
             cutout = replace(cutout, rgb=rgb, space=picture.space)

@@ -44,6 +44,7 @@ def cut(
     from inlay.pictures.read import read_picture
     from inlay.pictures.write import write_picture
     from inlay.result import identify
+    from inlay.scene.cutout import cleared
     from inlay.scene.subject import cut as cut_out
 
     inputs = {"picture": picture} | ({} if given.mask is None else {"mask": given.mask})
@@ -61,7 +62,8 @@ def cut(
             max_pixels=given.max_pixels,
             trust_remote_code=given.trust_remote_code,
         )
-        write_picture(read_picture(cutout.to_pil(), max_pixels=given.max_pixels), out)
+        whole = read_picture(picture, role="subject", max_pixels=given.max_pixels)
+        write_picture(cleared(whole, cutout), out)
     request = {"cut": by, "box": None if box is None else box.as_dict()}
     record = {
         "inlay": __version__,

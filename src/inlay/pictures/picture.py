@@ -31,8 +31,7 @@ class Picture:
     RGB, RGBA or CMYK. icc: the embedded colour profile as found, None where there is none (then
     grey and RGB are sRGB). name: what to call it in messages. sha256: of the file's bytes, or of
     the samples of a PIL image or array. path: the file it came from, if any. facts: what its file
-    says of it besides, under libvips' names (xres and yres in pixels a millimetre, xmp-data,
-    iptc-data), and "exif": its tags.
+    says besides, by libvips' names: xres, yres (pixels a mm), exif-data, xmp-data, iptc-data.
     """
 
     samples: NDArray[Any] = field(repr=False)

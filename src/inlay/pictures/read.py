@@ -40,6 +40,16 @@ Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
 _HEIC = rb"(?s)....ftyp(he|m[is]f1)"
+# A second picture inside a JPEG; as a rule it says how much brighter than white screens may go.
+_GAIN_MAP = rb"hdrgm:|HDRGainMap|urn:iso:std:iso:ts:21496|MPF\0(?=II|MM)"
+_FACTS = ("xres", "yres", "exif-data", "xmp-data", "iptc-data")
+# What stands before Photoshop's blocks, IPTC's among them, in a JPEG but not in a TIFF.
+PHOTOSHOP = b"Photoshop 3.0\0"
+_ADOBE_RGB = Path(__file__).with_name("adobe-rgb.icc")
+# Decoded bytes for each pixel of max_pixels: 16-bit RGB.
+_PIXEL_BYTES = 6
+# Photometric interpretations of TIFF: colour filter array and linear raw.
+_SENSORS = (32803, 34892)
 # libvips' interpretations, and Pillow's modes, as modes of Picture without alpha.
 _MODES = {"b-w": "L", "grey16": "L", "srgb": "RGB", "rgb16": "RGB", "cmyk": "CMYK"}
 _PIL_MODES = dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"), "RGB")
@@ -79,7 +89,7 @@ def read_picture(
     elif isinstance(source, np.ndarray):
         picture = _from_array(source, name, max_pixels)
     elif isinstance(source, PilImage.Image):
-        _check_size(source.size, name, max_pixels)
+        _check_size(source.size, name, max_pixels, len(source.getbands()))
         with _one_sentence(name, "cannot be decoded; expected a whole PIL image"):
             picture = _from_pil(source, name)
     else:
@@ -193,8 +203,24 @@ def _header(data: bytes, name: str, max_pixels: int) -> pyvips.Image | PilImage.
             image = _heic(data, name)
         else:
             image = _loaded(data)
-    _check_size((image.width, image.height), name, max_pixels)
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            _check_tiff(data, name)
+    weight = image.bands if isinstance(image, pyvips.Image) else len(image.getbands())
+    deep = isinstance(image, pyvips.Image) and image.format != "uchar"
+    _check_size((image.width, image.height), name, max_pixels, 2 * weight if deep else weight)
     return image
+
+
+def _check_tiff(data: bytes, name: str) -> None:
+    """Refuse raw files of cameras, whose first picture is a thumbnail or has no colours yet."""
+    tags = PilImage.Exif()
+    with suppress(Exception):
+        tags.load(data)
+    # Of a DNG, a Canon, a picture that is a smaller version, and of sensors.
+    if 50706 in tags or data[8:10] == b"CR" or tags.get(254) == 1 or tags.get(262) in _SENSORS:
+        raise InputError(f"{name} is a camera's raw file; expected a picture developed from it.")
+    if 0x8769 in tags:
+        _log.info("%s: its EXIF is left out", name)
 
 
 def _heic(data: bytes, name: str) -> PilImage.Image:
@@ -227,9 +253,22 @@ def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
     icc = fields.get("icc-profile-data")
     if icc is None and b"iCCP" in start:
         _log.info("%s: its colour profile is passed over (it is damaged or does not suit)", name)
-    by_libjpeg = fields["vips-loader"] == "jpegload_buffer"
-    samples = _jpeg_samples(data, name) if by_libjpeg else samples_of(image)
-    return Picture(upright(samples, fields.get("orientation", 1)), mode, icc, name)
+    facts = {fact: fields[fact] for fact in _FACTS if fact in fields}
+    if "photoshop-data" in fields:
+        facts["iptc-data"] = PHOTOSHOP + fields["photoshop-data"]
+    space = str(fields.get("exif-ifd2-ColorSpace", ""))
+    index = str(fields.get("exif-ifd4-InteroperabilityIndex", ""))
+    if icc is None and mode == "RGB" and space.startswith(("2 ", "65535 ")) and "R03" in index:
+        _log.info("%s is in Adobe RGB, as its EXIF says", name)
+        icc = _ADOBE_RGB.read_bytes()
+    if fields["vips-loader"] != "jpegload_buffer":
+        samples = samples_of(image)
+    else:
+        samples = _jpeg_samples(data, name)
+        if re.search(_GAIN_MAP, data):
+            _log.info("%s holds a second picture, as for a gain map; it is left out", name)
+    samples = upright(samples, fields.get("orientation", 1))
+    return Picture(samples, mode, icc, name, facts=facts)
 
 
 def _jpeg_samples(data: bytes, name: str) -> NDArray[Any]:
@@ -267,15 +306,18 @@ def _unsupported(name: str, kind: str) -> InputError:
     return InputError(f"{name} holds {kind}; expected {known}.")
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    """Refuse a picture of (width, height) without pixels or with more than the bound."""
+def _check_size(size: tuple[int, int], name: str, max_pixels: int, weight: int) -> None:
+    """Refuse a picture of (width, height) without pixels or with more of them, or of decoded bytes,
+    than the bound; `weight` is the bytes of a pixel.
+    """
     width, height = size
+    most = max_pixels * min(1, _PIXEL_BYTES / max(weight, 1))
     if width < 1 or height < 1:
         raise InputError(f"{name} is {width} x {height} pixels; expected at least one pixel.")
-    if width * height > max_pixels:
+    if width * height > most:
         raise InputError(
-            f"{name} is {width} x {height} pixels ({width * height / 1e6:.1f} MP); expected at "
-            f"most {max_pixels / 1e6:g} MP: give a smaller picture or raise max_pixels."
+            f"{name} is {width} x {height} pixels ({width * height / 1e6:.1f} MP) of {weight} "
+            f"bytes; expected at most {most / 1e6:g} MP: give a smaller one or raise max_pixels."
         )
 
 
@@ -286,7 +328,7 @@ def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
             f"{name} is an array of {array.dtype} with shape {array.shape}; expected uint8 of "
             "shape H x W, H x W x 3 or H x W x 4."
         )
-    _check_size((array.shape[1], array.shape[0]), name, max_pixels)
+    _check_size((array.shape[1], array.shape[0]), name, max_pixels, array[:1, :1].size)
     return Picture(np.array(array, order="C", subok=False), mode, None, name)
 
 
@@ -305,10 +347,12 @@ def _from_pil(image: PilImage.Image, name: str) -> Picture:
             mode += "A"
         samples = np.asarray(image if image.mode == mode else image.convert(mode))
     icc = image.info.get("icc_profile")
+    known = {"exif-data": image.info.get("exif"), "xmp-data": image.info.get("xmp")}
+    facts = {fact: block for fact, block in known.items() if isinstance(block, bytes)}
     orientation = 1
     with suppress(Exception):
         orientation = image.getexif().get(0x0112, 1)
-    return Picture(upright(samples, orientation), mode, icc or None, name)
+    return Picture(upright(samples, orientation), mode, icc or None, name, facts=facts)
 
 
 def name_of(path: str | os.PathLike[str]) -> str:

@@ -28,31 +28,36 @@ from PIL import Image as PilImage
 from inlay.errors import InputError
 from inlay.pictures.arrays import from_levels, to_levels, vips_image
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import name_of
+from inlay.pictures.read import PHOTOSHOP, name_of
 
 _log = logging.getLogger("inlay")
 
 
 @dataclass(frozen=True)
 class _Format:
-    """What a format holds, how libvips writes it, and in which of its fields the record goes."""
+    """What a format holds, how libvips writes it, and in which of its fields the record goes.
+
+    facts: what it keeps of a picture's, but for the resolution.
+    """
 
     name: str
     modes: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     record: str = "exif-ifd2-UserComment"
     deep: bool = False
+    facts: tuple[str, ...] = ("exif-data", "xmp-data")
 
 
 _ALL = ("L", "LA", "RGB", "RGBA")
+_FACTS = ("exif-data", "xmp-data", "iptc-data")
 _JPEG_OPTIONS = {"Q": 95, "subsample_mode": "off"}
 _TIFF_OPTIONS = {"compression": "deflate", "predictor": "horizontal", "level": 4}
 _PNG = _Format("PNG", _ALL, {"compression": 3, "filter": "up"}, "png-comment-0-inlay", True)
-_JPEG = _Format("JPEG", ("L", "RGB", "CMYK"), _JPEG_OPTIONS)
+_JPEG = _Format("JPEG", ("L", "RGB", "CMYK"), _JPEG_OPTIONS, facts=_FACTS)
 _WEBP = _Format("WebP", ("RGB", "RGBA"), {"Q": 95})
 _AVIF = _Format("AVIF", ("RGB", "RGBA"), {**_JPEG_OPTIONS, "Q": 90})
-_TIFF = _Format("TIFF", (*_ALL, "CMYK"), _TIFF_OPTIONS, "image-description", True)
-_BMP = _Format("BMP", ("L", "RGB"), record="")
+_TIFF = _Format("TIFF", (*_ALL, "CMYK"), _TIFF_OPTIONS, "image-description", True, _FACTS[1:])
+_BMP = _Format("BMP", ("L", "RGB"), record="", facts=())
 _SUFFIXES = {
     ".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, ".avif": _AVIF,
     ".tif": _TIFF, ".tiff": _TIFF, ".bmp": _BMP,
@@ -88,6 +93,9 @@ def write_picture(
     if not overwrite and os.path.lexists(path):
         raise InputError(f"{name} exists already; give another output file.")
     fitted = _fit(picture, form, name)
+    for fact in set(_FACTS) & picture.facts.keys() - set(form.facts):
+        what = fact.removesuffix("-data").upper()
+        _log.info("%s is written as %s, which keeps no %s", name, form.name, what)
     if record is not None and not form.record:
         _log.info("%s is a BMP file, which holds no record; it is left out", name)
     if record is not None and form is _JPEG and len(record) > _JPEG_RECORD:
@@ -144,7 +152,17 @@ def _encode(
         file.write(buffer.getbuffer())
         return
     image = vips_image(picture.samples, picture.mode, picture.icc)
-    image = image.copy(xres=_DENSITY, yres=_DENSITY)
+    for axis in ("xres", "yres"):
+        # 1 is what libvips says where a file says nothing.
+        density = picture.facts.get(axis, 1.0)
+        image = image.copy(**{axis: density if density > 1 else _DENSITY})
+    image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
+    for fact in picture.facts.keys() & form.facts:
+        block, place = picture.facts[fact], fact
+        if fact == "iptc-data" and form is _TIFF:
+            block, place = block.removeprefix(PHOTOSHOP), "photoshop-data"
+        image.set_type(pyvips.GValue.blob_type, place, block)
+    image.set_type(pyvips.GValue.gint_type, "orientation", 1)
     if record is not None:
         record.encode("ascii")
         image.set_type(pyvips.GValue.gstr_type, form.record, record)

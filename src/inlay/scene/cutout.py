@@ -6,16 +6,20 @@ A hard outline becomes a soft one with a closed-form matte.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box, Image, Mask, bounds, resize, to_uint8
+from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, resize, to_levels, to_uint8
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_mask
 from inlay.scene.matte import matte
+
+if TYPE_CHECKING:
+    from inlay.scene.subject import Cutout
 
 _log = logging.getLogger("inlay")
 
@@ -61,6 +65,26 @@ def find_alpha(
 
     found = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
     return found.mask if found.soft else matte(rgb, found.mask > 0.5, "wide", found.reach)
+
+
+def cleared(picture: Picture, cutout: Cutout) -> Picture:
+    """A picture that is clear but for a cut-out of it; depth and profile stay, CMYK becomes sRGB.
+
+    Where the cut-out is solid the samples are the picture's own.
+    """
+    assert cutout.place is not None
+    if picture.mode == "CMYK":
+        picture = picture.to_srgb()
+    mode = picture.mode.removesuffix("A")
+    whole = picture.samples.reshape(picture.height, picture.width, -1)
+    samples = np.zeros((*whole.shape[:2], len(mode) + 1), whole.dtype)
+    there, opacity = samples[cutout.place.slices], to_levels(cutout.alpha, picture.depth)
+    solid = (opacity == np.iinfo(whole.dtype).max)[..., None]
+    own = whole[cutout.place.slices][..., : len(mode)]
+    there[..., :-1] = np.where(solid, own, picture.native(cutout.rgb))
+    there[..., -1] = opacity
+    there[cutout.alpha <= FAINT] = 0
+    return replace(picture, samples=samples, mode=f"{mode}A")
 
 
 def _inside(mask: Image, box: Box | None) -> Image:

@@ -225,16 +225,21 @@ class Window:
         """Cut the window round a scene's region out of its background."""
         region = scene.region.rest(picture.size) if scene.inverted else scene.region
         box = crop_box(region.box, picture.size, context, at_least)
-        was = picture.colours(box)
+        was, under = picture.colours(box), picture.alpha(box)
         alpha = np.zeros(was.shape[:2], np.float32)
         alpha[region.box.shifted(-box.x, -box.y).slices] = region.mask
         clean = was
         if (before := scene.clean) is not None:
             clean = convert(before.colours(box), before.space, picture.space)
+        if under is not None and (hidden := under == 0).any():
+            # What no alpha shows is no colour: the mean of what is seen stands in for it.
+            mean = np.average(was, (0, 1), under[..., None] + was * 0) if under.any() else 0.5
+            for image in (was, clean):
+                image[hidden] = mean
         layer = scene.layer
         if layer is None:
             return cls(box, clean, was, alpha, was, space=picture.space)
-        pasted, under = was.copy(), picture.alpha(box)
+        pasted = was.copy()
         place = layer.box.shifted(-box.x, -box.y).slices
         cover = layer.alpha[..., None]
         if under is None:
@@ -311,6 +316,8 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
     changed = mask & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
     samples = picture.samples.copy()
     target = samples[box.slices]
+    if window.under is not None:
+        changed |= mask & (target[..., -1] == 0)
     colours = target[..., :-1] if picture.mode in ("LA", "RGBA") else target
     colours[changed] = picture.native(np.ascontiguousarray(rgb)).reshape(colours.shape)[changed]
     if window.under is not None:
