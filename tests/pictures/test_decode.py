@@ -164,7 +164,7 @@ def test_a_cut_jpeg_with_a_new_end_is_refused(tmp_path: Path, kind: str) -> None
         refused(read_picture, path)
 
 
-def test_a_jpeg_with_stray_bytes_or_without_its_last_ones_is_read(tmp_path: Path) -> None:
+def test_a_jpeg_with_stray_bytes_or_without_its_end_is_read(tmp_path: Path) -> None:
     whole = WHOLE["JPEG"]
     path = tmp_path / "a.jpg"
     path.write_bytes(whole)
@@ -174,7 +174,7 @@ def test_a_jpeg_with_stray_bytes_or_without_its_last_ones_is_read(tmp_path: Path
         path.write_bytes(data_)
         assert np.array_equal(read_picture(path).samples, expected)
     path.write_bytes(whole[:-20] + b"\xff\xd9")
-    assert np.array_equal(read_picture(path).samples[:-16], expected[:-16])
+    refused(read_picture, path)
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from inlay.errors import InputError
 if TYPE_CHECKING:
     import pyvips
 
-
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 T = TypeVar("T", np.uint8, np.float32)
@@ -133,10 +132,7 @@ def bounds(mask: NDArray[Any], above: float = FAINT) -> Box | None:
 
 
 def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values in [0, 1] as levels of 8 bits, rounded to the nearest; what lies outside is clipped.
-
-    Of any shape.
-    """
+    """Values in [0, 1], of any shape, as 8-bit levels, rounded; what lies outside is clipped."""
     return np.asarray(np.round(np.clip(image, 0, 1) * 255), np.uint8)
 
 
@@ -148,16 +144,11 @@ def row_bands(height: int, width: int) -> Iterator[slice]:
 
 def from_levels(samples: NDArray[Any]) -> Image:
     """Levels of uint8 or uint16, of any shape, as values in [0, 1]."""
-    values = samples.astype(np.float32)
-    values /= np.float32(np.iinfo(samples.dtype).max)
-    return values
+    return np.asarray(samples / np.float32(np.iinfo(samples.dtype).max), np.float32)
 
 
 def to_levels(values: NDArray[Any], depth: int) -> NDArray[Any]:
-    """Values in [0, 1] as levels of 8 or 16 bits, rounded to the nearest, halves upwards.
-
-    (h, ...); what lies outside is clipped, NaN becomes 0.
-    """
+    """Values (h, ...) in [0, 1] as levels of 8 or 16 bits, halves rounded up; NaN becomes 0."""
     dtype, top = (np.uint8, 255) if depth == 8 else (np.uint16, 65535)
     levels = np.empty(values.shape, dtype)
     for rows in row_bands(len(values), values[:1].size):
@@ -189,10 +180,7 @@ def resize(image: NDArray[T], size: tuple[int, int]) -> NDArray[T]:
 
 
 def shrink(image: NDArray[T], short_side: int) -> NDArray[T]:
-    """An image (h, w) or (h, w, c) whose shorter side is at most so long; smaller ones as they are.
-
-    The aspect and the type stay.
-    """
+    """An image (h, w) or (h, w, c) whose shorter side is at most so long; aspect and type stay."""
     height, width = image.shape[:2]
     scale = min(1.0, short_side / min(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -211,7 +199,7 @@ def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def vips_image(samples: NDArray[Any], mode: str, icc: bytes | None) -> pyvips.Image:
-    """NDArray[Any] (h, w) or (h, w, C) of a mode of Picture as libvips sees them."""
+    """Samples (h, w) or (h, w, C) of a mode of Picture as libvips sees them."""
     import pyvips
 
     shades, colours = ("b-w", "srgb") if samples.dtype == np.uint8 else ("grey16", "rgb16")

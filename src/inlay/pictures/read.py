@@ -2,10 +2,8 @@
 
 libvips decodes PNG, JPEG, WebP, AVIF, TIFF and GIF, each by its own loader and no other; Pillow
 decodes BMP and, where pillow-heif is installed, HEIC. The first bytes tell which, not the name.
-Size and kind in the header are checked before anything is decoded, and whatever a decoder raises
-becomes one InputError.
-
-libvips waits for ever in a process forked from one that has used it: spawn processes instead.
+Size and kind in the header are checked before anything is decoded. libvips waits for ever in
+a process forked from one that has used it: spawn processes instead.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import json
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +34,6 @@ from inlay.pictures.picture import Picture
 
 DEFAULT_MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1 << 30
-_SHOWN_NAME = 80
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
@@ -45,20 +43,18 @@ _GAIN_MAP = rb"hdrgm:|HDRGainMap|urn:iso:std:iso:ts:21496|MPF\0(?=II|MM)"
 _FACTS = ("xres", "yres", "exif-data", "xmp-data", "iptc-data")
 # What stands before Photoshop's blocks, IPTC's among them, in a JPEG but not in a TIFF.
 PHOTOSHOP = b"Photoshop 3.0\0"
-_ADOBE_RGB = Path(__file__).with_name("adobe-rgb.icc")
-# Decoded bytes for each pixel of max_pixels: 16-bit RGB.
-_PIXEL_BYTES = 6
-# Photometric interpretations of TIFF: colour filter array and linear raw.
-_SENSORS = (32803, 34892)
 # libvips' interpretations, and Pillow's modes, as modes of Picture without alpha.
 _MODES = {"b-w": "L", "grey16": "L", "srgb": "RGB", "rgb16": "RGB", "cmyk": "CMYK"}
 _PIL_MODES = dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"), "RGB")
 _PIL_MODES |= dict.fromkeys(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"), "L")
-_PIL_MODES |= {"CMYK": "CMYK"}
+_PIL_MODES["CMYK"] = "CMYK"
 
 _log = logging.getLogger("inlay")
-# What is wrong with a file is said by an error of ours.
-logging.getLogger("pyvips").setLevel(logging.ERROR)
+_JPEG_LOCK = threading.Lock()
+# What is wrong with a file is said by an error of ours, and nothing by the libraries.
+logging.getLogger("pyvips").disabled = True
+for _domain in (b"GLib", b"GLib-GObject"):
+    pyvips.glib_lib.g_log_set_handler(_domain, 0xFE, pyvips._log_handler_cb, pyvips.ffi.NULL)
 # One thread and nothing kept: a picture is decoded row by row and never asked for twice.
 pyvips.concurrency_set(1)
 pyvips.cache_set_max(0)
@@ -85,7 +81,6 @@ def read_picture(
         data = read_file(source, name)
         digest = hashlib.sha256(data).hexdigest()
         picture = decode(data, name, max_pixels)
-        del data
     elif isinstance(source, np.ndarray):
         picture = _from_array(source, name, max_pixels)
     elif isinstance(source, PilImage.Image):
@@ -93,10 +88,8 @@ def read_picture(
         with _one_sentence(name, "cannot be decoded; expected a whole PIL image"):
             picture = _from_pil(source, name)
     else:
-        raise InputError(
-            f"{name} is of type {type(source).__name__}; expected a path, a PIL image or a uint8 "
-            "array."
-        )
+        kind = type(source).__name__
+        raise InputError(f"{name} is of type {kind}; expected a path, PIL image or uint8 array.")
     digest = digest or hashlib.sha256(picture.samples.data).hexdigest()
     picture = replace(picture.with_usable_profile(), sha256=digest, path=path)
     picture.samples.setflags(write=False)
@@ -140,10 +133,7 @@ def read_mask(
 
 
 def read_record(path: str | os.PathLike[str]) -> str | None:
-    """The JSON text that `write_picture` put into a picture, or None.
-
-    Raises InputError where the file is no picture or cannot be read.
-    """
+    """The JSON text that `write_picture` put into a picture, or None; InputError for no picture."""
     name = name_of(path)
     data = read_file(path, name)
     image = _header(data, name, 1 << 31)
@@ -164,13 +154,12 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
 
 
 def read_file(path: str | os.PathLike[str], name: str) -> bytes:
-    """The bytes of a regular file; InputError for all else, before a pipe or device is opened."""
+    """The bytes of a regular file; InputError for all else; no pipe or device is opened."""
     with _one_sentence(name, "cannot be read; expected a picture file"):
-        size = os.stat(path).st_size
+        if (size := os.stat(path).st_size) > MAX_FILE_BYTES:
+            raise InputError(f"{name} has {size} bytes; expected a file of at most 1 GiB.")
         if not os.path.isfile(path):
             raise InputError(f"{name} is a folder, pipe or device; expected a picture file.")
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{name} has {size} bytes; expected a file of at most 1 GiB.")
         if data := Path(path).read_bytes():
             return data
     raise InputError(f"{name} is empty; expected a {_FORMATS} picture.")
@@ -189,25 +178,25 @@ def decode(data: bytes, name: str, max_pixels: int) -> Picture:
     """Decode a file's bytes; the first picture where there are several. Raises InputError."""
     image = _header(data, name, max_pixels)
     with _one_sentence(name, f"is damaged or cut short; expected a whole {_FORMATS} picture"):
-        if isinstance(image, pyvips.Image):
-            return _from_vips(image, data, name)
-        return _from_pil(image, name)
+        by_vips = isinstance(image, pyvips.Image)
+        return _from_vips(image, data, name) if by_vips else _from_pil(image, name)
 
 
-def _header(data: bytes, name: str, max_pixels: int) -> pyvips.Image | PilImage.Image:
+def _header(data: bytes, name: str, max_pixels: int) -> Any:
     """A file whose header is read and whose size is checked; nothing is decoded."""
     with _one_sentence(name, f"is not a {_FORMATS} picture, or damaged; expected a whole one"):
         if data[:2] == b"BM":
-            image: pyvips.Image | PilImage.Image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+            image: Any = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
         elif re.match(_HEIC, data) and b"avif" not in data[:64]:
             image = _heic(data, name)
         else:
             image = _loaded(data)
         if data[:4] in (b"II*\0", b"MM\0*"):
             _check_tiff(data, name)
-    weight = image.bands if isinstance(image, pyvips.Image) else len(image.getbands())
-    deep = isinstance(image, pyvips.Image) and image.format != "uchar"
-    _check_size((image.width, image.height), name, max_pixels, 2 * weight if deep else weight)
+        by_vips = isinstance(image, pyvips.Image)
+        weight = image.bands if by_vips else len(image.getbands())
+        weight *= 2 if by_vips and image.format != "uchar" else 1
+    _check_size((image.width, image.height), name, max_pixels, weight)
     return image
 
 
@@ -216,26 +205,25 @@ def _check_tiff(data: bytes, name: str) -> None:
     tags = PilImage.Exif()
     with suppress(Exception):
         tags.load(data)
-    # Of a DNG, a Canon, a picture that is a smaller version, and of sensors.
-    if 50706 in tags or data[8:10] == b"CR" or tags.get(254) == 1 or tags.get(262) in _SENSORS:
+    # A DNG's version, Canon's mark, a picture that is a smaller version, samples of sensors.
+    if 50706 in tags or data[8:10] == b"CR" or tags.get(254) == 1 or tags.get(262, 0) > 32800:
         raise InputError(f"{name} is a camera's raw file; expected a picture developed from it.")
     if 0x8769 in tags:
         _log.info("%s: its EXIF is left out", name)
 
 
-def _heic(data: bytes, name: str) -> PilImage.Image:
+def _heic(data: bytes, name: str) -> Any:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise InputError(
             f"{name} is a HEIC picture; install pillow-heif to read it, or convert it to JPEG."
         ) from None
-    image: PilImage.Image = HeifImageFile(io.BytesIO(data))
-    return image
+    return HeifImageFile(io.BytesIO(data))
 
 
-def _loaded(data: bytes, fail_on: str = "error") -> pyvips.Image:
-    return pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on=fail_on)
+def _loaded(data: bytes) -> pyvips.Image:
+    return pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on="error")
 
 
 def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
@@ -260,7 +248,7 @@ def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
     index = str(fields.get("exif-ifd4-InteroperabilityIndex", ""))
     if icc is None and mode == "RGB" and space.startswith(("2 ", "65535 ")) and "R03" in index:
         _log.info("%s is in Adobe RGB, as its EXIF says", name)
-        icc = _ADOBE_RGB.read_bytes()
+        icc = Path(__file__).with_name("adobe-rgb.icc").read_bytes()
     if fields["vips-loader"] != "jpegload_buffer":
         samples = samples_of(image)
     else:
@@ -272,16 +260,18 @@ def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
 
 
 def _jpeg_samples(data: bytes, name: str) -> NDArray[Any]:
-    """The samples of a JPEG. Where it ends too early, and where bytes are astray, libjpeg warns."""
-    try:
-        return samples_of(_loaded(data, "warning"))
-    except pyvips.Error as error:
-        # Stray bytes do no harm where the end is there.
-        if "extraneous" in str(error) and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-            return samples_of(_loaded(data))
-    samples = samples_of(_loaded(data + b"\xff\xd9", "warning"))
-    _log.info("%s lacks its end marker; every pixel is there", name)
-    return samples
+    """The samples of a JPEG; raises ValueError where data lack, of which libjpeg only warns."""
+    for end in (b"", b"\xff\xd9"):
+        with _JPEG_LOCK, suppress(pyvips.Error):
+            # libvips keeps what was said until it is asked: first away with what is old.
+            pyvips.Error("")
+            samples = samples_of(_loaded(data + end))
+            # Stray bytes do no harm.
+            if not re.search(r"Corrupt JPEG data: (?!\d+ extraneous)", pyvips.Error("").detail):
+                if end:
+                    _log.info("%s lacks its end marker; every pixel is there", name)
+                return samples
+    raise ValueError(name)
 
 
 @contextmanager
@@ -302,16 +292,14 @@ def _one_sentence(name: str, problem: str) -> Iterator[None]:
 
 
 def _unsupported(name: str, kind: str) -> InputError:
-    known = "grey, palette, RGB, RGBA or CMYK of 8 or 16 bits"
-    return InputError(f"{name} holds {kind}; expected {known}.")
+    return InputError(f"{name} holds {kind}; expected grey, RGB or CMYK of 8 or 16 bits.")
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int, weight: int) -> None:
-    """Refuse a picture of (width, height) without pixels or with more of them, or of decoded bytes,
-    than the bound; `weight` is the bytes of a pixel.
-    """
+    """Refuse no pixels, or too many or of too many bytes in all; `weight` is those of a pixel."""
     width, height = size
-    most = max_pixels * min(1, _PIXEL_BYTES / max(weight, 1))
+    # The bound of bytes is that of so many pixels of 16-bit RGB.
+    most = max_pixels * min(1, 6 / max(weight, 1))
     if width < 1 or height < 1:
         raise InputError(f"{name} is {width} x {height} pixels; expected at least one pixel.")
     if width * height > most:
@@ -325,8 +313,8 @@ def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
     mode = {(): "L", (3,): "RGB", (4,): "RGBA"}.get(array.shape[2:]) if array.ndim > 1 else None
     if array.dtype != np.uint8 or mode is None:
         raise InputError(
-            f"{name} is an array of {array.dtype} with shape {array.shape}; expected uint8 of "
-            "shape H x W, H x W x 3 or H x W x 4."
+            f"{name} is an array of {array.dtype} with shape {array.shape}; expected uint8 and "
+            "H x W, H x W x 3 or H x W x 4."
         )
     _check_size((array.shape[1], array.shape[0]), name, max_pixels, array[:1, :1].size)
     return Picture(np.array(array, order="C", subok=False), mode, None, name)
@@ -363,4 +351,4 @@ def name_of(path: str | os.PathLike[str]) -> str:
         return "picture"
     name = os.path.basename(text.rstrip("/\\")) or text
     name = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return name if len(name) <= _SHOWN_NAME else name[: _SHOWN_NAME - 1] + "…"
+    return name if len(name) <= 80 else name[:79] + "…"
