@@ -18,7 +18,7 @@ import profiles
 from inlay import Box, Composer, InputError
 from inlay.cli import main
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import read_picture
+from inlay.pictures.read import read_picture, read_record
 from inlay.pictures.write import write_picture
 
 PHOTO = np.ascontiguousarray(data.astronaut()[60:180, 150:290])
@@ -326,3 +326,10 @@ def test_nothing_of_the_libraries_reaches_standard_error(
             except InputError:
                 continue
     assert capfd.readouterr() == ("", "")
+
+
+def test_records_in_the_exif_of_a_tiff_are_still_read(tmp_path: Path) -> None:
+    """Earlier builds wrote them there."""
+    comment = b'ASCII\0\0\0{"inlay": "0.1"}'
+    Image.fromarray(PHOTO).save(tmp_path / "a.tif", exif=exif(own={0x9286: comment}).tobytes())
+    assert read_record(tmp_path / "a.tif") == '{"inlay": "0.1"}'

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inlay.checkpoints.folder import check_safetensors
 from inlay.errors import InputError
-from inlay.pictures.read import name_of
+from inlay.pictures.picture import name_of
 from inlay.pictures.write import replace_file
 
 if TYPE_CHECKING:

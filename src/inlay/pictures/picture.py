@@ -8,6 +8,7 @@ whatever is not changed is never converted.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -181,3 +182,14 @@ class Picture:
         if self.mode not in ("LA", "RGBA"):
             return part, None
         return part[..., :-1], part[..., -1]
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """A path's last part as it stands in a message: printable, on one line, never long."""
+    try:
+        text = os.fsdecode(path)
+    except (TypeError, ValueError):
+        return "picture"
+    name = os.path.basename(text.rstrip("/\\")) or text
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return name if len(name) <= 80 else name[:79] + "…"

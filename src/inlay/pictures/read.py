@@ -30,13 +30,14 @@ from PIL import Image as PilImage
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import luma, samples_of, upright
-from inlay.pictures.picture import Picture
+from inlay.pictures.picture import Picture, name_of
 
 DEFAULT_MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1 << 30
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
+_TIFF = (b"II*\0", b"MM\0*")
 _HEIC = rb"(?s)....ftyp(he|m[is]f1)"
 # A second picture inside a JPEG; as a rule it says how much brighter than white screens may go.
 _GAIN_MAP = rb"hdrgm:|HDRGainMap|urn:iso:std:iso:ts:21496|MPF\0(?=II|MM)"
@@ -114,10 +115,8 @@ def read_mask(
         source = source.astype(np.uint8) * 255
     picture = read_picture(source, role=role, max_pixels=max_pixels)
     if size is not None and picture.size != tuple(size):
-        raise InputError(
-            f"{picture.name} is {picture.width} x {picture.height} pixels; expected "
-            f"{size[0]} x {size[1]} as the picture."
-        )
+        own = f"{picture.width} x {picture.height} pixels"
+        raise InputError(f"{picture.name} is {own}; expected {size[0]} x {size[1]} as the picture.")
     # A mask's levels are data, not colours: its profile says nothing about them.
     picture = replace(picture, icc=None)
     mask = picture.alpha()
@@ -150,6 +149,10 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
         with suppress(ValueError, RecursionError):
             # libvips says more behind what EXIF holds.
             return text[: json.JSONDecoder().raw_decode(text)[1]]
+    # Earlier builds put it into a TIFF's EXIF, which libvips does not read.
+    with suppress(Exception):
+        comment = bytes(_tiff_tags(data).get_ifd(0x8769)[0x9286])
+        return str(comment[8:], "ascii") if comment.startswith(b"ASCII\0\0\0{") else None
     return None
 
 
@@ -191,7 +194,7 @@ def _header(data: bytes, name: str, max_pixels: int) -> Any:
             image = _heic(data, name)
         else:
             image = _loaded(data)
-        if data[:4] in (b"II*\0", b"MM\0*"):
+        if data[:4] in _TIFF:
             _check_tiff(data, name)
         by_vips = isinstance(image, pyvips.Image)
         weight = image.bands if by_vips else len(image.getbands())
@@ -202,14 +205,19 @@ def _header(data: bytes, name: str, max_pixels: int) -> Any:
 
 def _check_tiff(data: bytes, name: str) -> None:
     """Refuse raw files of cameras, whose first picture is a thumbnail or has no colours yet."""
-    tags = PilImage.Exif()
-    with suppress(Exception):
-        tags.load(data)
+    tags = _tiff_tags(data)
     # A DNG's version, Canon's mark, a picture that is a smaller version, samples of sensors.
     if 50706 in tags or data[8:10] == b"CR" or tags.get(254) == 1 or tags.get(262, 0) > 32800:
         raise InputError(f"{name} is a camera's raw file; expected a picture developed from it.")
     if 0x8769 in tags:
         _log.info("%s: its EXIF is left out", name)
+
+
+def _tiff_tags(data: bytes) -> PilImage.Exif:
+    tags = PilImage.Exif()
+    with suppress(Exception):
+        tags.load(data)
+    return tags
 
 
 def _heic(data: bytes, name: str) -> Any:
@@ -263,7 +271,7 @@ def _jpeg_samples(data: bytes, name: str) -> NDArray[Any]:
     """The samples of a JPEG; raises ValueError where data lack, of which libjpeg only warns."""
     for end in (b"", b"\xff\xd9"):
         with _JPEG_LOCK, suppress(pyvips.Error):
-            # libvips keeps what was said until it is asked: first away with what is old.
+            # Away with what libvips still has to say of other files.
             pyvips.Error("")
             samples = samples_of(_loaded(data + end))
             # Stray bytes do no harm.
@@ -312,10 +320,8 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int, weight: int) 
 def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
     mode = {(): "L", (3,): "RGB", (4,): "RGBA"}.get(array.shape[2:]) if array.ndim > 1 else None
     if array.dtype != np.uint8 or mode is None:
-        raise InputError(
-            f"{name} is an array of {array.dtype} with shape {array.shape}; expected uint8 and "
-            "H x W, H x W x 3 or H x W x 4."
-        )
+        kind = f"{array.dtype} of shape {array.shape}"
+        raise InputError(f"{name} is {kind}; expected uint8, H x W, H x W x 3 or H x W x 4.")
     _check_size((array.shape[1], array.shape[0]), name, max_pixels, array[:1, :1].size)
     return Picture(np.array(array, order="C", subok=False), mode, None, name)
 
@@ -341,14 +347,3 @@ def _from_pil(image: PilImage.Image, name: str) -> Picture:
     with suppress(Exception):
         orientation = image.getexif().get(0x0112, 1)
     return Picture(upright(samples, orientation), mode, icc or None, name, facts=facts)
-
-
-def name_of(path: str | os.PathLike[str]) -> str:
-    """A path's last part as it stands in a message: printable, on one line, never long."""
-    try:
-        text = os.fsdecode(path)
-    except (TypeError, ValueError):
-        return "picture"
-    name = os.path.basename(text.rstrip("/\\")) or text
-    name = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return name if len(name) <= 80 else name[:79] + "…"

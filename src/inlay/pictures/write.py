@@ -27,8 +27,8 @@ from PIL import Image as PilImage
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import from_levels, to_levels, vips_image
-from inlay.pictures.picture import Picture
-from inlay.pictures.read import PHOTOSHOP, name_of
+from inlay.pictures.picture import Picture, name_of
+from inlay.pictures.read import PHOTOSHOP
 
 _log = logging.getLogger("inlay")
 
