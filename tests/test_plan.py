@@ -25,6 +25,7 @@ from inlay.pictures.read import read_picture, read_record
 from inlay.pictures.write import write_picture
 from inlay.request import ComposeRequest, Request
 from photos import Photo, cup, cutout
+from reruns import needs, rerun
 
 Capture = pytest.CaptureFixture[str]
 BOX = Box(150, 60, 150, 140)
@@ -482,8 +483,12 @@ def test_a_reposed_picture_can_be_made_again(folder: Path, adapter: Path, capsys
     record = json.loads(capsys.readouterr().out)
     assert record["notes"] == []
     assert record["request"]["repose"]["prompt"] == "a cup"
-    for path in ("out.png", "out-3-harmonize.png", "out-4-repose.png"):
-        assert main(["rerun", path, "-o", "again.png"]) == 0
+    assert main(["rerun", "out-3-harmonize.png", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("out-3-harmonize.png").read_bytes()
+    for path in ("out.png", "out-4-repose.png"):
+        assert needs(path) == ["--input", f"model={built('sd1')}", "--input",
+                               f"repose_adapter={adapter}"]  # fmt: skip
+        assert rerun(path, "again.png") == 0
         assert Path("again.png").read_bytes() == Path(path).read_bytes()
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,13 @@ from skimage import data
 import inlay
 from inlay import Box, Composer, InputError
 from inlay.cli import main
-from inlay.pictures.read import read_picture, read_record
+from inlay.pictures.read import MAX_FILE_BYTES, MAX_JSON_BYTES, read_picture, read_record
 from inlay.pictures.write import write_picture
 from inlay.request import RemoveRequest, Request
-from inlay.result import Used, file_sha256, identify, read_back, record_of, record_text
+from inlay.result import Used, file_sha256, identify, record_of, record_text
+from inlay.result.record import names, read_back
 from photos import cup
+from reruns import needs, rerun
 
 OLD = json.loads((Path(__file__).parent / "records_0_1.json").read_text())
 
@@ -115,8 +120,153 @@ def test_a_changed_or_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the background .*bg\.png has changed"):
         record.resolve(tmp_path)
     (tmp_path / "bg.png").unlink()
-    with pytest.raises(InputError, match=r"the background .*bg\.png is not there"):
+    wanted = f"add --input background={tmp_path / 'bg.png'} \\(what"
+    with pytest.raises(InputError, match=wanted):
         record.resolve(tmp_path)
+
+
+# What a stranger's record may name as the subject, and what it must not open.
+STRANGE = ["/etc/hostname", "/proc/kmsg", "/dev/zero", "../elsewhere/cup.png", "link.png",
+           "key.txt", "pipe.png", "large.png", "folder.png", "x" * 9000, "nul\0.png",
+           "\udcff.png", "", "//server/share/cup.png", "https://example.org/a.png",
+           "~/.ssh/id_rsa"]  # fmt: skip
+
+
+def _opened(run: Callable[[], Any], names: Sequence[str]) -> list[str]:
+    """Which files of these names are opened while something runs."""
+    found: list[str] = []
+    watched = True
+
+    def hear(event: str, details: tuple[Any, ...]) -> None:
+        if watched and event == "open" and Path(str(details[0])).name in names:
+            found.append(str(details[0]))
+
+    sys.addaudithook(hear)
+    run()
+    watched = False
+    return found
+
+
+@pytest.mark.parametrize("name", STRANGE, ids=lambda name: ascii(name)[:20])
+def test_a_strangers_record_opens_nothing_but_pictures_beside_it(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    record = json.loads(read_record(_pasted(home)) or "")
+    (tmp_path / "elsewhere").mkdir()
+    (home / "cup.png").rename(tmp_path / "elsewhere" / "cup.png")
+    Path("link.png").symlink_to("../elsewhere/cup.png")
+    Path("key.txt").write_text("secret")
+    Path("folder.png").mkdir()
+    os.mkfifo("pipe.png")
+    with open("large.png", "wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    if name == "key.txt":
+        record["inputs"]["subjects.0.picture"]["sha256"] = file_sha256(Path(name))
+    record["inputs"]["subjects.0.picture"]["path"] = name
+    _picture(home / "bad.png", record)
+    hidden = ["cup.png", *(Path(each).name for each in STRANGE)]
+    command = ["rerun", "bad.png", "-o", "again.png"]
+    assert _opened(lambda: main(command), hidden) == []
+    said = capsys.readouterr().err
+    assert "add --input subject=" in said and said.count("\n") == 1 and len(said) < 500
+    assert said[:-1].isprintable() and not Path("again.png").exists()
+    # Named by the user it is read, and must be what it was.
+    given = ["--input", "subject=../elsewhere/cup.png"]
+    status = []
+    assert _opened(lambda: status.append(main([*command, *given])), hidden)
+    assert status == [2 if name == "key.txt" else 0]
+
+
+def test_a_strangers_models_and_weights_are_asked_for(tmp_path: Path, capsys: Any) -> None:
+    record = json.loads(read_record(_pasted(tmp_path)) or "")
+    subject = {**record["request"]["subjects"][0], "cut": "owner/segmenter"}
+    model = {"name": "owner/model", "device": "cpu", "dtype": "float32",
+             "loras": [["a.safetensors", 1], ["/b c.safetensors", 0.5]],
+             "textual_inversions": ["word.safetensors"]}  # fmt: skip
+    record["request"] |= {"model": model, "subjects": [subject], "phases": ["paste", "repose"],
+                          "method": {"name": "freecompose", "preset": "semantic", "prompt": "a cup",
+                                     "source_prompt": "a bowl", "adapter": "owner/adapter"},
+                          "remove": None, "repose": None}  # fmt: skip
+    bad = str(_picture(tmp_path / "bad.png", record))
+    assert needs(bad)[1::2] == [
+        "cut=owner/segmenter", "model=owner/model", "lora_1=a.safetensors",
+        "lora_2=/b c.safetensors", "textual_inversion=word.safetensors", "adapter=owner/adapter",
+    ]  # fmt: skip
+    given = {"lora 1": "x.safetensors", "lora_2": "y.safetensors", "model.name": "embedded",
+             "cut": "alpha", "textual_inversion": "z.safetensors",
+             "adapter": "embedded"}  # fmt: skip
+    request = read_back(bad).resolve(tmp_path, given)
+    assert request.model is not None
+    assert request.model.name == "embedded"
+    assert request.model.loras == (("x.safetensors", 1.0), ("y.safetensors", 0.5))
+    assert names(request).keys() == {
+        "model.loras.0.0", "model.loras.1.0", "model.textual_inversions.0",
+    }  # fmt: skip
+
+
+def test_inputs_that_lie_elsewhere_are_named(folder: Path, capsys: Any) -> None:
+    Path("out").mkdir()
+    common = ["--method", "paste", "-o", "out/o.png", "-q"]
+    assert main(["compose", "bg.png", "cup.png", *common]) == 0
+    assert needs("out/o.png") == ["--input", "background=bg.png", "--input", "subject=cup.png"]
+    assert rerun("out/o.png", "again.png", "-q") == 0
+    assert Path("again.png").read_bytes() == Path("out/o.png").read_bytes()
+    again = ["rerun", "out/o.png", "-o", "third.png", "--input", "subject=cup.png", "--input"]
+    for last, sentence in {
+        "background=cup.png": "the background cup.png has changed since",
+        "background=gone.png": "the background gone.png has changed since or is not there",
+        "backgrund=bg.png": "the request has no input 'backgrund'; did you mean background?",
+        "background": "expected ROLE=FILE",
+        "=bg.png": "expected ROLE=FILE",
+    }.items():
+        assert main([*again, last]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and said.count("\n") == 1, said
+    assert not Path("third.png").exists()
+
+
+def test_a_request_as_data_takes_other_inputs(folder: Path) -> None:
+    subject = {"picture": "nothing.png", "box": [10, 20, 90, 80]}
+    asked = {"verb": "compose", "background": "bg.png", "subjects": [subject], "method": "paste"}
+    Path("request.json").write_text(json.dumps(asked))
+    command = ["run", "request.json", "-q", "--input", "subject=cup.png", "-o", "one.png"]
+    assert main(command) == 0
+    compose = ["compose", "bg.png", "cup.png", "--box", "10,20,90,80", "--method", "paste", "-q"]
+    assert main([*compose, "-o", "two.png"]) == 0
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large", "deep", "deeper", "many", "huge"])
+def test_a_hostile_request_is_one_sentence(folder: Path, kind: str, capsys: Any) -> None:
+    subjects = '{"verb": "compose", "background": "bg.png", "subjects": ['
+    text = {
+        "large": " " * (MAX_JSON_BYTES + 1),
+        "deep": subjects + "[" * 900 + "]" * 900 + "]}",
+        "deeper": subjects + "[" * 100_000,
+        "many": subjects + ", ".join(['"cup.png"'] * 50_000) + "]}",
+        "huge": subjects + '{"picture": "cup.png", "scale": 1' + "0" * 4000 + "}]}",
+    }.get(kind)
+    path = {"pipe": "pipe.json", "device": "/dev/zero"}.get(kind, "request.json")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif text is not None:
+        Path(path).write_text(text)
+    assert main(["run", path, "-o", "out.png"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 1000, said
+    assert not Path("out.png").exists()
+
+
+def test_what_is_echoed_is_short_and_printable() -> None:
+    stranger = "\x1b]0;title\x07\x1b[31mred\u202e" + "x" * 5000 + " y" * 5000
+    text = str(InputError(f"the model {stranger} is wrong; give another."))
+    assert text.isprintable() and len(text) < 1000
+    assert max(len(word) for word in text.split()) <= 200
+    assert text.startswith("the model ") and text.endswith("is wrong; give another.")
+    assert str(InputError("the mask é.png is 3 x 4 pixels.")) == "the mask é.png is 3 x 4 pixels."
 
 
 def test_inputs_from_memory_cannot_be_found_again(tmp_path: Path) -> None:

@@ -44,10 +44,11 @@ def rows(deep: bool) -> list[tuple[str, str]]:
                 shown = path.relative_to(folder).as_posix()
                 found.append((f"  {shown}", first_line(path)))
 
-    for name in above:
-        room(name)
-    for name in FILES[:5]:
-        found.append((f"{name}.py", first_line(PACKAGE / f"{name}.py")))
+    for name in (*above, *FILES[:5]):
+        if (PACKAGE / name).is_dir():
+            room(name)
+        else:
+            found.append((f"{name}.py", first_line(PACKAGE / f"{name}.py")))
     for name in below:
         room(name)
     for name in FILES[5:]:

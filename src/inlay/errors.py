@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __version__ = "0.1.0"
 
 _SHOWN = 60
+# What is echoed may be a stranger's: the longest word, and the longest sentence.
+_LONGEST_WORD, _LONGEST = 200, 900
 
 
 class InputError(ValueError):
@@ -16,6 +19,9 @@ class InputError(ValueError):
     The message is one sentence that names the input, what is wrong with it and what would be
     right; the command line prints it as it stands and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
 
 
 class Cancelled(Exception):  # noqa: N818 - the public name is a contract
@@ -41,7 +47,18 @@ def unsaved(role: str) -> InputError:
     )
 
 
+def plain(text: str, longest: int = _LONGEST) -> str:
+    """Text as one line that can be printed whoever wrote it: no control codes, nothing endless."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    line = re.sub(rf"(\S{{{_LONGEST_WORD - 1}}})\S\S+", r"\1…", line)
+    half = longest // 2 - 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+
+
 def show(value: object) -> str:
     """A value as it stands in a message: quoted where it is text, never long."""
-    text = repr(value) if isinstance(value, str) else str(value)
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except RecursionError:
+        text = "nested too deeply"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

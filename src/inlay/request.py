@@ -26,6 +26,7 @@ from inlay.methods.registry import (
     default_for,
     main_phase,
 )
+from inlay.pictures.read import MAX_JSON_BYTES, name_of, read_file
 from inlay.scene.subject import Flag, Source, Subject, as_size, as_subjects
 from inlay.settings import MAX_PICTURES, Form, as_whole, checked
 
@@ -112,17 +113,6 @@ class Request(Form):
             found[f"subjects.{number}.mask"] = subject.mask
         return {place: source for place, source in found.items() if source is not None}
 
-    def with_inputs(self, paths: Mapping[str, str]) -> Request:
-        """The request with other files at dotted places; raises InputError for a strange place."""
-        data, known = self.model_dump(mode="json"), self.inputs()
-        for place, path in paths.items():
-            if place not in known:
-                raise InputError(f"the request has no picture {show(place)}.")
-            *above, last = place.split(".")
-            inner = data["subjects"][int(above[1])] if above else data
-            inner[last] = path
-        return Request.of(data)
-
     def role(self, place: str) -> str:
         """What a sentence calls the picture at a dotted place: "subject 2"."""
         *above, last = place.split(".")
@@ -161,11 +151,10 @@ class Request(Form):
     @classmethod
     def read(cls, path: str | Path) -> Request:
         """A request from a JSON file; raises InputError."""
-        name = Path(path).name
+        name = name_of(path)
+        text = read_file(path, name, MAX_JSON_BYTES)
         try:
-            data = json.loads(Path(path).read_bytes())
-        except OSError as error:
-            raise InputError(f"{name} cannot be read ({error.strerror}); give a file.") from None
+            data = json.loads(text)
         except (ValueError, RecursionError):
             raise InputError(f"{name} is no JSON; expected a request, see inlay schema.") from None
         return cls.of(data)

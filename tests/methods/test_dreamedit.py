@@ -27,6 +27,7 @@ from inlay.scene.subject import Cutout, Subject
 from inlay.scene.window import Scene, Window, place
 from inlay.settings import validate_settings
 from photos import Photo
+from reruns import rerun
 
 Capture = pytest.CaptureFixture[str]
 BOX = Box(40, 150, 130, 120)
@@ -153,9 +154,9 @@ def test_the_rounds_are_kept_and_each_can_be_made_again(
     stages = [np.asarray(Image.open(name)) for name in kept]
     assert np.array_equal(stages[2], np.asarray(Image.open("out.png")))
     assert (stages[0] != stages[1]).any() and (stages[1] != stages[2]).any()
-    assert main(["rerun", kept[1], "-o", "again.png", "--quiet"]) == 0
+    assert rerun(kept[1], "again.png") == 0
     assert np.array_equal(np.asarray(Image.open("again.png")), stages[1])
-    assert main(["rerun", "out.png", "-o", "again.png", "--quiet"]) == 0
+    assert rerun("out.png", "again.png") == 0
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
 
 

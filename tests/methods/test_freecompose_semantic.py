@@ -25,6 +25,7 @@ from inlay.diffusion.text import join
 from inlay.methods.registry import get
 from inlay.settings import validate_settings
 from photos import Photo, cutout
+from reruns import rerun
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]
 BOX = Box(40, 30, 60, 50)
@@ -350,7 +351,7 @@ def test_the_command_records_the_drawing_and_makes_it_again(
     assert main([*command, "--control", "lines.png", "-o", "one.png", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["inputs"]["control"]["path"] == "lines.png"
-    assert main(["rerun", "one.png", "-o", "two.png"]) == 0
+    assert rerun("one.png", "two.png") == 0
     assert np.array_equal(np.asarray(Image.open("one.png")), np.asarray(Image.open("two.png")))
     capsys.readouterr()
     for wrong in ("half.png", "nothing.png", str(adapters)):
@@ -377,5 +378,5 @@ def test_a_rerun_knows_another_adapter(adapters: Path, tmp_path: Path, monkeypat
     with torch.no_grad():
         next(network.parameters()).add_(1)
     network.save_pretrained("adapter")
-    assert main(["rerun", "one.png", "-o", "two.png"]) == 2
+    assert rerun("one.png", "two.png") == 2
     assert not Path("two.png").exists()

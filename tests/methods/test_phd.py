@@ -25,6 +25,7 @@ from inlay.pictures.read import read_record
 from inlay.scene.window import Window
 from inlay.settings import validate_settings
 from photos import Photo, cup
+from reruns import rerun
 
 Capture = pytest.CaptureFixture[str]
 BOX = Box(40, 150, 130, 120)
@@ -361,14 +362,14 @@ def test_a_harmonizer_is_in_the_record_and_must_be_the_same(
     assert main([*pasted, "--set", "harmonizer=own", "-o", "out.png", "--quiet"]) == 0
     record = json.loads(read_record("out.png") or "")
     assert record["harmonizer"]["name"] == "own" and len(record["harmonizer"]["hash"]) == 64
-    assert main(["rerun", "out.png", "-o", "again.png", "--quiet"]) == 0
+    assert rerun("out.png", "again.png") == 0
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
     # Only the harmonize stage runs: all outside the mask is as it was.
     changed = (np.asarray(Image.open("out.png")) != paste()).any(-1)
     assert changed.any() and not changed[alpha() == 0].any()
     for file in Path(harmonizer(folder, 0.0)).iterdir():
         (own / file.name).write_bytes(file.read_bytes())
-    assert main(["rerun", "out.png", "-o", "other.png", "--quiet"]) == 2
+    assert rerun("out.png", "other.png") == 2
     assert "harmonizer own is not the one" in capsys.readouterr().err
 
 

@@ -25,7 +25,7 @@ from inlay.cli import bench, cut, listing, make, train
 from inlay.cli.options import OutFolder, Quiet
 from inlay.cli.outputs import Order, listening, printing, say
 from inlay.cli.train import made_folder
-from inlay.errors import Cancelled, InputError, __version__, nearest, show
+from inlay.errors import Cancelled, InputError, __version__, nearest, plain, show
 
 # typer exports BadParameter only; its parents are click's, in whichever copy typer uses.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -206,8 +206,7 @@ def _open_streams() -> None:
 
 
 def _end(sentence: str, status: int) -> int:
-    line = " ".join(sentence.split())
-    say("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), sys.stderr)
+    say(plain(sentence), sys.stderr)
     return status
 
 

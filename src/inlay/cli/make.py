@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.cli.options import Common, Harmony, Out, Phases, Places, Reading, Scene, Subjects
+from inlay.cli.options import Again, Common, Harmony, Out, Phases, Places, Scene, Subjects
 from inlay.cli.outputs import Order
 from inlay.errors import InputError, nearest, show
 
@@ -86,26 +86,38 @@ def run(
         str, typer.Argument(help="JSON file, see inlay schema, or a picture that inlay wrote.")
     ],
     output: Out,
-    given: Reading,
+    given: Again,
 ) -> Order:
     """Make what a request asks for: any request as data."""
     from inlay.request import Request
+    from inlay.result.record import with_inputs
 
     if Path(request).suffix.lower() != ".json":
         return rerun(request, output, given)
-    return Order([("", Request.read(request))], output, given)
+    wanted = with_inputs(Request.read(request), _inputs(given))
+    return Order([("", wanted)], output, given)
 
 
 def rerun(
     picture: Annotated[str, typer.Argument(help="Picture that inlay has written.")],
     output: Out,
-    given: Reading,
+    given: Again,
 ) -> Order:
     """Make a picture again from the record inside it."""
-    from inlay.result import read_back
+    from inlay.result.record import read_back
 
     record = read_back(picture)
-    return Order([("", record.resolve(Path(picture).parent))], output, given, record=record)
+    wanted = record.resolve(Path(picture).parent, _inputs(given))
+    return Order([("", wanted)], output, given, record=record)
+
+
+def _inputs(given: Again) -> dict[str, str]:
+    """The file or name for each role of --input; raises InputError."""
+    inputs = [item.partition("=")[::2] for item in given.input or []]
+    for role, name in inputs:
+        if not role or not name:
+            raise InputError("--input names a role or a file only; expected ROLE=FILE.")
+    return dict(inputs)
 
 
 def _order(base: dict[str, Any], output: str, given: Common) -> Order:

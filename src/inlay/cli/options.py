@@ -93,6 +93,17 @@ class Reading(Saying):
 
 
 @dataclass(frozen=True)
+class Again(Reading):
+    """What run and rerun take."""
+
+    input: list[str] | None = flag(
+        "What to open as background, mask, subject_2, model, lora, ...; may be repeated. Of what a "
+        "picture's record names only pictures in its folder are opened unless you name them.",
+        "ROLE=FILE",
+    )
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Which checkpoint is run, and where."""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from inlay.errors import InputError, __version__
+from inlay.errors import InputError, __version__, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from inlay.cli.options import Reading
     from inlay.pictures.picture import Picture
     from inlay.request import Request
-    from inlay.result import Record, Result
+    from inlay.result import Result
+    from inlay.result.record import Record
 
 _CELL = 320
 
@@ -275,8 +276,7 @@ class Listener(logging.Handler):
 
     def note(self, line: str) -> None:
         """Say something once."""
-        line = " ".join(line.split())
-        if line not in self.notes:
+        if (line := plain(line)) not in self.notes:
             self.notes.append(line)
             if not self.progress.disable:
                 self.progress.console.print(line, markup=False, highlight=False)

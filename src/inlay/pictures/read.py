@@ -34,6 +34,8 @@ from inlay.pictures.picture import Picture, name_of
 
 DEFAULT_MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1 << 30
+# Of a request or a record.
+MAX_JSON_BYTES = 1 << 20
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
@@ -156,20 +158,24 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def read_file(path: str | os.PathLike[str], name: str) -> bytes:
-    """The bytes of a regular file; InputError for all else; no pipe or device is opened."""
-    with _one_sentence(name, "cannot be read; expected a picture file"):
-        if (size := os.stat(path).st_size) > MAX_FILE_BYTES:
-            raise InputError(f"{name} has {size} bytes; expected a file of at most 1 GiB.")
+def read_file(path: str | os.PathLike[str], name: str, most: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a regular file; InputError for all else, before a pipe or device is opened."""
+    with _one_sentence(name, "cannot be read; expected a file"):
+        size = os.stat(path).st_size
         if not os.path.isfile(path):
-            raise InputError(f"{name} is a folder, pipe or device; expected a picture file.")
-        if data := Path(path).read_bytes():
+            raise InputError(f"{name} is a folder, pipe or device; expected a file.")
+        if size > most:
+            raise InputError(f"{name} has {size} bytes; expected a file of at most {most}.")
+        # Files of no size in /proc may never end.
+        if data := Path(path).read_bytes() if size else b"":
             return data
-    raise InputError(f"{name} is empty; expected a {_FORMATS} picture.")
+    raise InputError(f"{name} is empty; expected a file with something in it.")
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; raises OSError where it cannot be read."""
+    """SHA-256 of a regular file's bytes; raises OSError where it is none or cannot be read."""
+    if not path.is_file() or not path.stat().st_size:
+        raise OSError(f"{path} is no file with something in it")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -292,7 +298,7 @@ def _one_sentence(name: str, problem: str) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{name} does not exist; expected a picture file.") from None
+        raise InputError(f"{name} does not exist; expected a file.") from None
     except MemoryError:
         raise InputError(f"{name} does not fit into memory; expected a smaller picture.") from None
     except Exception:

@@ -25,6 +25,7 @@ Size = tuple[int, int]
 Seed = int | Sequence[int]
 
 _CONCEPT = ".safetensors"
+_MOST = 1000
 # Of a scene, in pixels.
 LEAST_SIDE, LARGEST_SIDE = 64, 8192
 # The longer side of what stands for a concept, where no box says it; a scale is a factor on it.
@@ -245,8 +246,8 @@ class Subject(Form):
 def as_subjects(value: Any) -> tuple[Subject, ...]:
     """Subjects from one or a list of them: a Subject, a picture, or a mapping of its fields."""
     listed = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not listed or value is None:
-        raise InputError("there is no subject; give at least one picture.")
+    if value is None or not 0 < len(listed) <= _MOST:
+        raise InputError(f"there is no subject, or too many; give 1 to {_MOST} pictures.")
     subjects = []
     for number, item in enumerate(listed, 1):
         try:

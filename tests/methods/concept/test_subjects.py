@@ -22,6 +22,7 @@ from inlay.checkpoints.concept import read_concept
 from inlay.cli import main
 from inlay.diffusion.backbone import Backbone
 from photos import Photo, cup
+from reruns import needs, rerun
 
 Capture = pytest.CaptureFixture[str]
 BOX = Box(40, 150, 130, 120)
@@ -207,17 +208,19 @@ def test_the_command_line_makes_the_same_and_makes_it_again(
     assert main([*one, *steps, *files, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["outputs"] == ["out.png"]
     assert np.array_equal(np.asarray(Image.open("out.png")), pixels(composed()))
-    assert main(["rerun", "out.png", "-o", "again.png", "--quiet"]) == 0
+    assert rerun("out.png", "again.png") == 0
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
     two = ["compose", "cat.png", "one.safetensors", "two.safetensors", "--box", "40,150,130,120"]
     assert main([*two, "--box", "250,40,100,140", *steps, *files, "--quiet"]) == 0
     both = composed(_two(learnt(), learnt(rank=3)), box=None)
     assert np.array_equal(np.asarray(Image.open("out.png")), pixels(both))
-    assert main(["rerun", "out.png", "-o", "both.png", "--quiet"]) == 0
+    assert needs("out.png")[:4:2] == ["--input", "--input"]
+    assert needs("out.png")[1::2][:2] == ["subject_1=one.safetensors", "subject_2=two.safetensors"]
+    assert rerun("out.png", "both.png") == 0
     assert Path("both.png").read_bytes() == Path("out.png").read_bytes()
     # Another object under the same name is not what the record speaks of.
     shutil.copy("two.safetensors", "one.safetensors")
-    assert main(["rerun", "out.png", "-o", "third.png", "--quiet"]) == 2
+    assert rerun("out.png", "third.png") == 2
     assert "one.safetensors" in capsys.readouterr().err
 
 

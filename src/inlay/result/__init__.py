@@ -1,0 +1,172 @@
+"""What a run gives back: pictures, and a record inside each of how it was made.
+
+A record is a plain dict that travels inside the picture as JSON. Its keys: inlay (version), verb,
+method, seed; request (what makes this picture again, with every setting; paths as they were given,
+so that a picture that is passed on tells no more about a disk than its maker typed); model (name,
+hash, kind, family, loras, textual_inversions; null where none ran), device, dtype; adapter and
+harmonizer (name, hash) where one had a part; window and region (x, y, width, height in background
+pixels); subjects (box: where each one lies); inputs ({place in the request: {path, sha256}});
+notes; timings (seconds).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from inlay.errors import __version__
+from inlay.pictures.arrays import Box, Image, to_uint8
+from inlay.pictures.colour import convert
+from inlay.pictures.picture import Picture
+from inlay.pictures.read import file_sha256
+from inlay.pictures.write import write_picture
+from inlay.request import Request
+from inlay.scene.window import Layer
+
+if TYPE_CHECKING:
+    from inlay.diffusion.backbone import Backbone
+    from inlay.diffusion.branches import ControlAdapter, Harmonizer
+
+
+@dataclass(frozen=True, eq=False)
+class Used:
+    """What had a part in a picture besides its checkpoint, and what methods had to say."""
+
+    adapter: ControlAdapter | None = None
+    harmonizer: Harmonizer | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Result:
+    """What a call made: one picture for each seed.
+
+    pictures keep the background's size, depth, mode and profile; records say how each was made.
+    window is the crop the method saw (of several passes, the smallest box that holds their crops),
+    region the box outside which no byte differs, changes the mask inside that box (float32, 0 or
+    1). laid are the subjects as they lie in the first picture. kept holds, where it was asked for,
+    each picture's phases or stages: name to picture and record.
+    """
+
+    pictures: list[Picture]
+    records: list[dict[str, Any]]
+    window: Box
+    region: Box
+    changes: Image = field(repr=False)
+    laid: Sequence[Layer] = field(default=(), repr=False)
+    kept: list[dict[str, tuple[Picture, dict[str, Any]]]] = field(default_factory=list, repr=False)
+
+    @property
+    def picture(self) -> Picture:
+        return self.pictures[0]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.records[0]
+
+    @property
+    def image(self) -> PILImage.Image:
+        """The (first) picture as PIL."""
+        return self.pictures[0].to_pil()
+
+    @property
+    def images(self) -> list[PILImage.Image]:
+        return [picture.to_pil() for picture in self.pictures]
+
+    @property
+    def phases(self) -> dict[str, Picture]:
+        """What the first picture was after each phase; empty unless it was to be kept."""
+        return {name: picture for name, (picture, _) in (self.kept or [{}])[0].items()}
+
+    @property
+    def layers(self) -> list[tuple[PILImage.Image, Box]]:
+        """Each subject as it was laid into the first picture: PIL "RGBA", and where."""
+        colours = [convert(layer.rgb, self.picture.space, None) for layer in self.laid]
+        pairs = zip(colours, self.laid, strict=True)
+        samples = [to_uint8(np.dstack([rgb, layer.alpha])) for rgb, layer in pairs]
+        images = (PILImage.fromarray(each, "RGBA") for each in samples)
+        return [(image, layer.box) for image, layer in zip(images, self.laid, strict=True)]
+
+    @property
+    def mask(self) -> PILImage.Image:
+        """Where the first picture may differ from the background: PIL "L", 255 = may."""
+        whole = np.zeros((self.picture.height, self.picture.width), np.uint8)
+        whole[self.region.slices] = to_uint8(self.changes)
+        return PILImage.fromarray(whole)
+
+    def save(self, path: str | Path) -> None:
+        """Write the first picture, with its record inside; atomic."""
+        write_picture(self.picture, path, record=record_text(self.record))
+
+
+def record_of(
+    request: Request,
+    backbone: Backbone | None,
+    window: Box,
+    region: Box,
+    inputs: Mapping[str, Mapping[str, Any]],
+    used: Used,
+    layers: Sequence[Layer],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The record of one picture, which the request makes; see the top of this file."""
+    data = request.model_dump(mode="json")
+    record: dict[str, Any] = {
+        "inlay": __version__,
+        "verb": request.verb,
+        "method": request.method.name,
+        "seed": request.seed,
+        "request": data,
+        "model": None,
+        "device": None,
+        "dtype": None,
+        "window": window.as_dict(),
+        "region": region.as_dict(),
+        "subjects": [{"box": layer.box.as_dict()} for layer in layers],
+        "inputs": {place: dict(known) for place, known in inputs.items()},
+        "notes": list(used.notes),
+        "timings": dict(seconds),
+    }
+    if backbone is not None:
+        own = data["model"]
+        record["device"], record["dtype"] = own["device"], own["dtype"]
+        record["model"] = {
+            "name": backbone.name,
+            "hash": backbone.hash,
+            "kind": backbone.kind,
+            "family": backbone.family,
+            "loras": own["loras"],
+            "textual_inversions": own["textual_inversions"],
+        }
+    for word, network in (("adapter", used.adapter), ("harmonizer", used.harmonizer)):
+        if network is not None:
+            record[word] = {"name": network.name, "hash": network.hash}
+    return record
+
+
+def identify(source: Any) -> dict[str, Any]:
+    """{path, sha256} of a file, a Picture, a Cutout, a PIL image or an array."""
+    if isinstance(source, (str, os.PathLike)):
+        return {"path": os.fspath(source), "sha256": file_sha256(Path(source))}
+    known = getattr(source, "sha256", None)
+    if known is not None:
+        return {"path": getattr(source, "path", None), "sha256": str(known)}
+    samples = np.ascontiguousarray(np.asarray(source))
+    return {"path": None, "sha256": hashlib.sha256(samples.data).hexdigest()}
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """The record as it goes into a picture: one line of ASCII JSON, without the timings.
+
+    They alone differ between two runs of one request, and such runs must give the same file.
+    """
+    lasting = {key: value for key, value in record.items() if key != "timings"}
+    return json.dumps(lasting, allow_nan=False, separators=(",", ":"))
