@@ -192,8 +192,8 @@ def test_a_strangers_models_and_weights_are_asked_for(tmp_path: Path, capsys: An
                           "remove": None, "repose": None}  # fmt: skip
     bad = str(_picture(tmp_path / "bad.png", record))
     assert needs(bad)[1::2] == [
-        "cut=owner/segmenter", "model=owner/model", "lora_1=a.safetensors",
-        "lora_2=/b c.safetensors", "textual_inversion=word.safetensors", "adapter=owner/adapter",
+        "model=owner/model", "lora_1=a.safetensors", "lora_2=/b c.safetensors",
+        "textual_inversion=word.safetensors", "cut=owner/segmenter", "adapter=owner/adapter",
     ]  # fmt: skip
     given = {"lora 1": "x.safetensors", "lora_2": "y.safetensors", "model.name": "embedded",
              "cut": "alpha", "textual_inversion": "z.safetensors",

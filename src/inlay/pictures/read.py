@@ -34,7 +34,6 @@ from inlay.pictures.picture import Picture, name_of
 
 DEFAULT_MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1 << 30
-# Of a request or a record.
 MAX_JSON_BYTES = 1 << 20
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
