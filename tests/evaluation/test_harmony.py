@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from itertools import islice
 from pathlib import Path
@@ -92,8 +91,8 @@ def test_the_bundled_photos_are_there_whole_and_cropped() -> None:
     by_name = dict(zip(names(photos), photos, strict=True))
     assert np.array_equal(by_name["coffee"].read(4000)[0], data.coffee())
     crop = by_name["coffee#4"]
-    assert crop.crop is not None
-    assert np.array_equal(crop.read(4000)[0], data.coffee()[crop.crop.slices])
+    assert crop.crop == (0.35, 0.35, 0.65, 0.65)
+    assert np.array_equal(crop.read(4000)[0], data.coffee()[140:400, 210:600])
 
 
 def test_a_case_depends_on_the_seed_and_its_number_alone() -> None:
@@ -219,11 +218,6 @@ def test_the_files_say_what_was_found(report: Report, tmp_path: Path) -> None:
     assert found["settings"]["seed"] == 3
     assert found["cases"] == report.cases and found["harm"] == report.harm
     assert found["overall"] == summary(report)
-    rows = list(csv.DictReader((tmp_path / "cases.csv").open()))
-    assert len(rows) == (7 + 2) * 4
-    row = next(r for r in rows if (r["case"], r["disturbed"], r["label"]) == ("4", "1", "gentle"))
-    assert float(row["fmse"]) == report.cases[4]["results"]["gentle"]["fmse"]
-    assert json.loads(row["parameters"]) == report.cases[4]["parameters"]
     table = (tmp_path / "harmony.md").read_text()
     assert f"| gentle | {summary(report)[3]['fmse']:.1f} |" in table
     sheet = Image.open(tmp_path / "sheet.png")

@@ -59,7 +59,7 @@ def test_a_file_has_the_object_of_each_photo_in_it() -> None:
     (big,) = find_views([Photo(large, box=Box(0, 0, 900, 2000))])
     small = _sight(portrait(big)).image()
     assert small is not None and small.size == (230, 512)
-    assert example(found, LearnConfig(keep_photos=False), 64).picture is None
+    assert example(found, LearnConfig(keep_photos=False), 64).sight.picture is None
     assert _sight(None).image() is None
 
 

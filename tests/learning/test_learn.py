@@ -15,7 +15,7 @@ from skimage import data
 
 from checkpoints import built, loaded
 from inlay import Box, InputError
-from inlay.checkpoints.concept import attach, is_concept, read_concept
+from inlay.checkpoints.concept import Sight, attach, is_concept, read_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.backbone import Backbone, Conditions
@@ -61,7 +61,8 @@ def _example(shape: np.ndarray[Any, Any], box: Box, frame: Box) -> Example:
     height, width = shape.shape
     rgb = np.random.default_rng(0).random((height, width, 3), np.float32)
     known = np.ones_like(shape)
-    return Example(rgb, known, shape, box, frame, box.width / box.height, 0.1, "photo", "0")
+    sight = Sight(photo="photo", sha256="0", aspect=box.width / box.height, size=0.1)
+    return Example(rgb, known, shape, box, frame, sight)
 
 
 def _filled(height: int, width: int, box: Box) -> np.ndarray[Any, Any]:
@@ -167,8 +168,8 @@ def test_whole_patches_are_hole_or_valid() -> None:
 
 def test_boxes_come_from_where_they_are_said(photos: list[str], tmp_path: Path) -> None:
     given = _read(photos, 64, boxes=BOXES)
-    assert [example.aspect for example in given] == [90 / 80, 100 / 90, 80 / 100]
-    assert given[0].size == pytest.approx((90 * 80 / (220 * 180)) ** 0.5)
+    assert [example.sight.aspect for example in given] == [90 / 80, 100 / 90, 80 / 100]
+    assert given[0].sight.size == pytest.approx((90 * 80 / (220 * 180)) ** 0.5)
     # Twice the longer side of 90, and no finer than twice what the model sees.
     assert given[0].frame.width == given[0].frame.height == 128
     assert given[0].box.width == 64
@@ -184,7 +185,7 @@ def test_boxes_come_from_where_they_are_said(photos: list[str], tmp_path: Path) 
     dark = np.full((90, 120, 3), 30, np.uint8)
     dark[30:70, 40:90] = (200, 180, 40)
     found = _read([dark], 64)[0]
-    assert found.aspect == pytest.approx(50 / 40, abs=0.15)
+    assert found.sight.aspect == pytest.approx(50 / 40, abs=0.15)
 
 
 def test_prompts_are_laid_out_as_told() -> None:

@@ -83,6 +83,11 @@ def awake(trainer: HarmonizerTrainer) -> Any:
     return trainer.state.network
 
 
+def policy(**changes: Any) -> Policy:
+    """How samples are made: plain ones but for what is said."""
+    return Policy().plain().model_copy(update=changes)
+
+
 def thing() -> tuple[np.ndarray, np.ndarray]:
     """A picture (80, 96, 3) and the shape (80, 96) of the thing in it, 0 or 255."""
     shape = np.zeros((80, 96), np.uint8)
@@ -94,12 +99,12 @@ def thing() -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_disturbance_stays_inside_its_mask(tmp_path: Path) -> None:
     picture, shape = thing()
-    cache = ObjectCache(tmp_path / "objects.safetensors")
-    policy = Policy(restyled_share=0.3, blob_share=0.3, mask_jitter=0.05)
+    cache = ObjectCache()
+    rule = policy(whole_picture_augmentation=0.3, blob_share=0.3, mask_jitter=0.05)
     changed = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, policy, rng)
+        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, rule, rng)
         assert sample.truth.shape == sample.pasted.shape == (48, 48, 3)
         assert sample.mask.dtype == np.float32 and 0 <= sample.mask.min() < sample.mask.max() <= 1
         outside = sample.mask == 0
@@ -117,10 +122,10 @@ def test_a_disturbance_stays_inside_its_mask(tmp_path: Path) -> None:
 def test_a_sample_is_the_disturbed_object_of_its_picture(tmp_path: Path) -> None:
     """Without jitter: the change is one of disturb's, and the mask is the thing's shape."""
     picture, shape = thing()
-    cache, policy = ObjectCache(tmp_path / "none"), Policy(kinds=("exposure",), strength=(0.8, 0.8))
+    cache, rule = ObjectCache(), policy(kinds=("exposure",), least_strength=0.8)
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, policy, rng)
+        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, rule, rng)
         assert sample.caption == "red"
         inside = sample.mask > 0.5
         assert set(np.unique(sample.mask)) == {0.0, 1.0}
@@ -134,13 +139,13 @@ def test_a_sample_is_the_disturbed_object_of_its_picture(tmp_path: Path) -> None
 
 def test_some_stay_undisturbed_and_recoloured_ones_lose_their_caption(tmp_path: Path) -> None:
     picture, shape = thing()
-    cache = ObjectCache(tmp_path / "none")
+    cache = ObjectCache()
     whole = np.dstack([picture, shape])
-    policy = Policy(undisturbed_share=0.4, restyled_share=0.5)
+    rule = policy(undisturbed_share=0.4, whole_picture_augmentation=0.5)
     calm, bare, means = 0, 0, []
     for seed in range(80):
         rng = np.random.default_rng(seed)
-        sample = draw_sample(whole, "red", cache, 32, policy, rng)
+        sample = draw_sample(whole, "red", cache, 32, rule, rng)
         calm += np.array_equal(sample.pasted, sample.truth)
         bare += sample.caption == ""
         means.append(sample.truth.reshape(-1, 3).mean(0) if sample.caption == "" else None)
@@ -169,23 +174,16 @@ def test_masks_are_off_by_no_more_than_the_jitter() -> None:
 
 
 def test_objects_are_looked_for_once_and_kept(tmp_path: Path) -> None:
-    file = tmp_path / "objects.safetensors"
     photo = np.ascontiguousarray(data.coffee()[::3, ::3][:, :-1])
     flat = np.full((40, 40, 3), 90, np.uint8)
-    cache = ObjectCache(file)
+    cache = ObjectCache()
     found = cache.of(photo)
     assert found and cache.of(flat) == []
     assert all(m.shape == photo.shape[:2] and m.dtype == np.uint8 for m in found)
-    cache.save()
-    written = file.stat().st_mtime_ns
-    again = ObjectCache(file)
-    for one, two in zip(found, again.of(photo), strict=True):
+    for one, two in zip(found, cache.of(photo.copy()), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert again.of(flat) == []
-    again.save()
-    assert file.stat().st_mtime_ns == written
     picture, shape = thing()
-    (given,) = again.of(np.dstack([picture, shape]))
+    (given,) = cache.of(np.dstack([picture, shape]))
     np.testing.assert_array_equal(given, shape)
 
 
@@ -193,7 +191,13 @@ def test_threads_make_the_same_batches(tmp_path: Path) -> None:
     picture, shape = thing()
     corpus = Corpus([np.dstack([picture, shape]), np.dstack([picture[:, ::-1], shape[:, ::-1]])],
                     ["one", "two"], np.array([0.3, 0.7]))  # fmt: skip
-    place = ObjectCache(tmp_path / "none"), Policy(restyled_share=0.5), 32, 5, torch.device("cpu")
+    place = (
+        ObjectCache(),
+        policy(whole_picture_augmentation=0.5),
+        32,
+        5,
+        torch.device("cpu"),
+    )
     plain, threaded = DisturbedLoader(corpus, *place), DisturbedLoader(corpus, *place, workers=3)
     for step in (0, 1, 2, 7):
         one, two = plain.batch(step, range(5)), threaded.batch(step, range(5))
@@ -394,10 +398,7 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
         )  # fmt: skip
         change = backbone.decode(after) - backbone.decode(was)
         y = (pasted + change).clamp(-1, 1)
-        inside = np.stack([*(change * mask)[0].numpy(), mask[0, 0].numpy()], -1)
-        blur = cv2.GaussianBlur(inside, (0, 0), 2.0)
-        soft = torch.from_numpy(blur[..., :3] / np.maximum(blur[..., 3:], 1e-3))
-        soft = (pasted + soft.permute(2, 0, 1)).clamp(-1, 1)
+        soft = (pasted + about(change, mask)).clamp(-1, 1)
         errors = [
             float(((p - q) ** 2 * m).sum() / m.sum() / p.shape[1])
             for p, q, m in (
@@ -407,7 +408,7 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
         sums += [*errors, errors[4] < errors[3]]
     assert found["latent"] == pytest.approx(sums[0] / sums[1], rel=1e-4)
     assert found["picture"] == pytest.approx(sums[2] / sums[3], rel=1e-4)
-    assert found["smooth"] == pytest.approx(sums[4] / sums[3], rel=1e-4)
+    assert found["smooth"] == pytest.approx(sums[4] / sums[3], rel=1e-3)
     assert found["improved"] == sums[5] / 2
     calm = samples.__class__(samples.truth, samples.truth, samples.mask, samples.captions)
     assert restoration(backbone, network, calm, seed=4) == {}

@@ -45,8 +45,8 @@ def bench(
 ) -> None:
     """Measure methods on known truths.
 
-    harmony: objects of photos, disturbed on purpose; writes harmony.json, harmony.md, cases.csv
-    and sheet.png.
+    harmony: objects of photos, disturbed on purpose; writes harmony.json, harmony.md and
+    sheet.png.
     """
     variants = _variants(given.methods, given.set or [])
 

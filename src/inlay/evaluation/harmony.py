@@ -15,17 +15,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from inlay.composer import Composer
 from inlay.errors import InputError
 from inlay.evaluation.metrics import fmse, measure, psnr
 from inlay.evaluation.photos import Photo
 from inlay.methods import registry as methods
-from inlay.pictures.arrays import to_uint8
+from inlay.pictures.arrays import Box, bounds, to_uint8
 from inlay.settings import validate_settings
 from inlay.training.disturb import KINDS, disturb_object, draw
 from inlay.training.objects import find_objects
@@ -226,23 +228,18 @@ def _run(
 
 def _views(case: Case, results: Mapping[str, NDArray[np.uint8]]) -> dict[str, bytes]:
     """Small pictures of the object and a little round it: truth, mask, and each result."""
-    import cv2
-
-    rows, columns = np.nonzero(case.mask > 0)
-    margin = max(np.ptp(rows), np.ptp(columns)) // 3 + 8
-    part = np.s_[
-        max(0, rows.min() - margin) : rows.max() + margin,
-        max(0, columns.min() - margin) : columns.max() + margin,
-    ]
+    box = bounds(case.mask)
+    assert box is not None
+    near = box.grown(max(box.width, box.height) // 3 + 8)
+    part = (near.intersect(Box.of_size(case.mask.shape[::-1])) or box).slices
     white = np.repeat(to_uint8(case.mask)[..., None], 3, axis=2)
     views = {}
     for label, picture in {"truth": case.truth, "mask": white, **results}.items():
-        small = np.asarray(picture[part])
-        scale = min(1.0, 224 / max(small.shape[:2]))
-        size = max(1, round(small.shape[1] * scale)), max(1, round(small.shape[0] * scale))
-        bgr = cv2.resize(small, size, interpolation=cv2.INTER_AREA)[..., ::-1]
+        small, file = PILImage.fromarray(picture[part]), BytesIO()
+        small.thumbnail((224, 224))
         # Compressed: the pictures of thousands of cases stay in memory until the end.
-        views[label] = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+        small.save(file, "JPEG", quality=92)
+        views[label] = file.getvalue()
     return views
 
 

@@ -21,7 +21,7 @@ BUNDLED = "scikit-image"
 SPLITS = ("held-out", "training", "all")
 
 _BUNDLED_FILES = ["astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"]
-# Left, top, width and height of their crops, as shares of the photograph.
+# Of each: left, top, width and height, as shares of the photograph.
 _CROPS = (
     (0.0, 0.0, 0.65, 0.65),
     (0.35, 0.0, 0.65, 0.65),
@@ -38,13 +38,13 @@ class Photo:
     """A photograph that has not been read yet.
 
     name is how reports call it; mask is the file of its object's mask, where one is given; crop
-    the part of it that is meant, in its own pixels.
+    (left, top, width, height) the part of it that is meant, as shares of it.
     """
 
     name: str
     path: Path
     mask: Path | None = None
-    crop: Box | None = None
+    crop: tuple[float, float, float, float] = (0, 0, 1, 1)
 
     def read(self, short_side: int) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         """The picture, uint8 (h, w, 3) sRGB, and its given mask, float32 (h, w) in [0, 1], or None.
@@ -55,13 +55,13 @@ class Photo:
         whole = read_picture(self.path)
         rgb = np.asarray(whole.to_pil().convert("RGB"), np.uint8)
         given = None if self.mask is None else read_mask(self.mask, size=whole.size)
-        if self.crop is not None:
-            rgb = rgb[self.crop.slices]
-            given = None if given is None else given[self.crop.slices]
+        shares = zip(self.crop, whole.size * 2, strict=True)
+        part = Box(*(round(share * side) for share, side in shares)).slices
         if given is not None:
             # On the levels of 8 bits, so that methods see the very mask that the object has.
-            given = np.asarray(np.round(shrink(given, short_side) * 255) / 255, np.float32)
-        return shrink(rgb, short_side), given
+            levels = np.round(shrink(given[part], short_side) * 255)
+            given = np.asarray(levels / 255, np.float32)
+        return shrink(rgb[part], short_side), given
 
 
 def find_photos(
@@ -125,7 +125,6 @@ def _photos_of(folder: str) -> tuple[list[Photo], bool]:
 def _bundled_photos() -> list[Photo]:
     """Colour photographs of scikit-image's wheel, whole and in crops; nothing is downloaded."""
     import skimage
-    from PIL import Image as PilImage
 
     folder = Path(skimage.__file__).parent / "data"
     photos = []
@@ -135,9 +134,5 @@ def _bundled_photos() -> list[Photo]:
             _log.warning("this build of scikit-image comes without %s", file)
             continue
         photos.append(Photo(path.stem, path))
-        with PilImage.open(path) as image:
-            width, height = image.size
-        for number, (x, y, w, h) in enumerate(_CROPS, 1):
-            crop = Box(round(x * width), round(y * height), round(w * width), round(h * height))
-            photos.append(Photo(f"{path.stem}#{number}", path, crop=crop))
+        photos += [Photo(f"{path.stem}#{n}", path, crop=crop) for n, crop in enumerate(_CROPS, 1)]
     return photos

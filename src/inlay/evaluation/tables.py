@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import platform
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import __version__
-from inlay.evaluation.harmony import FIGURES, PASTE, Report, summary
+from inlay.evaluation.harmony import PASTE, Report, summary
 from inlay.pictures.write import replace_file
 from inlay.training.disturb import KINDS
 
@@ -139,22 +138,8 @@ def _rank(case: Mapping[str, Any], label: str) -> float:
     return float(found[label]["fpsnr"] - base)
 
 
-def _csv(report: Report) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "file", "disturbed", "kind", "parameters", "label", *FIGURES])
-    for rows, disturbed in ((report.cases, 1), (report.harm, 0)):
-        for row in rows:
-            # What was done to the picture, so nothing where it was left alone.
-            what = [row.get("kind", ""), json.dumps(row["parameters"]) if disturbed else ""]
-            for label, found in row["results"].items():
-                values = [found[name] for name in FIGURES]
-                writer.writerow([row["number"], row["file"], disturbed, *what, label, *values])
-    return text.getvalue()
-
-
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write harmony.json, harmony.md, cases.csv and sheet.png into a folder that is there.
+    """Write harmony.json, harmony.md and sheet.png into a folder that is there.
 
     Each file appears whole or not at all; those of an earlier run are replaced. Raises InputError
     where one cannot be written.
@@ -163,7 +148,6 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     sheet(report).save(picture, format="PNG")
     files = {
         "sheet.png": picture.getvalue(),
-        "cases.csv": _csv(report).encode(),
         "harmony.md": markdown(report).encode(),
         "harmony.json": (json.dumps(as_dict(report), allow_nan=False, indent=1) + "\n").encode(),
     }

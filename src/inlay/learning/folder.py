@@ -7,7 +7,6 @@ JSON objects with the fields of Row.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -73,14 +72,9 @@ def is_held_out(file_name: str, share: int = 20) -> bool:
 
 def picture_names(root: Path) -> list[str]:
     """Names of the pictures below a folder, relative to it, sorted; masks/ holds none."""
-    names = []
-    for here, folders, files in os.walk(root):
-        if Path(here) == root and MASKS in folders:
-            folders.remove(MASKS)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            (Path(here) / file).relative_to(root).as_posix()
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        ]
-    return sorted(names)
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(
+        path.as_posix()
+        for path in paths
+        if path.parts[0] != MASKS and not any(part.startswith(".") for part in path.parts)
+    )

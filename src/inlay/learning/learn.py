@@ -3,11 +3,7 @@
 A checkpoint is fine-tuned to fill the object's box under a prompt with a word for it. Nothing
 outside the box attends to the prompt (eq. 2). The paper tunes the whole U-Net, which
 LearnConfig.train = "full" does; by default a LoRA (Hu et al. 2021, arXiv 2106.09685) is trained
-beside it, and the checkpoint stays as it is. Photos are encoded once, before the first step, and so
-are prompts, but where the text encoder learns.
-
-On several GPUs: accelerate launch -m inlay learn ... Each process takes its share of every batch,
-and the samples are those of a run with one.
+beside it, and the checkpoint stays as it is.
 """
 
 from __future__ import annotations
@@ -76,7 +72,6 @@ def learn(
     views = find_views(
         photos,
         cut=cut,
-        shapes=config.hole == "shape",
         trust_remote_code=trust_remote_code,
         max_pixels=max_pixels,
     )

@@ -115,10 +115,6 @@ class Run(ABC):
     def report(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What validation says: for the row of the log, and as curves."""
 
-    def save_state(self) -> None:
-        """Write a resumable state into the run's folder."""
-        self.state.save(self.out)
-
     def export(self, figures: dict[str, Any]) -> None:  # noqa: B027
         """Write what is trained so far, with figures of it, where the run writes it at reports."""
 
@@ -138,13 +134,15 @@ def validation_curve(
     rows: int,
     device: torch.device,
     total: int = 1000,
+    learnt: Callable[[int], bool] = lambda t: True,
 ) -> dict[int, float]:
-    """The mean error inside the masks at VALIDATION_TIMESTEPS of a schedule of `total`.
+    """The mean error inside the masks at VALIDATION_TIMESTEPS, those of them that are `learnt` at,
+    of a schedule of `total`.
 
     errors(timesteps (N,)) gives an error (N, C, h, w) and the mask (N, 1, h, w) that counts.
     """
     result = {}
-    for share in VALIDATION_TIMESTEPS:
+    for share in filter(learnt, VALIDATION_TIMESTEPS):
         t = share * total // 1000
         error, where = errors(torch.full((rows,), t, device=device))
         inside = (error.mean(1, keepdim=True) * where).sum()
@@ -167,23 +165,40 @@ def train(run: Run, log: Callable[[str], None]) -> None:
     and OUT/events for TensorBoard) and what is trained so far are written. Of several processes the
     first one writes and tells, and the others follow it.
     """
-    shared = run.processes
-    told = _Log(run, log) if shared.first else None
-    stop = False
-    while run.step < run.config.steps and shared.goes_on(not stop):
-        loss = run.train_step()
-        stop = told is not None and told.step(loss)
-    if told is not None:
-        told.close()
+    config, shared, stop = run.config, run.processes, False
+    curves = _Curves(run, log) if shared.first else None
+    started, losses = time.monotonic(), list[float]()
+    while run.step < config.steps and shared.goes_on(not stop):
+        losses.append(run.train_step())
+        if curves is None:
+            continue
+        minutes = (time.monotonic() - started) / 60
+        stop = config.max_minutes is not None and minutes >= config.max_minutes
+        if run.step % 50 == 0:
+            recent = float(np.mean(losses[-50:]))
+            curves.add({"loss/training": recent, "rate": run.learning_rate()})
+            log(f"step {run.step} loss {recent:.4f} minutes {minutes:.1f}")
+        if reports(run.step, config.save_every) or stop or run.step == config.steps:
+            run.state.save(run.out)
+            validation, values = run.report()
+            row = {
+                "step": run.step,
+                "minutes": round(minutes, 2),
+                "train_loss": round(float(np.mean(losses[-config.save_every :])), 5),
+                **validation,
+            }
+            with (run.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            curves.add(values)
+            run.export({"figures": row})
+            log(json.dumps(row))
 
 
-class _Log:
-    """What the first process tells of a run and writes after its steps."""
+class _Curves:
+    """A run's figures for TensorBoard, where its writer is installed."""
 
     def __init__(self, run: Run, log: Callable[[str], None]) -> None:
-        self.run, self.log = run, log
-        self.started, self.losses = time.monotonic(), list[float]()
-        self.writer: Any = None
+        self.run, self.writer = run, cast("Any", None)
         try:
             from tensorboardX import SummaryWriter
 
@@ -193,39 +208,9 @@ class _Log:
                 "for curves in TensorBoard: pip install tensorboardX; OUT/log.jsonl has the figures"
             )
 
-    def step(self, loss: float) -> bool:
-        """After a step: its loss is noted, and what is due is written. Whether time is up."""
-        run, config = self.run, self.run.config
-        self.losses.append(loss)
-        minutes = (time.monotonic() - self.started) / 60
-        stop = config.max_minutes is not None and minutes >= config.max_minutes
-        if run.step % 50 == 0:
-            recent = float(np.mean(self.losses[-50:]))
-            self.scalars({"loss/training": recent, "rate": run.learning_rate()})
-            self.log(f"step {run.step} loss {recent:.4f} minutes {minutes:.1f}")
-        if reports(run.step, config.save_every) or stop or run.step == config.steps:
-            run.save_state()
-            validation, curves = run.report()
-            row = {
-                "step": run.step,
-                "minutes": round(minutes, 2),
-                "train_loss": round(float(np.mean(self.losses[-config.save_every :])), 5),
-                **validation,
-            }
-            with (run.out / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            self.scalars(curves)
-            run.export({"figures": row})
-            self.log(json.dumps(row))
-        return stop
-
-    def scalars(self, values: Mapping[str, float]) -> None:
-        """Figures by the name of their curve in TensorBoard."""
+    def add(self, values: Mapping[str, float]) -> None:
+        """Figures by the name of their curve."""
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, self.run.step)
             self.writer.flush()
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()

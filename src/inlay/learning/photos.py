@@ -72,20 +72,18 @@ def find_views(
     photos: Sequence[Photo],
     *,
     cut: str | None = None,
-    shapes: bool = False,
     trust_remote_code: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> list[View]:
     """Read 1 to 10 photos of one object and find it in each.
 
     Where it is comes from the photo's box or mask, else from its alpha, else from a cutout (`cut`
-    as scene.subject.cut's `by`). `shapes` asks for its shape in a box, too. Raises InputError for a
-    number of photos that is not right, a photo that cannot be read, and an object that is not
-    there.
+    as scene.subject.cut's `by`). Raises InputError for a number of photos that is not right, a
+    photo that cannot be read, and an object that is not there.
     """
     if not 1 <= len(photos) <= MOST_PHOTOS:
         raise InputError(f"there are {len(photos)} photos; expected 1 to {MOST_PHOTOS}.")
-    return [_find(photo, cut, shapes, trust_remote_code, max_pixels) for photo in photos]
+    return [_find(photo, cut, trust_remote_code, max_pixels) for photo in photos]
 
 
 def portrait(view: View) -> str:
@@ -103,31 +101,24 @@ def portrait(view: View) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _find(
-    photo: Photo, cut: str | None, shapes: bool, trust_remote_code: bool, max_pixels: int
-) -> View:
+def _find(photo: Photo, cut: str | None, trust_remote_code: bool, max_pixels: int) -> View:
     """One photo's view, see find_views(); what of it is more than half the object is its shape."""
-    picture = read_picture(photo.picture, role="photo", max_pixels=max_pixels)
-    box = None if photo.box is None else picture.clip(photo.box, "box")
-    place, shape = box, None
-    if place is None or shapes:
-        opacity = picture.alpha() if photo.mask is None and box is None else None
+    picture, shape = read_picture(photo.picture, role="photo", max_pixels=max_pixels), None
+    if photo.box is not None:
+        place = picture.clip(photo.box, "box")
+    else:
         if photo.mask is not None:
             alpha = read_mask(photo.mask, size=picture.size, max_pixels=max_pixels)
-        elif opacity is not None and ((opacity < 1).any() or cut == "alpha"):
+        elif (opacity := picture.alpha()) is not None and (opacity < 1).any():
             alpha = opacity
-        elif cut == "alpha":
-            raise InputError(
-                f"{picture.name} has no transparency to take the object from; give a mask or a box."
-            )
         else:
-            alpha = _cutout(picture, box, cut, trust_remote_code)
+            alpha = _cutout(picture, cut or "grabcut", trust_remote_code)
         hard = (alpha > 0.5).astype(np.float32)
         shape = hard if hard.any() else (alpha > FAINT).astype(np.float32)
         inside = bounds(shape)
         if inside is None:
             raise InputError(f"no object was found in {picture.name}; give its box or its mask.")
-        place = box or inside
+        place = inside
     if min(place.width, place.height) < _SMALLEST_SIDE:
         raise InputError(
             f"the object in {picture.name} is {place.width} x {place.height} pixels; expected "
@@ -136,21 +127,17 @@ def _find(
     return View(picture, place, shape)
 
 
-def _cutout(picture: Picture, box: Box | None, by: str | None, trust_remote_code: bool) -> Image:
+def _cutout(picture: Picture, by: str, trust_remote_code: bool) -> Image:
     """The mask of a cutout, looked for in a smaller picture where the photo is large."""
     from inlay.scene.subject import cut
 
     scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
     small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    image, near = picture.to_pil().convert("RGB").resize(small), None
-    if box is not None:
-        edges = (box.x, box.y, box.width, box.height)
-        near = Box(*(max(round(edge * scale), int(i > 1)) for i, edge in enumerate(edges)))
-    by = by or ("grabcut" if near is None else "box")
+    image = picture.to_pil().convert("RGB").resize(small)
     try:
-        cutout = cut(image, by=by, box=near, trust_remote_code=trust_remote_code)
+        cutout = cut(image, by=by, trust_remote_code=trust_remote_code)
     except InputError:
-        if by not in ("box", "grabcut"):
+        if by != "grabcut":
             raise
         raise InputError(
             f"no object stands out in {picture.name}; give its box or its mask."

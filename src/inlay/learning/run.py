@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inlay import __version__
-from inlay.checkpoints.concept import Base, Concept, Sight, write_concept
+from inlay.checkpoints.concept import Base, Concept, write_concept
 from inlay.diffusion.attention_masked import released_tokens
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Sampler
@@ -27,7 +27,6 @@ from inlay.learning.lora import TrainingAttention, set_up
 from inlay.learning.samples import (
     Example,
     Pool,
-    Sample,
     class_samples,
     crop_sample,
     draw_crop,
@@ -36,7 +35,6 @@ from inlay.learning.samples import (
 )
 from inlay.learning.settings import LearnConfig, pick_token, prompt_for
 from inlay.learning.state import TrainState, check_state
-from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
 from inlay.pictures.write import write_picture
 
@@ -94,12 +92,12 @@ class Learning(Run):
         self.trained = set_up(backbone, config)
         self.state = TrainState(self.trained, "adamw", config.learning_rate, config.ema_decay)
         inside = released_tokens() if config.layout == "released" else None
-        masks = config.self_attention, config.mask_cross_attention
-        self.rule = TrainingAttention(None, *masks, inside=inside)
+        # Self-attention is masked when the object is put in, not before.
+        self.rule = TrainingAttention(None, "a", config.mask_cross_attention, inside=inside)
         self.pool = self._encode_crops()
         self.prior = encode(backbone, prior) if prior else None
         self.fixed = {
-            name: encode(backbone, [self._sample(one, one.frame) for one in those])
+            name: encode(backbone, [crop_sample(one, one.frame, self.resolution) for one in those])
             for name, those in (("photos", self.examples), ("held_out", self.kept_out))
             if those
         }
@@ -115,7 +113,7 @@ class Learning(Run):
         """What must be the same for a run to go on; `prior` is whether it has class pictures."""
         examples = (*self.examples, *self.kept_out)
         return {
-            "photos": [one.sha256 for one in examples],
+            "photos": [one.sight.sha256 for one in examples],
             "boxes": [one.box.as_dict() for one in examples],
             "class_name": self.class_name,
             "class_pictures": prior,
@@ -129,9 +127,6 @@ class Learning(Run):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=text.learns):
             return embed_prompt(text, prompt, size, c.layout, c.background_prompt)
 
-    def _sample(self, one: Example, crop: Box, flip: bool = False) -> Sample:
-        return crop_sample(one, crop, self.resolution, self.config.hole, flip)
-
     def _encode_crops(self) -> Pool:
         """The pool of augmented crops, each drawn from (seed, photo, variant)."""
         samples = []
@@ -140,7 +135,7 @@ class Learning(Run):
                 rng = np.random.default_rng([self.config.seed, 1, photo, variant])
                 crop = draw_crop(one, self.config, rng)
                 flip = self.config.flip and rng.random() < 0.5
-                samples.append(self._sample(one, crop, flip))
+                samples.append(crop_sample(one, crop, self.resolution, flip))
         return encode(self.backbone, samples)
 
     @contextmanager
@@ -266,21 +261,8 @@ class Learning(Run):
 
     def write(self, path: Path) -> Concept:
         """Write the averaged weights and what they were learnt from; returns the latter."""
-        concept = self._concept()
-        if self.processes.first:
-            c = self.config
-            with self.state.averaged():
-                write_concept(path, concept, self.trained.tensors(), c.rank, c.full_dtype)
-        return concept
-
-    def _concept(self) -> Concept:
-        """What the run's file says, as things stand."""
         backbone, config = self.backbone, self.config
-        sights = [
-            Sight(photo=e.name, sha256=e.sha256, aspect=e.aspect, size=e.size, picture=e.picture)
-            for e in self.examples
-        ]
-        return Concept(
+        concept = Concept(
             kind=config.train,
             inlay=__version__,
             class_name=self.class_name,
@@ -291,13 +273,18 @@ class Learning(Run):
             background_prompt=config.background_prompt,
             mask_cross_attention=config.mask_cross_attention,
             context=config.context,
-            sights=tuple(sights),
+            sights=tuple(one.sight for one in self.examples),
             base=Base(
                 name=backbone.name, hash=backbone.hash, kind=backbone.kind, family=backbone.family
             ),
             steps=self.step,
             settings=config.model_dump(mode="json"),
         )
+        if self.processes.first:
+            with self.state.averaged():
+                tensors = self.trained.tensors()
+                write_concept(path, concept, tensors, config.rank, config.full_dtype)
+        return concept
 
 
 def _check_same(out: Path, recipe: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from inlay.checkpoints.concept import Sight
 from inlay.errors import InputError
 from inlay.learning.folder import image_rows
 from inlay.learning.photos import View, portrait
@@ -40,8 +41,7 @@ class Example:
     rgb (h, w, 3) is sRGB in [0, 1]; known (h, w) is 1 where the photo has a colour, 0 where it is
     transparent; shape (h, w) is the object's mask, or its box filled. box is the object's, frame
     the square that the model sees of it before augmentation, both in rgb's pixels; the frame may
-    leave them. aspect is the box's width over its height, size the root of its share of the photo.
-    picture is the object for the file, see photos.portrait().
+    leave them. sight is what the file says of the photo.
     """
 
     rgb: Image
@@ -49,11 +49,7 @@ class Example:
     shape: Image
     box: Box
     frame: Box
-    aspect: float
-    size: float
-    name: str
-    sha256: str
-    picture: str | None = None
+    sight: Sight
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +96,8 @@ def example(view: View, config: LearnConfig, resolution: int) -> Example:
     rgb, opacity = picture.rgb(near), picture.alpha(near)
     known = np.ones(rgb.shape[:2], np.float32) if opacity is None else np.minimum(opacity, 1)
     if shape is None:
-        mask = np.zeros((picture.height, picture.width), np.float32)
-        mask[box.slices] = 1
-        shape = mask
+        shape = np.zeros((picture.height, picture.width), np.float32)
+        shape[box.slices] = 1
     shape = np.ascontiguousarray(shape[near.slices])
     shrink = min(1.0, _FINEST * resolution / side)
     height, width = (max(1, round(length * shrink)) for length in rgb.shape[:2])
@@ -120,11 +115,13 @@ def example(view: View, config: LearnConfig, resolution: int) -> Example:
         (resize(shape, (height, width)) > 0.5).astype(np.float32),
         scale(box),
         scale(frame, square=True),
-        box.width / box.height,
-        (box.area / whole.area) ** 0.5,
-        picture.name,
-        picture.sha256,
-        portrait(view) if config.keep_photos else None,
+        Sight(
+            photo=picture.name,
+            sha256=picture.sha256,
+            aspect=box.width / box.height,
+            size=(box.area / whole.area) ** 0.5,
+            picture=portrait(view) if config.keep_photos else None,
+        ),
     )
 
 
@@ -150,20 +147,18 @@ def draw_crop(example: Example, config: LearnConfig, rng: np.random.Generator) -
     return frame
 
 
-def crop_sample(
-    example: Example, crop: Box, resolution: int, hole: str = "box", flip: bool = False
-) -> Sample:
-    """A crop at the model's size; what lies beyond the photo is grey, and not valid."""
+def crop_sample(example: Example, crop: Box, resolution: int, flip: bool = False) -> Sample:
+    """A crop at the model's size, the object's box erased; what lies beyond the photo is grey, and
+    not valid.
+    """
     paper = np.zeros((crop.height, crop.width, 5), np.float32)
     paper[..., :3] = 0.5
     inside = crop.intersect(Box.of_size((example.rgb.shape[1], example.rgb.shape[0])))
     if inside is not None:
-        region = example.shape[inside.slices]
-        if hole == "box":
-            there = example.box.intersect(inside)
-            region = np.zeros_like(region)
-            if there is not None:
-                region[there.shifted(-inside.x, -inside.y).slices] = 1
+        region = np.zeros((inside.height, inside.width), np.float32)
+        there = example.box.intersect(inside)
+        if there is not None:
+            region[there.shifted(-inside.x, -inside.y).slices] = 1
         known = example.known[inside.slices][..., None]
         rgb = example.rgb[inside.slices] * known + 0.5 * (1 - known)
         at = inside.shifted(-crop.x, -crop.y).slices

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from inlay.diffusion.attention_masked import Preset
 from inlay.diffusion.text import TextStack
 
 # Words that hardly any caption has. The single letters are for small vocabularies.
@@ -72,10 +71,6 @@ class LearnConfig(TrainingConfig):
     """released layout: what fills the muted half"""
     mask_cross_attention: bool = True
     """nothing outside the box attends to the prompt (paper, eq. 2)"""
-    self_attention: Preset = "a"
-    """masked self-attention, by preset; a is none, as in the paper's training"""
-    hole: Literal["box", "shape"] = "box"
-    """what is erased and learnt: the object's box or its shape"""
     hole_weight: float = Field(1.0, ge=0, le=1)
     """loss share that counts in the hole alone; 0 in the paper"""
     context: float = Field(0.5, ge=0, le=4)

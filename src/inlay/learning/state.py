@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,26 +157,3 @@ class TrainState:
         self.optimizer.load(groups["opt"])
         with safe_open(out / _FILE, "pt") as file:
             self.step = int((file.metadata() or {})["step"])
-
-    def export(
-        self,
-        target: Path,
-        recipe: Mapping[str, Any],
-        write: Callable[[Any, Path], None],
-    ) -> Path:
-        """Write the averaged weights in float16 as a folder of diffusers' layout, and the recipe
-        as training.json beside them; renamed into place.
-        """
-        temporary = target.with_name(target.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        network: Any = copy.deepcopy(self.network)
-        network.load_state_dict(self.average)
-        write(network.half(), temporary)
-        text = json.dumps({**recipe, "step": self.step}, indent=2)
-        (temporary / "training.json").write_text(text + "\n")
-        for file in temporary.rglob("*.safetensors"):
-            # save_pretrained makes them private to the user; a package's files are not.
-            file.chmod(0o644)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        return target

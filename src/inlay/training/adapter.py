@@ -6,7 +6,6 @@ learns; the loss is the checkpoint's own, on what its U-Net predicts.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,7 @@ from torch import Tensor
 from inlay.diffusion.branches import ControlAdapter, control_image, new_adapter
 from inlay.learning.samples import random_mask
 from inlay.training.batches import CorpusLoader
-from inlay.training.masked import MaskedConfig, MaskedTrainer
-from inlay.training.trainer import BranchConfig, BranchTrainer
+from inlay.training.trainer import BranchConfig, BranchTrainer, MaskedConfig, MaskedTrainer
 
 
 class AdapterConfig(BranchConfig, MaskedConfig):
@@ -63,6 +61,7 @@ class AdapterTrainer(BranchTrainer, MaskedTrainer):
 
     kind = "adapter"
     config: AdapterConfig
+    sides = (("", False), ("_without_adapter", True))
 
     def __init__(
         self, folder: Path, out: Path, config: AdapterConfig, resume: bool = False
@@ -72,7 +71,6 @@ class AdapterTrainer(BranchTrainer, MaskedTrainer):
             self.network, self.backbone, name="to be trained", hasher=lambda: ""
         )
         self.loader = CorpusLoader(self.corpus, self.device)
-        self._without: dict[int, float] | None = None
 
     def new_network(self) -> Any:
         return new_adapter(self.backbone)
@@ -85,8 +83,3 @@ class AdapterTrainer(BranchTrainer, MaskedTrainer):
 
     def control(self, x: Tensor) -> Sequence[Tensor]:
         return self.adapter.features(control_image(x, self.config.control_type))
-
-    def validations(self) -> dict[str, dict[int, float]]:
-        if self._without is None:
-            self._without = self.validate(functools.partial(self.errors, bare=True))
-        return {"": self.validate(), "_without_adapter": self._without}

@@ -16,6 +16,7 @@ from inlay.learning.folder import image_rows, is_held_out
 from inlay.learning.settings import TrainingConfig
 from inlay.pictures.arrays import bounds, shrink
 from inlay.pictures.read import read_picture
+from inlay.training.disturb import disturb, draw
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
@@ -71,7 +72,7 @@ def load_corpus(
         raise InputError(
             f"{folder} has no metadata.jsonl with lines of file_name and text; expected one."
         )
-    read: list[tuple[Image, str, float]] = []
+    images, captions, weights = list[Image](), list[str](), list[float]()
     for row in rows:
         if is_held_out(row.file_name) != held_out:
             continue
@@ -82,12 +83,13 @@ def load_corpus(
             continue
         known = alpha and picture.mode in ("LA", "RGBA") and picture.getextrema()[-1] != (255, 255)
         samples = np.asarray(picture.convert("RGBA" if known else "RGB"), np.uint8)
-        read.append((shrink(samples, short_side), row.text or "", row.weight))
-    if not read and not held_out:
+        images.append(shrink(samples, short_side))
+        captions.append(row.text or "")
+        weights.append(row.weight)
+    if not images and not held_out:
         raise InputError(f"{folder} holds no readable picture to train on; add pictures to it.")
-    weights = np.array([weight for _, _, weight in read], np.float64)
-    images, captions = [image for image, _, _ in read], [text for _, text, _ in read]
-    return Corpus(images, captions, weights / max(weights.sum(), 1e-300))
+    shares = np.array(weights, np.float64)
+    return Corpus(images, captions, shares / max(shares.sum(), 1e-300))
 
 
 def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288) -> Corpus:
@@ -104,12 +106,9 @@ def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288)
 
 
 def recolour(crop: Image, rng: np.random.Generator) -> Image:
-    """The picture (H, W, 3) under another light: gains of about a sixth each, and a gamma."""
-    gain = np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.15))
-    gamma = float(np.exp(rng.normal(0, 0.15)))
-    light = (np.arange(256)[:, None] / 255) ** (2.2 * gamma) * gain
-    table = np.round(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(crop, table[:, None]), np.uint8)
+    """The picture (H, W, 3) under a little another light, with another tone."""
+    changes = [*draw("gain", rng, 0.3), *draw("gamma", rng, 0.4)]
+    return np.asarray(np.round(255 * disturb(crop, changes)), np.uint8)
 
 
 def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:

@@ -1,18 +1,9 @@
 """Known changes of light and tone: what an object looks like that was lit or developed otherwise.
 
 disturb_object() is what the benchmark of harmonization deals, draw_sample() what a harmonizer
-learns to undo. Light is changed in linear light, as a lamp or a camera would change it. Kinds and
-what is drawn at strength 1:
-
-    gain         each channel of linear light times 2^x, x in [-1, 1], the largest at least 0.4
-    exposure     all light times 2^x, x in +-[0.35, 1.1]
-    temperature  the lamp moves along the Planckian locus from 6504 K: 40 to 120 mired warmer or
-                 35 to 85 mired colder, by Bradford's adaptation; green gains a tint of 2^x, x in
-                 [-0.12, 0.12]
-    saturation   distance of linear light from its luminance times 2^x, x in [-1.5, -0.7] or
-                 [0.5, 1.1]
-    gamma        sRGB values to the power of 2^x, x in +-[0.15, 0.5]: a tone curve
-    mixed        two or three of these in a drawn order, each at 0.7 of its strength
+learns to undo. Light is changed in linear light, as a lamp or a camera would change it, within the
+bounds of _parameters(). A lamp moves along the Planckian locus from 6504 K, by Bradford's
+adaptation; "mixed" is two or three of the others in a drawn order, each at 0.7 of its strength.
 """
 
 from __future__ import annotations
@@ -23,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inlay.errors import InputError
 from inlay.learning.samples import random_crop, random_mask
@@ -68,7 +60,7 @@ class Change:
 def draw(kind: str, rng: Rng, strength: float = 1.0) -> list[Change]:
     """Draw a change of a kind; several for "mixed".
 
-    strength in (0, 1] scales the ranges of this file's table (the logarithms of the factors).
+    strength in (0, 1] scales the ranges of _parameters() (the logarithms of the factors).
     Raises InputError for an unknown kind or a strength out of bounds.
     """
     if kind not in KINDS:
@@ -86,7 +78,7 @@ def _either_side(rng: Rng, least: float, most: float) -> float:
 
 
 def _parameters(kind: str, rng: Rng, strength: float) -> dict[str, float]:
-    """What is drawn for a single kind, see this file's table."""
+    """What is drawn for a single kind, see Change."""
     if kind == "gain":
         stops = rng.uniform(-1.0, 1.0, 3)
         # A change that cannot be seen is none.
@@ -147,19 +139,14 @@ def _lamp(kelvin: float, tint: float) -> Floats:
 
 
 def _planck(kelvin: float) -> Floats:
-    """XYZ (Y = 1) of a black body of 1667 to 25000 K; cubics of Kim et al., US patent 7024034."""
-    t = 1e3 / kelvin
-    if kelvin <= 4000:
-        x = -0.2661239 * t**3 - 0.2343589 * t**2 + 0.8776956 * t + 0.179910
-    else:
-        x = -3.0258469 * t**3 + 2.1070379 * t**2 + 0.2226347 * t + 0.240390
-    if kelvin <= 2222:
-        y = -1.1063814 * x**3 - 1.34811020 * x**2 + 2.18555832 * x - 0.20219683
-    elif kelvin <= 4000:
-        y = -0.9549476 * x**3 - 1.37418593 * x**2 + 2.09137015 * x - 0.16748867
-    else:
-        y = 3.0817580 * x**3 - 5.87338670 * x**2 + 3.75112997 * x - 0.37001483
-    return np.array([x / y, 1.0, (1 - x - y) / y])
+    """XYZ (Y = 1) of a black body of 1000 to 15000 K, by Krystek's rational functions (1985)."""
+    t, square = kelvin, kelvin**2
+    u = 0.860117757 + 1.54118254e-4 * t + 1.28641212e-7 * square
+    v = 0.317398726 + 4.22806245e-5 * t + 4.20481691e-8 * square
+    u /= 1 + 8.42420235e-4 * t + 7.08145163e-7 * square
+    v /= 1 - 2.89741816e-5 * t + 1.61456053e-7 * square
+    # From the UCS of 1960: x = 3u / d, y = 2v / d, d = 2u - 8v + 4.
+    return np.array([1.5 * u / v, 1.0, (4 - u - 10 * v) / (2 * v)])
 
 
 def disturb_object(truth: Image, mask: Mask, changes: Sequence[Change]) -> Image:
@@ -177,22 +164,35 @@ def disturb_object(truth: Image, mask: Mask, changes: Sequence[Change]) -> Image
     return result
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How samples are made.
+class Policy(BaseModel):
+    """How samples are made."""
 
-    kinds: of disturb.KINDS. strength: the range that a change's strength is drawn from.
-    undisturbed_share: share left as it was. restyled_share: share whose truth is recoloured as a
-    whole first. blob_share: share of random shapes instead of objects. mask_jitter: the most that
-    a mask is widened or narrowed by, in picture sizes.
-    """
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
-    kinds: tuple[str, ...] = KINDS
-    strength: tuple[float, float] = (0.3, 1.0)
-    undisturbed_share: float = 0.0
-    restyled_share: float = 0.0
-    blob_share: float = 0.0
-    mask_jitter: float = 0.0
+    kinds: tuple[str, ...] = Field(KINDS, description="of disturbance, drawn alike")
+    least_strength: float = Field(0.3, gt=0, le=1, description="of a disturbance; the most is 1")
+    undisturbed_share: float = Field(0.1, ge=0, lt=1)
+    """share whose object is left as it was"""
+    whole_picture_augmentation: float = Field(0.5, ge=0, le=1)
+    """share recoloured as a whole before the object is disturbed"""
+    blob_share: float = Field(0.1, ge=0, le=1)
+    """share of random shapes in place of whole objects"""
+    mask_jitter: float = Field(0.02, ge=0, le=0.2)
+    """how far masks are off, in picture sizes"""
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if not kinds or any(kind not in KINDS for kind in kinds):
+            raise ValueError(f"expected some of {', '.join(KINDS)}")
+        return kinds
+
+    def plain(self) -> Policy:
+        """Whole objects, all disturbed, their pictures and masks as they are."""
+        return Policy(
+            kinds=self.kinds, least_strength=self.least_strength, undisturbed_share=0,
+            whole_picture_augmentation=0, blob_share=0, mask_jitter=0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,13 +223,13 @@ def draw_sample(
     A fourth channel is the picture's object, else `cache` knows where objects are.
     """
     truth, shape = _cut(picture, cache, size, policy, rng)
-    if rng.random() < policy.restyled_share:
+    if rng.random() < policy.whole_picture_augmentation:
         truth, caption = _restyle(truth, rng), ""
     mask = jitter(shape, policy.mask_jitter, rng)
     if rng.random() < policy.undisturbed_share:
         return Sample(truth, mask, truth, caption)
     dealt = kind or str(rng.choice(policy.kinds))
-    changes = draw(dealt, rng, float(rng.uniform(*policy.strength)))
+    changes = draw(dealt, rng, float(rng.uniform(policy.least_strength, 1)))
     return Sample(truth, mask, disturb_object(truth, mask, changes), caption)
 
 
@@ -269,9 +269,7 @@ def _palette(rng: Rng) -> NDArray[np.float64]:
     angle.
     """
     angle = rng.normal(0, 0.3) if rng.random() < 0.5 else rng.uniform(-np.pi, np.pi)
-    axis = np.full(3, 3**-0.5)
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    turn, _ = cv2.Rodrigues(np.full(3, angle * 3**-0.5))
     mix = np.eye(3) + rng.normal(0, 0.08, (3, 3))
     mix /= mix.sum(axis=1, keepdims=True)
     return np.asarray(mix @ turn, np.float64)

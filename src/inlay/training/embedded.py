@@ -25,7 +25,6 @@ from inlay.diffusion.unet import UNetBackbone
 from inlay.learning.state import TrainState, check_state
 from inlay.training.batches import Batch, CorpusLoader
 from inlay.training.corpus import load_corpus, with_rendered
-from inlay.training.masked import MaskedTrainer
 from inlay.training.networks import (
     EmbeddedConfig,
     Networks,
@@ -36,7 +35,7 @@ from inlay.training.networks import (
     train_tokenizer,
 )
 from inlay.training.objects import ObjectCache
-from inlay.training.trainer import favoured_timesteps
+from inlay.training.trainer import MaskedTrainer, favoured_timesteps
 
 __all__ = ["EmbeddedConfig", "EmbeddedTrainer"]
 
@@ -124,7 +123,7 @@ class EmbeddedTrainer(MaskedTrainer):
         self.state = TrainState(
             self.networks, config.optimizer, config.learning_rate, config.ema_decay
         )
-        self.objects = ObjectCache(out / "objects.safetensors")
+        self.objects = ObjectCache()
         shares = config.object_mask_share, config.recolour_share
         self.loader = CorpusLoader(self.corpus, self.device, self.objects, *shares)
         # Rendered captions are many and rare: the words to tell apart are those of the photos.

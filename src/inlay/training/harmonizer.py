@@ -18,19 +18,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from inlay.checkpoints.load import load_branch
 from inlay.diffusion.backbone import Backbone, Conditions, Guide
 from inlay.diffusion.branches import Harmonizer, correct, few_levels, new_harmonizer
-from inlay.learning.loop import VALIDATION_TIMESTEPS, Processes
+from inlay.learning.loop import Processes, validation_curve
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
-from inlay.pictures.arrays import masked_blur
 from inlay.training.batches import DisturbedLoader, Samples, cover
 from inlay.training.corpus import RenderedConfig, with_rendered
-from inlay.training.disturb import KINDS, Policy
+from inlay.training.disturb import Policy
 from inlay.training.trainer import BranchConfig, BranchTrainer, favoured_timesteps
 
 _VALIDATED = 64
@@ -38,7 +37,7 @@ _VALIDATED = 64
 _SEEN = 0.5 * (2 / 255) ** 2
 
 
-class HarmonizerConfig(BranchConfig, RenderedConfig):
+class HarmonizerConfig(BranchConfig, RenderedConfig, Policy):
     """The whole recipe; it is written next to the weights it made."""
 
     steps: Steps = 6000
@@ -56,29 +55,12 @@ class HarmonizerConfig(BranchConfig, RenderedConfig):
     t_max: int = Field(800, ge=1, le=1000, description="pasted: end of the timesteps, exclusive")
     noisiest_share: float = Field(0.5, ge=0, le=1)
     """noise: share of timesteps from the noisiest tenth alone"""
-    kinds: tuple[str, ...] = Field(KINDS, description="of disturbance, drawn alike")
-    least_strength: float = Field(0.3, gt=0, le=1, description="of a disturbance; the most is 1")
-    undisturbed_share: float = Field(0.1, ge=0, lt=1)
-    """share whose object is left as it was"""
-    whole_picture_augmentation: float = Field(0.5, ge=0, le=1)
-    """share recoloured as a whole before the object is disturbed"""
-    blob_share: float = Field(0.1, ge=0, le=1)
-    """share of random shapes in place of whole objects"""
-    mask_jitter: float = Field(0.02, ge=0, le=0.2)
-    """how far masks are off, in picture sizes"""
     start_from: str | None = None
     """harmonizer whose weights are begun with, as for --model"""
     channel_weight_power: float = Field(2.0, ge=0, le=2)
     """latent channels weigh by their deviation to this power"""
     smooth_share: float = Field(0.8, ge=0, le=1)
     """loss share that is of the error's local mean, not of detail"""
-
-    @field_validator("kinds")
-    @classmethod
-    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        if not kinds or any(kind not in KINDS for kind in kinds):
-            raise ValueError(f"expected some of {', '.join(KINDS)}")
-        return kinds
 
     @model_validator(mode="after")
     def _ranges_hold_a_timestep(self) -> HarmonizerConfig:
@@ -103,25 +85,14 @@ class HarmonizerConfig(BranchConfig, RenderedConfig):
             return None
         return round((self.t_min + self.t_max) / 2 * total / 1000)
 
-    def policy(self) -> Policy:
-        """How samples to train on are made."""
-        return Policy(
-            kinds=self.kinds,
-            strength=(self.least_strength, 1.0),
-            undisturbed_share=self.undisturbed_share,
-            restyled_share=self.whole_picture_augmentation,
-            blob_share=self.blob_share,
-            mask_jitter=self.mask_jitter,
-        )
-
 
 def local_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """x (N, C, h, w) averaged inside a mask (N, 1, h, w) of 0 and 1 about every pixel, 0 outside.
+    """x (N, C, h, w) averaged inside a mask (N, 1, h, w) in [0, 1] about every pixel of it.
 
     A Gaussian of a sixteenth of the longer side, normalised by what of it is inside the mask.
     """
     deviation = max(x.shape[2:]) / 16
-    reach = math.ceil(3 * deviation)
+    reach = math.ceil(4 * deviation)
     bell = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2) / 2 / deviation**2)
     # Mask and picture in one: both are blurred alike.
     both = torch.cat([x * mask, mask], 1)
@@ -129,7 +100,7 @@ def local_mean(x: Tensor, mask: Tensor) -> Tensor:
     for shape, padding in (((-1, 1), (reach, 0)), ((1, -1), (0, reach))):
         kernel = bell.view(1, 1, *shape).expand(count, 1, -1, -1)
         both = functional.conv2d(both, kernel.to(both), padding=padding, groups=count)
-    return both[:, :-1] / both[:, -1:].clamp_min(1e-6) * mask
+    return both[:, :-1] / both[:, -1:].clamp_min(1e-6)
 
 
 class HarmonizerTrainer(BranchTrainer):
@@ -147,11 +118,8 @@ class HarmonizerTrainer(BranchTrainer):
         self.corpus = with_rendered(self.corpus, config, self.short_side)
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         place = config.seed, self.device
-        self.loader = DisturbedLoader(
-            self.corpus, self.objects, config.policy(), self.size, *place, workers
-        )
-        given = Policy(kinds=config.kinds, strength=(config.least_strength, 1.0))
-        self.shown = DisturbedLoader(self.held_out, self.objects, given, self.size, *place)
+        self.loader = DisturbedLoader(self.corpus, self.objects, config, self.size, *place, workers)
+        self.shown = DisturbedLoader(self.held_out, self.objects, config.plain(), self.size, *place)
 
     def new_network(self) -> Any:
         network = new_harmonizer(self.backbone)
@@ -225,26 +193,23 @@ class HarmonizerTrainer(BranchTrainer):
         """With the averaged weights on the held-out split: mean squared _errors() in the masks by
         timestep, and restoration(). Empty where nothing is held out.
         """
-        everything = range(min(_VALIDATED, len(self.held_out)))
-        if not everything:
+        count = min(_VALIDATED, len(self.held_out))
+        if not count:
             return {"validation_loss": {}, "restored": {}}, {}
-        seen = [t for t in VALIDATION_TIMESTEPS if self.config.learns_at(t)]
-        losses: dict[int, list[float]] = {t: [] for t in seen}
+        noise = self.noise(np.random.default_rng([self.config.seed, 6]), count)
+        starts, size = range(0, count, self.config.batch), self.config.batch
+        batches = [range(start, min(start + size, count)) for start in starts]
+
+        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
+            parts = [self._errors(self.shown.of(b), t[list(b)], noise[list(b)]) for b in batches]
+            error, hole = zip(*parts, strict=True)
+            return torch.cat(error) ** 2, torch.cat(hole)
+
+        start_at = self.config.answers_from(len(self.backbone.levels))
         with self.state.averaged():
-            for start in range(0, len(everything), self.config.batch):
-                indices = everything[start : start + self.config.batch]
-                samples = self.shown.of(indices)
-                rngs = [np.random.default_rng([self.config.seed, 6, i]) for i in indices]
-                noise = torch.stack([self.noise(rng) for rng in rngs])
-                for t, told in losses.items():
-                    steps = torch.full((len(indices),), t, device=self.device)
-                    error, hole = self._errors(samples, steps, noise)
-                    inside = ((error**2).mean(1, keepdim=True) * hole).sum((1, 2, 3))
-                    told += (inside / hole.sum((1, 2, 3))).tolist()
-            start_at = self.config.answers_from(len(self.backbone.levels))
-            samples = self.shown.of(everything)
-            given = restoration(self.backbone, self.network, samples, self.config.seed, start_at)
-        means = {t: float(np.mean(told)) for t, told in losses.items()}
+            means = validation_curve(errors, count, self.device, learnt=self.config.learns_at)
+            samples, seed = self.shown.of(range(count)), self.config.seed
+            given = restoration(self.backbone, self.network, samples, seed, start_at)
         row = {
             "validation_loss": {str(t): round(v, 5) for t, v in means.items()},
             "restored": {name: round(v, 5) for name, v in given.items()},
@@ -267,56 +232,47 @@ def restoration(
     picture came nearer to the truth; untouched the squared change where nothing was disturbed, in
     the unit of `picture`. Empty where no sample shows a change.
     """
-    names = ("latent", "latent_before", "picture", "picture_before", "smooth")
-    rows: list[dict[str, float]] = []
     cond = backbone.embed([""], (samples.truth.shape[2], samples.truth.shape[3]))
     levels = few_levels(backbone, 1) if timestep is None else [backbone.levels[timestep]]
     parts = (x.split(1) for x in (samples.truth, samples.pasted, samples.mask))
+    rows: list[list[float]] = []
     for row, (truth, pasted, mask) in enumerate(zip(*parts, strict=True)):
-        if float(_under((pasted - truth) ** 2, mask)) < _SEEN:
+        given = _under(pasted - truth, mask)
+        if given < _SEEN:
             continue
         hole = cover(mask, backbone.factor)
         seen, z = backbone.encode_masked(truth, hole), backbone.encode(truth)
-        figures: dict[str, float] = {}
-        for prefix, start in (("", pasted), ("calm_", truth)):
+        for start in (truth, pasted):
             before = backbone.encode(start)
             guide = Guide(network, torch.cat([start, mask], 1))
-            conditions = Conditions(cond, mask=hole, masked_latent=seen, guide=guide)
             after, _ = correct(
-                backbone, conditions, before, levels,
-                generator=torch.Generator().manual_seed(seed + row),
+                backbone, Conditions(cond, mask=hole, masked_latent=seen, guide=guide), before,
+                levels, generator=torch.Generator().manual_seed(seed + row),
                 from_pasted=timestep is not None,
             )  # fmt: skip
             change = backbone.decode(after) - backbone.decode(before)
-            picture = (start + change).clamp(-1, 1)
-            blurred = (start + _smooth(change, mask)).clamp(-1, 1)
-            compared = (
-                (after, z, hole), (before, z, hole),
-                (picture, truth, mask), (start, truth, mask), (blurred, truth, mask),
-            )  # fmt: skip
-            for name, (x, y, m) in zip(names, compared, strict=True):
-                figures[prefix + name] = float(_under((x - y) ** 2, m))
-        rows.append(figures)
+            picture, smooth = (
+                _under((start + each).clamp(-1, 1) - truth, mask)
+                for each in (change, local_mean(change, mask))
+            )
+            if start is truth:
+                calm = picture
+        rows.append(
+            [_under(after - z, hole), _under(before - z, hole), picture, given, smooth, calm]
+        )
     if not rows:
         return {}
-    total = {name: math.fsum(figures[name] for figures in rows) for name in rows[0]}
+    error = np.array(rows)
+    after_z, before_z, picture_sum, given_sum, smooth_sum, calm_sum = error.sum(0).tolist()
     return {
-        "latent": total["latent"] / total["latent_before"],
-        "picture": total["picture"] / total["picture_before"],
-        "smooth": total["smooth"] / total["picture_before"],
-        "improved": sum(f["smooth"] < f["picture_before"] for f in rows) / len(rows),
-        "untouched": total["calm_picture"] / total["picture_before"],
+        "latent": after_z / before_z,
+        "picture": picture_sum / given_sum,
+        "smooth": smooth_sum / given_sum,
+        "improved": float((error[:, 4] < error[:, 3]).mean()),
+        "untouched": calm_sum / given_sum,
     }
 
 
-def _smooth(change: Tensor, mask: Tensor) -> Tensor:
-    """A change (1, 3, H, W) blurred inside a mask (1, 1, H, W), by a sixteenth of the picture."""
-    picture = np.ascontiguousarray(change[0].permute(1, 2, 0).cpu().numpy())
-    weight = mask[0, 0].cpu().numpy()
-    smooth = masked_blur(picture, weight, change.shape[3] / 16, mirror=True)
-    return torch.from_numpy(smooth).permute(2, 0, 1)[None].to(change.device)
-
-
-def _under(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (1, C, h, w) under a mask (1, 1, h, w)."""
-    return (error.mean(1, keepdim=True) * mask).sum() / mask.sum()
+def _under(error: Tensor, mask: Tensor) -> float:
+    """Mean square of (1, C, h, w) under a mask (1, 1, h, w)."""
+    return float(((error**2).mean(1, keepdim=True) * mask).sum() / mask.sum())

@@ -18,7 +18,7 @@ from inlay.errors import InputError
 from inlay.learning.samples import random_crop
 from inlay.learning.settings import Decay, Optimizer, Steps, Warmup
 from inlay.training.corpus import Corpus, RenderedConfig
-from inlay.training.masked import MaskedConfig
+from inlay.training.trainer import MaskedConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

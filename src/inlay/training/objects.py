@@ -1,24 +1,20 @@
 """Masks of the whole objects in photographs, made without a trained model.
 
-A photograph is over-segmented (Felzenszwalb and Huttenlocher 2004), and neighbouring segments of
-like colour are merged two by two until one is left (a binary partition tree, Salembier and Garrido
-2000). Every part that appears on the way is a candidate, as is what GrabCut (Rother et al. 2004)
-leaves when the picture's rim is taken for background: that is how things of several colours come
-out whole. Candidates of a sensible size, compact, and standing off from what lies round them along
-their whole outline, are kept, best first, and GrabCut settles their outline.
+A photograph is segmented by colour (Felzenszwalb and Huttenlocher 2004) at several scales. Each
+segment is a candidate, as is what GrabCut (Rother et al. 2004) leaves when the picture's rim is
+taken for background: that is how things of several colours come out whole. Candidates of a sensible
+size, compact, and standing off from what lies round them along their whole outline, are kept, best
+first, and GrabCut settles their outline.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from inlay.pictures.arrays import blur, bounds, resize, shrink
 from inlay.scene.cutout import grabcut
@@ -30,6 +26,8 @@ Floats = NDArray[np.float32]
 
 # Objects are searched for on a picture of this short side, and outlined on twice of it.
 _SEARCH = 144
+# From segments of one colour to those of several.
+_SCALES = (30, 60, 120, 240, 480, 960)
 # Short side at which the rim is taken for background; GrabCut there is the slowest step.
 _RIM = 96
 _RIM_MARGINS = (0.04, 0.14)
@@ -59,7 +57,7 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
         return []
     small = shrink(picture, _SEARCH)
     lab = np.asarray(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
-    solids = [_solid(part) for part in (*_tree_parts(lab), *_rim_parts(picture, small.shape))]
+    solids = [_solid(part) for part in (*_colour_parts(lab), *_rim_parts(picture, small.shape))]
     scored = [(_score(solid, lab), solid) for solid in solids if solid is not None]
     scored.sort(key=lambda item: -item[0])
     kept: list[Flags] = []
@@ -73,67 +71,17 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
     return [_outline(picture, coarse) for coarse in kept]
 
 
-def _tree_parts(lab: Floats) -> Iterator[Flags]:
-    """All parts of a sensible size that the merging of segments by colour passes through."""
+def _colour_parts(lab: Floats) -> Iterator[Flags]:
+    """Segments of like colour, from fine to coarse, of a sensible size."""
     from skimage.segmentation import felzenszwalb
 
     smooth = np.asarray(cv2.bilateralFilter(lab, 5, 12, 3), np.float32)
-    least = max(12, lab[..., 0].size // 1500)
-    labels = felzenszwalb(smooth / 100, scale=30, sigma=0.0, min_size=least, channel_axis=-1)
-    count = int(labels.max()) + 1
-    for part in _merge(labels, smooth, count):
-        table = np.zeros(count, bool)
-        table[part] = True
-        yield table[labels]
-
-
-def _merge(labels: NDArray[np.int64], lab: Floats, count: int) -> list[list[int]]:
-    """Lists of the labels of each part between the bounds of _AREA, single segments included.
-
-    Two neighbours are merged the sooner the nearer their mean colours, the smaller the smaller one
-    of them, and the more of its border they share: small enclosed things go first, such as the
-    print on a shirt.
-    """
-    areas = np.bincount(labels.ravel(), minlength=count)
-    sums = [np.bincount(labels.ravel(), lab[..., c].ravel(), count) for c in range(3)]
-    means = list(np.stack(sums, axis=1) / areas[:, None])
-    shares = list(areas / areas.sum())
-    members = [[number] for number in range(count)]
-    # The length of the border of any two, in pixel edges.
-    borders = np.zeros((2 * count, 2 * count))
-    for one, two in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
-        apart = one != two
-        np.add.at(borders, (one[apart], two[apart]), 1)
-    borders += borders.T
-    alive = set(range(count))
-
-    def cost(a: int, b: int) -> float:
-        gap = float(np.sqrt(((means[a] - means[b]) ** 2).sum()))
-        rim = min(borders[a].sum(), borders[b].sum())
-        smaller = float(min(shares[a], shares[b]))
-        return float((gap + 2) * smaller**0.35 * (1.3 - borders[a, b] / rim))
-
-    pairs = np.argwhere(np.triu(borders) > 0).tolist()
-    heap = [(cost(a, b), a, b) for a, b in pairs]
-    heapq.heapify(heap)
-    while heap:
-        _, a, b = heapq.heappop(heap)
-        if not (a in alive and b in alive):
-            continue
-        alive -= {a, b}
-        new = len(members)
-        alive.add(new)
-        share = shares[a] + shares[b]
-        means.append((means[a] * shares[a] + means[b] * shares[b]) / share)
-        shares.append(share)
-        members.append(members[a] + members[b])
-        borders[new] = borders[a] + borders[b]
-        borders[:, new] = borders[new]
-        borders[:, [a, b]] = borders[[a, b]] = 0
-        for other in np.flatnonzero(borders[new]).tolist():
-            heapq.heappush(heap, (cost(other, new), other, new))
-    # Filling holes and smoothing change the area a little: the bounds are checked again later.
-    return [m for m, s in zip(members, shares, strict=True) if 0.8 * _AREA[0] < s < 1.2 * _AREA[1]]
+    for scale in _SCALES:
+        labels = felzenszwalb(smooth / 100, scale=scale, sigma=0.0, min_size=200, channel_axis=-1)
+        shares = np.bincount(labels.ravel()) / labels.size
+        # Filling holes and smoothing change the area a little: the bounds are checked again later.
+        inside = (shares > 0.8 * _AREA[0]) & (shares < 1.2 * _AREA[1])
+        yield from (labels == number for number in np.flatnonzero(inside))
 
 
 def _rim_parts(picture: Image, shape: tuple[int, ...]) -> Iterator[Flags]:
@@ -253,17 +201,12 @@ class ObjectCache:
     """The objects of pictures: those that find_objects() finds, or the one that came along.
 
     Looking costs more than a tenth of a second a picture, so it happens when a picture is first
-    drawn, at half size, the one that masks are kept at: outlines come out alike, in two thirds of
-    the time.
-
-    `cache` is the file they are kept in (safetensors, one tensor a picture by the hash of its
-    bytes: masks at half size, a bit a pixel).
+    drawn, at half size, the one that masks are kept at (a bit a pixel): outlines come out alike, in
+    two thirds of the time.
     """
 
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-        self._packed: dict[str, Image] = load_file(cache) if cache.is_file() else {}
-        self._new = False
+    def __init__(self) -> None:
+        self._packed: dict[bytes, Image] = {}
 
     def of(self, picture: Image) -> list[Image]:
         """Masks (H, W), uint8, 255 on the object, of a picture (H, W, 3); perhaps none.
@@ -274,22 +217,11 @@ class ObjectCache:
             return [np.ascontiguousarray(picture[..., 3])]
         height, width = picture.shape[:2]
         half = (height + 1) // 2, (width + 1) // 2
-        name = hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() + f"-{width}"
+        name = hashlib.blake2b(picture.tobytes() + width.to_bytes(4), digest_size=16).digest()
         if name not in self._packed:
             reduced = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
             small = [mask > 0.5 for mask in find_objects(np.asarray(reduced, np.uint8))]
             self._packed[name] = np.packbits(np.array(small, bool).reshape(-1, *half), axis=2)
-            self._new = True
         bits = np.unpackbits(self._packed[name], axis=2, count=half[1]) * np.uint8(255)
         found = [cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in bits]
         return [np.asarray(mask, np.uint8) for mask in found]
-
-    def save(self) -> None:
-        """Write what was found since the last time, with what was known, renamed into place."""
-        if not self._new:
-            return
-        self._new = False
-        temporary = self.cache.with_name(self.cache.name + ".tmp")
-        # A copy, as a thread may be looking at the next pictures.
-        save_file(dict(self._packed), temporary)
-        temporary.replace(self.cache)

@@ -1,8 +1,15 @@
-"""What the trainings share: data, files and first steps; and a network beside a checkpoint."""
+"""What the trainings share: files and first steps; pictures with holes, whose content is learnt; a
+network beside a checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +20,25 @@ from pydantic import Field
 from torch import Tensor
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.text import Embedding
 from inlay.errors import InputError
-from inlay.learning.loop import Run, train
+from inlay.learning.loop import Run, prediction_error, train, validation_curve
 from inlay.learning.settings import Optimizer, TrainingConfig
 from inlay.learning.state import TrainState, check_state
-from inlay.training.batches import CorpusLoader
+from inlay.training.batches import Ahead, Batch, CorpusLoader
 from inlay.training.corpus import Corpus, load_corpus
 from inlay.training.objects import ObjectCache
 
 # Captions come again: as many stay embedded, a few tens of kilobytes each.
 _CAPTIONS = 1024
+
+
+class MaskedConfig(TrainingConfig):
+    """What every training on masked pictures can be told."""
+
+    caption_dropout: float = Field(0.3, ge=0, le=1, description="share trained without caption")
+    hole_weight: float = Field(0.75, ge=0, le=1, description="loss share that counts in the hole")
 
 
 class BranchConfig(TrainingConfig):
@@ -96,19 +111,26 @@ class Trainer(Run):
                 if hasattr(network, "set_attn_processor"):
                     network.set_attn_processor(AttnProcessor())
 
-    def save_state(self) -> None:
-        """Write a resumable state, and the objects found so far."""
-        super().save_state()
-        self.objects.save()
-
     def write(self, network: Any, folder: Path) -> None:
         """Write the network, in the half precision that it is given in."""
         network.save_pretrained(folder)
 
     def export(self, figures: dict[str, Any]) -> None:
-        """Write the averaged weights in float16 as a folder of diffusers' layout OUT/KIND."""
-        recipe = {"config": self.config.model_dump(mode="json"), **figures}
-        self.state.export(self.out / self.kind, recipe, self.write)
+        """Write the averaged weights in float16 as a folder of diffusers' layout OUT/KIND, with the
+        recipe as training.json; renamed into place.
+        """
+        target, temporary = self.out / self.kind, self.out / f"{self.kind}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        network: Any = copy.deepcopy(self.state.network)
+        network.load_state_dict(self.state.average)
+        self.write(network.half(), temporary)
+        recipe = {"config": self.config.model_dump(mode="json"), **figures, "step": self.step}
+        (temporary / "training.json").write_text(json.dumps(recipe, indent=2) + "\n")
+        for file in temporary.rglob("*.safetensors"):
+            # save_pretrained makes them private to the user; a package's files are not.
+            file.chmod(0o644)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
 
 
 def train_folder(
@@ -130,6 +152,117 @@ def train_folder(
         log(f"{len(trainer.corpus)} pictures to train on, {len(trainer.held_out)} held out")
     train(trainer, log)
     return out / trainer.kind
+
+
+class MaskedTrainer(Trainer):
+    """A run on pictures with holes, which its `loader` gives.
+
+    A subclass says what timesteps are learned at, and may say more of its batches and its loss.
+    """
+
+    config: MaskedConfig
+    loader: CorpusLoader
+    # What reports compare, by the ends of their names: whether control() is left out.
+    sides: tuple[tuple[str, bool], ...] = (("", False),)
+
+    @cached_property
+    def _ahead(self) -> Ahead[tuple[Batch, np.random.Generator]]:
+        return Ahead(self._draw, workers=int(self.device.type == "cuda"))
+
+    def _draw(self, step: int, _: int) -> tuple[Batch, np.random.Generator]:
+        """The pictures of a step, and the generator that all else of it comes from."""
+        # Everything random in a step comes from (seed, step): a resumed run repeats nothing.
+        rng = np.random.default_rng([self.config.seed, 2, step])
+        batch = self.loader.batch(*self.shape(step), rng)
+        batch.mask = self.enlarge(batch.mask, rng)
+        return batch, rng
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """How many pictures a step has, and their side."""
+        return self.config.batch, self.size
+
+    def enlarge(self, mask: Tensor, rng: np.random.Generator) -> Tensor:
+        """The holes (N, 1, S, S) that are learned from, of those that a loader gives."""
+        return mask
+
+    def timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Numbers in [0, 1) to timesteps to learn at."""
+        raise NotImplementedError
+
+    def embed(self, captions: Sequence[str]) -> Embedding:
+        """Captions as the U-Net reads them."""
+        return self.backbone.embed(captions, (self.size, self.size))
+
+    def control(self, x: Tensor) -> Sequence[Tensor] | None:
+        """A T2I-Adapter's features of pictures (N, 3, S, S), where there is one."""
+        return None
+
+    def errors(
+        self, batch: Batch, t: Tensor, noise: Tensor, bare: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Squared error (N, C, h, w) of what the U-Net predicts, `bare` without control(); and the
+        latent mask.
+        """
+        backbone, x, factor = self.backbone, batch.x, self.backbone.factor
+        hole = batch.mask[:, :, ::factor, ::factor]
+        with torch.no_grad():
+            z, seen = backbone.encode(x), backbone.encode_masked(x, hole)
+        text = self.embed(batch.captions)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            features = None if bare else self.control(x)
+            conditions = Conditions(text, mask=hole, masked_latent=seen, control=features)
+            return prediction_error(backbone, z, noise, t, conditions) ** 2, hole
+
+    def penalty(
+        self, batch: Batch, t: Tensor, noise: Tensor, error: Tensor, rng: np.random.Generator
+    ) -> Tensor | float:
+        """What else a step's loss has, given the error that every caption leaves."""
+        return 0.0
+
+    def train_step(self) -> float:
+        c = self.config
+        ((batch, rng),) = self._ahead.get(self.step, [0])
+        count, size = len(batch.x), batch.x.shape[-1]
+        batch.captions = [
+            "" if rng.random() < c.caption_dropout else text for text in batch.captions
+        ]
+        # Stratified timesteps: the same loss, less variance.
+        u = (np.arange(count) + rng.random(count)) / count
+        t = torch.from_numpy(self.timesteps(u)).to(self.device)
+        noise = self.noise(rng, count, size=size)
+        error, hole = self.errors(batch, t, noise)
+        weight = (1 - c.hole_weight) + c.hole_weight * hole
+        loss = (error * weight * self.channel_weight).mean() / weight.mean()
+        (loss + self.penalty(batch, t, noise, error, rng)).backward()
+        self.state.update(self.learning_rate())
+        return float(loss.detach())
+
+    def validate(self, bare: bool = False, pictures: int = 64) -> dict[int, float]:
+        """errors() in the holes of the held-out split by timestep, with the averaged weights; of v,
+        where the network predicts that.
+
+        Empty where nothing is held out, as may be with a handful of photos.
+        """
+        count = min(pictures, len(self.held_out))
+        if count == 0:
+            return {}
+        rng = np.random.default_rng([self.config.seed, 3])
+        batch = CorpusLoader(self.held_out, self.device).of(np.arange(count), self.size, rng)
+        batch.mask = self.enlarge(batch.mask, rng)
+        noise = self.noise(rng, count)
+        with self.state.averaged():
+            return validation_curve(
+                lambda t: self.errors(batch, t, noise, bare), count, self.device
+            )
+
+    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
+        row: dict[str, Any] = {}
+        curves: dict[str, float] = {}
+        for side, bare in self.sides:
+            losses = self.validate(bare)
+            row[f"validation_v_loss{side}"] = {str(t): round(v, 5) for t, v in losses.items()}
+            curves |= {f"v_loss_in_hole{side}/{t}": v for t, v in losses.items()}
+        return row, curves
 
 
 class BranchTrainer(Trainer):
@@ -174,7 +307,7 @@ class BranchTrainer(Trainer):
             article = "an" if self.kind[0] in "aeiou" else "a"
             self.state.load(out, f"{article} {self.kind} for the model {config.model}")
         out.mkdir(parents=True, exist_ok=True)
-        self.objects = ObjectCache(out / "objects.safetensors")
+        self.objects = ObjectCache()
         self.channel_weight = self.weigh_channels(config.channel_weight_power)
 
     def new_network(self) -> Any:
