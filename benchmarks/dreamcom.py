@@ -108,7 +108,7 @@ def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.n
     mask = np.zeros((picture.height, picture.width), np.float32)
     mask[box.slices] = 1
     backbone = composer.backbone
-    window = Window.of(picture, Scene(Region.of(mask)), 0.5, backbone.native_size)
+    window = Window.of(picture, Scene(Region.of(mask)), 0.5)
     window.concept = file
     settings = get("dreamcom").settings.model_validate({"prompt": prompt, "lora_scale": scale})
     values = []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
 
 
-# Even a classical method needs some surroundings to look at: so many pixels.
+# A window of a classical method is not enlarged, so it needs this many pixels a side.
 _LEAST = 64
 
 
@@ -154,7 +154,10 @@ class _Passes:
             # A window on the picture that was handed in serves every seed.
             return self.windows[scene]
         method, settings = planned.step.choice.method, planned.step.choice.settings
-        native = self.backbone.native_size if self.backbone and method.needs_model else _LEAST
+        least = _LEAST
+        if self.backbone and method.needs_model:
+            # A concept fills as much of the window as it did while it was learnt.
+            least = 1 if method.concept else self.backbone.least_window
         full = scene
         if planned.redraws:
             before = self.inputs if planned.before is None else states[planned.before]
@@ -162,7 +165,12 @@ class _Passes:
         if settings.works_on_background():
             full = replace(full, inverted=True)
         picture = self.inputs.picture if state is None else state.picture
-        window = Window.of(picture, full, float(getattr(settings, "context", 0.25)), native)
+        context = getattr(settings, "context", 0.25)
+        if context is None and scene.layer is not None and scene.layer.concept is not None:
+            from inlay.checkpoints.concept import read_concept
+
+            context = read_concept(scene.layer.concept).context
+        window = Window.of(picture, full, float(context), least)
         if state is None:
             self.windows[scene] = window
         return window

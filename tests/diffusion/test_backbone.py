@@ -40,11 +40,11 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 @pytest.mark.parametrize(
     ("name", "kind", "family", "prediction", "multiple"),
     [
-        ("sd1", "plain", "sd1", "epsilon", 64),
-        ("sd1_inpaint", "inpaint", "sd1", "epsilon", 64),
-        ("sd2_v", "plain", "sd2", "v_prediction", 64),
-        ("sdxl", "plain", "sdxl", "epsilon", 32),
-        ("sdxl_inpaint", "inpaint", "sdxl", "epsilon", 32),
+        ("sd1", "plain", "sd1", "epsilon", 8),
+        ("sd1_inpaint", "inpaint", "sd1", "epsilon", 8),
+        ("sd2_v", "plain", "sd2", "v_prediction", 8),
+        ("sdxl", "plain", "sdxl", "epsilon", 8),
+        ("sdxl_inpaint", "inpaint", "sdxl", "epsilon", 8),
     ],
 )
 def test_a_checkpoint_says_what_it_is(

@@ -127,14 +127,14 @@ def adapter_of(backbone: Backbone, seed: int = 0, **changes: Any) -> ControlAdap
 
 def drawing(backbone: Backbone, seed: int = 0, rows: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    side = 2 * backbone.multiple
+    side = 16 * backbone.multiple
     return (torch.rand(rows, 1, side, side, generator=generator) > 0.8).float()
 
 
 def inputs(backbone: Backbone, rows: int = 1) -> tuple[torch.Tensor, Any, Any]:
     """z, mask and masked latent at the size of drawing()."""
     generator = torch.Generator().manual_seed(7)
-    side = 2 * backbone.multiple // backbone.factor
+    side = 16 * backbone.multiple // backbone.factor
     z, seen = torch.randn(2, rows, backbone.latent_channels, side, side, generator=generator)
     if backbone.kind == "plain":
         return z, None, None
@@ -160,7 +160,7 @@ def literal(backbone: Backbone, z: Any, t: int, text: Any, features: Any, *masks
 def test_a_prediction_with_features_is_diffusers_own(name: str) -> None:
     backbone = backbone_of(name)
     z, mask, seen = inputs(backbone)
-    side = 2 * backbone.multiple
+    side = 16 * backbone.multiple
     cond, uncond = (backbone.embed([text], (side, side)) for text in ("a cat", ""))
     features = adapter_of(backbone).features(drawing(backbone), 0.9)
     kept = list(features)
@@ -188,7 +188,7 @@ def test_a_prediction_with_features_is_diffusers_own(name: str) -> None:
 def test_two_rows_of_features_stay_with_their_latents(name: str) -> None:
     backbone = backbone_of(name)
     z, mask, seen = inputs(backbone, rows=2)
-    side = 2 * backbone.multiple
+    side = 16 * backbone.multiple
     cond = backbone.embed(["a cat", "two cups"], (side, side))
     uncond = backbone.embed([""], (side, side))
     features = adapter_of(backbone).features(drawing(backbone, rows=2))
@@ -208,7 +208,7 @@ def test_two_rows_of_features_stay_with_their_latents(name: str) -> None:
 def test_either_branch_of_a_distillation_has_its_own_features(name: str) -> None:
     backbone = backbone_of(name)
     z, mask, seen = inputs(backbone)
-    side = 2 * backbone.multiple
+    side = 16 * backbone.multiple
     adapter, t, guidance = adapter_of(backbone), 300, 1.5
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
     level = backbone.levels[t]
@@ -377,3 +377,15 @@ def test_an_adapter_for_another_model_is_refused(folder: Path) -> None:
     # A whole checkpoint is no adapter.
     with pytest.raises(InputError, match=r"no config\.json"):
         load_branch(ControlAdapter, str(built("sd1")), loaded("sd1"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_fit_a_picture_of_any_multiple(name: str) -> None:
+    """Those of SDXL begin with squares of 16 pixels, where its latent has pixels of 8."""
+    backbone = backbone_of(name)
+    step = backbone.multiple
+    height, width = 5 * step, 7 * step
+    features = adapter_of(backbone).features(torch.ones(1, 1, height, width))
+    latent = height // backbone.factor, width // backbone.factor
+    shapes = feature_shapes(backbone.unet, *latent)
+    assert [tuple(x.shape[1:]) for x in features] in (shapes, shapes[:-1])

@@ -50,12 +50,12 @@ def _literal_low_pass(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _literal_ramp(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Each of `pixels` dilations by the 3x3 neighbourhood adds 1 / pixels."""
+    """The mask and each of `pixels` - 1 dilations by the 3x3 neighbourhood add 1 / pixels."""
     if pixels == 0:
         return mask
     height, width = mask.shape
-    total, grown = np.zeros_like(mask), mask
-    for _ in range(pixels):
+    total, grown = mask / pixels, mask
+    for _ in range(pixels - 1):
         bigger = np.zeros_like(grown)
         for y in range(height):
             for x in range(width):
@@ -79,6 +79,13 @@ def test_ramp(pixels: int, seed: int) -> None:
     mask = (np.random.default_rng(seed).random((11, 13)) > 0.93).astype(np.float64)
     got = ramp(torch.from_numpy(mask)[None, None], pixels)[0, 0].numpy()
     np.testing.assert_allclose(got, _literal_ramp(mask, pixels), atol=1e-6)
+
+
+def test_the_ramp_of_a_step_falls_by_equal_parts() -> None:
+    step = torch.zeros(1, 1, 3, 8)
+    step[..., :3] = 1
+    assert ramp(step, 1).equal(step)
+    assert ramp(step, 4)[0, 0, 1].tolist() == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
 
 
 CASES = [

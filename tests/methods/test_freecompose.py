@@ -11,6 +11,7 @@ import torch
 
 from checkpoints import built
 from inlay import Box, Cancelled, Composer, InputError, Result
+from inlay.methods.freecompose import FreeComposeSettings
 from inlay.methods.registry import get
 from inlay.settings import validate_settings
 from photos import Photo, cutout
@@ -106,6 +107,15 @@ def test_the_same_on_both_sides_is_the_picture_byte_for_byte(name: str) -> None:
     for pool_size in (0, 1):
         result = harmonize(name, variant="collage", pool_size=pool_size, num_iterations=3, **same)
         assert np.array_equal(pixels(result), scene()[1])
+
+
+def test_an_empty_source_prompt_is_one() -> None:
+    for verb in ("compose", "remove"):
+        assert FreeComposeSettings(source_prompt="").prompts(verb)[0] == ""
+        assert FreeComposeSettings().prompts(verb)[0] != ""
+    told = {"variant": "collage", "prompt": "a cup", "guidance_scale": 3.0}
+    empty, default = (harmonize("sd1", **told, **more) for more in ({"source_prompt": ""}, {}))
+    assert not np.array_equal(pixels(empty), pixels(default))
 
 
 @pytest.mark.parametrize("settings", [{"num_iterations": 0}, {"eta": 0.0}])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
 
+from inlay.errors import InputError
 from inlay.methods.base import Painted
 from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
@@ -84,6 +85,17 @@ def test_what_did_not_change_is_not_written_again() -> None:
     painted = Painted(window.was.copy(), np.ones(window.shape, np.bool_))
     result, _, _ = stitch(picture, window, painted)
     assert np.array_equal(result.samples, picture.samples)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_colours_that_are_no_numbers_are_refused(value: float) -> None:
+    picture, window, _ = _window()
+    rgb, effect = window.was.copy(), np.ones(window.shape, np.bool_)
+    rgb[3, 5, 1] = value
+    with pytest.raises(InputError, match="no numbers"):
+        stitch(picture, window, Painted(rgb, effect))
+    effect[3, 5] = False
+    assert np.array_equal(stitch(picture, window, Painted(rgb, effect))[0].samples, picture.samples)
 
 
 def test_no_effect_is_no_change() -> None:

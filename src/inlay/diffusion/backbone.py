@@ -5,6 +5,7 @@ Nothing here knows where weights come from (checkpoints/load.py does) or how to 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from torch.nn import functional
 from inlay.diffusion.attention import AttentionRule, Layer, change_attention
 from inlay.diffusion.sample import Level, Levels, Sampler, guide
 from inlay.diffusion.text import Embedding, TextStack, join
+from inlay.errors import InputError
 
 Kind = Literal["plain", "inpaint"]
 
@@ -133,7 +135,10 @@ class Denoiser:
         return self.conditions.mask if self.backbone.kind == "plain" else None
 
     def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """(eps, x0), float32 (N, C, h, w) like z, after guidance; both rows of it in one batch."""
+        """(eps, x0), float32 (N, C, h, w) like z, after guidance; both rows of it in one batch.
+
+        Raises InputError where they are not finite.
+        """
         backbone, conditions, count = self.backbone, self.conditions, len(z)
         if backbone.told_scale:
             conditions = replace(conditions, negative=None)
@@ -144,7 +149,10 @@ class Denoiser:
         if conditions.guided:
             scale, rescale = conditions.guidance_scale, conditions.guidance_rescale
             output = guide(output[:count], output[count:], scale, rescale)
-        return level.estimates(output, z.float(), backbone.prediction_type)
+        eps, x0 = level.estimates(output, z.float(), backbone.prediction_type)
+        for estimate in (eps, x0):
+            backbone.check_finite(estimate, "network", backbone.dtype)
+        return eps, x0
 
 
 class Backbone:
@@ -156,7 +164,8 @@ class Backbone:
     Attributes: name; device; dtype (of the network and the text encoders; the autoencoder may run
     in float32); kind, "plain", or "inpaint" where the network reads a mask; family, such as "sd1",
     "sdxl" or "embedded"; latent_channels; factor, pixels per latent pixel; native_size, the window
-    side in pixels that the checkpoint was trained at; multiple, what window sides must be
+    side in pixels that the checkpoint was trained at; least_window, of how many of a picture's
+    pixels a window is at least, before it is enlarged to that; multiple, what window sides must be
     multiples of; levels, the noise levels of its training; prediction_type, in diffusers' words;
     told_scale, where the network reads the guidance scale in place of being guided; network, vae,
     text and scheduler_config as loaded.
@@ -170,6 +179,7 @@ class Backbone:
     levels: Levels
     prediction_type: str
     told_scale: bool = False
+    least_window: int = 32
 
     def __init__(
         self,
@@ -214,12 +224,16 @@ class Backbone:
     def encode(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to scaled latents (N, C, H / factor, W / factor), float32.
 
-        The mode of the posterior, so no randomness. H and W must be multiples of `factor`.
+        The mode of the posterior, so no randomness. H and W must be multiples of `factor`. Raises
+        InputError where they are not finite.
         """
-        output = self.vae.encode(x.to(self.vae.device, self.vae.dtype))
-        z = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
-        scaled: Tensor = (z.float() - self._shift) * self._scaling
-        return scaled
+
+        def latent(vae: Any, x: Tensor) -> Tensor:
+            output = vae.encode(x)
+            z: Tensor = output.latent_dist.mode() if "latent_dist" in output else output.latents
+            return z
+
+        return (self._autoencode(latent, x) - self._shift) * self._scaling
 
     def encode_masked(
         self, x: Tensor, mask: Tensor, encode: Callable[[Tensor], Tensor] | None = None
@@ -235,10 +249,35 @@ class Backbone:
         return (encode or self.encode)(x * (1 - erased))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (N, C, h, w) to (N, 3, H, W) around [-1, 1], not clamped, float32."""
+        """Scaled latents (N, C, h, w) to (N, 3, H, W) around [-1, 1], not clamped, float32; raises
+        InputError where they are not finite.
+        """
         raw = z.float() / self._scaling + self._shift
-        image: Tensor = self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample
-        return image.float()
+        return self._autoencode(lambda vae, x: vae.decode(x).sample, raw)
+
+    def _autoencode(self, call: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
+        """A call of the autoencoder in float32; one that overflows in float16 is made again."""
+        result = call(self.vae, x.to(self.vae.device, self.vae.dtype)).float()
+        if self.vae.dtype == torch.float16 and not result.isfinite().all():
+            result = call(self._wide_vae, x.to(self.vae.device, torch.float32))
+        self.check_finite(result, "autoencoder", torch.float32)
+        return result
+
+    @cached_property
+    def _wide_vae(self) -> Any:
+        """The autoencoder in float32, of a checkpoint that says that float16 is enough for it."""
+        # Not inference tensors, as gradients may flow through it.
+        with torch.inference_mode(False):
+            return copy.deepcopy(self.vae).float()
+
+    def check_finite(self, x: Tensor, part: str, dtype: torch.dtype) -> None:
+        """Raises InputError where what a part of the checkpoint gave holds NaN or infinity."""
+        if not x.isfinite().all():
+            cure = "use the dtype float32" if dtype == torch.float16 else "take undamaged weights"
+            raise InputError(
+                f"the {part} of the model {self.name} gave NaN or infinity in "
+                f"{str(dtype).removeprefix('torch.')}; {cure} or milder settings."
+            )
 
     def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Embedding:
         """Embed prompts for a window of (height, width) pixels; rows in the prompts' order."""

@@ -150,6 +150,10 @@ class ControlAdapter(Branch):
         """
         network = self.network
         shown = control.expand(-1, int(network.config.in_channels), -1, -1)
+        # Its first layer cuts the picture into squares, which may be larger than the model's own.
+        square = int(network.config.downscale_factor)
+        right, below = (-side % square for side in reversed(shown.shape[-2:]))
+        shown = functional.pad(shown, (0, right, 0, below))
         return [scale * level for level in network(shown.to(network.device, network.dtype))]
 
     def check(self, backbone: Backbone) -> None:
@@ -159,7 +163,8 @@ class ControlAdapter(Branch):
             raise InputError(
                 f"The adapter {name} reads {reads} channels, but lines have 1, or 3 in colour."
             )
-        side = 2 * backbone.multiple
+        # Two latent pixels of the coarsest level, so that the shapes of all levels differ.
+        side = backbone.factor * 2 ** len(backbone.unet.config.down_block_types)
         wanted = feature_shapes(backbone.unet, side // backbone.factor, side // backbone.factor)
         blank = torch.zeros(1, reads, side, side, device=network.device, dtype=network.dtype)
         try:

@@ -58,9 +58,13 @@ class FlowText(TextStack):
     def token_ids(self, prompt: str, number: int = 0) -> list[int]:
         if number < len(self.encoders) - 1:
             return super().token_ids(prompt, number)
-        length = 256 if len(self.encoders) == 3 else 512
-        options = {"padding": "max_length", "max_length": length, "truncation": True}
+        options = {"padding": "max_length", "max_length": self.length(number), "truncation": True}
         return list(self.tokenizers[number](prompt, verbose=False, **options).input_ids)
+
+    def length(self, number: int) -> int:
+        if number < len(self.encoders) - 1:
+            return super().length(number)
+        return 256 if len(self.encoders) == 3 else 512
 
 
 class FlowLevels(Levels):

@@ -1,8 +1,7 @@
 """Noise levels, and the sampler: a pure function of a denoiser, a start and an order of levels.
 
-A sampler does not know what it samples with. A variance-preserving checkpoint and a flow-matching
-one differ in their levels alone: sqrt(a) and sqrt(1 - a) for the cumulative alpha a, or 1 - t and
-t.
+A variance-preserving checkpoint and a flow-matching one differ in their levels alone: sqrt(a) and
+sqrt(1 - a) for the cumulative alpha a, or 1 - t and t.
 """
 
 from __future__ import annotations
@@ -14,20 +13,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+InitialLatent = Literal["noise", "source"]
 
 
 @dataclass(frozen=True)
 class Level:
     """A noise level: z = signal * x0 + noise * eps, for a picture x0 and standard normal eps.
 
-    timestep is what the network is told of it. They are numbers, or tensors (N, 1, 1, 1),
-    (N, 1, 1, 1) and (N,) of a batch in which each row has its own; see Levels.rows().
+    timestep is what the network is told. They are numbers, or tensors of a batch: (N, 1, 1, 1) and
+    timestep (N,); see Levels.rows().
     """
 
     signal: float | Tensor
@@ -61,8 +61,8 @@ class Level:
     def output(self, x0: Tensor, eps: Tensor, prediction_type: str) -> Tensor:
         """What a network says of a sample of this picture and this noise, when it is right.
 
-        prediction_type is diffusers': epsilon; sample; v_prediction, signal * eps - noise * x0
-        (Salimans and Ho 2022, arXiv 2202.00512, app. D); or flow_prediction, eps - x0.
+        prediction_type is diffusers': epsilon, sample, v_prediction (Salimans and Ho 2022, arXiv
+        2202.00512, app. D) or flow_prediction.
         """
         if prediction_type == "v_prediction":
             return self.signal * eps - self.noise * x0
@@ -71,9 +71,8 @@ class Level:
         return x0 if prediction_type == "sample" else eps
 
     def estimates(self, output: Tensor, z: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
-        """(eps, x0) that a network's output for a sample stands for.
-
-        x0 of v and flow is right without signal too, where eps does not determine it.
+        """(eps, x0) that a network's output for a sample stands for; x0 of v and flow also where
+        there is no signal.
         """
         if prediction_type == "v_prediction":
             return self.signal * output + self.noise * z, self.signal * z - self.noise * output
@@ -108,8 +107,7 @@ class Levels(ABC):
     def run(self, steps: int, strength: float = 1.0) -> list[Level]:
         """The levels of a sampling in their order, noisiest first, with the one it ends at.
 
-        With `strength` below 1 the last int(strength * steps) steps alone, as in diffusers'
-        image-to-image pipelines; an empty list where it leaves none.
+        With `strength` below 1 the last int(strength * steps) steps alone, which may be none.
         """
         steps = min(steps, len(self))
         left = step_count(steps, strength)
@@ -122,10 +120,10 @@ Denoise = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
 
 @dataclass
 class Step:
-    """One denoising step, as callbacks see it.
+    """One denoising step, from `level` to `to`, as callbacks see it.
 
-    number counts the denoising steps made so far (repeats included) out of `total`; the step goes
-    from `level` to `to`. x0 and eps are (N, C, h, w); z is the sample at `to`.
+    `number` of `total` counts from 0, repeats included; z is the sample at `to`, (N, C, h, w) as
+    are x0 and eps.
     """
 
     number: int
@@ -161,6 +159,21 @@ def draw_noise(like: Tensor, generator: torch.Generator) -> Tensor:
 def step_count(steps: int, strength: float) -> int:
     """How many of a run's steps a strength leaves."""
     return int(steps * strength + 1e-9)
+
+
+def start(
+    noised: Callable[[Tensor, Tensor], Tensor],
+    source: Tensor,
+    noise: Tensor,
+    strength: float,
+    initial: InitialLatent = "noise",
+    sigma: float = 1.0,
+) -> Tensor:
+    """What a run begins with: `noised(source, noise)`, but at strength 1 `sigma * noise` alone.
+
+    An `initial` of "source" keeps the signal of the noisiest level, 0.068 in Stable Diffusion.
+    """
+    return sigma * noise if strength == 1 and initial == "noise" else noised(source, noise)
 
 
 def sample(
@@ -209,10 +222,8 @@ def _up(before: Level, after: Level) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """Noises a picture to the level of a strength and samples from there to the end.
-
-    By sample() with `eta` over a run of the levels; or by one of diffusers' schedulers, for methods
-    whose maths does not need DDIM. The denoiser is called at the levels either way.
+    """Noises a picture to the level of a strength and samples from there to the end: by sample()
+    with `eta`, or by one of diffusers' schedulers for methods whose maths does not need DDIM.
     """
 
     levels: Levels
@@ -227,14 +238,14 @@ class Sampler:
         *,
         strength: float,
         generator: torch.Generator,
+        initial: InitialLatent = "noise",
         keep_outside: Tensor | None = None,
         progress: Callable[[Step], None] = lambda step: None,
     ) -> Tensor:
-        """What becomes of `source` (1, C, h, w), noised by `generator`; at strength 0 itself.
+        """What becomes of `source` (1, C, h, w), see start(); at strength 0 itself.
 
-        With `keep_outside`, a mask (1, 1, h, w), the sample outside of it is replaced after each
-        step by the source noised to that step's level (blended latents, Avrahami et al. 2023, arXiv
-        2206.02779).
+        After each step all outside of `keep_outside`, a mask (1, 1, h, w), is the source noised to
+        its level (blended latents, Avrahami et al. 2023, arXiv 2206.02779).
         """
 
         def keep(z: Tensor, noised: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
@@ -244,13 +255,13 @@ class Sampler:
             return z * keep_outside + known * (1 - keep_outside)
 
         if self.scheduler is not None:
-            return self._scheduled(denoiser, source, strength, generator, keep, progress)
+            return self._scheduled(denoiser, source, strength, generator, initial, keep, progress)
         levels = self.levels.run(self.steps, strength)
         if not levels:
             return source
         return sample(
             denoiser,
-            levels[0].add_noise(source, draw_noise(source, generator)),
+            start(levels[0].add_noise, source, draw_noise(source, generator), strength, initial),
             levels,
             noise=partial(draw_noise, generator=generator),
             eta=self.eta,
@@ -264,6 +275,7 @@ class Sampler:
         source: Tensor,
         strength: float,
         generator: torch.Generator,
+        initial: InitialLatent,
         keep: Callable[..., Tensor],
         progress: Callable[[Step], None],
     ) -> Tensor:
@@ -279,7 +291,9 @@ class Sampler:
         timesteps = scheduler.timesteps[begin:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
-        z: Tensor = scheduler.add_noise(source, draw_noise(source, generator), timesteps[:1])
+        noised = partial(scheduler.add_noise, timesteps=timesteps[:1])
+        noise, sigma = draw_noise(source, generator), float(scheduler.init_noise_sigma)
+        z = start(noised, source, noise, strength, initial, sigma)
         draws = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if draws else {}
         for number, t in enumerate(timesteps):

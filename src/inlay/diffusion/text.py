@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.errors import InputError
+from inlay.errors import InputError, show
 
 _log = logging.getLogger("inlay")
 
@@ -142,14 +142,27 @@ class TextStack:
 
     def token_ids(self, prompt: str, number: int = 0) -> list[int]:
         """The ids that encoder `number` is fed, start, end and padding included."""
+        length, ids = self.length(number), self.word_ids(prompt, number, special=True)
+        if len(ids) > length:
+            if told := self.unread(prompt):
+                _log.warning(told)
+            ids = [*ids[: length - 1], ids[-1]]
+        return ids + [int(self.tokenizers[number].pad_token_id)] * (length - len(ids))
+
+    def length(self, number: int) -> int:
+        """How many ids encoder `number` is fed."""
         tokenizer, encoder = self.tokenizers[number], self.encoders[number]
         # Some tokenizers in the wild carry no length of their own.
-        length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
-        ids = self.word_ids(prompt, number, special=True)
-        if len(ids) > length:
-            _log.warning("only the first %d of the prompt's %d tokens are read", length, len(ids))
-            ids = [*ids[: length - 1], ids[-1]]
-        return ids + [int(tokenizer.pad_token_id)] * (length - len(ids))
+        return min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+
+    def unread(self, prompt: str) -> str:
+        """How much of a prompt is read, in words; empty where an encoder reads all of it."""
+        numbers = range(len(self.encoders))
+        lengths = [(self.length(n), len(self.word_ids(prompt, n, special=True))) for n in numbers]
+        if any(ids <= length for length, ids in lengths):
+            return ""
+        length, ids = lengths[-1]
+        return f"only the first {length} of the {ids} tokens of the prompt {show(prompt)} are read"
 
 
 def embed_prompt(

@@ -63,7 +63,8 @@ class UNetBackbone(Backbone):
     def set_up(self) -> None:
         unet, vae = self.network, self.vae
         self.latent_channels = int(unet.config.out_channels)
-        self.multiple = self.factor * 2 ** (len(unet.config.down_block_types) - 1)
+        # On its way up it takes the sizes of its way down, whatever they halve to.
+        self.multiple = self.factor
         side = unet.config.sample_size or 64
         self.native_size = self.factor * int(max(side) if isinstance(side, list | tuple) else side)
         _check(unet, vae, self.text, self.name)
@@ -72,6 +73,9 @@ class UNetBackbone(Backbone):
             self.family = "sdxl"
         elif isinstance(vae, PatchAutoencoder):
             self.family = "embedded"
+            # So small a network does worse on what it never saw: odd sizes, enlarged pixels.
+            self.multiple *= 2 ** (len(unet.config.down_block_types) - 1)
+            self.least_window = self.native_size
         else:
             self.family = "sd2" if unet.config.use_linear_projection else "sd1"
         self.levels = DdpmLevels(self.scheduler_config)

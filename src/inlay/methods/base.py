@@ -78,6 +78,10 @@ class ModelSettings(Settings):
     """what it should not show"""
     guidance_scale: float = Field(5.0, ge=0, le=50)
     """how strongly the prompt steers (classifier-free guidance); 1 is off"""
+    initial_latent: Literal["noise", "source"] = "noise"
+    """what strength 1 starts from: noise alone, or the picture under the schedule's most noise,
+    which keeps a little of it, as inpainting checkpoints of SDXL want
+    """
     context: float = Field(0.5, ge=0, le=4)
     """surroundings seen on each side of the box, in units of the box's longer side"""
     decoding: Literal["residual", "plain"] = "residual"

@@ -38,7 +38,7 @@ class CdcSettings(DiffusionSettings):
     N_out: float = Field(1.0, ge=1, le=64)
     """low-pass factor outside the object"""
     blend_pixels: int = Field(0, ge=0, le=32)
-    """how far inside passes into outside, in the model's (latent) pixels"""
+    """pixels of the latent in which inside passes into outside; 1 is a hard edge, as is 0"""
     repaint_start: float = Field(0.0, ge=0, le=1)
     """RePaint resampling: the last part of the steps, 0 to 1, in which it is used; 0 is off"""
     repaint_jump: int = Field(10, ge=1, le=100)
@@ -199,7 +199,7 @@ def _one_round(
     work: Workspace, settings: CdcSettings, image: Tensor, mask: Tensor, z_source: Tensor
 ) -> Tensor:
     """One pass over a picture (1, 3, H, W) in [-1, 1]: the latent that comes out."""
-    from inlay.diffusion.sample import descents, repaint, sample
+    from inlay.diffusion.sample import descents, repaint, sample, start
 
     backbone, context = work.backbone, work.context
     levels = backbone.levels.run(settings.num_inference_steps, settings.strength)
@@ -207,6 +207,7 @@ def _one_round(
         return z_source
     walk = repaint(levels, settings.repaint_start, settings.repaint_jump, settings.repaint_repeats)
     steps, latent_mask = descents(walk), work.latent_mask(mask)
+    initial = settings.initial_latent
     temperature = settings.temperature
     if temperature is None:
         # A small network leaves some of the noise in: give it a little less than it expects.
@@ -231,7 +232,7 @@ def _one_round(
     with backbone.attention(_steering(work, latent_mask, settings)):
         return sample(
             denoiser,
-            levels[0].add_noise(z_source, noise(z_source)),
+            start(levels[0].add_noise, z_source, noise(z_source), settings.strength, initial),
             walk,
             noise=noise,
             eta=settings.eta,

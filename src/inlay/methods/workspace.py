@@ -48,6 +48,9 @@ class Workspace:
         return self.settings.prompt
 
     def embed(self, prompt: str) -> Embedding:
+        """A prompt's one row; of one that is not read to its end a note tells."""
+        if told := self.backbone.text.unread(prompt):
+            self.context.note(told)
         return self.backbone.embed([prompt], self.size)
 
     @cached_property
@@ -118,14 +121,15 @@ class Workspace:
         denoise: Denoise | None = None,
     ) -> Tensor:
         """`source` (1, C, h, w) with the conditions' mask painted by a backbone's solver, from the
-        noise of `strength`. `progress` and `denoise` stand in for on_step() and the backbone's
-        denoiser.
+        noise of `strength`, at 1 as the settings' `initial_latent` says. `progress` and `denoise`
+        stand in for on_step() and the backbone's denoiser.
         """
         denoiser = self.backbone.denoiser(conditions)
         return solver(
             denoise or denoiser,
             source,
             strength=strength,
+            initial=self.settings.initial_latent,
             generator=self.context.generator,
             keep_outside=denoiser.keep_outside,
             progress=progress or self.on_step,
@@ -216,13 +220,16 @@ def _strength(image: Image, where: Mask) -> float:
 
 
 def ramp(mask: Tensor, pixels: int) -> Tensor:
-    """A mask (1, 1, h, w) grown outward by `pixels` with a linear ramp: the mean of its 1st to
-    `pixels`-th repeated 3x3 dilation. 0 is the identity.
+    """A mask (1, 1, h, w) that falls off outward over `pixels` - 1 pixels, as cdc's authors' does:
+    the mean of it and its repeated 3x3 dilations, `pixels` in all. 0 and 1 are the identity.
     """
-    if pixels <= 0:
-        return mask
-    grown, total = mask, torch.zeros_like(mask)
-    for _ in range(pixels):
-        grown = functional.max_pool2d(grown, 3, stride=1, padding=1)
-        total = total + grown
-    return total / pixels
+    total = mask
+    for _ in range(pixels - 1):
+        mask = dilate(mask)
+        total = total + mask
+    return total / max(pixels, 1)
+
+
+def dilate(mask: Tensor) -> Tensor:
+    """A mask (1, 1, h, w) grown by one pixel on every side."""
+    return functional.max_pool2d(mask, 3, stride=1, padding=1)

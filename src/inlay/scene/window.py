@@ -306,13 +306,16 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
     Only pixels inside the method's mask whose colour it changed are written. Returns the new
     picture, the mask's bounding box and the mask (h, w) inside that box, both in
     background pixels; where nothing changed, a box of the region's first pixel with an empty mask.
+    Raises InputError for colours that are not finite.
     """
     inner = bounds(painted.mask)
     if inner is None:
         return picture, Box(window.box.x, window.box.y, 1, 1), np.zeros((1, 1), np.float32)
     box = inner.shifted(window.box.x, window.box.y)
-    rgb = np.clip(painted.rgb[inner.slices], 0, 1)
-    mask = painted.mask[inner.slices]
+    rgb, mask = painted.rgb[inner.slices], painted.mask[inner.slices]
+    if not np.isfinite(rgb[mask]).all():
+        raise InputError("the method made colours that are no numbers; use milder settings.")
+    rgb = np.clip(rgb, 0, 1)
     changed = mask & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
     samples = picture.samples.copy()
     target = samples[box.slices]

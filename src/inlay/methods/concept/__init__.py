@@ -10,6 +10,10 @@ from inlay.methods.base import DiffusionSettings, Scheduler
 class ConceptSettings(DiffusionSettings):
     prompt: str = Field("", max_length=2000)
     """what the box should show; {object} is the concept's words; empty: what it was learnt under"""
+    context: float | None = Field(None, ge=0, le=4)  # type: ignore[assignment]
+    """surroundings seen on each side of the box, in units of the box's longer side; by default as
+    many as while the concept was learnt
+    """
     guidance_scale: float = Field(3.0, ge=0, le=50)
     """how strongly the prompt steers (classifier-free guidance); 1 is off"""
     lora_scale: float = Field(1.0, ge=0, le=2)

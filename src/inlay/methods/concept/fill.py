@@ -97,6 +97,7 @@ class Filler(Workspace):
         return self.settings.prompt.replace(_OBJECT, words) or self.concept.prompt
 
     def embed(self, prompt: str) -> Embedding:
+        super().embed(prompt)
         layout = self.concept.layout, self.concept.background_prompt
         return embed_prompt(self.backbone.text, prompt, self.size, *layout)
 

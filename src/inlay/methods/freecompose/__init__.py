@@ -18,9 +18,9 @@ WITH_OBJECT, WITHOUT_OBJECT = "Something in some place.", "Some place."
 class FreeComposeSettings(ModelSettings):
     prompt: str = Field("", max_length=2000)
     """what the picture should show; "A harmonious scene" by default, "Some place." for remove"""
-    source_prompt: str = Field("", max_length=2000)
-    """what the picture shows as it is; by default the prompt, for the variant collage "A collage
-    with an object pasted into another picture", for remove "Something in some place."
+    source_prompt: str | None = Field(None, max_length=2000)
+    """what the picture shows as it is; may be empty; by default the prompt, for the variant collage
+    "A collage with an object pasted into another picture", for remove "Something in some place."
     """
     guidance_scale: float = Field(1.0, ge=0, le=50)
     """how strongly the prompts steer (classifier-free guidance); 1 is off"""
@@ -149,11 +149,13 @@ class FreeComposeSettings(ModelSettings):
 
     def prompts(self, verb: str, control: bool = False) -> tuple[str, str]:
         """The source's and the target's prompt; semantic's differ without a control picture."""
+        target = self.prompt or (WITHOUT_OBJECT if verb == "remove" else HARMONIOUS)
+        if self.source_prompt is not None:
+            return self.source_prompt, target
         if verb == "remove":
-            return self.source_prompt or WITH_OBJECT, self.prompt or WITHOUT_OBJECT
-        target = self.prompt or HARMONIOUS
+            return WITH_OBJECT, target
         source = {"collage": COLLAGE, "semantic": target if control else HARMONIOUS}
-        return self.source_prompt or source.get(self.variant, target), target
+        return source.get(self.variant, target), target
 
     def check_use(self, verb: str, control: bool) -> None:
         if self.variant != "semantic":

@@ -26,7 +26,7 @@ from inlay.diffusion.sample import Denoise, step_count
 from inlay.errors import InputError
 from inlay.methods.base import Context
 from inlay.methods.freecompose import FreeComposeSettings
-from inlay.methods.workspace import Workspace, ramp
+from inlay.methods.workspace import Workspace, dilate, ramp
 from inlay.scene.window import Painted, Window
 
 
@@ -182,7 +182,7 @@ def _terms(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> list[T
 
 def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tensor:
     """The latent after the loop."""
-    context, late = work.context, settings.late_share
+    context, late, pixels = work.context, settings.late_share, settings.blend_pixels
     spans = [Span(1 - late, settings.t_min, settings.t_max)]
     if late > 0:
         spans.append(Span(late, settings.t_min, settings.late_t_max))
@@ -202,7 +202,7 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
             generator=context.generator,
             # Sharing reads the source's rows, which must then run each time.
             rerun_source=isinstance(plan.attention, SharedSource),
-            weight=ramp(plan.region, settings.blend_pixels),
+            weight=ramp(dilate(plan.region) if pixels else plan.region, pixels),
             terms=_terms(work, settings, plan),
             progress=tell,
         )

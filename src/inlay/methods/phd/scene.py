@@ -143,8 +143,9 @@ def run_scene(
     box, before = window.box, rgb
     if levels:
         # The part of the scene that the model sees round the subject.
+        least = backbone.least_window
         whole = window.box.width, window.box.height
-        box = crop_box(bounds(alpha) or window.box, whole, settings.context, native)
+        box = crop_box(bounds(alpha) or window.box, whole, settings.context, least)
         before, alpha = rgb[box.slices].copy(), alpha[box.slices]
         close = Window(box, before, before, alpha, before)
         work = Workspace(close, backbone, settings, context)

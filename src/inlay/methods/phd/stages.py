@@ -104,7 +104,7 @@ def harmonize(
     Residual decoding: P + a' U(D(z + k (m - z)) - D(z)) for the pasted latent z, the mean m of the
     answers and the restraint k; the change is blurred by `smoothing` inside the subject, and goes
     on as a shadow beyond it. Without a harmonizer in the context the answers are those of the bare
-    model, begun with the picture noised to the first level; with one they begin with noise alone.
+    model. They begin with the picture noised to the first level, at strength 1 with noise alone.
     """
     backbone, window, harmonizer = work.backbone, canvas.window, work.context.harmonizer
     # Not the workspace's picture: the ring may have been painted since.
@@ -116,7 +116,9 @@ def harmonize(
     # As in training: every latent pixel that the mask touches.
     latent_mask = work.latent_mask((region > 1 / 512).float(), cover=True)
     guide = negative = None
+    strength = settings.harmonize_strength
     if harmonizer is not None:
+        strength = settings.harmonizer_strength
         guide = harmonizer.guide(picture, mask, settings.harmonizer_scale)
     if settings.harmonize_guidance_scale != 1 and settings.prompt != settings.negative_prompt:
         negative = work.embed(settings.negative_prompt)
@@ -132,7 +134,7 @@ def harmonize(
         levels,
         generator=work.context.generator,
         samples=settings.harmonizer_samples,
-        from_pasted=harmonizer is None or settings.harmonizer_strength < 1,
+        from_pasted=strength < 1 or settings.initial_latent == "source",
         progress=work.on_step,
     )
     change, samples = mean - source, settings.harmonizer_samples
