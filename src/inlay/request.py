@@ -26,7 +26,8 @@ from inlay.methods.registry import (
     default_for,
     main_phase,
 )
-from inlay.pictures.read import MAX_JSON_BYTES, name_of, read_file
+from inlay.pictures.picture import name_of
+from inlay.pictures.read import MAX_JSON_BYTES, read_file
 from inlay.scene.subject import Flag, Source, Subject, as_size, as_subjects
 from inlay.settings import MAX_PICTURES, Form, as_whole, checked
 
