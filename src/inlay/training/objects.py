@@ -206,7 +206,7 @@ class ObjectCache:
     """
 
     def __init__(self) -> None:
-        self._packed: dict[bytes, Image] = {}
+        self._packed: dict[tuple[int, bytes], Image] = {}
 
     def of(self, picture: Image) -> list[Image]:
         """Masks (H, W), uint8, 255 on the object, of a picture (H, W, 3); perhaps none.
@@ -217,7 +217,7 @@ class ObjectCache:
             return [np.ascontiguousarray(picture[..., 3])]
         height, width = picture.shape[:2]
         half = (height + 1) // 2, (width + 1) // 2
-        name = hashlib.blake2b(picture.tobytes() + width.to_bytes(4), digest_size=16).digest()
+        name = height, hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         if name not in self._packed:
             reduced = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
             small = [mask > 0.5 for mask in find_objects(np.asarray(reduced, np.uint8))]
