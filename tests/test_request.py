@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
 
 from inlay import Box, Composer, InputError
-from inlay.pictures.read import read_mask, read_picture
+from inlay.pictures.mask import read_mask
+from inlay.pictures.read import read_picture
 from inlay.scene.cutout import guess_mask
 from photos import cup
 
@@ -58,13 +58,13 @@ def test_so_many_large_pictures_at_once_are_refused() -> None:
 def test_bands_give_the_mask_that_the_whole_picture_gives() -> None:
     photo = np.tile(data.astronaut(), (2, 2, 1))
     mask = read_mask(photo, size=None)
-    luma = np.array([0.299, 0.587, 0.114], np.float32)
-    assert np.array_equal(mask, np.clip(read_picture(photo).rgb() @ luma, 0, 1))
-    _, wanted = cv2.threshold(
-        cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU
-    )
-    wanted = wanted if wanted.mean() <= 0.5 else 1 - wanted
-    assert np.array_equal(guess_mask(read_picture(photo), []), wanted)
+    brightest = read_picture(photo).rgb().max(-1)
+    assert np.array_equal(mask, brightest * (brightest >= 0.05))
+    clear = np.dstack([photo, photo[..., 0]])
+    red = read_picture(photo[..., 0]).rgb()[..., 0]
+    assert np.array_equal(guess_mask(read_picture(clear), []), red * (red >= 0.05))
+    with pytest.raises(InputError, match="give a mask"):
+        guess_mask(read_picture(photo), [])
 
 
 def test_masks_do_not_need_floats_of_the_whole_picture() -> None:
@@ -72,7 +72,7 @@ def test_masks_do_not_need_floats_of_the_whole_picture() -> None:
 
     photo = np.tile(data.astronaut(), (4, 4, 1))
     pixels = photo.shape[0] * photo.shape[1]
-    picture = read_picture(photo)
+    picture = read_picture(np.dstack([photo, photo[..., 0]]))
     for work in (lambda: guess_mask(picture, []), lambda: read_mask(photo, size=None)):
         tracemalloc.start()
         work()

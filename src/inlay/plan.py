@@ -19,8 +19,9 @@ from inlay.errors import InputError, unsaved
 from inlay.methods.registry import Step
 from inlay.pictures.arrays import FAINT, Box, Image
 from inlay.pictures.colour import convert
+from inlay.pictures.mask import read_mask
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import read_mask, read_picture
+from inlay.pictures.read import read_picture
 from inlay.request import ComposeRequest, HarmonizeRequest, Request, SceneRequest
 from inlay.scene.cutout import guess_mask
 from inlay.scene.subject import Cutout, Subject
@@ -95,9 +96,17 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
         _check_memory(request, picture.size)
         return picture
 
-    def mask_of(name: str, white: str = "where the object is") -> Image:
-        role, source = request.role(name), getattr(request, name)
-        return read_mask(source, size=picture.size, role=role, white=white, max_pixels=max_pixels)
+    def mask_of(name: str, white: str = "where the object is", hole: bool = False) -> Image:
+        role, size = request.role(name), picture.size
+        return read_mask(
+            getattr(request, name),
+            size=size,
+            role=role,
+            white=white,
+            hole=hole,
+            max_pixels=max_pixels,
+            notes=notes,
+        )
 
     region = clean = drawing = None
     if isinstance(request, SceneRequest):
@@ -124,9 +133,10 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
                 notes.append(f"{names}: the control picture is not used")
         if "remove" in request.phases:
             masked = request.remove_mask is not None
-            region = Region.of(mask_of("remove_mask")) if masked else _boxes(request, picture)
+            region = (
+                Region.of(mask_of("remove_mask", hole=True)) if masked else _boxes(request, picture)
+            )
     elif isinstance(request, HarmonizeRequest):
-        mask = guess_mask(picture, notes) if request.mask is None else mask_of("mask")
         if request.background is not None:
             clean = picture_of("background")
             if clean.size != picture.size:
@@ -134,9 +144,10 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
                     f"the background is {clean.width}x{clean.height} pixels and the picture "
                     f"{picture.width}x{picture.height}; they must be of one size."
                 )
+        mask = guess_mask(picture, notes) if request.mask is None else mask_of("mask")
         region = Region.of(mask)
     elif not isinstance(request, SceneRequest):
-        region = Region.of(mask_of("mask"))
+        region = Region.of(mask_of("mask", hole=True))
     return Inputs(picture, cutouts, region, clean, drawing, read, notes)
 
 

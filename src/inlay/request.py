@@ -264,8 +264,8 @@ class ComposeRequest(Request):
 class HarmonizeRequest(Request):
     """Make an object that is already pasted belong.
 
-    mask is white where the object is; without one the picture's alpha serves, else Otsu's
-    threshold. background is the picture before pasting, where there is one.
+    mask is white where the object is; without one the picture's alpha serves, else the record
+    in a picture that inlay made. background is the picture before pasting, where there is one.
     """
 
     verb: ClassVar[str] = "harmonize"

@@ -20,7 +20,8 @@ from skimage import data
 
 import profiles
 from inlay import Box, InputError
-from inlay.pictures.read import read_mask, read_picture
+from inlay.pictures.mask import read_mask
+from inlay.pictures.read import read_picture
 from inlay.pictures.write import write_picture
 from png import png
 
@@ -348,7 +349,7 @@ def test_masks(tmp_path: Path) -> None:
     assert read_mask(bits, size=None).sum() == 2
     red = np.zeros((6, 7, 3), np.uint8)
     red[..., 0] = 255
-    assert np.allclose(read_mask(red, size=(7, 6)), 0.299)
+    assert np.array_equal(read_mask(red, size=(7, 6)), np.ones((6, 7)))
 
 
 def test_masks_that_do_not_serve_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from inlay.errors import InputError
 from inlay.learning.folder import MASKS, SUFFIXES, image_rows, is_held_out
 from inlay.pictures.arrays import Box, shrink
-from inlay.pictures.read import read_mask, read_picture
+from inlay.pictures.mask import read_mask
+from inlay.pictures.read import read_picture
 
 # The word that stands for the photographs inside scikit-image's wheel.
 BUNDLED = "scikit-image"

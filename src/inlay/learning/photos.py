@@ -13,8 +13,9 @@ from PIL import Image as PILImage
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import FAINT, Box, bounds, resize, to_uint8
+from inlay.pictures.mask import read_mask
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_mask, read_picture
+from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_picture
 
 Image = NDArray[np.float32]
 

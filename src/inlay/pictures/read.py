@@ -29,7 +29,7 @@ from PIL import BmpImagePlugin
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import luma, samples_of, upright
+from inlay.pictures.arrays import samples_of, upright
 from inlay.pictures.picture import Picture, name_of
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -96,40 +96,6 @@ def read_picture(
     picture = replace(picture.with_usable_profile(), sha256=digest, path=path)
     picture.samples.setflags(write=False)
     return picture
-
-
-def read_mask(
-    source: Source,
-    *,
-    size: tuple[int, int] | None,
-    role: str = "mask",
-    white: str = "where the object is",
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> NDArray[np.float32]:
-    """Read a mask as float32 (h, w) in [0, 1]; white (or True) is 1, colours count by luma.
-
-    Where the picture has an alpha that is not opaque all over, the alpha is the mask. `size` is the
-    (width, height) that it must have, or None; `white` ends the message about one that is all 0.
-    Raises InputError.
-    """
-    if isinstance(source, np.ndarray) and source.dtype == np.bool_:
-        source = source.astype(np.uint8) * 255
-    picture = read_picture(source, role=role, max_pixels=max_pixels)
-    if size is not None and picture.size != tuple(size):
-        own = f"{picture.width} x {picture.height} pixels"
-        raise InputError(f"{picture.name} is {own}; expected {size[0]} x {size[1]} as the picture.")
-    # A mask's levels are data, not colours: its profile says nothing about them.
-    picture = replace(picture, icc=None)
-    mask = picture.alpha()
-    if mask is None or not (mask < 1).any():
-        mask = np.empty((picture.height, picture.width), np.float32)
-        for rows in picture.bands():
-            rgb = picture.rgb(rows)
-            mask[rows.slices] = rgb[..., 0] if picture.mode in ("L", "LA") else luma(rgb)
-        np.clip(mask, 0, 1, out=mask)
-    if not (mask > 0).any():
-        raise InputError(f"{picture.name} is empty; expected white {white}.")
-    return mask
 
 
 def read_record(path: str | os.PathLike[str]) -> str | None:

@@ -5,6 +5,7 @@ A hard outline becomes a soft one with a closed-form matte.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, resize, to_levels, to_uint8
+from inlay.pictures.mask import LEAST_SHARE, read_mask, softness
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import read_mask
+from inlay.pictures.read import read_record
 from inlay.scene.matte import matte
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _INSET = 0.04
 _SMALLEST_PIECE = 0.05
 # Gaps wholly inside the subject, below this share of it, are reflections rather than openings.
 _LARGEST_PINHOLE = 0.06
+# So many of a record's subjects are looked for.
+_MOST_SUBJECTS = 64
 
 
 def find_alpha(
@@ -105,9 +109,7 @@ def _by_mask(rgb: Image, mask: Image) -> Image:
     if bounds(mask) is None:
         raise InputError("the mask is empty; paint the subject in white.")
     hard = mask > 0.5
-    edge = np.count_nonzero(hard[:, 1:] != hard[:, :-1]) + np.count_nonzero(hard[1:] != hard[:-1])
-    between = np.count_nonzero((mask > 0.1) & (mask < 0.9))
-    return mask if not hard.any() or between > 0.25 * edge else matte(rgb, hard, "thin")
+    return mask if not hard.any() or softness(mask) > 0.25 else matte(rgb, hard, "thin")
 
 
 def _grabcut(rgb: Image, box: Box | None, name: str) -> Mask:
@@ -182,19 +184,34 @@ def without_specks(mask: Mask, piece: float, gap: float) -> Mask:
 
 
 def guess_mask(picture: Picture, notes: list[str]) -> Image:
-    """The object's mask where none is given: the alpha channel, else Otsu's threshold."""
-    import cv2
-
+    """The object's mask where none is given: the alpha channel, else what stands out in the boxes
+    where the picture's record says that its subjects lie. Raises InputError where there is neither.
+    """
     alpha = picture.alpha()
     if alpha is not None and alpha.min() < 1 and alpha.max() > 0:
         notes.append("no mask was given: the picture's alpha channel is used")
-        return alpha
-    # In bands of rows, so that the colours of a large picture are never all there as floats.
-    grey = np.empty((picture.height, picture.width), np.uint8)
-    for rows in picture.bands():
-        grey[rows.slices] = cv2.cvtColor(to_uint8(picture.rgb(rows)), cv2.COLOR_RGB2GRAY)
-    _, mask = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    notes.append("no mask was given: Otsu's threshold of the picture is used")
-    _log.warning(notes[-1])
-    # The object is taken to be the smaller of the two sides.
-    return np.asarray(mask if mask.mean() <= 0.5 else 1 - mask, np.float32)
+        there = alpha >= LEAST_SHARE * alpha.max()
+        return np.where(there, alpha, np.float32(0))
+    boxes = _subject_boxes(picture)
+    if not boxes:
+        raise InputError(
+            f"there is no mask, and no record in {picture.name} says where the object is; give a "
+            "mask."
+        )
+    notes.append("no mask was given: the object is looked for where the picture's record says")
+    rgb, mask = picture.rgb(), np.zeros((picture.height, picture.width), np.float32)
+    for box in boxes:
+        mask = np.maximum(mask, find_alpha(picture.name, rgb, "box", None, box, 1, False))
+    return mask
+
+
+def _subject_boxes(picture: Picture) -> list[Box]:
+    """Where a picture's record says that subjects lie in it; a stranger's may say anything."""
+    text = None if picture.path is None else read_record(picture.path)
+    whole, boxes = Box.of_size(picture.size), []
+    try:
+        for subject in json.loads(text or "{}")["subjects"]:
+            boxes.append(Box(**subject["box"]).intersect(whole))
+    except (ValueError, TypeError, LookupError, RecursionError, InputError):
+        return []
+    return [box for box in boxes if box is not None][:_MOST_SUBJECTS]

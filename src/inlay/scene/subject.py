@@ -18,6 +18,7 @@ from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validato
 from inlay.errors import InputError, show, unsaved
 from inlay.pictures.arrays import FAINT, Box, Image, bounds, to_uint8
 from inlay.pictures.colour import convert
+from inlay.pictures.mask import LEAST_SHARE
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
 
@@ -312,8 +313,7 @@ def cut(
     by: "alpha" takes the picture's transparency, `box` what of it counts; anything else is one of
     the ways of inlay.scene.cutout.find_alpha. Left out: mask where one is given, alpha where the
     picture has some, box where one is given, else grabcut. Colours are multi-level foreground
-    estimation (Germer et al. 2020). Raises InputError where nothing is found or the inputs do not
-    fit.
+    estimation (Germer et al. 2020). Raises InputError where nothing is found or inputs do not fit.
     """
     picture = read_picture(source, role="subject", max_pixels=max_pixels)
     opacity = picture.alpha()
@@ -327,11 +327,12 @@ def cut(
         if opacity is None:
             raise InputError(f"{picture.name} has no transparency to cut by; give a mask or a box.")
         view = box or Box.of_size(picture.size)
-        seen = bounds(opacity[view.slices])
+        alpha = opacity * (opacity >= LEAST_SHARE * opacity.max())
+        seen = bounds(alpha[view.slices])
         if seen is None:
             raise InputError(f"{picture.name} is fully transparent; give a subject with opacity.")
         place = seen.shifted(view.x, view.y)
-        own, alpha = picture.colours(place), opacity
+        own = picture.colours(place)
     else:
         from inlay.scene.cutout import find_alpha
         from inlay.scene.matte import colours
