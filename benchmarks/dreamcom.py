@@ -42,7 +42,7 @@ from inlay.methods.concept.fill import filler
 from inlay.methods.dreamcom import prediction_error
 from inlay.methods.registry import get
 from inlay.pictures.read import read_picture
-from inlay.scene.window import Region, Scene, Window
+from inlay.scene.stitch import Region, Scene, Window
 from inlay.settings import parse_sets
 
 OWN_BOXES = Path(__file__).parent / "dreambooth_boxes.json"

@@ -24,8 +24,8 @@ from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_picture
 from inlay.request import ComposeRequest, HarmonizeRequest, Request, SceneRequest
 from inlay.scene.cutout import guess_mask
+from inlay.scene.stitch import Layer, Region, Scene, merge, place
 from inlay.scene.subject import Cutout, Subject
-from inlay.scene.window import Layer, Region, Scene, merge, place
 
 # All pictures of a call are held in memory until it returns: so many pixels.
 _MAX_TOGETHER = 2_000_000_000

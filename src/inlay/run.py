@@ -19,7 +19,7 @@ from inlay.pictures.read import DEFAULT_MAX_PIXELS
 from inlay.plan import Plan, PlannedStep, plan_of, read_inputs
 from inlay.request import Model, Request
 from inlay.result import Result, Used, identify, record_of
-from inlay.scene.window import Painted, Scene, Window, stitch
+from inlay.scene.stitch import Painted, Scene, Window, stitch
 from inlay.settings import as_flag
 
 if TYPE_CHECKING:

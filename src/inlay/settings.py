@@ -1,6 +1,7 @@
 """The settings of a method or of a training: bounds, sweeps typed as KEY=a,b, errors in a sentence.
 
-Tables, sweeps and messages are all made from one reading of a settings class's pydantic schema.
+Tables, sweeps and messages are all made from one reading of a settings class's pydantic schema. The
+bounds themselves stand there: of all methods in methods/base.py, of one in its own file.
 """
 
 from __future__ import annotations

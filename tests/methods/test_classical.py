@@ -22,7 +22,7 @@ from inlay.scene.fill import (
     foreground,
     membrane,
 )
-from inlay.scene.window import Window
+from inlay.scene.stitch import Window
 
 Array = NDArray[np.float32]
 

@@ -23,8 +23,8 @@ from inlay.methods.concept.fill import filler
 from inlay.methods.dreamedit import DreamEditSettings, paste_photo
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
+from inlay.scene.stitch import Scene, Window, place
 from inlay.scene.subject import Cutout, Subject
-from inlay.scene.window import Scene, Window, place
 from inlay.settings import validate_settings
 from photos import Photo
 from reruns import rerun

@@ -22,7 +22,7 @@ from inlay.methods.phd import PhdSettings
 from inlay.methods.phd.stages import harmonize, inpaint_ring, shrinkage, soften_paste
 from inlay.methods.workspace import Workspace
 from inlay.pictures.read import read_record
-from inlay.scene.window import Window
+from inlay.scene.stitch import Window
 from inlay.settings import validate_settings
 from photos import Photo, cup
 from reruns import rerun

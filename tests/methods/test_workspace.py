@@ -24,7 +24,7 @@ from inlay import Box, Composer, InputError
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.sample import draw_noise
 from inlay.pictures.read import read_picture
-from inlay.scene.window import Region, Scene, Window
+from inlay.scene.stitch import Region, Scene, Window
 from photos import cup
 
 SIDE, VAE = 512, "diffusion_pytorch_model.safetensors"

@@ -12,8 +12,8 @@ from skimage import data
 from inlay import Composer, InputError
 from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
+from inlay.scene.stitch import Layer, Region, Scene, Window, merge, place
 from inlay.scene.subject import Cutout, Subject
-from inlay.scene.window import Layer, Region, Scene, Window, merge, place
 
 CUP = (data.coffee()[:200:2, :300:2] / 255).astype(np.float32)
 

@@ -20,7 +20,7 @@ from inlay.learning.folder import image_rows
 from inlay.learning.photos import View, portrait
 from inlay.pictures.arrays import Box, blur, resize
 from inlay.pictures.read import read_picture
-from inlay.scene.window import crop_box
+from inlay.scene.stitch import crop_box
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone

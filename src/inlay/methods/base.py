@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings, Method
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
 The checkpoint, with what `inlay learn` wrote attached, inpaints the box under the concept's prompt.
 Nothing outside the box attends to the prompt (eq. 2), and in the layers of a preset box and
-background do not see each other (section 4.3).
+background do not see each other (section 4.3): the masks are diffusion/attention_masked.py's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 from inlay.methods.base import Context, Method
 from inlay.methods.concept import ConceptSettings
 from inlay.pictures.arrays import resize
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 if TYPE_CHECKING:
     from torch import Tensor

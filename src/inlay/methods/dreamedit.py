@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from inlay.methods.base import Context, Method, Settings
 from inlay.methods.concept import ConceptSettings
 from inlay.pictures.arrays import Image, distance, resize
-from inlay.scene.window import Painted, Window, to_tensor
+from inlay.scene.stitch import Painted, Window, to_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor

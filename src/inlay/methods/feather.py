@@ -8,7 +8,7 @@ from pydantic import Field
 from inlay.methods.base import Context, Method, Settings
 from inlay.pictures.arrays import Image, blur, distance
 from inlay.scene.fill import backdrop
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 
 class FeatherSettings(Settings):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from inlay.methods.base import Context, DiffusionSettings, Method, Scheduler
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone

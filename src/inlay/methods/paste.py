@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inlay.methods.base import Context, Method, Settings
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 
 class PasteSettings(Settings):

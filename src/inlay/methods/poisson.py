@@ -11,7 +11,7 @@ from pydantic import Field
 from inlay.methods.base import Context, Method, Settings
 from inlay.pictures.arrays import Box, Image, Mask, bounds, to_uint8
 from inlay.scene.fill import backdrop, foreground, membrane
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 # OpenCV erodes the mask by three pixels and mixes the two gradients along its edge; grown by so
 # many, the mask has that edge outside the inside.

@@ -11,7 +11,7 @@ from inlay.methods.base import Context, Method, Settings
 from inlay.pictures.arrays import FAINT, Image, distance
 from inlay.pictures.colour import srgb_decode, srgb_encode
 from inlay.scene.fill import foreground
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 # Reinhard et al. 2001, eqs. 4 and 6.
 _LMS = np.array(

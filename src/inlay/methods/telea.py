@@ -10,7 +10,7 @@ from inlay.errors import InputError
 from inlay.methods.base import Context, Method, Settings
 from inlay.pictures.arrays import FAINT, grow
 from inlay.scene.fill import WORKING_SIDE, fill_hole
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 
 class TeleaSettings(Settings):

@@ -21,7 +21,7 @@ from inlay.methods.base import Context, ModelSettings
 from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize, to_uint8
 from inlay.pictures.colour import convert
 from inlay.scene.fill import membrane
-from inlay.scene.window import Painted, Window, model_size
+from inlay.scene.stitch import Painted, Window, model_size
 
 # Detail that is next to nothing is not blown up to a texture: it is the sampler's noise.
 _LARGEST_GAIN = 1.5

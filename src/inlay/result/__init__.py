@@ -29,7 +29,7 @@ from inlay.pictures.picture import Picture
 from inlay.pictures.read import file_sha256
 from inlay.pictures.write import write_picture
 from inlay.request import Request
-from inlay.scene.window import Layer
+from inlay.scene.stitch import Layer
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone

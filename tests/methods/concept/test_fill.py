@@ -17,8 +17,7 @@ from inlay.methods.concept.fill import blend, filler, find_object
 from inlay.methods.dreamcom import DreamComSettings
 from inlay.pictures.arrays import resize
 from inlay.pictures.read import read_picture
-from inlay.scene.subject import Cutout, Subject
-from inlay.scene.window import (
+from inlay.scene.stitch import (
     Painted,
     Scene,
     Window,
@@ -26,6 +25,7 @@ from inlay.scene.window import (
     place,
     stitch,
 )
+from inlay.scene.subject import Cutout, Subject
 from photos import cup, five_scenes
 
 BOX = Box(40, 150, 130, 120)

@@ -29,7 +29,7 @@ from inlay.pictures.arrays import Box, Image, Mask, blur, from_levels, resize, s
 from inlay.pictures.colour import convert
 from inlay.scene.cutout import grabcut, without_specks
 from inlay.scene.matte import matte
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 # What stands for the concept in a prompt.
 _OBJECT = "{object}"

@@ -27,7 +27,7 @@ from inlay.errors import InputError
 from inlay.methods.base import Context
 from inlay.methods.freecompose import FreeComposeSettings
 from inlay.methods.workspace import Workspace, dilate, ramp
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 
 @dataclass

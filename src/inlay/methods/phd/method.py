@@ -19,7 +19,7 @@ from inlay.methods.phd import PhdSettings
 from inlay.methods.phd.scene import run_scene
 from inlay.methods.phd.stages import harmonize, inpaint_ring, soften_paste
 from inlay.methods.workspace import Workspace
-from inlay.scene.window import Painted, Window
+from inlay.scene.stitch import Painted, Window
 
 
 def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Context) -> Painted:

@@ -25,7 +25,7 @@ from inlay.methods.phd import PhdSettings
 from inlay.methods.phd.stages import Canvas, harmonize
 from inlay.methods.workspace import Workspace, to_image
 from inlay.pictures.arrays import Image, bounds, resize
-from inlay.scene.window import Painted, Window, crop_box, to_tensor
+from inlay.scene.stitch import Painted, Window, crop_box, to_tensor
 
 # A patch of the latent is shown to the network where this share of all its pixels is the subject's.
 _SHOWN = 0.98

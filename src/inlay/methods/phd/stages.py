@@ -14,7 +14,7 @@ from inlay.methods.phd import PhdSettings
 from inlay.methods.workspace import Workspace
 from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize
 from inlay.scene.fill import foreground
-from inlay.scene.window import Window
+from inlay.scene.stitch import Window
 
 # Below this a luminance is too dark to be made darker by a factor.
 _DARKEST = 0.02

@@ -12,7 +12,7 @@ from inlay.errors import InputError
 from inlay.methods.base import Painted
 from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
-from inlay.scene.window import (
+from inlay.scene.stitch import (
     Region,
     Scene,
     Window,
@@ -136,8 +136,8 @@ def test_a_thin_region_still_has_a_mask() -> None:
 
 
 def test_see_through_background_keeps_the_law_of_over() -> None:
+    from inlay.scene.stitch import place
     from inlay.scene.subject import Cutout, Subject
-    from inlay.scene.window import place
 
     background = np.zeros((64, 64, 4), np.uint8)
     background[..., 0], background[..., 3] = 200, 128
