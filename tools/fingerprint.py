@@ -279,6 +279,17 @@ def _of_image(image: Any) -> str:
     return _sha(str(getattr(image, "mode", "")), samples)
 
 
+def _inputs(picture: Path) -> list[str]:
+    """The words that give a rerun all that the picture's record names."""
+    from inlay.request import Request
+    from inlay.result.record import names, read_back
+
+    record = read_back(picture)
+    given = {place: source.path for place, source in record.inputs.items()}
+    given |= {place: name for place, (_, name) in names(Request.of(record.request)).items()}
+    return [word for place, name in given.items() for word in ("--input", f"{place}={name}")]
+
+
 def _of_file(path: Path) -> str:
     """Of a picture's file: as PIL opens it, and as OpenCV does, which keeps 16 bits."""
     with Image.open(path) as opened:
@@ -941,11 +952,7 @@ class Cases:
             found = np.dstack([pasted()[0], pasted()[1]])
             return prints(self.composer().harmonize(found, method="reinhard", seed=SEED))
 
-        def by_threshold() -> Prints:
-            return prints(self.composer().harmonize(pasted()[0], method="feather", seed=SEED))
-
         self.add("harmonize/by alpha", without_mask)
-        self.add("harmonize/by threshold", by_threshold)
         for method, few in (("freecompose", {"num_iterations": 3}), ("cdc", STRONG["cdc"])):
             self.add(
                 f"harmonize/without background/{method}",
@@ -1059,7 +1066,8 @@ class Cases:
                 # Where there are several pictures OUT is a sheet of them.
                 several = [path for path in made if "-seed=" in path.stem]
                 first = several[0] if several else folder / out
-                command("rerun", first, "--quiet", "-o", folder / f"again{first.suffix}")
+                again_file = folder / f"again{first.suffix}"
+                command("rerun", first, *_inputs(first), "--quiet", "-o", again_file)
             return {
                 path.name: _of_file(path) for path in sorted(folder.iterdir()) if path.is_file()
             }
@@ -1131,7 +1139,6 @@ class Cases:
         self._command("harmonize/background", "harmonize", whole, "--mask", mask, "--background",
                       table, "--method", "freecompose", "--set", "num_iterations=3",
                       again=True)  # fmt: skip
-        self._command("harmonize/by threshold", "harmonize", whole, "--method", "reinhard")
         self._command("remove/default", "remove", whole, "--mask", mask, "--set",
                       "num_iterations=3", again=True)  # fmt: skip
         self._command("remove/telea", "remove", whole, "--mask", mask, "--method", "telea",
