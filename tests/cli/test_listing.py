@@ -31,7 +31,7 @@ def test_methods_and_models_as_json_and_as_tables(capsys: pytest.CaptureFixture[
     assert main(["methods", "cdc"]) == 0
     table = capsys.readouterr().out
     for setting in listed["cdc"]["settings"]:
-        row = next(line for line in table.splitlines() if f" {setting['name']} " in line)
+        row = next(line for line in table.splitlines() if line.split()[:1] == [setting["name"]])
         assert setting["description"] in row
     assert main(["models", "--json"]) == 0
     names = [model["name"] for model in json.loads(capsys.readouterr().out)]
