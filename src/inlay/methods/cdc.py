@@ -75,10 +75,10 @@ class CdcSettings(DiffusionSettings):
 _FREE = {"decoding": "plain", "smoothing": 0.0}
 _PRESETS: dict[str, dict[str, Any]] = {
     "blend": {},
-    "immerse": {"T_in": 0.6, "N_in": 2.0, "blend_pixels": 1, "decoding": "residual"},
+    "immerse": {"T_in": 0.6, "N_in": 2.0, "blend_pixels": 2, "decoding": "residual"},
     "texture": {"T_in": 0.4, "N_in": 2.0, **_FREE},
     "stylize": {"T_in": 0.5, "N_in": 1.0, **_FREE},
-    "scribble": {"T_in": 0.4, "N_in": 4.0, "blend_pixels": 1, "guidance_scale": 5.0, **_FREE},
+    "scribble": {"T_in": 0.4, "N_in": 4.0, "blend_pixels": 2, "guidance_scale": 5.0, **_FREE},
     "augment": {"T_in": 0.0, "T_out": 0.5, "region": "background", "feather": 0.0, **_FREE},
 }
 
