@@ -88,7 +88,8 @@ class ByHand:
                     draw = torch.randn(self.source.shape, generator=generator)
                     return solver.add_noise(self.source, draw, times[number : number + 1])
 
-                z = noised(0)
+                # Strength 1 starts from noise alone, as the release does.
+                z = torch.randn(self.source.shape, generator=generator) * solver.init_noise_sigma
                 for number, t in enumerate(times):
                     scaled, level = solver.scale_model_input(z, t), int(t)
                     one, two = (

@@ -227,8 +227,8 @@ def test_what_the_variant_does_not_serve_is_named(adapters: Path) -> None:
 
 
 def test_what_is_odd_about_a_drawing_is_said(adapters: Path) -> None:
-    with pytest.raises(InputError, match=r"control is 80 x 70 pixels; expected 160 x 140"):
-        repose(adapters, control=drawing()[::2, ::2])
+    with pytest.raises(InputError, match=r"control is 80 x 140 pixels; expected 160 x 140"):
+        repose(adapters, control=drawing()[:, ::2])
     with pytest.raises(InputError, match="control is empty; expected white lines on black"):
         repose(adapters, control=np.zeros_like(drawing()))
     few = {"num_iterations": 1}
