@@ -190,8 +190,8 @@ def test_holes_only_grow_and_a_share_is_everything() -> None:
 
 
 def test_bad_requests_are_refused(model: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="multiple of 64"):
-        train_folder(AdapterTrainer, folder, tmp_path / "a", tiny(str(built("sd1")), resolution=96))
+    with pytest.raises(InputError, match="multiple of 8"):
+        train_folder(AdapterTrainer, folder, tmp_path / "a", tiny(str(built("sd1")), resolution=90))
     with pytest.raises(InputError, match="resume"):
         train_folder(AdapterTrainer, folder, tmp_path / "b", tiny(model), resume=True)
     with pytest.raises(InputError, match="neither 'embedded'"):
