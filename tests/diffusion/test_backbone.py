@@ -360,3 +360,16 @@ def test_an_autoencoder_that_is_safe_in_float16_runs_in_it(tmp_path: Any) -> Non
     path.write_text(json.dumps(json.loads(path.read_text()) | {"force_upcast": False}))
     assert load_backbone(folder, device="cpu", dtype="float16").vae.dtype == torch.float16
     assert load_backbone(folder, device="cpu", dtype="bfloat16").vae.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_is_none_is_refused_and_a_sum_that_overflows_is_not(
+    dtype: torch.dtype, odd: float
+) -> None:
+    backbone = loaded("sd1")
+    values = torch.full((1, 4, 8, 8), 0.9 * torch.finfo(dtype).max, dtype=dtype)
+    backbone.check_finite(values, "network", dtype)
+    values[0, 1, 2, 3] = odd
+    with pytest.raises(InputError, match=r"network of the model .* gave NaN or infinity"):
+        backbone.check_finite(values, "network", dtype)

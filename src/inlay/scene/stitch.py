@@ -313,7 +313,7 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
         return picture, Box(window.box.x, window.box.y, 1, 1), np.zeros((1, 1), np.float32)
     box = inner.shifted(window.box.x, window.box.y)
     rgb, mask = painted.rgb[inner.slices], painted.mask[inner.slices]
-    # A sum is quick to take, and finite where all of its numbers are.
+    # Quicker: where a sum is finite, all of its numbers are.
     if not np.isfinite(rgb.sum()) and not np.isfinite(rgb[mask]).all():
         raise InputError("the method made colours that are no numbers; use milder settings.")
     rgb = np.clip(rgb, 0, 1)
