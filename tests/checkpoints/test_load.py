@@ -19,6 +19,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+import inlay
 from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded, predictions
 from inlay.checkpoints.folder import fingerprint, pick_weights
 from inlay.checkpoints.hub import files_to_fetch, is_complete
@@ -389,6 +390,15 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(home))
     yield mark
     sys.modules.pop("evil_library", None)
+
+
+def test_a_folder_that_version_0_1_trained_is_read(tmp_path: Path) -> None:
+    shutil.copytree(Path(inlay.__file__).parent / "assets" / "embedded", tmp_path / "trained")
+    entry = ["inlay.diffusion.autoencoder", "PatchAutoencoder"]
+    edit(tmp_path / "trained" / "model_index.json", vae=entry)
+    trained = load_backbone(tmp_path / "trained", device="cpu")
+    assert trained.hash == load_backbone("embedded", device="cpu").hash
+    assert type(trained.vae).__name__ == "PatchAutoencoder"
 
 
 @pytest.mark.parametrize(

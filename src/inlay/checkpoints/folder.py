@@ -63,6 +63,9 @@ PARTS = tuple(dict.fromkeys([*_UNET, *_SD3]))
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _REMEMBERED = 500
 
+# What folders that version 0.1 trained say; it is never imported.
+_EARLIER = {"PatchAutoencoder": ["inlay.diffusion.autoencoder", "PatchAutoencoder"]}
+
 
 @dataclass
 class Loaded:
@@ -105,7 +108,7 @@ def read_index(folder: Path, name: str) -> dict[str, str]:
                     "XL and 3 checkpoints and those of FLUX.1."
                 )
             continue
-        known = [cls for cls in allowed if entry == [library_of(cls), cls]]
+        known = [cls for cls in allowed if entry in ([library_of(cls), cls], _EARLIER.get(cls))]
         if not known:
             raise InputError(
                 f"The model {name} asks for {entry!r} as its {part}, but inlay knows "
