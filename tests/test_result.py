@@ -326,8 +326,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("kind", OLD)
 def test_records_of_0_1_still_make_their_pictures(folder: Path, kind: str) -> None:
     """As 0.1 wrote them; the hashes are of these files and of the weights that ship now."""
-    assert main([*OLD[kind]["command"], "-o", "out.png", "-q"]) == 0
-    record, now = OLD[kind]["record"], json.loads(read_record("out.png") or "")
+    record = OLD[kind]["record"]
+    # As sampling began then.
+    start = ["--set", "initial_latent=source"] if record["model"] else []
+    assert main([*OLD[kind]["command"], *start, "-o", "out.png", "-q"]) == 0
+    now = json.loads(read_record("out.png") or "")
     for known in record["inputs"].values():
         known["sha256"] = file_sha256(folder / known["path"])
     for word in ("model", "harmonizer"):
@@ -336,6 +339,17 @@ def test_records_of_0_1_still_make_their_pictures(folder: Path, kind: str) -> No
     _picture(folder / "old.png", record)
     assert main(["rerun", "old.png", "-o", "again.png", "-q"]) == 0
     assert (folder / "again.png").read_bytes() == (folder / "out.png").read_bytes()
+
+
+@pytest.mark.parametrize(("written", "meant"), [("", None), ("a bowl", "a bowl")])
+def test_an_empty_source_prompt_of_0_1_is_the_variants_own(
+    folder: Path, written: str, meant: str | None
+) -> None:
+    settings = {"prompt": "a cup", "source_prompt": written, "guidance_scale": 5.0}
+    old = {**OLD["cdc"]["record"], "method": "freecompose", "settings": settings}
+    request = Request.of(read_back(_picture(folder / "old.png", old)).request)
+    assert request.method.settings.source_prompt == meant
+    assert request.method.settings.initial_latent == "source"
 
 
 def test_a_changed_weight_of_an_old_record_is_named(folder: Path, capsys: Any) -> None:

@@ -268,4 +268,11 @@ _NOT_OF_SUBJECTS = ("subjects", "together", "size", "trust_remote_code")
 
 
 def _choice_0_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    return {**old["settings"], "name": old["method"], "preset": old.get("preset")}
+    settings = dict(old["settings"])
+    if "guidance_scale" in settings:
+        # At strength 1, too, sampling began with a little of the picture.
+        settings["initial_latent"] = "source"
+    if settings.get("source_prompt") == "":
+        # It stood for the variant's own prompt.
+        del settings["source_prompt"]
+    return {**settings, "name": old["method"], "preset": old.get("preset")}
