@@ -313,9 +313,10 @@ def test_boxes_must_be_inside() -> None:
     for box in (Box(-1, 0, 2, 2), Box(0, 0, 65, 2), Box(63, 0, 2, 2), Box(0, 47, 1, 2)):
         with pytest.raises(InputError, match="not inside"):
             picture.rgb(box)
-    assert picture.with_samples(picture.samples + 1).samples[0, 0, 0] == PHOTO[0, 0, 0] + 1
+    whole = Box.of_size(picture.size)
+    assert picture.patched(whole, picture.samples + 1).samples[0, 0, 0] == PHOTO[0, 0, 0] + 1
     with pytest.raises(ValueError, match="do not suit"):
-        picture.with_samples(picture.samples.astype(np.uint16))
+        picture.patched(whole, picture.samples.astype(np.uint16))
 
 
 @given(

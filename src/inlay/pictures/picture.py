@@ -1,55 +1,75 @@
-"""A picture in memory: native samples, with views of the colours of any part of them.
+"""A picture: native samples with patches over them, and the colours of any part of it.
 
-A picture's samples stay as the file stores them (8 or 16 bits; grey, RGB or CMYK; its own colour
-profile). Methods see floats, and `Picture.native` turns what they made back into such samples;
-whatever is not changed is never converted.
+Samples stay as the file stores them (8 or 16 bits; grey, RGB or CMYK; its own colour profile).
+Methods see floats, and `Picture.native` turns what they made back into such samples, which lie over
+the old ones as a patch; whatever is not changed is never converted nor copied.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box, from_levels, row_bands, to_levels
+from inlay.pictures.arrays import Box, from_levels, row_bands, samples_of, to_levels, vips_image
 from inlay.pictures.colour import check_profile, from_srgb, to_srgb
+
+if TYPE_CHECKING:
+    import pyvips
 
 _log = logging.getLogger("inlay")
 
 
+class Stored:
+    """The samples of a file, decoded anew for each box of them: too many to be held in memory."""
+
+    def __init__(self, open_image: Callable[[], pyvips.Image]) -> None:
+        self.open, image = open_image, open_image()
+        self.shape = (image.height, image.width, image.bands)[: 3 if image.bands > 1 else 2]
+        self.dtype = np.dtype(np.uint8 if image.format == "uchar" else np.uint16)
+
+    def __getitem__(self, slices: tuple[slice, slice]) -> NDArray[Any]:
+        (top, bottom), (left, right) = ((part.start, part.stop) for part in slices)
+        return samples_of(self.open().crop(left, top, right - left, bottom - top))
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture in memory.
+    """A picture, read-only.
 
-    samples: uint8 or uint16, (height, width) for grey, else (height, width, channels). mode: L, LA,
-    RGB, RGBA or CMYK. icc: the embedded colour profile as found, None where there is none (then
-    grey and RGB are sRGB). name: what to call it in messages. sha256: of the file's bytes, or of
-    the samples of a PIL image or array. path: the file it came from, if any. facts: what its file
-    says besides, by libvips' names: xres, yres (pixels a mm), exif-data, xmp-data, iptc-data.
+    base: its samples, uint8 or uint16, (height, width) for grey, else (height, width, channels).
+    mode: L, LA, RGB, RGBA or CMYK. icc: the embedded colour profile as found, None where there is
+    none (then grey and RGB are sRGB). name: what to call it in messages. sha256: of the file's
+    bytes, or of the samples of a PIL image or array. path: the file it came from, if any. facts:
+    what its file says besides, by libvips' names: xres, yres (pixels a mm), exif-data, xmp-data,
+    iptc-data. patches: samples that lie over the base, later ones over earlier ones. jpeg: the
+    bytes of a JPEG file whose blocks are the base's.
     """
 
-    samples: NDArray[Any] = field(repr=False)
+    base: NDArray[Any] | Stored = field(repr=False)
     mode: str
     icc: bytes | None = field(repr=False)
     name: str
     sha256: str = ""
     path: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    patches: tuple[tuple[Box, NDArray[Any]], ...] = field(default=(), repr=False)
+    jpeg: bytes = field(default=b"", repr=False)
 
     @property
     def width(self) -> int:
-        return int(self.samples.shape[1])
+        return int(self.base.shape[1])
 
     @property
     def height(self) -> int:
-        return int(self.samples.shape[0])
+        return int(self.base.shape[0])
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,12 +79,35 @@ class Picture:
     @property
     def depth(self) -> int:
         """Bits of a sample: 8 or 16."""
-        return 8 * int(self.samples.dtype.itemsize)
+        return 8 * int(self.base.dtype.itemsize)
 
-    def bands(self) -> Iterator[Box]:
-        """It in bands of whole rows, so that floats of all of it are never needed at once."""
-        for rows in row_bands(self.height, self.width):
-            yield Box(0, rows.start, self.width, rows.stop - rows.start)
+    @property
+    def samples(self) -> NDArray[Any]:
+        """All samples, patches included."""
+        return self.crop(Box.of_size(self.size))
+
+    def crop(self, box: Box) -> NDArray[Any]:
+        """The samples of a box that lies inside; they may be the picture's own."""
+        part = self.base[box.slices]
+        covers = [(common, *patch) for patch in self.patches if (common := box.intersect(patch[0]))]
+        if covers:
+            part = part.copy()
+        for common, place, samples in covers:
+            own = samples[common.shifted(-place.x, -place.y).slices]
+            part[common.shifted(-box.x, -box.y).slices] = own
+        return part
+
+    def image(self) -> pyvips.Image:
+        """It as libvips sees it, with its profile and nothing else that is said of it."""
+        if isinstance(self.base, Stored):
+            image = self.base.open()
+            for said in image.get_fields():
+                image.remove(said)
+        else:
+            image = vips_image(self.base, self.mode, None)
+        for box, samples in self.patches:
+            image = image.insert(vips_image(samples, self.mode, None), box.x, box.y)
+        return image
 
     def clip(self, box: Box, what: str) -> Box:
         """The part of a box inside the picture; raises InputError where there is none."""
@@ -112,31 +155,34 @@ class Picture:
         _, alpha = self._part(box)
         return None if alpha is None else from_levels(alpha)
 
-    def with_samples(self, samples: NDArray[Any]) -> Picture:
-        """The same picture with other samples of the same kind; name, path and hash stay."""
-        if samples.dtype != self.samples.dtype or samples.shape[2:] != self.samples.shape[2:]:
+    def patched(self, box: Box, samples: NDArray[Any]) -> Picture:
+        """The same picture with other samples of the same kind in a box."""
+        if samples.dtype != self.base.dtype or samples.shape[2:] != self.base.shape[2:]:
             raise ValueError(f"samples {samples.dtype} {samples.shape} do not suit {self.mode}")
-        return replace(self, samples=samples)
+        seen = [patch for patch in self.patches if patch[0].hull(box) != box]
+        return replace(self, patches=(*seen, (box, samples)))
+
+    def each(self, convert: Callable[[NDArray[Any]], NDArray[Any]], **changes: Any) -> Picture:
+        """It with all samples converted, in bands: floats of all are never needed at once."""
+        whole = self.samples
+        parts = [convert(whole[rows]) for rows in row_bands(self.height, self.width)]
+        return replace(self, base=np.concatenate(parts), patches=(), jpeg=b"", **changes)
 
     def to_srgb(self) -> Picture:
         """The same in sRGB without a profile, RGB or RGBA, as deep as it is."""
-        alpha = self._part(None)[1]
-        samples = np.empty((self.height, self.width, 3 if alpha is None else 4), self.samples.dtype)
-        for rows in self.bands():
-            samples[rows.slices][..., :3] = to_levels(self.rgb(rows), self.depth)
-        if alpha is not None:
-            samples[..., 3] = alpha
-        return replace(self, samples=samples, mode="RGB" if alpha is None else "RGBA", icc=None)
+
+        def convert(samples: NDArray[Any]) -> NDArray[Any]:
+            part, alpha = self._split(samples)
+            rgb = to_levels(to_srgb(part, self._profile), self.depth)
+            return rgb if alpha is None else np.dstack([rgb, alpha])
+
+        return self.each(convert, mode="RGBA" if self.mode.endswith("A") else "RGB", icc=None)
 
     def to_8_bits(self) -> Picture:
         """The same with 8 bits a sample, rounded."""
         if self.depth == 8:
             return self
-        levels = np.empty(self.samples.shape, np.uint8)
-        for rows in self.bands():
-            part = self.samples[rows.slices].astype(np.uint32)
-            levels[rows.slices] = (part + 128) // 257
-        return replace(self, samples=levels)
+        return self.each(lambda samples: ((samples + np.uint32(128)) // 257).astype(np.uint8))
 
     def to_pil(self) -> PilImage.Image:
         """A PIL image of the same mode with 8 bits and the colour profile in its info."""
@@ -178,10 +224,13 @@ class Picture:
                 f"box {box.x},{box.y},{box.width},{box.height} is not inside {self.name}, which is "
                 f"{self.width} x {self.height} pixels."
             )
-        part = self.samples[box.slices].reshape(box.height, box.width, -1)
-        if self.mode not in ("LA", "RGBA"):
-            return part, None
-        return part[..., :-1], part[..., -1]
+        return self._split(self.crop(box))
+
+    def _split(self, samples: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        samples = samples.reshape(*samples.shape[:2], -1)
+        if not self.mode.endswith("A"):
+            return samples, None
+        return samples[..., :-1], samples[..., -1]
 
 
 def name_of(path: str | os.PathLike[str]) -> str:

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ from PIL import Image as PilImage
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import samples_of, upright
-from inlay.pictures.picture import Picture, name_of
+from inlay.pictures.picture import Picture, Stored, name_of
 
 DEFAULT_MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1 << 30
@@ -40,8 +41,13 @@ Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
 _TIFF = (b"II*\0", b"MM\0*")
 _HEIC = rb"(?s)....ftyp(he|m[is]f1)"
+_JPEG = b"\xff\xd8"
 # A second picture inside a JPEG; as a rule it says how much brighter than white screens may go.
-_GAIN_MAP = rb"hdrgm:|HDRGainMap|urn:iso:std:iso:ts:21496|MPF\0(?=II|MM)"
+_SECOND_PICTURE = (
+    b"hdrgm:", b"HDRGainMap", b"urn:iso:std:iso:ts:21496", b"MPF\0II", b"MPF\0MM",
+)  # fmt: skip
+# From so many samples on they are left in the file, where libvips decodes it row by row.
+_MANY, _STREAMS = 100_000_000, ("jpeg", "png", "tiff")
 _FACTS = ("xres", "yres", "exif-data", "xmp-data", "iptc-data")
 # What stands before Photoshop's blocks, IPTC's among them, in a JPEG but not in a TIFF.
 PHOTOSHOP = b"Photoshop 3.0\0"
@@ -52,7 +58,7 @@ _PIL_MODES |= dict.fromkeys(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"
 _PIL_MODES["CMYK"] = "CMYK"
 
 _log = logging.getLogger("inlay")
-_JPEG_LOCK = threading.Lock()
+_LOCK = threading.Lock()
 # What is wrong with a file is said by an error of ours, and nothing by the libraries.
 logging.getLogger("pyvips").disabled = True
 for _domain in (b"GLib", b"GLib-GObject"):
@@ -77,11 +83,10 @@ def read_picture(
     """
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
         raise InputError(f"max_pixels is {max_pixels!r}; expected a whole number of at least 1.")
-    name, digest, path = f"the {role}", "", None
+    name, path = f"the {role}", None
     if isinstance(source, (str, os.PathLike)):
         name, path = f"{role} {name_of(source)}", os.fsdecode(source)
-        data = read_file(source, name)
-        digest = hashlib.sha256(data).hexdigest()
+        data: Any = read_file(source, name)
         picture = decode(data, name, max_pixels)
     elif isinstance(source, np.ndarray):
         picture = _from_array(source, name, max_pixels)
@@ -92,10 +97,10 @@ def read_picture(
     else:
         kind = type(source).__name__
         raise InputError(f"{name} is of type {kind}; expected a path, PIL image or uint8 array.")
-    digest = digest or hashlib.sha256(picture.samples.data).hexdigest()
-    picture = replace(picture.with_usable_profile(), sha256=digest, path=path)
-    picture.samples.setflags(write=False)
-    return picture
+    if isinstance(picture.base, np.ndarray):
+        picture.base.setflags(write=False)
+    digest = hashlib.sha256(picture.samples.data if path is None else data).hexdigest()
+    return replace(picture.with_usable_profile(), sha256=digest, path=path)
 
 
 def read_record(path: str | os.PathLike[str]) -> str | None:
@@ -228,28 +233,38 @@ def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
     if icc is None and mode == "RGB" and space.startswith(("2 ", "65535 ")) and "R03" in index:
         _log.info("%s is in Adobe RGB, as its EXIF says", name)
         icc = Path(__file__).with_name("adobe-rgb.icc").read_bytes()
-    if fields["vips-loader"] != "jpegload_buffer":
-        samples = samples_of(image)
-    else:
-        samples = _jpeg_samples(data, name)
-        if re.search(_GAIN_MAP, data):
-            _log.info("%s holds a second picture, as for a gain map; it is left out", name)
-    samples = upright(samples, fields.get("orientation", 1))
-    return Picture(samples, mode, icc, name, facts=facts)
+    jpeg = data if data[:2] == _JPEG else b""
+    if any(mark in jpeg for mark in _SECOND_PICTURE):
+        _log.info("%s holds a second picture, as for a gain map; it is left out", name)
+    orientation = fields.get("orientation", 1)
+    base = _base(data, name, apart=orientation == 1)
+    if orientation != 1 and isinstance(base, np.ndarray):
+        base, jpeg = upright(base, orientation), b""
+    return Picture(base, mode, icc, name, facts=facts, jpeg=jpeg)
 
 
-def _jpeg_samples(data: bytes, name: str) -> NDArray[Any]:
-    """The samples of a JPEG; raises ValueError where data lack, of which libjpeg only warns."""
-    for end in (b"", b"\xff\xd9"):
-        with _JPEG_LOCK, suppress(pyvips.Error):
+def _base(data: bytes, name: str, apart: bool) -> NDArray[Any] | Stored:
+    """A file's samples, decoded once in any case; many are left in the file where they may.
+
+    Raises an error where the file is damaged: ValueError where of a JPEG data lack, of which
+    libjpeg only warns.
+    """
+    for end in (b"", b"\xff\xd9") if data[:2] == _JPEG else (b"",):
+        with _LOCK, suppress(pyvips.Error):
             # Away with what libvips still has to say of other files.
             pyvips.Error("")
-            samples = samples_of(_loaded(data + end))
+            image = _loaded(data + end)
+            streams = str(image.get("vips-loader")).startswith(_STREAMS)
+            if apart and streams and image.width * image.height * image.bands > _MANY:
+                image(0, image.height - 1)
+                base: NDArray[Any] | Stored = Stored(partial(_loaded, data + end))
+            else:
+                base = samples_of(image)
             # Stray bytes do no harm.
             if not re.search(r"Corrupt JPEG data: (?!\d+ extraneous)", pyvips.Error("").detail):
                 if end:
                     _log.info("%s lacks its end marker; every pixel is there", name)
-                return samples
+                return base
     raise ValueError(name)
 
 

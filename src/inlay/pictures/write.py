@@ -14,19 +14,20 @@ import errno
 import io
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pyvips
+from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import from_levels, to_levels, vips_image
+from inlay.pictures.arrays import from_levels, to_levels
 from inlay.pictures.picture import Picture, name_of
 from inlay.pictures.read import PHOTOSHOP
 
@@ -134,13 +135,13 @@ def _fit(picture: Picture, form: _Format, name: str) -> Picture:
 
 def _on_white(picture: Picture) -> Picture:
     """A picture with alpha laid over white, without it."""
-    mode = picture.mode.removesuffix("A")
-    samples = np.empty((picture.height, picture.width, len(mode)), picture.samples.dtype)
-    for rows in picture.bands():
-        values = from_levels(picture.samples[rows.slices])
+
+    def convert(samples: NDArray[Any]) -> NDArray[Any]:
+        values = from_levels(samples)
         over = values[..., :-1] * values[..., -1:] + 1 - values[..., -1:]
-        samples[rows.slices] = to_levels(over, picture.depth)
-    return replace(picture, samples=samples[..., 0] if mode == "L" else samples, mode=mode)
+        return to_levels(over.squeeze(-1) if over.shape[2] == 1 else over, picture.depth)
+
+    return picture.each(convert, mode=picture.mode.removesuffix("A"))
 
 
 def _encode(
@@ -151,7 +152,9 @@ def _encode(
         PilImage.fromarray(picture.samples).save(buffer, form.name)
         file.write(buffer.getbuffer())
         return
-    image = vips_image(picture.samples, picture.mode, picture.icc)
+    image = picture.image()
+    if picture.icc is not None:
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", picture.icc)
     for axis in ("xres", "yres"):
         # 1 is what libvips says where a file says nothing.
         density = picture.facts.get(axis, 1.0)
@@ -167,8 +170,11 @@ def _encode(
         record.encode("ascii")
         image.set_type(pyvips.GValue.gstr_type, form.record, record)
     try:
-        file.write(image.write_to_buffer(f".{form.name.lower()}", keep="all", **form.options))
-    except pyvips.Error:
+        target = pyvips.Target.new_to_descriptor(file.fileno())
+        image.write_to_target(target, f".{form.name.lower()}", keep="all", **form.options)
+    except pyvips.Error as error:
+        if reason := re.search("system error: (.*)", error.detail):
+            raise OSError(errno.EIO, reason[1]) from None
         raise InputError(
             f"{name} cannot be written as {form.name}, which may hold no {picture.width} x "
             f"{picture.height} pixels; write a png or tif."
@@ -208,7 +214,7 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None
     target = check_target(path)
     temporary = _temporary(target)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -88,7 +88,7 @@ def cleared(picture: Picture, cutout: Cutout) -> Picture:
     there[..., :-1] = np.where(solid, own, picture.native(cutout.rgb))
     there[..., -1] = opacity
     there[cutout.alpha <= FAINT] = 0
-    return replace(picture, samples=samples, mode=f"{mode}A")
+    return replace(picture, base=samples, mode=f"{mode}A", jpeg=b"")
 
 
 def _inside(mask: Image, box: Box | None) -> Image:

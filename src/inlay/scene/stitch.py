@@ -318,14 +318,13 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
         raise InputError("the method made colours that are no numbers; use milder settings.")
     rgb = np.clip(rgb, 0, 1)
     changed = mask & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
-    samples = picture.samples.copy()
-    target = samples[box.slices]
+    target = picture.crop(box).copy()
     if window.under is not None:
         changed |= mask & (target[..., -1] == 0)
     colours = target[..., :-1] if picture.mode in ("LA", "RGBA") else target
     colours[changed] = picture.native(np.ascontiguousarray(rgb)).reshape(colours.shape)[changed]
     if window.under is not None:
-        top = float(np.iinfo(samples.dtype).max)
-        opacity = np.round(window.under[inner.slices] * top).astype(samples.dtype)
+        top = float(np.iinfo(target.dtype).max)
+        opacity = np.round(window.under[inner.slices] * top).astype(target.dtype)
         target[..., -1][mask] = np.maximum(target[..., -1], opacity)[mask]
-    return picture.with_samples(samples), box, mask.astype(np.float32)
+    return picture.patched(box, target), box, mask.astype(np.float32)
