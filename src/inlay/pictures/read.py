@@ -233,18 +233,18 @@ def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
     if icc is None and mode == "RGB" and space.startswith(("2 ", "65535 ")) and "R03" in index:
         _log.info("%s is in Adobe RGB, as its EXIF says", name)
         icc = Path(__file__).with_name("adobe-rgb.icc").read_bytes()
-    jpeg = data if data[:2] == _JPEG else b""
-    if any(mark in jpeg for mark in _SECOND_PICTURE):
+    if data[:2] == _JPEG and any(mark in data for mark in _SECOND_PICTURE):
         _log.info("%s holds a second picture, as for a gain map; it is left out", name)
     orientation = fields.get("orientation", 1)
-    base = _base(data, name, apart=orientation == 1)
+    base, jpeg = _base(data, name, apart=orientation == 1)
     if orientation != 1 and isinstance(base, np.ndarray):
         base, jpeg = upright(base, orientation), b""
     return Picture(base, mode, icc, name, facts=facts, jpeg=jpeg)
 
 
-def _base(data: bytes, name: str, apart: bool) -> NDArray[Any] | Stored:
-    """A file's samples, decoded once in any case; many are left in the file where they may.
+def _base(data: bytes, name: str, apart: bool) -> tuple[NDArray[Any] | Stored, bytes]:
+    """A file's samples, decoded once in any case; many are left in the file where they may. And the
+    file where it is a JPEG without a flaw.
 
     Raises an error where the file is damaged: ValueError where of a JPEG data lack, of which
     libjpeg only warns.
@@ -260,11 +260,12 @@ def _base(data: bytes, name: str, apart: bool) -> NDArray[Any] | Stored:
                 base: NDArray[Any] | Stored = Stored(partial(_loaded, data + end))
             else:
                 base = samples_of(image)
+            flaws = pyvips.Error("").detail
             # Stray bytes do no harm.
-            if not re.search(r"Corrupt JPEG data: (?!\d+ extraneous)", pyvips.Error("").detail):
+            if not re.search(r"Corrupt JPEG data: (?!\d+ extraneous)", flaws):
                 if end:
                     _log.info("%s lacks its end marker; every pixel is there", name)
-                return base
+                return base, b"" if flaws or data[:2] != _JPEG else data + end
     raise ValueError(name)
 
 
