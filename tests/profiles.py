@@ -103,8 +103,8 @@ def _unlab(stored: Floats) -> Floats:
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def cmyk_profile() -> bytes:
-    """Inks whose sum is sRGB as (1 - cmy)(1 - k), by tables both ways."""
+def cmyk_profile(*, two_way: bool = True) -> bytes:
+    """Inks whose sum is sRGB as (1 - cmy)(1 - k), by tables both ways or one."""
 
     def there(inks: Floats) -> Floats:
         return _lab((1 - inks[:, :3]) * (1 - inks[:, 3:]))
@@ -114,7 +114,9 @@ def cmyk_profile() -> bytes:
         light = rgb.max(axis=1, keepdims=True)
         return np.hstack([1 - rgb / np.maximum(light, 1e-6), 1 - light])
 
-    tags = {b"A2B0": _lut(there, 4, 3, 9), b"B2A0": _lut(back, 3, 4, 21)}
+    tags = {b"A2B0": _lut(there, 4, 3, 9)}
+    if two_way:
+        tags[b"B2A0"] = _lut(back, 3, 4, 21)
     return profile(b"CMYK", b"Lab ", b"prtr", tags)
 
 

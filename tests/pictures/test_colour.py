@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 import profiles
+from inlay.pictures.arrays import from_levels
 from inlay.pictures.colour import check_profile, convert, from_srgb, srgb_encode, to_srgb
 
 ADOBE = profiles.matrix_profile(profiles.ADOBE, profiles.gamma(2.2))
@@ -162,6 +163,20 @@ def test_between_two_profiles_pure_colours_stay_pure() -> None:
 def test_a_profile_without_a_way_back_says_so() -> None:
     assert check_profile(profiles.table_profile(), "RGB") == "two-way"
     assert check_profile(profiles.table_profile(two_way=False), "RGB") == "one-way"
+    assert check_profile(profiles.cmyk_profile(two_way=False), "CMYK") == "one-way"
+
+
+def test_the_way_back_of_a_one_way_profile_is_found_by_numbers() -> None:
+    one, two = (profiles.table_profile(two_way=both) for both in (False, True))
+    photo = from_levels(data.astronaut()[:200, :200])
+    own = convert(photo, None, one)
+    assert np.abs(own - convert(photo, None, two)).mean() < 0.5 / 255
+    for icc, most in ((one, 0.3), (two, 0.6)):
+        back = convert(convert(photo, None, icc), icc, None)
+        assert np.abs(back - photo).mean() < most / 255
+    for kind, icc in (("RGB", one), ("CMYK", profiles.cmyk_profile(two_way=False))):
+        levels = from_srgb(photo, kind, icc, 16)
+        assert np.abs(to_srgb(levels, icc) - photo).mean() < 0.5 / 255
 
 
 def test_out_of_range_and_nan_are_clipped() -> None:

@@ -231,16 +231,25 @@ def test_profiles_that_do_not_fit_are_passed_over(
         assert np.array_equal(picture.rgb(), PHOTO.astype(np.float32) / np.float32(255))
 
 
-def test_a_one_way_profile_is_left_on_reading(tmp_path: Path) -> None:
+def test_a_one_way_profile_stays_with_its_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "inlay")
     icc = profiles.table_profile(two_way=False)
     opaque = np.dstack([PHOTO, PHOTO[..., :1]])
-    for samples in (PHOTO, opaque):
+    for samples in (opaque, PHOTO):
         path = saved(Image.fromarray(samples), tmp_path / "a.png", icc_profile=icc)
         picture = read_picture(path)
-        assert picture.icc is None
-        # The profile swaps red and blue.
-        assert np.abs(picture.samples[..., 2::-1].astype(int) - PHOTO).mean() < 2
-    assert np.array_equal(picture.samples[..., 3], opaque[..., 3])
+        assert picture.icc == icc
+        assert np.array_equal(picture.samples, samples)
+    assert "only goes one way" in caplog.text
+    # The profile swaps red and blue.
+    assert np.abs(picture.rgb()[..., ::-1] * 255 - PHOTO).mean() < 2
+    assert np.array_equal(picture.native(picture.colours()), PHOTO)
+    write_picture(picture, tmp_path / "b.png")
+    back = read_picture(tmp_path / "b.png")
+    assert back.icc == icc
+    assert np.array_equal(back.samples, PHOTO)
 
 
 def test_the_first_of_several_is_taken_and_the_log_says_so(

@@ -11,6 +11,7 @@ Sources: IEC 61966-2-1 (sRGB), ICC.1:2022 (7.2 header, 7.3 tag table).
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,7 @@ def check_profile(icc: bytes, kind: str) -> str:
         raise ValueError("it is not an ICC profile")
     if _kind(icc) != kind:
         raise ValueError("it is for another kind of colours")
-    steps = np.arange(0, 256, 15, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(*[steps] * len(kind)), axis=-1).reshape(1, -1, len(kind))
+    grid = _grid(18, len(kind)).astype(np.uint8)
     try:
         shown = _exactly(grid, icc, None)
     except pyvips.Error:
@@ -110,12 +110,43 @@ def check_profile(icc: bytes, kind: str) -> str:
     return "two-way"
 
 
+def _grid(steps: int, channels: int) -> NDArray[Any]:
+    """All colours (1, n, channels) that have evenly spaced levels between 0 and 255."""
+    levels = np.linspace(0, 255, steps)
+    axes = np.meshgrid(*[levels] * channels, indexing="ij")
+    return np.stack(axes, axis=-1).reshape(1, -1, channels)
+
+
+@lru_cache(maxsize=2)
+def _inverse(icc: bytes) -> Any:
+    """A function from sRGB (..., 3) in [0, 1] back to samples, in [0, 1], of a one-way profile:
+    linear between what it makes of a grid, the nearest of those beyond. Inks have grey as black.
+    """
+    from scipy import interpolate
+
+    channels = len(_kind(icc) or "")
+    own = _grid(256 if channels == 1 else 18, channels)[0]
+    if channels == 4:
+        own = own[own[:, :3].min(-1) == 0]
+    shown = _exactly(own[None].astype(np.uint8), icc, None)[0] / 65535
+    nodes = _grid(33, 3)[0] / 255
+    table = interpolate.NearestNDInterpolator(shown, own / 255)(nodes)
+    # All colours may lie on a line.
+    with suppress(RuntimeError):
+        between = interpolate.LinearNDInterpolator(shown, own / 255)(nodes)
+        table = np.where(np.isnan(between), table, between)
+    axes = [np.linspace(0, 1, 33)] * 3
+    return interpolate.RegularGridInterpolator(axes, table.reshape(33, 33, 33, channels))
+
+
 def _kind(icc: bytes | None) -> str | None:
     return "RGB" if icc is None else _SPACES.get(icc[16:20])
 
 
 def _through(samples: NDArray[Any], source: bytes | None, target: bytes | None) -> NDArray[Any]:
     """Samples (h, w, C) of one profile as 16-bit samples of another; raises pyvips.Error."""
+    if target is not None and check_profile(target, _kind(target) or "") == "one-way":
+        return to_levels(_inverse(target)(from_levels(_through(samples, source, None))), 16)
     if samples.dtype == np.uint8:
         return _exactly(samples, source, target)
     parts = []

@@ -202,12 +202,10 @@ class Picture:
             _log.info("%s: its colour profile is passed over (%s)", self.name, error)
             return replace(self, icc=None)
         if kind == "one-way":
-            # Nothing could be written in a scanner's space: leave it at once.
-            _log.info(
-                "%s: its colour profile only goes one way; all of it is converted to sRGB",
-                self.name,
+            text = (
+                "%s: its colour profile only goes one way; new colours come close to what they are"
             )
-            return self.to_srgb()
+            _log.info(text, self.name)
         return self
 
     @property
