@@ -198,16 +198,13 @@ def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(samples)
 
 
-def vips_image(samples: NDArray[Any], mode: str, icc: bytes | None) -> pyvips.Image:
-    """Samples (h, w) or (h, w, C) of a mode of Picture as libvips sees them."""
+def vips_image(samples: NDArray[Any], kind: str) -> pyvips.Image:
+    """Samples of L, RGB or CMYK, with alpha or without, as libvips sees them."""
     import pyvips
 
     shades, colours = ("b-w", "srgb") if samples.dtype == np.uint8 else ("grey16", "rgb16")
-    kind = {"L": shades, "LA": shades, "CMYK": "cmyk"}.get(mode, colours)
-    image = pyvips.Image.new_from_array(samples, interpretation=kind)
-    if icc is not None:
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", icc)
-    return image
+    names = {"L": shades, "RGB": colours, "CMYK": "cmyk"}
+    return pyvips.Image.new_from_array(samples, interpretation=names[kind])
 
 
 def samples_of(image: pyvips.Image) -> NDArray[Any]:

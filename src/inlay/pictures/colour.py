@@ -124,7 +124,7 @@ def _inverse(icc: bytes) -> Any:
     """
     from scipy import interpolate
 
-    channels = len(_kind(icc) or "")
+    channels = len(_kind(icc))
     own = _grid(256 if channels == 1 else 18, channels)[0]
     if channels == 4:
         own = own[own[:, :3].min(-1) == 0]
@@ -139,13 +139,13 @@ def _inverse(icc: bytes) -> Any:
     return interpolate.RegularGridInterpolator(axes, table.reshape(33, 33, 33, channels))
 
 
-def _kind(icc: bytes | None) -> str | None:
-    return "RGB" if icc is None else _SPACES.get(icc[16:20])
+def _kind(icc: bytes | None) -> str:
+    return "RGB" if icc is None else _SPACES.get(icc[16:20], "")
 
 
 def _through(samples: NDArray[Any], source: bytes | None, target: bytes | None) -> NDArray[Any]:
     """Samples (h, w, C) of one profile as 16-bit samples of another; raises pyvips.Error."""
-    if target is not None and check_profile(target, _kind(target) or "") == "one-way":
+    if target is not None and check_profile(target, _kind(target)) == "one-way":
         return to_levels(_inverse(target)(from_levels(_through(samples, source, None))), 16)
     if samples.dtype == np.uint8:
         return _exactly(samples, source, target)
@@ -166,7 +166,9 @@ def _through(samples: NDArray[Any], source: bytes | None, target: bytes | None) 
 
 def _exactly(levels: NDArray[Any], source: bytes | None, target: bytes | None) -> NDArray[Any]:
     """`_through` for 8-bit samples, by libvips."""
-    image = vips_image(levels, _kind(source) or "", source)
+    image = vips_image(levels, _kind(source))
+    if source is not None:
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", source)
     with tempfile.TemporaryDirectory() as folder:
         into = "srgb"
         if target is not None:

@@ -7,7 +7,6 @@ the old ones as a patch; whatever is not changed is never converted nor copied.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,6 @@ from inlay.pictures.colour import check_profile, from_srgb, to_srgb
 
 if TYPE_CHECKING:
     import pyvips
-
-_log = logging.getLogger("inlay")
 
 
 class Stored:
@@ -82,12 +79,19 @@ class Picture:
         return 8 * int(self.base.dtype.itemsize)
 
     @property
+    def kind(self) -> str:
+        """The mode without alpha: L, RGB or CMYK."""
+        return self.mode.removesuffix("A")
+
+    @property
     def samples(self) -> NDArray[Any]:
         """All samples, patches included."""
         return self.crop(Box.of_size(self.size))
 
     def crop(self, box: Box) -> NDArray[Any]:
-        """The samples of a box that lies inside; they may be the picture's own."""
+        """The samples of a box inside the picture; they may be the picture's own."""
+        if box.x < 0 or box.y < 0 or box.right > self.width or box.bottom > self.height:
+            raise InputError(f"{box} is not inside {self.name}, whose size is {self.size}.")
         part = self.base[box.slices]
         covers = [(common, *patch) for patch in self.patches if (common := box.intersect(patch[0]))]
         if covers:
@@ -98,16 +102,23 @@ class Picture:
         return part
 
     def image(self) -> pyvips.Image:
-        """It as libvips sees it, with its profile and nothing else that is said of it."""
+        """It as libvips sees it, without anything that is said of it."""
         if isinstance(self.base, Stored):
             image = self.base.open()
             for said in image.get_fields():
                 image.remove(said)
         else:
-            image = vips_image(self.base, self.mode, None)
+            image = vips_image(self.base, self.kind)
         for box, samples in self.patches:
-            image = image.insert(vips_image(samples, self.mode, None), box.x, box.y)
+            image = image.insert(vips_image(samples, self.kind), box.x, box.y)
         return image
+
+    def patched(self, box: Box, samples: NDArray[Any]) -> Picture:
+        """The same picture with other samples of the same kind in a box."""
+        if samples.dtype != self.base.dtype or samples.shape[2:] != self.base.shape[2:]:
+            raise ValueError(f"samples {samples.dtype} {samples.shape} do not suit {self.mode}")
+        seen = [patch for patch in self.patches if patch[0].hull(box) != box]
+        return replace(self, patches=(*seen, (box, samples)))
 
     def clip(self, box: Box, what: str) -> Box:
         """The part of a box inside the picture; raises InputError where there is none."""
@@ -130,10 +141,7 @@ class Picture:
         That is its own RGB, or grey three times, whatever the profile, and sRGB for CMYK. Raises
         InputError where the box leaves the picture.
         """
-        part, _ = self._part(box)
-        if part.shape[2] == 3:
-            return from_levels(part)
-        return to_srgb(part, self._profile if self.mode == "CMYK" else None)
+        return to_srgb(self._part(box)[0], self._profile if self.mode == "CMYK" else None)
 
     def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
         """As `colours`, but sRGB always; colours that sRGB does not hold are clipped."""
@@ -145,84 +153,54 @@ class Picture:
         Alpha is left out: (h, w, 1) for L and LA, (h, w, 3) for RGB and RGBA, (h, w, 4) for CMYK.
         Values outside [0, 1] are clipped, NaN becomes 0.
         """
-        if self.mode in ("RGB", "RGBA"):
-            return to_levels(colours, self.depth)
-        kind = self.mode.removesuffix("A")
-        return from_srgb(colours, kind, self._profile if kind == "CMYK" else None, self.depth)
+        profile = self._profile if self.mode == "CMYK" else None
+        return from_srgb(colours, self.kind, profile, self.depth)
 
     def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
         """The alpha of a box as float32 (h, w) in [0, 1]; None where the picture has none."""
-        _, alpha = self._part(box)
+        alpha = self._part(box)[1]
         return None if alpha is None else from_levels(alpha)
 
-    def patched(self, box: Box, samples: NDArray[Any]) -> Picture:
-        """The same picture with other samples of the same kind in a box."""
-        if samples.dtype != self.base.dtype or samples.shape[2:] != self.base.shape[2:]:
-            raise ValueError(f"samples {samples.dtype} {samples.shape} do not suit {self.mode}")
-        seen = [patch for patch in self.patches if patch[0].hull(box) != box]
-        return replace(self, patches=(*seen, (box, samples)))
-
-    def each(self, convert: Callable[[NDArray[Any]], NDArray[Any]], **changes: Any) -> Picture:
-        """It with all samples converted, in bands: floats of all are never needed at once."""
-        whole = self.samples
-        parts = [convert(whole[rows]) for rows in row_bands(self.height, self.width)]
-        return replace(self, base=np.concatenate(parts), patches=(), jpeg=b"", **changes)
-
-    def to_srgb(self) -> Picture:
-        """The same in sRGB without a profile, RGB or RGBA, as deep as it is."""
-
-        def convert(samples: NDArray[Any]) -> NDArray[Any]:
-            part, alpha = self._split(samples)
-            rgb = to_levels(to_srgb(part, self._profile), self.depth)
-            return rgb if alpha is None else np.dstack([rgb, alpha])
-
-        return self.each(convert, mode="RGBA" if self.mode.endswith("A") else "RGB", icc=None)
-
-    def to_8_bits(self) -> Picture:
-        """The same with 8 bits a sample, rounded."""
-        if self.depth == 8:
-            return self
-        return self.each(lambda samples: ((samples + np.uint32(128)) // 257).astype(np.uint8))
+    def converted(
+        self, *, opaque: bool = False, shallow: bool = False, srgb: bool = False
+    ) -> Picture:
+        """It laid over white, with 8 bits a sample and in sRGB without a profile, in this order."""
+        whole, kind = self.samples, "RGB" if srgb else self.kind
+        mode = kind if opaque else self.mode.replace(self.kind, kind)
+        parts = []
+        # In bands: floats of all of it are never needed at once.
+        for rows in row_bands(self.height, self.width):
+            colours, alpha = self._split(whole[rows])
+            if opaque and alpha is not None:
+                share = from_levels(alpha)[..., None]
+                colours = to_levels(from_levels(colours) * share + 1 - share, self.depth)
+            layers = [colours] if opaque or alpha is None else [colours, alpha[..., None]]
+            if shallow and self.depth == 16:
+                layers = [((levels + np.uint32(128)) // 257).astype(np.uint8) for levels in layers]
+            if srgb:
+                depth = 8 * layers[0].itemsize
+                layers[0] = to_levels(to_srgb(layers[0], self._profile), depth)
+            samples = np.concatenate(layers, axis=-1)
+            parts.append(samples[..., 0] if mode == "L" else samples)
+        base, icc = np.concatenate(parts), None if srgb else self.icc
+        return replace(self, base=base, mode=mode, icc=icc, patches=(), jpeg=b"")
 
     def to_pil(self) -> PilImage.Image:
         """A PIL image of the same mode with 8 bits and the colour profile in its info."""
-        samples = np.ascontiguousarray(self.to_8_bits().samples)
+        samples = self.samples if self.depth == 8 else self.converted(shallow=True).samples
         image = PilImage.frombytes(self.mode, self.size, samples.tobytes())
         if self.icc is not None:
             image.info["icc_profile"] = self.icc
         return image
 
-    def with_usable_profile(self) -> Picture:
-        """The same where its profile can be used; else without it, and the log says so."""
-        if self.icc is None:
-            return self
-        try:
-            kind = check_profile(self.icc, self.mode.removesuffix("A"))
-        except ValueError as error:
-            _log.info("%s: its colour profile is passed over (%s)", self.name, error)
-            return replace(self, icc=None)
-        if kind == "one-way":
-            text = (
-                "%s: its colour profile only goes one way; new colours come close to what they are"
-            )
-            _log.info(text, self.name)
-        return self
-
     @property
     def _profile(self) -> bytes | None:
         """The profile; None where there is none or it is sRGB's."""
-        kind = self.mode.removesuffix("A")
-        return None if self.icc is None or check_profile(self.icc, kind) == "srgb" else self.icc
+        return None if not self.icc or check_profile(self.icc, self.kind) == "srgb" else self.icc
 
     def _part(self, box: Box | None) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """The samples of a box without alpha, (h, w, C), and that (h, w), if any."""
-        box = box or Box.of_size(self.size)
-        if box.x < 0 or box.y < 0 or box.right > self.width or box.bottom > self.height:
-            raise InputError(
-                f"box {box.x},{box.y},{box.width},{box.height} is not inside {self.name}, which is "
-                f"{self.width} x {self.height} pixels."
-            )
-        return self._split(self.crop(box))
+        return self._split(self.crop(box or Box.of_size(self.size)))
 
     def _split(self, samples: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         samples = samples.reshape(*samples.shape[:2], -1)

@@ -31,6 +31,7 @@ from PIL import Image as PilImage
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import samples_of, upright
+from inlay.pictures.colour import check_profile
 from inlay.pictures.picture import Picture, Stored, name_of
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -39,13 +40,10 @@ MAX_JSON_BYTES = 1 << 20
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
-_TIFF = (b"II*\0", b"MM\0*")
+_TIFF, _JPEG = (b"II*\0", b"MM\0*"), b"\xff\xd8"
 _HEIC = rb"(?s)....ftyp(he|m[is]f1)"
-_JPEG = b"\xff\xd8"
 # A second picture inside a JPEG; as a rule it says how much brighter than white screens may go.
-_SECOND_PICTURE = (
-    b"hdrgm:", b"HDRGainMap", b"urn:iso:std:iso:ts:21496", b"MPF\0II", b"MPF\0MM",
-)  # fmt: skip
+_SECOND = (b"hdrgm:", b"HDRGainMap", b"urn:iso:std:iso:ts:21496", b"MPF\0II", b"MPF\0MM")
 # From so many samples on they are left in the file, where libvips decodes it row by row.
 _MANY, _STREAMS = 100_000_000, ("jpeg", "png", "tiff")
 _FACTS = ("xres", "yres", "exif-data", "xmp-data", "iptc-data")
@@ -88,19 +86,21 @@ def read_picture(
         name, path = f"{role} {name_of(source)}", os.fsdecode(source)
         data: Any = read_file(source, name)
         picture = decode(data, name, max_pixels)
-    elif isinstance(source, np.ndarray):
-        picture = _from_array(source, name, max_pixels)
-    elif isinstance(source, PilImage.Image):
-        _check_size(source.size, name, max_pixels, len(source.getbands()))
-        with _one_sentence(name, "cannot be decoded; expected a whole PIL image"):
-            picture = _from_pil(source, name)
     else:
-        kind = type(source).__name__
-        raise InputError(f"{name} is of type {kind}; expected a path, PIL image or uint8 array.")
+        picture = _from_memory(source, name, max_pixels)
+        data = picture.samples.data
     if isinstance(picture.base, np.ndarray):
         picture.base.setflags(write=False)
-    digest = hashlib.sha256(picture.samples.data if path is None else data).hexdigest()
-    return replace(picture.with_usable_profile(), sha256=digest, path=path)
+    picture = replace(picture, sha256=hashlib.sha256(data).hexdigest(), path=path)
+    if picture.icc is None:
+        return picture
+    try:
+        if check_profile(picture.icc, picture.kind) == "one-way":
+            _log.info("%s: its colour profile goes one way; new colours only come close", name)
+    except ValueError as error:
+        _log.info("%s: its colour profile is passed over (%s)", name, error)
+        return replace(picture, icc=None)
+    return picture
 
 
 def read_record(path: str | os.PathLike[str]) -> str | None:
@@ -114,13 +114,12 @@ def read_record(path: str | os.PathLike[str]) -> str | None:
     for field in filter(re.compile(places).fullmatch, image.get_fields()):
         text = str(image.get(field))
         # Cameras and other programs have comments of their own.
-        if not text.startswith("{"):
-            continue
-        if not field.startswith("exif"):
+        if text.startswith("{") and not field.startswith("exif"):
             return text
         with suppress(ValueError, RecursionError):
             # libvips says more behind what EXIF holds.
-            return text[: json.JSONDecoder().raw_decode(text)[1]]
+            if text.startswith("{"):
+                return text[: json.JSONDecoder().raw_decode(text)[1]]
     # Earlier builds put it into a TIFF's EXIF, which libvips does not read.
     with suppress(Exception):
         comment = bytes(_tiff_tags(data).get_ifd(0x8769)[0x9286])
@@ -162,14 +161,16 @@ def decode(data: bytes, name: str, max_pixels: int) -> Picture:
 
 
 def _header(data: bytes, name: str, max_pixels: int) -> Any:
-    """A file whose header is read and whose size is checked; nothing is decoded."""
+    """A libvips or PIL image whose header is read and whose size is checked."""
     with _one_sentence(name, f"is not a {_FORMATS} picture, or damaged; expected a whole one"):
         if data[:2] == b"BM":
             image: Any = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
         elif re.match(_HEIC, data) and b"avif" not in data[:64]:
-            image = _heic(data, name)
+            from pillow_heif import HeifImageFile
+
+            image = HeifImageFile(io.BytesIO(data))
         else:
-            image = _loaded(data)
+            image = _open(data)
         if data[:4] in _TIFF:
             _check_tiff(data, name)
         by_vips = isinstance(image, pyvips.Image)
@@ -177,6 +178,10 @@ def _header(data: bytes, name: str, max_pixels: int) -> Any:
         weight *= 2 if by_vips and image.format != "uchar" else 1
     _check_size((image.width, image.height), name, max_pixels, weight)
     return image
+
+
+def _open(data: bytes) -> pyvips.Image:
+    return pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on="error")
 
 
 def _check_tiff(data: bytes, name: str) -> None:
@@ -194,20 +199,6 @@ def _tiff_tags(data: bytes) -> PilImage.Exif:
     with suppress(Exception):
         tags.load(data)
     return tags
-
-
-def _heic(data: bytes, name: str) -> Any:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        raise InputError(
-            f"{name} is a HEIC picture; install pillow-heif to read it, or convert it to JPEG."
-        ) from None
-    return HeifImageFile(io.BytesIO(data))
-
-
-def _loaded(data: bytes) -> pyvips.Image:
-    return pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on="error")
 
 
 def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
@@ -233,7 +224,7 @@ def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
     if icc is None and mode == "RGB" and space.startswith(("2 ", "65535 ")) and "R03" in index:
         _log.info("%s is in Adobe RGB, as its EXIF says", name)
         icc = Path(__file__).with_name("adobe-rgb.icc").read_bytes()
-    if data[:2] == _JPEG and any(mark in data for mark in _SECOND_PICTURE):
+    if data[:2] == _JPEG and any(mark in data for mark in _SECOND):
         _log.info("%s holds a second picture, as for a gain map; it is left out", name)
     orientation = fields.get("orientation", 1)
     base, jpeg = _base(data, name, apart=orientation == 1)
@@ -253,11 +244,11 @@ def _base(data: bytes, name: str, apart: bool) -> tuple[NDArray[Any] | Stored, b
         with _LOCK, suppress(pyvips.Error):
             # Away with what libvips still has to say of other files.
             pyvips.Error("")
-            image = _loaded(data + end)
+            image = _open(data + end)
             streams = str(image.get("vips-loader")).startswith(_STREAMS)
             if apart and streams and image.width * image.height * image.bands > _MANY:
                 image(0, image.height - 1)
-                base: NDArray[Any] | Stored = Stored(partial(_loaded, data + end))
+                base: NDArray[Any] | Stored = Stored(partial(_open, data + end))
             else:
                 base = samples_of(image)
             flaws = pyvips.Error("").detail
@@ -278,6 +269,9 @@ def _one_sentence(name: str, problem: str) -> Iterator[None]:
             yield
     except InputError:
         raise
+    except ImportError:
+        advice = "install pillow-heif to read it, or convert it to JPEG"
+        raise InputError(f"{name} is a HEIC picture; {advice}.") from None
     except FileNotFoundError:
         raise InputError(f"{name} does not exist; expected a file.") from None
     except MemoryError:
@@ -304,13 +298,22 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int, weight: int) 
         )
 
 
-def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Picture:
-    mode = {(): "L", (3,): "RGB", (4,): "RGBA"}.get(array.shape[2:]) if array.ndim > 1 else None
-    if array.dtype != np.uint8 or mode is None:
-        kind = f"{array.dtype} of shape {array.shape}"
-        raise InputError(f"{name} is {kind}; expected uint8, H x W, H x W x 3 or H x W x 4.")
-    _check_size((array.shape[1], array.shape[0]), name, max_pixels, array[:1, :1].size)
-    return Picture(np.array(array, order="C", subok=False), mode, None, name)
+def _from_memory(source: Any, name: str, max_pixels: int) -> Picture:
+    """The picture of a PIL image or an array; raises InputError."""
+    if isinstance(source, np.ndarray):
+        shape, depth = source.shape, source.shape[2:]
+        mode = {(): "L", (3,): "RGB", (4,): "RGBA"}.get(depth) if len(shape) > 1 else None
+        if source.dtype != np.uint8 or mode is None:
+            kind = f"{source.dtype} of shape {shape}"
+            raise InputError(f"{name} is {kind}; expected uint8, H x W, H x W x 3 or H x W x 4.")
+        _check_size((shape[1], shape[0]), name, max_pixels, source[:1, :1].size)
+        return Picture(np.array(source, order="C", subok=False), mode, None, name)
+    if not isinstance(source, PilImage.Image):
+        kind = type(source).__name__
+        raise InputError(f"{name} is of type {kind}; expected a path, PIL image or uint8 array.")
+    _check_size(source.size, name, max_pixels, len(source.getbands()))
+    with _one_sentence(name, "cannot be decoded; expected a whole PIL image"):
+        return _from_pil(source, name)
 
 
 def _from_pil(image: PilImage.Image, name: str) -> Picture:

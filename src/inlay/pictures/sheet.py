@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from PIL import Image as PilImage
+from PIL import ImageDraw, ImageFont
+from PIL.Image import Image
 
 from inlay.errors import InputError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _GAP = 8
 _INK = (32, 32, 32)
@@ -29,18 +29,11 @@ def contact_sheet(
     that is at least as wide as high. Raises InputError for no pictures, as many labels as not
     pictures, or sizes below one.
     """
-    from PIL import Image as PilImage
-    from PIL import ImageDraw, ImageFont
-
-    if not pictures or len(labels) != len(pictures):
+    few = cell < 16 or (columns is not None and columns < 1)
+    if not 0 < len(pictures) == len(labels) or few:
         raise InputError(
-            f"a contact sheet has {len(pictures)} pictures and {len(labels)} labels; give at least "
-            "one picture and one label for each."
-        )
-    if cell < 16 or (columns is not None and columns < 1):
-        raise InputError(
-            f"a contact sheet has {columns} columns of {cell} pixels; "
-            "expected at least 1 column of at least 16 pixels."
+            f"a contact sheet has {len(pictures)} pictures, {len(labels)} labels and {columns} "
+            f"columns of {cell} pixels; expected a label for each picture, and 16 pixels or more."
         )
     across = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     size = max(10, cell // 20)
@@ -69,8 +62,6 @@ def contact_sheet(
 
 def _fitted(picture: Image, cell: int) -> Image:
     """An RGB copy over white, at most `cell` pixels on a side."""
-    from PIL import Image as PilImage
-
     see_through = picture.has_transparency_data
     # Premultiplied resampling: colours under transparent pixels must not bleed in.
     small = picture.convert("RGBA" if see_through else "RGB")

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,11 +24,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyvips
-from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import from_levels, to_levels
 from inlay.pictures.picture import Picture, name_of
 from inlay.pictures.read import PHOTOSHOP
 
@@ -63,6 +62,7 @@ _SUFFIXES = {
     ".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, ".avif": _AVIF,
     ".tif": _TIFF, ".tiff": _TIFF, ".bmp": _BMP,
 }  # fmt: skip
+_LOSS = "JPEG encodes it anew, which changes pixels outside the region by up to %d, %.2f on average"
 # The longest record of a JPEG: a segment of 65535 bytes, in which libvips adds some fields.
 _JPEG_RECORD = 64900
 # 72 dots an inch, in pixels a millimetre: what files say that say nothing.
@@ -120,28 +120,19 @@ def _format(path: str | os.PathLike[str]) -> _Format:
 
 def _fit(picture: Picture, form: _Format, name: str) -> Picture:
     """The picture as the format can hold it."""
-    if picture.mode in ("LA", "RGBA") and "RGBA" not in form.modes:
+    opaque = picture.mode != picture.kind and "RGBA" not in form.modes
+    shallow = picture.depth == 16 and not form.deep
+    mode = picture.kind if opaque else picture.mode
+    srgb = mode not in form.modes or (picture.icc is not None and not form.record)
+    if opaque:
         _log.info("%s is written as %s, which has no alpha; it lies on white", name, form.name)
-        picture = _on_white(picture)
-    if picture.depth == 16 and not form.deep:
+    if shallow:
         _log.info("%s is written as %s, which has 8 bits", name, form.name)
-        picture = picture.to_8_bits()
-    if picture.mode in form.modes and (form.record or picture.icc is None):
-        return picture
-    if picture.mode == "CMYK" or picture.icc is not None:
+    if srgb and (picture.mode == "CMYK" or picture.icc is not None):
         _log.info("%s is written as %s in sRGB", name, form.name)
-    return picture.to_srgb()
-
-
-def _on_white(picture: Picture) -> Picture:
-    """A picture with alpha laid over white, without it."""
-
-    def convert(samples: NDArray[Any]) -> NDArray[Any]:
-        values = from_levels(samples)
-        over = values[..., :-1] * values[..., -1:] + 1 - values[..., -1:]
-        return to_levels(over.squeeze(-1) if over.shape[2] == 1 else over, picture.depth)
-
-    return picture.each(convert, mode=picture.mode.removesuffix("A"))
+    if not (opaque or shallow or srgb):
+        return picture
+    return picture.converted(opaque=opaque, shallow=shallow, srgb=srgb)
 
 
 def _encode(
@@ -191,13 +182,8 @@ def _encode(
         for box, _ in picture.patches:
             off = off.insert(pyvips.Image.black(box.width, box.height), box.x, box.y)
         stats = off.stats()
-        text = (
-            "%s: JPEG encodes all of it anew, which changes pixels outside the region by up to %d, "
-        )
-        text += "%.2f on average"
-        if picture.jpeg:
-            text += " (the extra inlay[jpeg] keeps most of them as they are)"
-        _log.info(text, name, stats(1, 0)[0], stats(4, 0)[0])
+        extra = " (the extra inlay[jpeg] keeps most of them as they are)" if picture.jpeg else ""
+        _log.info(f"%s: {_LOSS}%s", name, stats(1, 0)[0], stats(4, 0)[0], extra)
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -257,13 +243,7 @@ def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
             kept = source.with_name(f"old-{number}") if os.path.lexists(target) else None
             done.append((source, target, kept))
             if kept is not None:
-                if target.is_dir() and not target.is_symlink():
-                    raise IsADirectoryError(errno.EISDIR, "Is a directory")
-                try:
-                    os.link(target, kept, follow_symlinks=False)
-                except (OSError, NotImplementedError):
-                    # Not every file system has links; then the old file steps aside.
-                    os.replace(target, kept)
+                shutil.copy2(target, kept, follow_symlinks=False)
             os.replace(source, target)
     except BaseException as error:
         for source, target, kept in reversed(done):

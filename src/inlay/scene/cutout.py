@@ -78,7 +78,7 @@ def cleared(picture: Picture, cutout: Cutout) -> Picture:
     """
     assert cutout.place is not None
     if picture.mode == "CMYK":
-        picture = picture.to_srgb()
+        picture = picture.converted(srgb=True)
     mode = picture.mode.removesuffix("A")
     whole = picture.samples.reshape(picture.height, picture.width, -1)
     samples = np.zeros((*whole.shape[:2], len(mode) + 1), whole.dtype)
