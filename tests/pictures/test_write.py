@@ -8,11 +8,14 @@ import logging
 import os
 import resource
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,10 +24,12 @@ from PIL import Image
 from skimage import data
 
 import profiles
-from inlay import InputError
-from inlay.pictures.picture import Picture
+from inlay import Box, InputError
+from inlay.pictures import read
+from inlay.pictures.picture import Picture, Stored
 from inlay.pictures.read import read_picture, read_record
 from inlay.pictures.write import check_output, write_picture
+from photos import cup
 
 PHOTO = data.chelsea()[60:140, 100:220]
 RECORD = json.dumps({"inlay": "0.1", "prompt": "a cat"})
@@ -291,3 +296,54 @@ def test_pil_keeps_what_to_pil_gives() -> None:
         buffer = io.BytesIO()
         image.save(buffer, "TIFF")
         assert np.array_equal(np.asarray(image), np.round(picture(mode, 16).samples / 257))
+
+
+def test_large_pictures_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "_MANY", 0)
+    for suffix, mode in (
+        ("jpg", "RGB"),
+        ("jpg", "CMYK"),
+        ("jpg", "L"),
+        ("png", "RGBA"),
+        ("tif", "RGB"),
+    ):
+        source = picture(mode, 16 if suffix == "png" else 8)
+        write_picture(source, tmp_path / f"a.{suffix}")
+        large = read_picture(tmp_path / f"a.{suffix}")
+        assert isinstance(large.base, Stored)
+        whole, box = large.samples.copy(), Box(3, 5, 9, 7)
+        assert np.array_equal(large.crop(box), whole[box.slices])
+        whole[box.slices] = 255 - whole[box.slices]
+        patched = large.patched(box, whole[box.slices])
+        assert np.array_equal(patched.samples, whole)
+        for other in ("tif", "jpg", "png"):
+            write_picture(patched, tmp_path / f"b.{other}")
+            back = read_picture(tmp_path / f"b.{other}")
+            assert back.size == large.size
+            if other == "tif":
+                assert np.array_equal(back.samples, whole)
+
+
+def test_a_large_picture_takes_less_memory_than_its_samples(tmp_path: Path) -> None:
+    field = pyvips.Image.xyz(9000, 6000)
+    colours = (field[0] / 40).bandjoin([field[1] / 30, (field[0] + field[1]) / 70])
+    colours.cast("uchar").copy(interpretation="srgb").write_to_file(str(tmp_path / "a.jpg"))
+    code = """
+import sys
+from pathlib import Path
+from inlay.cli import main
+sys.argv = "inlay compose a.jpg cup.png --box 4000,3000,800,800 --method paste -o o.png".split()
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+lines = Path("/proc/self/status").read_text().splitlines()
+print([line.split()[1] for line in lines if line.startswith("VmHWM")][0])
+"""
+    Image.fromarray(cup()).save(tmp_path / "cup.png")
+    run = [sys.executable, "-c", code]
+    said = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert int(said.split()[-1]) * 1024 < 1.3 * 9000 * 6000 * 3
+    before, after = (read_picture(tmp_path / name) for name in ("a.jpg", "o.png"))
+    for box in (Box(0, 0, 9000, 3000), Box(4800, 3000, 4200, 3000)):
+        assert np.array_equal(before.crop(box), after.crop(box))

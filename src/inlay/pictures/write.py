@@ -19,7 +19,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ import pyvips
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
+from inlay.pictures.arrays import Box
 from inlay.pictures.picture import Picture, name_of
 from inlay.pictures.read import PHOTOSHOP
 
@@ -143,29 +144,15 @@ def _encode(
         PilImage.fromarray(picture.samples).save(buffer, form.name)
         file.write(buffer.getbuffer())
         return
-    image = picture.image()
-    if picture.icc is not None:
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", picture.icc)
-    for axis in ("xres", "yres"):
-        # 1 is what libvips says where a file says nothing.
-        density = picture.facts.get(axis, 1.0)
-        image = image.copy(**{axis: density if density > 1 else _DENSITY})
-    image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
-    for fact in picture.facts.keys() & form.facts:
-        block, place = picture.facts[fact], fact
-        if fact == "iptc-data" and form is _TIFF:
-            block, place = block.removeprefix(PHOTOSHOP), "photoshop-data"
-        image.set_type(pyvips.GValue.blob_type, place, block)
-    image.set_type(pyvips.GValue.gint_type, "orientation", 1)
-    if record is not None:
-        record.encode("ascii")
-        image.set_type(pyvips.GValue.gstr_type, form.record, record)
     if form is _JPEG and picture.jpeg:
         from inlay.pictures.jpeg import keep_blocks
 
-        if kept := keep_blocks(picture, image.crop(0, 0, 1, 1).jpegsave_buffer(keep="all")):
+        corner = replace(picture, base=picture.crop(Box(0, 0, 1, 1)), patches=())
+        said = _described(corner, form, record).jpegsave_buffer(keep="all")
+        if kept := keep_blocks(picture, said):
             file.write(kept)
             return
+    image = _described(picture, form, record)
     try:
         target = pyvips.Target.new_to_descriptor(file.fileno())
         image.write_to_target(target, f".{form.name.lower()}", keep="all", **form.options)
@@ -184,6 +171,28 @@ def _encode(
         stats = off.stats()
         extra = " (the extra inlay[jpeg] keeps most of them as they are)" if picture.jpeg else ""
         _log.info(f"%s: {_LOSS}%s", name, stats(1, 0)[0], stats(4, 0)[0], extra)
+
+
+def _described(picture: Picture, form: _Format, record: str | None) -> pyvips.Image:
+    """A picture as libvips sees it, with all that its file is to say of it."""
+    image = picture.image()
+    if picture.icc is not None:
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", picture.icc)
+    for axis in ("xres", "yres"):
+        # 1 is what libvips says where a file says nothing.
+        density = picture.facts.get(axis, 1.0)
+        image = image.copy(**{axis: density if density > 1 else _DENSITY})
+    image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
+    for fact in picture.facts.keys() & form.facts:
+        block, place = picture.facts[fact], fact
+        if fact == "iptc-data" and form is _TIFF:
+            block, place = block.removeprefix(PHOTOSHOP), "photoshop-data"
+        image.set_type(pyvips.GValue.blob_type, place, block)
+    image.set_type(pyvips.GValue.gint_type, "orientation", 1)
+    if record is not None:
+        record.encode("ascii")
+        image.set_type(pyvips.GValue.gstr_type, form.record, record)
+    return image
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
