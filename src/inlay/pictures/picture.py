@@ -141,7 +141,10 @@ class Picture:
         That is its own RGB, or grey three times, whatever the profile, and sRGB for CMYK. Raises
         InputError where the box leaves the picture.
         """
-        return to_srgb(self._part(box)[0], self._profile if self.mode == "CMYK" else None)
+        part = self._part(box)[0]
+        if self.kind == "RGB":
+            return from_levels(part)
+        return to_srgb(part, self._profile if self.mode == "CMYK" else None)
 
     def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
         """As `colours`, but sRGB always; colours that sRGB does not hold are clipped."""
@@ -153,6 +156,8 @@ class Picture:
         Alpha is left out: (h, w, 1) for L and LA, (h, w, 3) for RGB and RGBA, (h, w, 4) for CMYK.
         Values outside [0, 1] are clipped, NaN becomes 0.
         """
+        if self.kind == "RGB":
+            return to_levels(colours, self.depth)
         profile = self._profile if self.mode == "CMYK" else None
         return from_srgb(colours, self.kind, profile, self.depth)
 
