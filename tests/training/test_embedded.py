@@ -31,8 +31,6 @@ from inlay.training.corpus import (
 from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
 from inlay.training.objects import ObjectCache
 from inlay.training.trainer import favoured_timesteps, train_folder
-from render_scenes import write_scenes
-from rendered.render import render
 
 TINY = EmbeddedConfig(
     block_out_channels=(16, 32), text_width=32, text_layers=1, attention_heads=2,
@@ -284,9 +282,17 @@ def test_recolouring_keeps_the_order_of_levels_and_black() -> None:
 
 
 def test_rendered_pictures_take_their_share(folder: Path, tmp_path: Path) -> None:
-    """What tools/render_scenes.py wrote is mixed in, with its objects; what is held out is not."""
-    write_scenes(tmp_path / "scenes", 8, size=32)
-    kept = [n for n in range(8) if not is_held_out(f"scene-{n:06d}.png")]
+    """What tools/render_pairs.py writes is mixed in, with its objects; what is held out is not."""
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 4), dtype=np.uint8)
+    (tmp_path / "scenes" / "truth").mkdir(parents=True)
+    rows = []
+    for number, picture in enumerate(pictures):
+        name = f"truth/{number:06d}.webp"
+        image = Image.fromarray(picture)
+        image.save(tmp_path / "scenes" / name, lossless=True, exact=True)
+        rows.append(json.dumps({"file_name": name, "text": "a rendering of a mug", "gap": 0.0}))
+    (tmp_path / "scenes" / "metadata.jsonl").write_text("\n".join(rows))
+    kept = [n for n in range(8) if not is_held_out(f"truth/{n:06d}.webp")]
     corpus = load_corpus(folder, held_out=False)
     asked = TINY.model_copy(
         update={"rendered": str(tmp_path / "scenes"), "rendered_share": 0.2, "steps": 2}
@@ -297,8 +303,7 @@ def test_rendered_pictures_take_their_share(folder: Path, tmp_path: Path) -> Non
     assert mixed.weights[-len(kept) :].sum() == pytest.approx(0.2)
     assert all(text.startswith("a rendering of a") for text in mixed.captions[-len(kept) :])
     for number, picture in zip(kept, mixed.images[len(corpus) :], strict=True):
-        scene = render(number, 32)
-        np.testing.assert_array_equal(picture, np.dstack([scene.image, scene.mask]))
+        np.testing.assert_array_equal(picture, pictures[number])
     assert with_rendered(corpus, TINY) is corpus
     assert (
         train_folder(EmbeddedTrainer, folder, tmp_path / "out", asked) / "model_index.json"

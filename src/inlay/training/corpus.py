@@ -29,7 +29,7 @@ class RenderedConfig(TrainingConfig):
 
     rendered: str | None = Field(
         None,
-        description="image folder of rendered pictures, as tools/render_scenes.py writes it, that "
+        description="image folder of rendered pictures, as tools/render_pairs.py writes it, that "
         "is mixed in; their alpha is 255 on the object",
     )
     rendered_share: float = Field(0.1, ge=0, lt=1)
