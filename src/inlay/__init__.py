@@ -47,11 +47,16 @@ def cut(picture: Source, **options: Any) -> Image:
     Options are those of inlay.scene.subject.cut: by ("alpha", "mask", "box", "grabcut" or
     the name of a segmentation model), mask, box, max_pixels. Raises InputError.
     """
+    from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
+    from inlay.scene.cutout import cleared
     from inlay.scene.subject import as_box, cut
 
     if "box" in options:
         options["box"] = as_box(options["box"], "box")
-    return cut(picture, **options).to_pil()
+    most = options.get("max_pixels", DEFAULT_MAX_PIXELS)
+    whole = read_picture(picture, role="subject", max_pixels=most)
+    whole = whole.converted(shallow=True, srgb=True)
+    return cleared(whole, cut(whole, **options)).to_pil()
 
 
 def __getattr__(name: str) -> Any:

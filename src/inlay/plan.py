@@ -176,21 +176,16 @@ def _canvas(request: SceneRequest, max_pixels: int) -> Picture:
 
 
 def _boxes(request: ComposeRequest, picture: Picture) -> Region:
-    """What lies in the subjects' boxes; raises InputError where none is in the picture."""
-    inside = []
-    for subject in request.subjects:
-        if subject.box is None:
-            raise InputError(
-                "the phase remove takes out what is in the box; give each subject a box, or a "
-                "mask of what is to go."
-            )
-        if (part := subject.box.intersect(Box.of_size(picture.size))) is not None:
-            inside.append(part)
-    if not inside:
+    """What lies in the subjects' boxes; raises InputError for a subject without one."""
+    boxes = [subject.box for subject in request.subjects if subject.box is not None]
+    if len(boxes) < len(request.subjects):
         raise InputError(
-            f"the box lies wholly outside the background, which is {picture.width} x "
-            f"{picture.height} pixels."
+            "the phase remove takes out what is in the box; give each subject a box, or a mask of "
+            "what is to go."
         )
+    inside = [part for box in boxes if (part := box.intersect(Box.of_size(picture.size)))]
+    # Where none is, there is no place for a subject either, which is said of them.
+    inside = inside or [Box(0, 0, 1, 1)]
     whole = reduce(Box.hull, inside)
     white = np.zeros((whole.height, whole.width), np.float32)
     for part in inside:

@@ -13,13 +13,15 @@ import numpy as np
 
 from inlay.methods.base import Callback, Context, Models, Settings
 from inlay.methods.registry import Step
-from inlay.pictures.arrays import Box, Image
+from inlay.pictures.arrays import Box, Image, grow
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
 from inlay.plan import Plan, PlannedStep, plan_of, read_inputs
 from inlay.request import Model, Request
 from inlay.result import Result, Used, identify, record_of
-from inlay.scene.stitch import Painted, Scene, Window, stitch
+from inlay.scene.fill import mend_alpha
+from inlay.scene.pieces import piecewise
+from inlay.scene.stitch import GROWN, Painted, Scene, Window, stitch
 from inlay.settings import as_flag
 
 if TYPE_CHECKING:
@@ -171,6 +173,9 @@ class _Passes:
 
             context = read_concept(scene.layer.concept).context
         window = Window.of(picture, full, float(context), least)
+        if planned.step.verb == "remove" and window.under is not None:
+            mended = mend_alpha(window.under, grow(window.alpha > 0, GROWN))
+            window.under += (window.alpha if window.soft else 1) * (mended - window.under)
         if state is None:
             self.windows[scene] = window
         return window
@@ -183,7 +188,17 @@ class _Passes:
         context = Context(seed, self.progress.next(), self.options.previews, verb=step.verb)
         context.control, context.models = self.inputs.drawing, self.checkpoint
         backbone = self.backbone if method.needs_model else None
-        painted = method.run(window, backbone, settings, context)
+
+        def paint(part: Window, number: int, count: int) -> Painted:
+            def tell(step: int, steps: int, preview: Any) -> None:
+                context.progress(number * steps + step, count * steps, preview)
+
+            return method.run(part, backbone, settings, replace(context, callback=tell))
+
+        if step.verb == "remove" and backbone is not None:
+            painted = piecewise(window, backbone.native_size, paint)
+        else:
+            painted = method.run(window, backbone, settings, context)
         if not method.needs_model:
             context.progress(1, 1)
         notes += [line for line in context.notes if line not in notes]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
+import inlay
 from inlay.errors import InputError
 from inlay.pictures.arrays import Box, bounds
 from inlay.scene.matte import colours, matte
@@ -75,7 +76,7 @@ def rim_error(result: Array, alpha: Array) -> float:
 def test_hard_mask_gets_a_matte_and_no_halo(soft: float) -> None:
     alpha = blob(soft)
     picture = eight(over(FRONT, BACK, alpha))
-    result = cut(picture, mask=eight((alpha > 0.5).astype(np.float32))).to_pil()
+    result = inlay.cut(picture, mask=eight((alpha > 0.5).astype(np.float32)))
     got = np.asarray(result, np.float32)[..., 3] / 255
     rim = (alpha > 0.01) & (alpha < 0.99)
     hard = abs((alpha > 0.5) - alpha)[rim].mean()
@@ -90,7 +91,7 @@ def test_hard_mask_gets_a_matte_and_no_halo(soft: float) -> None:
 def test_soft_mask_is_the_alpha_and_colours_are_cleaned() -> None:
     alpha = blob(2.0)
     picture = eight(over(FRONT, BACK, alpha))
-    result = cut(picture, mask=eight(alpha)).to_pil()
+    result = inlay.cut(picture, mask=eight(alpha))
     got = np.asarray(result)[..., 3]
     np.testing.assert_array_equal(got, eight(alpha) * (eight(alpha) > 12))
     raw = over(picture.astype(np.float32) / 255, NEW, alpha)
@@ -111,7 +112,7 @@ def test_box_finds_the_subject_and_leaves_no_halo() -> None:
     picture = eight(over(FRONT, BACK, alpha))
     place = bounds(alpha)
     assert place is not None
-    result = cut(picture, box=place.grown(6)).to_pil()
+    result = inlay.cut(picture, box=place.grown(6))
     got = np.asarray(result, np.float32)[..., 3] / 255
     assert abs(got - alpha).mean() < 0.01
     assert rim_error(recomposed(result), alpha) < 0.025
@@ -123,23 +124,23 @@ def test_box_finds_the_subject_and_leaves_no_halo() -> None:
 def test_grabcut_without_a_box() -> None:
     alpha = blob(1.0)
     picture = eight(over(FRONT, BACK, alpha))
-    got = np.asarray(cut(picture).to_pil(), np.float32)[..., 3] / 255
+    got = np.asarray(inlay.cut(picture), np.float32)[..., 3] / 255
     assert abs(got - alpha).mean() < 0.01
-    again = np.asarray(cut(picture, by="grabcut").to_pil(), np.float32)[..., 3] / 255
+    again = np.asarray(inlay.cut(picture, by="grabcut"), np.float32)[..., 3] / 255
     np.testing.assert_array_equal(got, again)
 
 
 def test_a_real_cup() -> None:
     """The cup's rim and coffee are in, the table is out, and the cut is the seed's alone."""
     photo = data.coffee()
-    first = np.asarray(cut(photo, box=Box(75, 12, 390, 380)).to_pil())
+    first = np.asarray(inlay.cut(photo, box=Box(75, 12, 390, 380)))
     assert first.shape == (400, 600, 4)
     assert first[120, 260, 3] == 255 and first[330, 200, 3] == 255
     assert first[:, 480:, 3].max() == 0 and first[:, :60, 3].max() == 0
     assert first[20, 480, 3] == 0
     solid = first[..., 3] == 255
     np.testing.assert_array_equal(first[..., :3][solid], photo[solid])
-    np.testing.assert_array_equal(first, cut(photo, box=Box(75, 12, 390, 380)).to_pil())
+    np.testing.assert_array_equal(first, inlay.cut(photo, box=Box(75, 12, 390, 380)))
 
 
 def test_matte_changes_only_the_band() -> None:
@@ -208,7 +209,7 @@ def test_alpha_is_taken_as_it_is() -> None:
     assert got.alpha.shape == (place.height, place.width)
     np.testing.assert_allclose(got.alpha, alpha[place.slices], atol=0.5 / 255 + 1e-6)
     np.testing.assert_allclose(got.rgb, FRONT[place.slices], atol=0.5 / 255 + 1e-6)
-    whole = np.asarray(cut(source).to_pil())
+    whole = np.asarray(inlay.cut(source))
     seen = source[..., 3] > 0
     np.testing.assert_array_equal(whole[seen], source[seen])
     assert not whole[~seen].any()
@@ -247,7 +248,7 @@ def test_a_mask_with_jpeg_noise_is_still_hard(tmp_path: Path) -> None:
     picture = eight(over(FRONT, BACK, alpha))
     outline = tmp_path / "mask.jpg"
     Image.fromarray(eight((alpha > 0.5).astype(np.float32))).save(outline, quality=92)
-    got = np.asarray(cut(picture, mask=outline).to_pil(), np.float32)[..., 3] / 255
+    got = np.asarray(inlay.cut(picture, mask=outline), np.float32)[..., 3] / 255
     rim = (alpha > 0.01) & (alpha < 0.99)
     assert abs(got - alpha)[rim].mean() < 0.08
 

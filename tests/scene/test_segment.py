@@ -85,19 +85,18 @@ def _sam(folder: Path) -> str:
 
 def test_semantic_takes_the_subjects_class(tmp_path: Path) -> None:
     model = _semantic(tmp_path / "m", favour=1)
-    found = segment(PHOTO, model)
-    assert found.mask.shape == (120, 150) and found.mask.dtype == np.float32
-    assert not found.soft
-    assert found.mask.min() == 1  # the classifier says "cat" everywhere
+    found, reach = segment(PHOTO, model)
+    assert found.shape == (120, 150) and found.dtype == np.float32
+    assert found.min() == 1  # the classifier says "cat" everywhere
     # Its map has an eighth of the resized picture's resolution.
-    assert 120 / 9 * 0.8 < found.reach < 120 / 9 * 1.3
+    assert reach is not None and 120 / 9 * 0.8 < reach < 120 / 9 * 1.3
 
 
 def test_semantic_with_a_box_keeps_to_it(tmp_path: Path) -> None:
     model = _semantic(tmp_path / "m", favour=2)
-    found = segment(PHOTO, model, box=Box(10, 20, 30, 40))
-    assert found.mask.sum() == 30 * 40
-    assert found.mask[20:60, 10:40].min() == 1
+    found, _ = segment(PHOTO, model, box=Box(10, 20, 30, 40))
+    assert found.sum() == 30 * 40
+    assert found[20:60, 10:40].min() == 1
 
 
 def test_semantic_that_sees_only_background(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_semantic_that_sees_only_background(tmp_path: Path) -> None:
 
 def test_semantic_class_zero_counts_where_it_has_a_name(tmp_path: Path) -> None:
     model = _semantic(tmp_path / "m", favour=0, names={0: "wall", 1: "cat", 2: "cup"})
-    assert segment(PHOTO, model).mask.min() == 1
+    assert segment(PHOTO, model)[0].min() == 1
 
 
 def test_sam_agrees_with_its_own_processor(tmp_path: Path) -> None:
@@ -133,11 +132,11 @@ def test_sam_agrees_with_its_own_processor(tmp_path: Path) -> None:
     wanted = processor.post_process_masks(
         answer.pred_masks, [[120, 150]], inputs["reshaped_input_sizes"]
     )[0][0, 0].numpy()
-    found = segment(PHOTO, model, box=box)
+    found, _ = segment(PHOTO, model, box=box)
     inside = np.zeros((120, 150), bool)
     inside[box.slices] = True
-    assert ((found.mask > 0.5) == (wanted & inside)).mean() > 0.97
-    assert found.mask[~inside].max() == 0
+    assert ((found > 0.5) == (wanted & inside)).mean() > 0.97
+    assert found[~inside].max() == 0
 
 
 def test_sam_2(tmp_path: Path) -> None:
@@ -164,11 +163,11 @@ def test_sam_2(tmp_path: Path) -> None:
     )  # fmt: skip
     Sam2Model(config).save_pretrained(tmp_path)
     box = Box(5, 6, 100, 110)
-    found = segment(PHOTO, str(tmp_path), box=box)
+    found, reach = segment(PHOTO, str(tmp_path), box=box)
     outside = np.ones((120, 150), bool)
     outside[box.slices] = False
-    assert found.mask.any() and not found.mask[outside].any()
-    assert not found.soft and 120 / 64 < found.reach < 20
+    assert found.any() and not found[outside].any()
+    assert reach is not None and 120 / 64 < reach < 20
 
 
 def test_sam_needs_a_box(tmp_path: Path) -> None:
@@ -205,11 +204,11 @@ def test_soft_foreground_map(front: str) -> None:
     picture = np.zeros((60, 80, 3), np.float32)
     picture[..., 0] = 0.8
     picture[20:40, 30:60] = (0.1, 0.9, 0.1)
-    found = segment(picture, front, trust_remote_code=True)
-    assert found.soft
-    assert found.mask.shape == (60, 80)
-    assert found.mask[22:38, 32:58].min() > 0.99
-    assert found.mask[:17].max() < 0.01
+    found, reach = segment(picture, front, trust_remote_code=True)
+    assert reach is None
+    assert found.shape == (60, 80)
+    assert found[22:38, 32:58].min() > 0.99
+    assert found[:17].max() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,15 @@ def cut(
             f"{out.name} cannot hold transparency; write to {', '.join(_WITH_ALPHA[:3])}."
         )
     with listening(quiet=given.quiet, bar=not given.json):
+        whole = read_picture(picture, role="subject", max_pixels=given.max_pixels)
         cutout = cut_out(
-            picture,
+            whole,
             by=by,
             mask=given.mask,
             box=box,
             max_pixels=given.max_pixels,
             trust_remote_code=given.trust_remote_code,
         )
-        whole = read_picture(picture, role="subject", max_pixels=given.max_pixels)
         write_picture(cleared(whole, cutout), out)
     request = {"cut": by, "box": None if box is None else box.as_dict()}
     record = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, Box, bounds, resize, to_uint8
+from inlay.pictures.arrays import FAINT, Box, bounds, from_levels, resize, to_uint8
 from inlay.pictures.mask import read_mask
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_picture
@@ -143,5 +143,7 @@ def _cutout(picture: Picture, by: str, trust_remote_code: bool) -> Image:
         raise InputError(
             f"no object stands out in {picture.name}; give its box or its mask."
         ) from None
-    alpha = np.asarray(cutout.to_pil(), np.float32)[..., 3] / np.float32(255)
+    assert cutout.place is not None
+    alpha = np.zeros(small[::-1], np.float32)
+    alpha[cutout.place.slices] = from_levels(to_uint8(cutout.alpha))
     return resize(alpha, (picture.height, picture.width))

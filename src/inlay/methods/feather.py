@@ -38,7 +38,7 @@ def run(window: Window, backbone: object, settings: FeatherSettings, context: Co
         context.note(f"feather radius lowered from {settings.radius:g} to {radius:.1f} pixels")
     behind = backdrop(window.clean, window.pasted, window.alpha)
     weight = inward(window.alpha, radius)[..., None]
-    return Painted(behind + weight * (window.pasted - behind), window.alpha > 0)
+    return Painted(window.soften(behind + weight * (window.pasted - behind)), window.alpha > 0)
 
 
 METHOD = Method(

@@ -22,7 +22,9 @@ class InpaintSettings(DiffusionSettings):
     context: float = Field(0.6, ge=0, le=4)
     """surroundings seen on each side of the hole, in units of the hole's longer side"""
     grow: float = Field(0.02, ge=0, le=0.5)
-    """how far the hole is widened, in units of the crop's longer side"""
+    """how far the hole that the model fills is widened, in units of the crop's longer side; what is
+    written reaches 8 pixels beyond the mask at most
+    """
     scheduler: Scheduler = "EulerAncestralDiscreteScheduler"
     """which of diffusers' schedulers samples, by class name"""
 

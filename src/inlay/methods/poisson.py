@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Settings
-from inlay.pictures.arrays import Box, Image, Mask, bounds, to_uint8
+from inlay.pictures.arrays import Box, Image, Mask, bounds
 from inlay.scene.fill import backdrop, foreground, membrane
 from inlay.scene.stitch import Painted, Window
-
-# OpenCV erodes the mask by three pixels and mixes the two gradients along its edge; grown by so
-# many, the mask has that edge outside the inside.
-_GROWN = 5
-_PAD = 10
 
 
 class PoissonSettings(Settings):
@@ -31,33 +25,27 @@ class PoissonSettings(Settings):
 def clone(source: Image, target: Image, inside: Mask, gradients: str) -> Image:
     """Solve Pérez, Gangnet and Blake 2003, eq. 3 (mixed: eq. 12), for the inside of a mask.
 
-    source, target: (h, w, 3) in [0, 1]. Returns the target with the inside solved, not clipped.
-    OpenCV solves over the mask's whole rectangle, so its result also drifts off the target
-    outside the mask; the harmonic continuation of that drift is taken off inside, which leaves
-    the Laplacian as it is and makes the edge fit. Inside and outside end up at 8-bit precision.
+    source, target: (h, w, 3) in [0, 1]. Returns the target with the inside solved, not clipped:
+    the source and a membrane that takes its rim to the target's, and for the mixed gradients what
+    they have more of than the source's.
     """
-    import cv2
-
     tight = bounds(inside)
-    near = None if tight is None else tight.grown(_PAD).intersect(Box.of_size(inside.shape[::-1]))
+    near = None if tight is None else tight.grown(1).intersect(Box.of_size(inside.shape[::-1]))
     assert near is not None
-    part = near.slices
-
-    def padded(image: Image) -> NDArray[np.uint8]:
-        return np.pad(to_uint8(image[part]), ((_PAD, _PAD), (_PAD, _PAD), (0, 0)), mode="symmetric")
-
-    # OpenCV writes into the mask it is given, and needs it clear of the picture's border.
-    kernel = np.ones((2 * _GROWN + 1,) * 2, np.uint8)
-    mask = cv2.dilate(np.pad(inside[part].astype(np.uint8) * 255, _PAD), kernel)
-    x, y, w, h = cv2.boundingRect(mask)
-    flag = cv2.NORMAL_CLONE if gradients == "normal" else cv2.MIXED_CLONE
-    middle = x + w // 2, y + h // 2
-    solved = cv2.seamlessClone(padded(source), padded(target), mask, middle, flag)
-    solved = np.asarray(solved[_PAD:-_PAD, _PAD:-_PAD], np.float32) / np.float32(255)
-    hole = inside[part]
-    drift = membrane(solved - target[part], hole)
+    part, hole = near.slices, inside[near.slices]
+    solved = source[part] + membrane(target[part] - source[part], hole)
+    if gradients == "mixed":
+        padded = [np.pad(each[part], ((1, 1), (1, 1), (0, 0)), "edge") for each in (source, target)]
+        more = np.zeros_like(solved)
+        for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
+            beside = (each[dy:, dx:][: near.height, : near.width] for each in padded)
+            own, others = (
+                each - at for each, at in zip((source[part], target[part]), beside, strict=True)
+            )
+            more += np.where(np.abs(others) > np.abs(own), others - own, 0) / 4
+        solved += membrane(np.zeros_like(solved), hole, more)
     result = target.copy()
-    result[part][hole] = (solved - drift)[hole]
+    result[part][hole] = solved[hole]
     return result
 
 

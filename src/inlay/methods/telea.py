@@ -21,7 +21,7 @@ class TeleaSettings(Settings):
     algorithm: Literal["telea", "navier-stokes"] = "telea"
     """how the hole is filled: by fast marching, or by Navier-Stokes equations"""
     working_side: int = Field(WORKING_SIDE, ge=64, le=8192)
-    """longer side, in pixels, to which larger crops are shrunk for the fill"""
+    """longer side, in pixels, to which larger crops are shrunk for the fill of a large hole"""
 
 
 def run(window: Window, backbone: object, settings: TeleaSettings, context: Context) -> Painted:
@@ -41,7 +41,7 @@ def run(window: Window, backbone: object, settings: TeleaSettings, context: Cont
         algorithm=settings.algorithm,
         max_side=settings.working_side,
     )
-    return Painted(rgb, hole)
+    return Painted(window.soften(rgb), region if window.soft else hole)
 
 
 METHOD = Method(

@@ -21,7 +21,7 @@ from inlay.methods.base import Context, ModelSettings
 from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize, to_uint8
 from inlay.pictures.colour import convert
 from inlay.scene.fill import membrane
-from inlay.scene.stitch import Painted, Window, model_size
+from inlay.scene.stitch import FADE, GROWN, Painted, Window, model_size
 
 # Detail that is next to nothing is not blown up to a texture: it is the sampler's noise.
 _LARGEST_GAIN = 1.5
@@ -175,6 +175,17 @@ class Workspace:
         gain = min(missing / max(_strength(detail, inside), 1e-6), _LARGEST_GAIN)
         return np.asarray(fill + gain * detail, np.float32)
 
+    def weight(self, feather: float, grow: float = 0.0) -> Image:
+        """How much of a change is written, (h, w): a soft mask's level, else 1 on the region grown
+        by `grow`, falling to 0 over `feather`: window sizes, but few pixels for a removal.
+        """
+        window, side = self.window, max(self.window.shape)
+        if window.soft:
+            return window.alpha
+        if self.context.verb == "remove":
+            grow, feather = min(grow, GROWN / side), min(feather, FADE / side)
+        return window.rim(feather, grow)
+
     def add_change(
         self, before: Tensor, after: Tensor, smoothing: float, feather: float | None = None
     ) -> Painted:
@@ -192,7 +203,7 @@ class Workspace:
             # Without mixing the two sides.
             inside = masked_blur(change, mask, smoothing * max(self.size))
             change = inside * mask[..., None] + change * (1 - mask[..., None])
-        weight = window.rim(self.settings.feather if feather is None else feather)
+        weight = self.weight(self.settings.feather if feather is None else feather)
         rgb = window.pasted + resize(change, window.shape) * weight[..., None]
         return Painted(rgb, (weight > 0) | window.paste_mask())
 
@@ -201,7 +212,11 @@ class Workspace:
         `feather`; with a decoded latent this is plain decoding.
         """
         window = self.window
-        weight = window.rim(self.settings.feather, grow)
+        weight = self.weight(self.settings.feather, grow)
+        if self.context.verb == "remove":
+            # So short a rim hides no fill that is a little off: it is moved to meet the picture.
+            off = resize(window.pasted, self.size) - image
+            image = image + membrane(off, resize(weight, self.size) > 0)
         new = resize(image, window.shape)
         rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
         return Painted(rgb.astype(np.float32), (weight > 0) | window.paste_mask())

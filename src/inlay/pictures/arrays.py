@@ -117,6 +117,12 @@ class Box:
             self.x - margin, self.y - margin, self.width + 2 * margin, self.height + 2 * margin
         )
 
+    def keep(self, mask: Image) -> Image:
+        """A mask (h, w) with nothing left outside the box."""
+        kept = np.zeros_like(mask)
+        kept[self.slices] = mask[self.slices]
+        return kept
+
     def as_dict(self) -> dict[str, int]:
         return {"x": self.x, "y": self.y, "width": self.width, "height": self.height}
 

@@ -60,15 +60,21 @@ def find_alpha(
             raise InputError("the cut is by mask but there is no mask; give one.")
         size = rgb.shape[1], rgb.shape[0]
         white = read_mask(mask, size=size, role="mask", max_pixels=max_pixels)
-        return _by_mask(rgb, _inside(white, box))
+        white = white if box is None else box.keep(white)
+        hard = white > 0.5
+        if bounds(white) is None:
+            raise InputError("the mask is empty; paint the subject in white.")
+        # A soft edge has many in-between values for its length, an antialiased one one a pixel;
+        # a hard one that went through JPEG has values near 0 and 1 only.
+        return white if not hard.any() or softness(white) > 0.25 else matte(rgb, hard, "thin")
     if by in ("box", "grabcut"):
         if by == "box" and box is None:
             raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
         return matte(rgb, _grabcut(rgb, box, name), "wide")
     from inlay.scene.segment import segment
 
-    found = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
-    return found.mask if found.soft else matte(rgb, found.mask > 0.5, "wide", found.reach)
+    found, reach = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
+    return found if reach is None else matte(rgb, found > 0.5, "wide", reach)
 
 
 def cleared(picture: Picture, cutout: Cutout) -> Picture:
@@ -79,37 +85,14 @@ def cleared(picture: Picture, cutout: Cutout) -> Picture:
     assert cutout.place is not None
     if picture.mode == "CMYK":
         picture = picture.converted(srgb=True)
-    mode = picture.mode.removesuffix("A")
-    whole = picture.samples.reshape(picture.height, picture.width, -1)
-    samples = np.zeros((*whole.shape[:2], len(mode) + 1), whole.dtype)
+    own = picture.crop(cutout.place).reshape(*cutout.alpha.shape, -1)[..., : len(picture.kind)]
+    samples = np.zeros((picture.height, picture.width, len(picture.kind) + 1), own.dtype)
     there, opacity = samples[cutout.place.slices], to_levels(cutout.alpha, picture.depth)
-    solid = (opacity == np.iinfo(whole.dtype).max)[..., None]
-    own = whole[cutout.place.slices][..., : len(mode)]
+    solid = (opacity == np.iinfo(own.dtype).max)[..., None]
     there[..., :-1] = np.where(solid, own, picture.native(cutout.rgb))
     there[..., -1] = opacity
     there[cutout.alpha <= FAINT] = 0
-    return replace(picture, base=samples, mode=f"{mode}A", jpeg=b"")
-
-
-def _inside(mask: Image, box: Box | None) -> Image:
-    """The mask with nothing left outside a box."""
-    if box is None:
-        return mask
-    kept = np.zeros_like(mask)
-    kept[box.slices] = mask[box.slices]
-    return kept
-
-
-def _by_mask(rgb: Image, mask: Image) -> Image:
-    """The alpha that a mask says: itself where it has an edge of its own, else a matte.
-
-    A soft edge has many in-between values for its length, an antialiased one about one a pixel; a
-    hard one that went through JPEG has values near 0 and 1 only.
-    """
-    if bounds(mask) is None:
-        raise InputError("the mask is empty; paint the subject in white.")
-    hard = mask > 0.5
-    return mask if not hard.any() or softness(mask) > 0.25 else matte(rgb, hard, "thin")
+    return replace(picture, base=samples, mode=f"{picture.kind}A", patches=(), jpeg=b"")
 
 
 def _grabcut(rgb: Image, box: Box | None, name: str) -> Mask:

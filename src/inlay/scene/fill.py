@@ -5,11 +5,14 @@ Pictures are float32 (h, w, 3) sRGB in [0, 1]; holes are bool (h, w), True where
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import numpy as np
 
 from inlay.pictures.arrays import FAINT, Image, Mask, grow, resize, to_uint8
+
+_log = logging.getLogger("inlay")
 
 # Working side of the fill where a method does not let the user choose.
 WORKING_SIDE = 1024
@@ -17,6 +20,11 @@ WORKING_SIDE = 1024
 LEAST_ALPHA = 0.25
 # From here on a pixel may pass for the subject's own.
 SOLID_ALPHA = 0.75
+# A cut-out's solid pixels; what paper differs from it by, as shading does not; the largest part of
+# its rim's difference that may be left where the paper explains it.
+_SOLID, _CONTRAST, _EXPLAINED = 0.95, 0.125, 0.5
+# Where fewer of the pixels round a hole in an alpha are soft, its edge is sharp: so steep, a pixel.
+_SOFT_RIM, _SHARP = 0.25, 16
 # V-cycles of `membrane`.
 CYCLES = 12
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
@@ -35,8 +43,8 @@ def fill_hole(
     telea: A. Telea, An image inpainting technique based on the fast marching method, 2004.
     navier-stokes: Bertalmio et al., Navier-Stokes, fluid dynamics, and image and video
     inpainting, 2001. radius is in pixels of the picture. Where the longer side is above max_side
-    the hole is filled at that size and the fill enlarged, so the time is bounded. Pixels
-    outside the hole come back as they are. A hole without a rim is filled with the mean grey.
+    a hole of many pixels is filled at that size and the fill enlarged, so the time is bounded.
+    Pixels outside the hole come back as they are. A hole without a rim is filled with mean grey.
     """
     import cv2
 
@@ -45,7 +53,8 @@ def fill_hole(
     if hole.all():
         return np.full_like(rgb, 0.5)
     height, width = hole.shape
-    scale = min(1.0, max_side / max(height, width))
+    many = np.count_nonzero(hole) > max_side**2 / 4
+    scale = min(1.0, max_side / max(height, width)) if many else 1.0
     source, gap = rgb, hole
     if scale < 1:
         size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -84,23 +93,77 @@ def foreground(pasted: Image, clean: Image, alpha: Image) -> Image:
     pictures are the same, nobody knows what lay behind, and the nearly solid part is taken as
     it is.
     """
-    import cv2
-
     least = SOLID_ALPHA if np.array_equal(clean, pasted) else LEAST_ALPHA
     solid = alpha >= min(least, float(alpha.max()))
     share = np.maximum(alpha, 1e-6)[..., None]
     colour = np.clip(clean + (pasted - clean) / share, 0, 1).astype(np.float32)
+    return extend(colour, solid)
+
+
+def extend(colour: Image, known: Mask) -> Image:
+    """Colours (h, w, 3) that are known in a mask; elsewhere the nearest of them, else grey."""
+    import cv2
+
+    if known.all() or not known.any():
+        return colour if known.any() else np.full_like(colour, 0.5)
     _, labels = cv2.distanceTransformWithLabels(
-        (~solid).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
     nearest = np.zeros(int(labels.max()) + 1, np.int64)
-    nearest[labels[solid]] = np.flatnonzero(solid)
+    nearest[labels[known]] = np.flatnonzero(known)
     continued: Image = colour.reshape(-1, 3)[nearest[labels]]
     return continued
 
 
-def membrane(values: Image, inside: Mask) -> Image:
-    """Values (h, w, c) with the inside replaced by the solution of Laplace's equation.
+def mend_alpha(alpha: Image, hole: Mask) -> Image:
+    """An alpha (h, w) with a hole filled smoothly from its rim; with a sharp edge where alpha has
+    no other there.
+    """
+    filled = membrane(alpha[..., None], hole)[..., 0]
+    rim = alpha[grow(hole, 3) & ~hole]
+    if ((rim > FAINT) & (rim < 1 - FAINT)).mean() < _SOFT_RIM:
+        filled[hole] = np.clip((filled[hole] - 0.5) * _SHARP + 0.5, 0, 1)
+    return filled
+
+
+def clean_rim(rgb: Image, alpha: Image, name: str) -> Image:
+    """A cut-out's own colours (h, w, 3) where those of its rim hold some of a one-coloured paper,
+    which the log hears of; else the colours as they are.
+
+    A rim that was never cleaned has C = a F + (1 - a) P for alpha a, the paper P and the subject's
+    colour F, about that of the nearest solid pixel. That must explain C far better than F does
+    alone, or F and one difference. Then F = P + (C - P) / a, where that is the nearer to the solid
+    pixel: few alphas are exact.
+    """
+    rim, solid = (alpha > FAINT) & (alpha < _SOLID), alpha >= _SOLID
+    if not (rim.any() and solid.any()):
+        return rgb
+    own = extend(rgb, solid)[rim]
+    mixed, cover = rgb[rim], alpha[rim][:, None]
+    change, share = mixed - own, 1 - cover
+    thin = cover[:, 0] <= np.quantile(cover, 0.25)
+    paper = np.clip(np.median((change / share + own)[thin], axis=0), 0, 1)
+    # The thinner, the more paper: there alphas that are not exact say least.
+    left, bare, even = (
+        float((share * np.abs(error)).mean())
+        for error in (change - share * (paper - own), change, change - np.median(change, axis=0))
+    )
+    if np.abs(paper - own).mean() < _CONTRAST or left > _EXPLAINED * min(bare, even):
+        return rgb
+    told = ",".join(str(level) for level in to_uint8(paper))
+    _log.info("%s: its rim is cleaned of the colour %s of its old background", name, told)
+    clean = np.clip(paper + (mixed - paper) / cover, 0, 1)
+    off = np.abs(clean - own).sum(-1, keepdims=True)
+    # What is paper alone says nothing of the subject.
+    clean = np.where(off > np.abs(clean - paper).sum(-1, keepdims=True), own, clean)
+    rgb = rgb.copy()
+    rgb[rim] = np.where(off > np.abs(change).sum(-1, keepdims=True), mixed, clean)
+    return rgb
+
+
+def membrane(values: Image, inside: Mask, load: Image | None = None) -> Image:
+    """Values (h, w, c) with the inside replaced by the solution of Laplace's equation, or of
+    Poisson's u - mean of u's four neighbours = `load`.
 
     The rest is its boundary condition; at the edge of the array the slope is zero. Solved by
     multigrid V-cycles (Briggs, Henson and McCormick, A multigrid tutorial, chapter 3) from the
@@ -113,7 +176,7 @@ def membrane(values: Image, inside: Mask) -> Image:
     rim = grow(inside, 1) & ~inside
     result = np.where(inside[..., None], values[rim].mean(0), values).astype(np.float32)
     for _ in range(CYCLES):
-        result = _cycle(result, np.zeros_like(result), inside)
+        result = _cycle(result, np.zeros_like(result) if load is None else load, inside)
     return result
 
 

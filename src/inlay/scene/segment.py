@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,19 +27,14 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SIDE = 1024
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """mask: float32 (h, w) in [0, 1]; soft: it is an alpha already, not an outline; reach: by
-    how many pixels its edge may be off, one cell of the model's own map."""
-
-    mask: Image
-    soft: bool
-    reach: float
+# A mask (h, w) in [0, 1], and by how many pixels its outline may be off, a cell of the model's map;
+# None where the mask is an alpha already.
+Found = tuple[Image, float | None]
 
 
 def segment(
     rgb: Image, model: str, *, box: Box | None = None, trust_remote_code: bool = False
-) -> Segmentation:
+) -> Found:
     """Find the subject in a picture, float32 (h, w, 3) in [0, 1].
 
     model is a folder or a hub id; the local cache is tried before the network. box says where
@@ -66,23 +60,21 @@ def segment(
     custom = "AutoModelForImageSegmentation" in (getattr(config, "auto_map", None) or {})
     with torch.inference_mode():
         if config.model_type in kinds.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES:
-            found = _semantic(rgb, model, box, options)
+            mask, reach = _semantic(rgb, model, box, options)
         elif config.model_type in kinds.MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
-            found = _prompted(rgb, model, box, options)
+            mask, reach = _prompted(rgb, model, box, options)
         elif custom:
-            found = _foreground(rgb, model, options)
+            mask, reach = _foreground(rgb, model, options)
         else:
             raise InputError(
                 f"{model} is a {config.model_type} model, which is no segmenter inlay can use; "
                 "give one for semantic segmentation, of the SAM family, or like BiRefNet."
             )
-    mask = found.mask
     if box is not None:
-        mask = np.zeros_like(mask)
-        mask[box.slices] = found.mask[box.slices]
+        mask = box.keep(mask)
     if not (mask > 0.5).any():
         raise InputError(f"{model} found no subject; give a mask or another box.")
-    return Segmentation(mask, found.soft, found.reach)
+    return mask, reach
 
 
 def _read(auto: Any, model: str, options: dict[str, Any], fault: str, **more: Any) -> Any:
@@ -130,7 +122,7 @@ def _network(auto: Any, model: str, options: dict[str, Any]) -> Any:
     return _read(auto, model, options, fault, use_safetensors=True, dtype=torch.float32).eval()
 
 
-def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) -> Segmentation:
+def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) -> Found:
     """The class that fills most of the box, as an outline."""
     import torch
     from PIL import Image as PILImage
@@ -159,11 +151,11 @@ def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
         counts = np.bincount(area.ravel(), minlength=logits.shape[1])
         counts[background] = 0
         if counts.any():
-            return Segmentation((classes == counts.argmax()).astype(np.float32), False, reach)
+            return (classes == counts.argmax()).astype(np.float32), reach
     raise InputError(f"{model} sees only background; give a mask or a box round the subject.")
 
 
-def _prompted(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) -> Segmentation:
+def _prompted(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) -> Found:
     """The SAM family: the outline of the one thing inside a box."""
     import torch
     from transformers import AutoModelForMaskGeneration
@@ -192,10 +184,10 @@ def _prompted(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
     resize = torch.nn.functional.interpolate
     logits = resize(logits, (side, side), mode="bilinear")[..., : shape[0], : shape[1]]
     logits = resize(logits, (height, width), mode="bilinear")
-    return Segmentation((logits[0, 0] > 0).float().numpy(), False, min(reach, side))
+    return (logits[0, 0] > 0).float().numpy(), min(reach, side)
 
 
-def _foreground(rgb: Image, model: str, options: dict[str, Any]) -> Segmentation:
+def _foreground(rgb: Image, model: str, options: dict[str, Any]) -> Found:
     """BiRefNet and its kin: a soft map of what stands in front, last of the outputs, as logits."""
     import torch
     from transformers import AutoModelForImageSegmentation
@@ -210,8 +202,7 @@ def _foreground(rgb: Image, model: str, options: dict[str, Any]) -> Segmentation
     maps = answer.float().reshape(-1, 1, *answer.shape[-2:])[:1]
     height, width = rgb.shape[:2]
     maps = torch.nn.functional.interpolate(maps, (height, width), mode="bilinear")
-    reach = max(height / answer.shape[-2], width / answer.shape[-1])
-    return Segmentation(maps[0, 0].sigmoid().numpy(), True, reach)
+    return maps[0, 0].sigmoid().numpy(), None
 
 
 def _tensor(rgb: Image, shape: tuple[int, int], model: str, options: dict[str, Any]) -> Any:

@@ -10,21 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box, Image, Mask, bounds, distance, resize, soft_rim
+from inlay.pictures.arrays import Box, Image, Mask, bounds, distance, resize, soft_rim, to_levels
 from inlay.pictures.colour import convert
+from inlay.pictures.mask import softness
+from inlay.scene.fill import extend
 from inlay.scene.subject import Cutout, Seed, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from inlay.pictures.picture import Picture
+
+# A mask whose edge is wider than so many pixels is soft.
+_SOFT = 1.5
+# The pixels of the picture that a removal changes beyond its mask: so many, and a rim.
+GROWN, FADE = 3, 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +213,10 @@ class Window:
     space, whose profile is `space` (None is sRGB): the picture as it was, and with the subject over
     it (the same where nothing is pasted by us).
     alpha is float32 (h, w): the subject's alpha, or the mask of what is to change.
-    `was` is the background's crop before anything, which `stitch` compares with. concept is the
-    file of a concept that is to fill the alpha; there `pasted` is grey.
+    `was` is the background's crop before anything, which `stitch` compares with; where nothing is
+    seen of it, its colour is that of the nearest pixel that is. under is the alpha that a
+    see-through background is to have. concept is the file of a concept that is to fill the alpha;
+    there `pasted` is grey.
     """
 
     box: Box
@@ -228,17 +237,19 @@ class Window:
         was, under = picture.colours(box), picture.alpha(box)
         alpha = np.zeros(was.shape[:2], np.float32)
         alpha[region.box.shifted(-box.x, -box.y).slices] = region.mask
+        layer = scene.layer
+        if under is not None:
+            # What is to go lends its colour only where there is no other.
+            rest = (under > 0) & (alpha == 0) if layer is None else under > 0
+            shown = extend(was, rest if rest.any() else under > 0)
+            was[under == 0] = shown[under == 0]
         clean = was
         if (before := scene.clean) is not None:
             clean = convert(before.colours(box), before.space, picture.space)
-        if under is not None and (hidden := under == 0).any():
-            # What no alpha shows is no colour: the mean of what is seen stands in for it.
-            mean = np.average(was, (0, 1), under[..., None] + was * 0) if under.any() else 0.5
-            for image in (was, clean):
-                image[hidden] = mean
-        layer = scene.layer
+            if (opacity := before.alpha(box)) is not None:
+                clean = extend(clean, opacity > 0)
         if layer is None:
-            return cls(box, clean, was, alpha, was, space=picture.space)
+            return cls(box, clean, was, alpha, was, under, space=picture.space)
         pasted = was.copy()
         place = layer.box.shifted(-box.x, -box.y).slices
         cover = layer.alpha[..., None]
@@ -256,6 +267,18 @@ class Window:
     def shape(self) -> tuple[int, int]:
         """(height, width) in background pixels."""
         return self.box.height, self.box.width
+
+    @cached_property
+    def soft(self) -> bool:
+        """Whether alpha has levels of its own, in whose measure things change."""
+        return softness(self.alpha) > _SOFT
+
+    def soften(self, rgb: Image) -> Image:
+        """A result (h, w, 3) as far as a soft mask lets it through; a subject's alpha, in `pasted`
+        already, lets through all.
+        """
+        through = self.soft and self.pasted is self.was
+        return self.was + self.alpha[..., None] * (rgb - self.was) if through else rgb
 
     def paste_mask(self) -> Mask:
         """Where the subject was laid over the background: bool (h, w)."""
@@ -280,9 +303,11 @@ class Window:
         return torch.from_numpy(hard)[None, None]
 
     def region(self, grow: float = 0.0) -> Image:
-        """alpha > 0.5, dilated by `grow` of the window's longer side: float32 (h, w), 0 or 1."""
+        """alpha > 0.5, or all of a soft mask, dilated by `grow` of the window's longer side:
+        float32 (h, w), 0 or 1.
+        """
         hard = (self.alpha > 0.5).astype(np.float32)
-        if not hard.any():
+        if not hard.any() or (self.soft and self.pasted is self.was):
             hard = (self.alpha > 0).astype(np.float32)
         radius = round(grow * max(self.shape))
         if radius < 1:
@@ -319,12 +344,11 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
     rgb = np.clip(rgb, 0, 1)
     changed = mask & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
     target = picture.crop(box).copy()
-    if window.under is not None:
-        changed |= mask & (target[..., -1] == 0)
     colours = target[..., :-1] if picture.mode in ("LA", "RGBA") else target
-    colours[changed] = picture.native(np.ascontiguousarray(rgb)).reshape(colours.shape)[changed]
     if window.under is not None:
-        top = float(np.iinfo(target.dtype).max)
-        opacity = np.round(window.under[inner.slices] * top).astype(target.dtype)
-        target[..., -1][mask] = np.maximum(target[..., -1], opacity)[mask]
+        opacity = to_levels(window.under[inner.slices], picture.depth)
+        # What nobody could see is written where it is to be seen now, and nowhere else.
+        changed = (changed | (mask & (target[..., -1] == 0))) & (opacity > 0)
+        target[..., -1][mask] = opacity[mask]
+    colours[changed] = picture.native(np.ascontiguousarray(rgb)).reshape(colours.shape)[changed]
     return picture.patched(box, target), box, mask.astype(np.float32)

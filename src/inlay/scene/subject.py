@@ -16,10 +16,11 @@ from PIL import Image as PILImage
 from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validator
 
 from inlay.errors import InputError, show, unsaved
-from inlay.pictures.arrays import FAINT, Box, Image, bounds, to_uint8
-from inlay.pictures.colour import convert
+from inlay.pictures.arrays import Box, Image, bounds, from_levels
 from inlay.pictures.mask import LEAST_SHARE
+from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
+from inlay.scene.fill import clean_rim, extend
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
 
 Size = tuple[int, int]
@@ -272,7 +273,7 @@ class Cutout:
 
     rgb (h, w, 3) is its own colour even where the old background shone through, in the space of a
     profile (None is sRGB). concept is the file of a concept, whose picture is yet to be made: then
-    all of it is grey. place is where it lay in its picture, whose (width, height) is whole.
+    all of it is grey. place is where it lay in its picture.
     """
 
     rgb: Image
@@ -281,22 +282,12 @@ class Cutout:
     sha256: str
     concept: Path | None = None
     place: Box | None = None
-    whole: tuple[int, int] = (0, 0)
     space: bytes | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height)."""
         return self.alpha.shape[1], self.alpha.shape[0]
-
-    def to_pil(self) -> PILImage.Image:
-        """An 8-bit RGBA picture of its picture's size, clear round the subject."""
-        assert self.place is not None
-        samples = np.zeros((self.whole[1], self.whole[0], 4), np.uint8)
-        levels = to_uint8(np.dstack([convert(self.rgb, self.space, None), self.alpha]))
-        levels[self.alpha <= FAINT] = 0
-        samples[self.place.slices] = levels
-        return PILImage.fromarray(samples, "RGBA")
 
 
 def cut(
@@ -308,17 +299,20 @@ def cut(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     trust_remote_code: bool = False,
 ) -> Cutout:
-    """Cut a subject out of its picture: a path, a PIL picture or a uint8 array.
+    """Cut a subject out of its picture: a path, a PIL picture, a uint8 array or a Picture.
 
     by: "alpha" takes the picture's transparency, `box` what of it counts; anything else is one of
     the ways of inlay.scene.cutout.find_alpha. Left out: mask where one is given, alpha where the
     picture has some, box where one is given, else grabcut. Colours are multi-level foreground
     estimation (Germer et al. 2020). Raises InputError where nothing is found or inputs do not fit.
     """
-    picture = read_picture(source, role="subject", max_pixels=max_pixels)
-    opacity = picture.alpha()
+    picture = source
+    if not isinstance(source, Picture):
+        picture = read_picture(source, role="subject", max_pixels=max_pixels)
+    # Levels, and no floats of all of a large picture.
+    opacity = picture.samples[..., -1] if picture.mode in ("LA", "RGBA") else None
     if by is None:
-        clear = opacity is not None and bool((opacity < 1).any())
+        clear = opacity is not None and opacity.min() < np.iinfo(opacity.dtype).max
         by = "mask" if mask is not None else "alpha" if clear else "box" if box else "grabcut"
     if mask is not None and by != "mask":
         raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
@@ -327,24 +321,26 @@ def cut(
         if opacity is None:
             raise InputError(f"{picture.name} has no transparency to cut by; give a mask or a box.")
         view = box or Box.of_size(picture.size)
-        alpha = opacity * (opacity >= LEAST_SHARE * opacity.max())
-        seen = bounds(alpha[view.slices])
+        there = opacity[view.slices] >= max(LEAST_SHARE * opacity.max(), 1)
+        seen = bounds(there)
         if seen is None:
             raise InputError(f"{picture.name} is fully transparent; give a subject with opacity.")
         place = seen.shifted(view.x, view.y)
-        own = picture.colours(place)
+        alpha = from_levels(opacity[place.slices]) * there[seen.slices]
+        own = clean_rim(picture.colours(place), alpha, picture.name)
     else:
         from inlay.scene.cutout import find_alpha
         from inlay.scene.matte import colours
 
-        rgb = picture.rgb()
+        rgb, own = picture.rgb(), picture.colours()
+        if opacity is not None:
+            rgb, own = extend(rgb, opacity > 0), extend(own, opacity > 0)
         alpha = find_alpha(picture.name, rgb, by, mask, box, max_pixels, trust_remote_code)
         if opacity is not None:
-            alpha = alpha * opacity
-        found = bounds(alpha)
-        if found is None:
+            alpha = alpha * from_levels(opacity)
+        seen = bounds(alpha)
+        if seen is None:
             raise InputError(f"{picture.name} shows no subject; give a mask.")
-        place, own = found, colours(picture.colours(), alpha, found)
-    alpha = np.ascontiguousarray(alpha[place.slices])
-    known = picture.name, picture.sha256, None, place, picture.size, picture.space
-    return Cutout(own, alpha, *known)
+        place, own = seen, colours(own, alpha, seen)
+        alpha = np.ascontiguousarray(alpha[seen.slices])
+    return Cutout(own, alpha, picture.name, picture.sha256, None, place, picture.space)

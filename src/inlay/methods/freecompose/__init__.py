@@ -76,8 +76,8 @@ class FreeComposeSettings(ModelSettings):
     start: Literal["object", "smooth"] = "smooth"
     """remove: start from the object as it is, or from a smooth fill, which large holes need"""
     grow: float = Field(0.02, ge=0, le=0.5)
-    """remove: how far the hole is widened, over shadows too; semantic: how far the region is; in
-    units of the crop's longer side
+    """remove: how far the hole that the model fills is widened (what is written reaches 8 pixels
+    beyond the mask at most); semantic: how far the region is; in units of the crop's longer side
     """
     texture: float = Field(0.4, ge=0, le=1)
     """remove: how far the fill goes back to noise, to be sampled for fine texture, which is laid in
