@@ -108,7 +108,7 @@ def run(request: Request, checkpoint: Checkpoint, options: Options | None = None
         for seed in range(request.seed, request.seed + request.num_images):
             started = time.perf_counter()
             states: list[State] = []
-            notes = list(passes.inputs.notes)
+            notes = [*passes.inputs.notes, *(passes.backbone.notes if passes.backbone else ())]
             for planned in passes.plan_for(seed).steps:
                 if passes.options.on_phase is not None and planned.step.phase:
                     passes.options.on_phase(planned.step.phase)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from safetensors.torch import load_file, save_file
 
 import inlay
 from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded, predictions
-from inlay.checkpoints.folder import fingerprint, pick_weights
+from inlay.checkpoints.folder import pick_weights
 from inlay.checkpoints.hub import files_to_fetch, is_complete
-from inlay.checkpoints.load import load_backbone, pick_device, pick_dtype
+from inlay.checkpoints.load import fingerprint, load_backbone, pick_device, pick_dtype
 from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
 
@@ -235,14 +237,28 @@ def test_digests_are_remembered_until_a_file_changes(tmp_path: Path) -> None:
     file, memory = tmp_path / "a.safetensors", tmp_path / "cache" / "hashes.json"
     file.write_bytes(b"one")
     assert fingerprint([("a", file)]) == hashlib.sha256(b"one").hexdigest()
+    # One that was written this instant is not remembered: its times may not tell the next change.
+    assert not memory.exists()
+    time.sleep(0.1)
+    assert fingerprint([("a", file)]) == hashlib.sha256(b"one").hexdigest()
     known = json.loads(memory.read_text())
-    known[str(file)][2] = "0" * 64
+    (mark,) = known
+    known[mark] = "0" * 64
     memory.write_text(json.dumps(known))
     assert fingerprint([("a", file)]) == "0" * 64
     file.write_bytes(b"three")
     assert fingerprint([("a", file)]) == hashlib.sha256(b"three").hexdigest()
+    # Of the same length, with the old times, as archives and rsync leave it; and by another name.
+    time.sleep(0.1)
+    fingerprint([("a", file)])
+    stat = file.stat()
+    for same in (file, tmp_path / "b"):
+        same.write_bytes(b"seven")
+        os.utime(same, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        same.replace(file)
+        assert fingerprint([("a", file)]) == hashlib.sha256(b"seven").hexdigest()
     memory.write_text("not json")
-    assert fingerprint([("a", file)]) == hashlib.sha256(b"three").hexdigest()
+    assert fingerprint([("a", file)]) == hashlib.sha256(b"seven").hexdigest()
 
 
 # --- what is no checkpoint ------------------------------------------------------------------
@@ -283,10 +299,79 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "no vocabulary",
     ),
     "scheduler missing": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json"),
-    "config no json": (lambda f: (f / "unet" / "config.json").write_text("?"), "could not be"),
+    "config no json": (lambda f: (f / "unet" / "config.json").write_text("?"), "readable JSON"),
     "config of other widths": (
         lambda f: edit(f / "unet" / "config.json", block_out_channels=[8, 8, 8, 8]),
         "could not be",
+    ),
+    "a million layers": (
+        lambda f: edit(f / "unet" / "config.json", layers_per_block=10**6),
+        "more weights than its files hold",
+    ),
+    "a million text layers": (
+        lambda f: edit(f / "text_encoder" / "config.json", num_hidden_layers=10**6),
+        "more weights than its files hold",
+    ),
+    "terabytes of text": (
+        lambda f: edit(f / "text_encoder" / "config.json", max_position_embeddings=10**10),
+        "more weights than its files hold",
+    ),
+    "terabytes of convolutions": (
+        lambda f: edit(f / "unet" / "config.json", block_out_channels=[2**17] * 4),
+        "more weights than its files hold|could not be loaded",
+    ),
+    "a wide autoencoder": (
+        lambda f: edit(f / "vae" / "config.json", latent_channels=2**30),
+        "more weights than its files hold|could not be loaded",
+    ),
+    "20000 pixels": (lambda f: edit(f / "unet" / "config.json", sample_size=2500), "20000 pixels"),
+    "no pixels": (lambda f: edit(f / "unet" / "config.json", sample_size=-5), "-40 pixels"),
+    "pixels no number": (lambda f: edit(f / "unet" / "config.json", sample_size="x"), "could not"),
+    "a scale of nothing": (
+        lambda f: edit(f / "vae" / "config.json", scaling_factor=0),
+        "latents times 0",
+    ),
+    "a scale no number": (
+        lambda f: edit(f / "vae" / "config.json", scaling_factor=float("nan")),
+        "latents times nan",
+    ),
+    "an endless config": (
+        lambda f: (f / "unet" / "config.json").write_text('{"a": ' + "[" * 10**6),
+        "could not be|readable JSON",
+    ),
+    "a long config": (
+        lambda f: (f / "unet" / "config.json").write_text(" " * (1 << 23) + "{}"),
+        "readable JSON",
+    ),
+    "an adapter beside the text": (
+        lambda f: (f / "text_encoder" / "adapter_config.json").write_text("{}"),
+        "adapter_config.json",
+    ),
+    "an adapter beside the autoencoder": (
+        lambda f: (f / "vae" / "adapter_config.json").write_text("{}"),
+        "adapter_config.json",
+    ),
+    "weights of another name": (
+        lambda f: edit(f / "text_encoder" / "config.json", transformers_weights="x.safetensors"),
+        "transformers_weights",
+    ),
+    "attention from the hub": (
+        lambda f: edit(f / "text_encoder" / "config.json", attn_implementation="evil/kernel"),
+        "attn_implementation",
+    ),
+    "class labels": (
+        lambda f: edit(f / "unet" / "config.json", num_class_embeds=3),
+        "num_class_embeds|lacks",
+    ),
+    "timesteps through an activation": (
+        lambda f: edit(f / "unet" / "config.json", timestep_post_act="silu"),
+        "timestep_post_act",
+    ),
+    "strange blocks": (
+        lambda f: edit(
+            f / "unet" / "config.json", down_block_types=["AttnDownBlock2D"] * 3 + ["DownBlock2D"]
+        ),
+        "AttnDownBlock2D|lacks",
     ),
     "strange text class": (
         lambda f: edit(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
@@ -331,6 +416,29 @@ def test_a_broken_folder_is_one_sentence(case: str, folder: Path) -> None:
     assert str(folder) in sentence(error)
 
 
+def test_shards_lie_in_their_folder(folder: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    shutil.rmtree(folder / "unet")
+    unet.save_pretrained(folder / "unet", max_shard_size="500KB")
+    (index,) = (folder / "unet").glob("*.index.json")
+    said = json.loads(index.read_text())
+    for where in ("../vae/" + WEIGHTS, "missing.safetensors", ["x"]):
+        first = next(iter(said["weight_map"]))
+        edit(index, weight_map=said["weight_map"] | {first: where})
+        with pytest.raises(InputError, match=r"The unet of|unhashable") as error:
+            load_backbone(folder, device="cpu")
+        sentence(error)
+
+
+def test_a_unet_that_is_told_the_guidance_scale_is_refused(folder: Path) -> None:
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    unet = UNet2DConditionModel.from_config(config, time_cond_proj_dim=24)
+    unet.save_pretrained(folder / "unet")
+    with pytest.raises(InputError, match=r"time_cond_proj_dim.*LCM") as error:
+        load_backbone(folder, device="cpu")
+    sentence(error)
+
+
 def test_a_unet_of_five_channels_is_refused(folder: Path) -> None:
     config = UNet2DConditionModel.load_config(folder / "unet")
     UNet2DConditionModel.from_config(config, in_channels=5).save_pretrained(folder / "unet")
@@ -349,6 +457,13 @@ def test_a_name_that_is_nothing_is_one_sentence(name: str) -> None:
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     save_file({"a": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    stem = "model.diffusion_model."
+    for name, key in (
+        ("flux", "double_blocks.0.img_attn.qkv.weight"),
+        ("flux2", f"{stem}double_blocks.0.img_attn.qkv.weight"),
+        ("sd3", f"{stem}joint_blocks.0.x_block.attn.qkv.weight"),
+    ):
+        save_file({key: torch.zeros(2)}, tmp_path / f"{name}.safetensors")
     (tmp_path / "zero.safetensors").write_bytes(b"")
     (tmp_path / "text.txt").write_text("hello")
     cases = {
@@ -357,7 +472,10 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         "zero.safetensors": "truncated",
         "text.txt": "must be a .safetensors",
         "absent.safetensors": "does not exist",
-        "absent.ckpt": "pickle",
+        "absent.ckpt": "convert it with diffusers",
+        "flux.safetensors": "is FLUX.1 or .* in one file, but inlay opens those as a folder",
+        "flux2.safetensors": "is FLUX.1 or ",
+        "sd3.safetensors": "or Stable Diffusion 3 in one file",
     }
     for name, expected in cases.items():
         with pytest.raises(InputError, match=expected) as error:
@@ -569,9 +687,10 @@ def test_loras_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
         return tmp_path / f"{name}.safetensors"
 
     good = kohya_lora()
+    unet = {name: tensor for name, tensor in good.items() if "unet" in name}
     cases = [
         (broken("wide", {k: torch.cat([v, v], -1) if v.ndim else v for k, v in good.items()}), 1),
-        (broken("other", kohya_lora(layer=LAYER.replace("down_blocks.0", "down_blocks.7"))), 1),
+        (broken("other", {k.replace("blocks_0_", "blocks_7_"): v for k, v in unet.items()}), 1),
         (broken("nan", {k: v * float("nan") for k, v in good.items()}), 1),
         (broken("embedding", {"emb_params": draw(1, WIDTH)}), 1),
         (broken("fine", good), float("nan")),

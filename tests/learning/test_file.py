@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 from io import BytesIO
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from skimage import data
 
 from checkpoints import built, loaded
@@ -20,6 +22,7 @@ from concepts import learnt
 from inlay import Box, InputError
 from inlay.checkpoints.concept import (
     Sight,
+    attach,
     is_concept,
     read_concept,
     write_concept,
@@ -91,7 +94,7 @@ def test_ten_large_pictures_hinder_no_reader(
     path, source = tmp_path / "cup.safetensors", learnt(text_encoder=True)
     sights = tuple(_sight(portrait(found)) for _ in range(10))
     said = read_concept(source).model_copy(update={"sights": sights})
-    write_concept(path, said, load_file(source), 2)
+    write_concept(path, said, load_file(source))
     with safe_open(path, "pt") as file:
         assert len((file.metadata() or {})["inlay_learned"]) > 1_000_000
     assert is_concept(path) and read_concept(path, loaded("sd1_inpaint")).sights == sights
@@ -116,8 +119,65 @@ def test_a_lora_that_was_learnt_for_another_checkpoint_is_refused(tmp_path: Path
     said = read_concept(learnt())
     path = tmp_path / "cup.safetensors"
     base = said.base.model_copy(update={"hash": other})
-    write_concept(path, said.model_copy(update={"base": base}), load_file(learnt()), 2)
+    write_concept(path, said.model_copy(update={"base": base}), load_file(learnt()))
     with pytest.raises(InputError, match=r"cup\.safetensors was learnt for .* has other weights"):
         load_backbone(built("sd1_inpaint"), device="cpu", loras=[(path, 1.0)])
     # What was merged before it does not make another checkpoint of it.
     load_backbone(built("sd1_inpaint"), device="cpu", loras=[(learnt(), 0.5), (learnt(), 0.5)])
+
+
+def test_files_that_say_too_much_are_one_sentence(tmp_path: Path) -> None:
+    tensors, said = load_file(learnt()), json.loads(_said(learnt()))
+    sight = said["sights"][0]
+    cases = [
+        {**said, "context": float("nan")},
+        {**said, "context": 1e300},
+        {**said, "sights": [{**sight, "picture": None}] * 2000},
+        {**said, "sights": [{**sight, "aspect": float("inf")}]},
+        {**said, "sights": [{**sight, "size": 7}]},
+        {**said, "prompt": "x" * 10**6},
+        {**said, "token": "\x1b[31m"},
+        {**said, "settings": 1},
+        [],
+    ]
+    texts = [json.dumps(case) for case in cases]
+    for number, text in enumerate([*texts, "[" * 10**6, "[" + "[]," * 10**6 + "[]]", "{", "\0"]):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(tensors, path, {"inlay_learned": text})
+        with pytest.raises(InputError, match="cannot read; learn it again") as error:
+            read_concept(path, loaded("sd1_inpaint"))
+        assert str(error.value).isprintable() and len(str(error.value)) < 300
+
+
+def test_layers_that_do_not_fit_are_one_sentence_and_leave_no_trace(tmp_path: Path) -> None:
+    source = learnt(text_encoder=True)
+    tensors, said = load_file(source), _said(source)
+    part = next(name for name in tensors if name.startswith("unet.") and "lora_A" in name)
+    text = next(name for name in tensors if name.startswith("text_") and "lora_A" in name)
+    base = load_backbone(built("sd1_inpaint"), device="cpu")
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    less = {name: value for name, value in tensors.items() if name != part}
+    cases: list[dict[str, Any]] = [
+        tensors | {part: torch.zeros(5)},
+        tensors | {text: torch.zeros(5)},
+        tensors | {part: torch.zeros(2, 7)},
+        less,
+        less | {part.replace("unet.", "unet.(.*)*(.*)*(.*)*X"): tensors[part]},
+        tensors | {part.replace(".lora_A.weight", ".dora_scale"): torch.ones(1)},
+        tensors | {part.replace(".lora_A.weight", ".lora_C.weight"): torch.ones(1)},
+        tensors | {"unet.conv_in.weight": torch.ones(1)},
+    ]
+    for number, case in enumerate(cases):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(case, path, {"inlay_learned": said})
+        with (
+            pytest.raises(InputError, match=rf"{number}\.safetensors"),
+            attach(base, [(path, 1.0)]),
+        ):
+            pass
+        assert all(torch.equal(base.unet.state_dict()[name], old) for name, old in before.items())
+
+
+def _said(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return str((file.metadata() or {})["inlay_learned"])

@@ -151,7 +151,7 @@ def test_a_whole_unet_goes_in_and_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be merged"):
         load_backbone(model, device="cpu", loras=[(path, 1.0)])
     broken = tmp_path / "cup.safetensors"
-    write_concept(broken, read_concept(path), dict(list(held.items())[1:]), 2)
+    write_concept(broken, read_concept(path), dict(list(held.items())[1:]))
     with pytest.raises(InputError, match="does not fit"), attach(backbone, [(broken, 1.0)]):
         raise AssertionError
     assert _same(before, _state(backbone))

@@ -280,6 +280,30 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(photos: list[str], tmp_pa
         learn(other, "cup", parts, config, device="cpu", resume=True)
     with pytest.raises(InputError, match="had other class name"):
         learn(places, "mug", parts, config, device="cpu", resume=True)
+    # States that were damaged, or come from elsewhere.
+    state = run_folder(parts) / "state.safetensors"
+    whole_bytes, tensors = state.read_bytes(), load_file(state)
+    name = next(key for key in tensors if key.startswith("opt.exp_avg."))
+    less = {key: value for key, value in tensors.items() if not key.startswith("ema.")}
+    for held, step in (
+        (less, "2"),
+        (tensors | {name: torch.zeros(5)}, "2"),
+        (tensors | {"opt.exp_avg.strange": torch.zeros(5)}, "2"),
+        (tensors, "two"),
+        (tensors, None),
+    ):
+        save_file(held, state, step and {"step": step})
+        with pytest.raises(InputError, match="is not of an object for the model"):
+            learn(places, "cup", parts, config, device="cpu", resume=True)
+    for damaged in (whole_bytes[:-9], b"", b"\xff" * 99):
+        state.write_bytes(damaged)
+        with pytest.raises(InputError, match="truncated"):
+            learn(places, "cup", parts, config, device="cpu", resume=True)
+    state.write_bytes(whole_bytes)
+    for recipe in ("[1]", "[" * 10**6, "{}"):
+        (state.parent / "recipe.json").write_text(recipe)
+        with pytest.raises(InputError, match="had other photos"):
+            learn(places, "cup", parts, config, device="cpu", resume=True)
 
 
 @pytest.fixture(scope="module")

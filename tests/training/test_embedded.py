@@ -140,6 +140,9 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         ('{"file_name": "a.png", "text": "x", "weight": -1}', "weight"),
         ('{"file_name": "a.png", "text": "x", "weight": NaN}', "weight"),
         ("[1, 2]", "line 1"),
+        ("[" * 10**6, "line 1"),
+        ('{"file_name": "a.png", "text": "' + "x" * 10**6 + '"}', "line 1"),
+        ('{"file_name": "a.png", "weight": 1' + "0" * 10**6 + "}", "line 1"),
         ("\udcff", "UTF-8"),
     ],
 )

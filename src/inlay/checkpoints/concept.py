@@ -5,13 +5,12 @@ that using it needs.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,13 +30,14 @@ if TYPE_CHECKING:
 _KEY = "inlay_learned"
 # Of an object's picture in a file, on each side; those that are written have half of it.
 _MOST_PIXELS = 1024
-_MOST_LETTERS = 1 << 23
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\P{Cc}*$")]
+Prompt = Annotated[str, Field(max_length=4000)]
 
 
 class _Loose(BaseModel):
     """Later versions may write more; what is not known here is passed over."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Base(_Loose):
@@ -59,7 +59,7 @@ class Sight(_Loose):
 
     photo: str
     sha256: str
-    aspect: float = Field(gt=0)
+    aspect: float = Field(gt=0, lt=1e5)
     size: float = Field(gt=0, le=1)
     picture: str | None = None
 
@@ -73,8 +73,6 @@ class Sight(_Loose):
         from PIL import Image
 
         try:
-            if len(self.picture) > _MOST_LETTERS:
-                raise ValueError(len(self.picture))
             data = base64.b64decode(self.picture, validate=True)
             # The size is read from the header, before a pixel is.
             with Image.open(BytesIO(data), formats=["WEBP"]) as image:
@@ -101,15 +99,15 @@ class Concept(_Loose):
     kind: Literal["lora", "full"] = "lora"
     format: Literal[1] = 1
     inlay: str = ""
-    class_name: str = Field(min_length=1)
-    token: str = Field(min_length=1)
-    prompt: str
-    class_prompt: str
+    class_name: Name
+    token: Name
+    prompt: Prompt
+    class_prompt: Prompt
     layout: Literal["plain", "released"]
     background_prompt: str
     mask_cross_attention: bool
-    context: float
-    sights: tuple[Sight, ...] = Field(min_length=1)
+    context: float = Field(ge=0, le=1e5)
+    sights: tuple[Sight, ...] = Field(min_length=1, max_length=1000)
     base: Base
     steps: int
     settings: dict[str, Any]
@@ -128,7 +126,7 @@ class Concept(_Loose):
 def is_concept(path: Path) -> bool:
     """Whether a file is one that `inlay learn` wrote; reads its header alone, raises nothing."""
     try:
-        return path.suffix.lower() == ".safetensors" and _KEY in _header(path)
+        return path.suffix.lower() == ".safetensors" and _KEY in _header(path)[0]
     except (InputError, OSError):
         return False
 
@@ -139,15 +137,20 @@ def read_concept(path: Path, backbone: Backbone | Loaded | None = None) -> Conce
     Raises InputError for a file that is not whole, that `inlay learn` did not write, or that was
     learnt for another checkpoint.
     """
-    text = _header(path).get(_KEY)
-    if text is None:
+    said, shapes = _header(path)
+    if (text := said.get(_KEY)) is None:
         raise InputError(f"{path.name} holds no concept; expected a file that `inlay learn` wrote.")
     try:
-        concept = Concept.model_validate(json.loads(text))
+        concept = Concept.model_validate_json(text)
     except ValueError:
         raise InputError(
             f"{path.name} says of its object what this version cannot read; learn it again."
         ) from None
+    downs = {name: shape for name, shape in shapes.items() if ".lora_A." in name}
+    ups = [shapes.get(name.replace(".lora_A.", ".lora_B."), []) for name in downs]
+    whole = all(a[:1] == b[1:2] != [] for a, b in zip(downs.values(), ups, strict=True))
+    if concept.kind == "lora" and not (whole and 2 * len(downs) == len(shapes) > 0):
+        raise InputError(f"{path.name} holds tensors that are no LoRA's; learn the object again.")
     base = concept.base
     if backbone is not None and backbone.hash != base.hash:
         raise InputError(
@@ -158,23 +161,24 @@ def read_concept(path: Path, backbone: Backbone | Loaded | None = None) -> Conce
     return concept
 
 
-def _header(path: Path) -> Mapping[str, str]:
+def _header(path: Path) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """What a file says, and the shapes of its tensors; without torch."""
     from safetensors import safe_open
 
-    check_safetensors(path, "concept")
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})
+    names = check_safetensors(path, "concept")
+    with safe_open(path, "np") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in names}
+        return dict(file.metadata() or {}), shapes
 
 
 def write_concept(
-    path: Path, concept: Concept, tensors: Mapping[str, Tensor], rank: int, dtype: str = "float32"
+    path: Path, concept: Concept, tensors: Mapping[str, Tensor], dtype: str = "float32"
 ) -> None:
     """Write named tensors and what is to be said of them; in one step.
 
     A LoRA has the names of diffusers' format, such as unet.LAYER.lora_A.weight. What a layer adds
-    is B A x, so any scale is in B already: there is no alpha to be known. The header says so too,
-    as readers of that header ask for it. A whole U-Net has unet.NAME. Raises InputError where the
-    file cannot be written.
+    is B A x, so any scale is in B already: there is no alpha to be known. A whole U-Net has
+    unet.NAME. Raises InputError where the file cannot be written.
     """
     import torch
     from safetensors.torch import save
@@ -185,19 +189,6 @@ def write_concept(
         for name, tensor in tensors.items()
     }
     header = {"format": "pt", _KEY: concept.model_dump_json()}
-    config: dict[str, Any] = {}
-    for name in tensors:
-        part, _, rest = name.partition(".")
-        layer, found, _ = rest.rpartition(".lora_A.")
-        if found:
-            # Names within a text encoder differ between the library's versions.
-            layer = layer if part == "unet" else layer.rpartition(".")[2]
-            config |= {f"{part}.r": rank, f"{part}.lora_alpha": rank}
-            layers = config.setdefault(f"{part}.target_modules", [])
-            if layer not in layers:
-                layers.append(layer)
-    if concept.kind == "lora":
-        header["lora_adapter_metadata"] = json.dumps(config)
     replace_file(path, lambda file: file.writelines([save(data, header)]))
 
 
@@ -209,88 +200,53 @@ def attach(
     as it was, to the bit. Gives what the files say.
 
     Raises InputError for a file that is not one of ours, was learnt for another checkpoint or does
-    not fit it, and for a whole U-Net beside another file, before anything is changed.
+    not fit it, and for a whole U-Net beside another file.
     """
-    from safetensors.torch import load_file
-
     found = tuple(read_concept(path, backbone) for path, _ in files)
-    for (path, _), concept in zip(files, found, strict=True):
-        if concept.kind == "full" and len(files) > 1:
-            raise InputError(
-                f"{path.name} holds a whole U-Net, which goes with no other concept; use it "
-                "alone, or learn the object as a LoRA."
-            )
-    tensors = [load_file(path) for path, _ in files]
-    changed: dict[Any, Tensor] = {}
-    for (path, scale), held in zip(files, tensors, strict=True):
-        try:
-            changed |= _changes(backbone, held, scale, changed)
-        except (AttributeError, LookupError, ValueError):
-            raise InputError(
-                f"{path.name} does not fit the weights of {backbone.name}, which it says it was "
-                "learnt for; learn the object again."
-            ) from None
-    unet = backbone.unet
-    before = {parameter: parameter.data for parameter in changed}
-    names = [f"concept_{n}" for n, concept in enumerate(found) if concept.kind == "lora"]
+    before: dict[Any, Tensor] = {}
     try:
-        for parameter, value in changed.items():
-            parameter.data = value
-        for name, held in zip(names, tensors, strict=False):
-            unet.load_lora_adapter(held, prefix="unet", adapter_name=name)
-        if names:
-            unet.set_adapters(names, [scale for _, scale in files])
-            unet.requires_grad_(False).eval()
+        for (path, scale), concept in zip(files, found, strict=True):
+            if concept.kind == "full" and len(files) > 1:
+                raise InputError(
+                    f"{path.name} holds a whole U-Net, which goes with no other concept; use it "
+                    "alone, or learn the object as a LoRA."
+                )
+            for parameter, value in _changes(backbone, path, scale, concept.kind):
+                before.setdefault(parameter, parameter.data)
+                parameter.data = value
         backbone.text.clear()
         yield found
     finally:
-        if getattr(unet, "_hf_peft_config_loaded", False):
-            unet.unload_lora()
         for parameter, value in before.items():
             parameter.data = value
         backbone.text.clear()
 
 
 def _changes(
-    backbone: Backbone, tensors: Mapping[str, Tensor], scale: float, before: Mapping[Any, Tensor]
-) -> dict[Any, Tensor]:
-    """What one file makes of a checkpoint's weights, by parameter, each in memory of its own.
-
-    tensors are unet.NAME of a whole U-Net, all of them or none, and text_encoder(_2).LAYER's
-    lora_A and lora_B; a U-Net's LoRA is passed over. scale is how far to go: at 1 a whole U-Net's
-    weights are the file's. `before` has what earlier files made of them. Raises LookupError or
-    AttributeError for tensors that do not fit.
+    backbone: Backbone, path: Path, scale: float, kind: str
+) -> Iterator[tuple[Any, Tensor]]:
+    """The parameters that a file changes, each with what becomes of it, in memory of its own; at
+    scale 1 a whole U-Net's weights are the file's. Raises InputError for a file that does not fit.
     """
-    whole = {name[5:]: value for name, value in tensors.items() if "lora_" not in name}
-    unet = dict(backbone.unet.named_parameters())
-    if whole and whole.keys() != unet.keys():
-        raise LookupError("not the weights of this U-Net")
-    changed: dict[Any, Tensor] = {}
-    for name, value in whole.items():
-        parameter = unet[name]
-        old = parameter.data
-        if value.shape != old.shape:
-            raise LookupError(name)
-        new = value.to(old.device, old.dtype, copy=True)
-        changed[parameter] = new if scale == 1 else old.lerp(new, scale)
-    for name, down in tensors.items():
-        if not name.startswith("unet.") and ".lora_A." in name:
-            up = tensors[name.replace(".lora_A.", ".lora_B.")]
-            parameter = _text_weight(backbone, name)
-            old = before.get(parameter, parameter.data)
-            if (*old.shape, len(down)) != (len(up), *down.shape[1:], *up.shape[1:]):
-                raise LookupError(name)
-            added = scale * (up.float() @ down.float())
-            changed[parameter] = (old.float() + added.to(old.device)).to(old.dtype)
-    return changed
+    from safetensors.torch import load_file
 
+    from inlay.checkpoints.lora import read_updates
 
-def _text_weight(backbone: Backbone, name: str) -> Any:
-    """The weight of a text encoder that a LoRA's tensor is for."""
-    part, _, rest = name.partition(".")
-    encoder = backbone.text.encoders[("text_encoder", "text_encoder_2").index(part)]
-    layer = rest.rpartition(".lora_")[0]
-    # Files have this part in their names, whether or not the library has it.
-    if not hasattr(encoder, "text_model"):
-        layer = layer.removeprefix("text_model.")
-    return encoder.get_submodule(layer).weight
+    unfit = InputError(
+        f"{path.name} does not fit the weights of {backbone.name}, which it says it was learnt "
+        "for; learn the object again."
+    )
+    if kind == "lora":
+        updates = read_updates(path, backbone.unet, backbone.text.encoders)[0].values()
+        if not updates or any(update.misfit() for update in updates):
+            raise unfit
+        for update in updates:
+            yield update.parameter, update.merge(scale)
+        return
+    unet = {f"unet.{name}": parameter for name, parameter in backbone.unet.named_parameters()}
+    tensors = load_file(path)
+    if {name: x.shape for name, x in unet.items()} != {k: x.shape for k, x in tensors.items()}:
+        raise unfit
+    for name, parameter in unet.items():
+        new = tensors[name].to(parameter.device, parameter.dtype, copy=True)
+        yield parameter, new if scale == 1 else parameter.data.lerp(new, scale)

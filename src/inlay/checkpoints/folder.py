@@ -1,25 +1,21 @@
 """A checkpoint's files: a folder in diffusers' layout, read without running anything that comes
-with it; its weights, and their fingerprint.
+with it.
 
-model_index.json may name only the classes listed here, so it can import nothing else, and weights
-come from .safetensors files alone.
+model_index.json may name only the classes listed here, so it can import nothing else; weights come
+from .safetensors files alone, and no config may declare far more than they hold.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
-from inlay.pictures.write import replace_file
 
 if TYPE_CHECKING:
     import torch
@@ -28,40 +24,41 @@ if TYPE_CHECKING:
 
 
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
-_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-_T5, _T5_TOKENIZERS = ("T5EncoderModel",), ("T5Tokenizer", "T5TokenizerFast")
-# Every class that a checkpoint may ask for, by part, in the order of loading; what ends in _2 may
-# be absent beside a U-Net.
-_UNET: Mapping[str, Sequence[str]] = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny", "PatchAutoencoder"),
-    "text_encoder": _CLIP,
-    "text_encoder_2": _CLIP,
-    "tokenizer": _CLIP_TOKENIZERS,
-    "tokenizer_2": _CLIP_TOKENIZERS,
-}
-_SD3: Mapping[str, Sequence[str]] = {
-    "transformer": ("SD3Transformer2DModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": _CLIP[1:],
-    "text_encoder_2": _CLIP[1:],
-    "text_encoder_3": _T5,
-    "tokenizer": _CLIP_TOKENIZERS,
-    "tokenizer_2": _CLIP_TOKENIZERS,
-    "tokenizer_3": _T5_TOKENIZERS,
-}
-_FLUX: Mapping[str, Sequence[str]] = {
-    "transformer": ("FluxTransformer2DModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": _CLIP[:1],
-    "text_encoder_2": _T5,
-    "tokenizer": _CLIP_TOKENIZERS,
-    "tokenizer_2": _T5_TOKENIZERS,
-}
+_KL, _T5 = ("AutoencoderKL",), ("T5EncoderModel",)
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5Tokenizer", "T5TokenizerFast")
+
+
+def _layout(network: str, cls: str, vae: Sequence[str], *texts: Sequence[str]) -> dict[str, Any]:
+    """Every class that a checkpoint may ask for, by part, in the order of loading."""
+    ends = [(text, f"_{number}" if number > 1 else "") for number, text in enumerate(texts, 1)]
+    return {
+        network: (cls,),
+        "vae": vae,
+        **{f"text_encoder{end}": text for text, end in ends},
+        **{f"tokenizer{end}": _TOKENIZERS[text == _T5] for text, end in ends},
+    }
+
+
+# What ends in _2 may be absent beside a U-Net.
+_UNET = _layout(
+    "unet", "UNet2DConditionModel", (*_KL, "AutoencoderTiny", "PatchAutoencoder"), _CLIP, _CLIP
+)
+_SD3 = _layout("transformer", "SD3Transformer2DModel", _KL, _CLIP[1:], _CLIP[1:], _T5)
+_FLUX = _layout("transformer", "FluxTransformer2DModel", _KL, _CLIP[:1], _T5)
 # The folders that a checkpoint may have, beside its scheduler's.
 PARTS = tuple(dict.fromkeys([*_UNET, *_SD3]))
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_REMEMBERED = 500
+# Of a JSON file, and of the header of a .safetensors file.
+_MOST_LETTERS, _LONGEST_HEADER = 1 << 22, 1 << 25
+_CONVERT = (
+    "which can run code when opened, so inlay reads .safetensors files alone: where you trust it, "
+    "convert it with diffusers, by from_pretrained(FOLDER) or StableDiffusionPipeline."
+    "from_single_file(FILE) and then save_pretrained(NEW_FOLDER)."
+)
+# What a config could choose code or weights by.
+_FOREIGN = (
+    "attn_implementation", "_attn_implementation", "quantization_config", "transformers_weights"
+)  # fmt: skip
 
 # What folders that version 0.1 trained say; it is never imported.
 _EARLIER = {"PatchAutoencoder": ["inlay.diffusion.autoencoder", "PatchAutoencoder"]}
@@ -71,7 +68,8 @@ _EARLIER = {"PatchAutoencoder": ["inlay.diffusion.autoencoder", "PatchAutoencode
 class Loaded:
     """What a checkpoint consists of, on the CPU: files are its weights as (label, path).
 
-    network is its U-Net or transformer; name is what the user gave.
+    network is its U-Net or transformer; name is what the user gave; notes are what the user should
+    know of how it was opened. hash is the fingerprint of the files where a concept asks for it.
     """
 
     name: str
@@ -80,10 +78,8 @@ class Loaded:
     text: TextStack
     scheduler_config: dict[str, Any]
     files: list[tuple[str, Path]]
-
-    @property
-    def hash(self) -> str:
-        return fingerprint(self.files)
+    notes: list[str] = field(default_factory=list)
+    hash: str = ""
 
 
 def read_index(folder: Path, name: str) -> dict[str, str]:
@@ -134,37 +130,6 @@ def weights_stem(part: str) -> str | None:
     return "diffusion_pytorch_model" if part in ("unet", "transformer", "vae") else None
 
 
-def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Loaded:
-    """Load every part; network and text encoders in `dtype`, the autoencoder in float32."""
-    import torch
-
-    loaded: dict[str, Any] = {}
-    used: list[tuple[str, Path]] = []
-    parts = read_index(folder, name)
-    config = read_scheduler(folder, name, "transformer" in parts)
-    for part, class_name in parts.items():
-        home, stem = folder / part, weights_stem(part)
-        if not home.is_dir():
-            raise InputError(f"The model {name} has no folder {part}, which its index names.")
-        cls = getattr(importlib.import_module(library_of(class_name)), class_name)
-        if stem is None:
-            # Without these the library makes an empty tokenizer and says nothing.
-            if not any((home / item).is_file() for item in ("tokenizer.json", "vocab.json")):
-                raise InputError(f"The {part} of the model {name} has no vocabulary.")
-            loaded[part] = cls.from_pretrained(str(home), local_files_only=True)
-            continue
-        loaded[part], files = load_network(
-            home,
-            cls,
-            stem,
-            f"The {part} of the model {name}",
-            dtype=torch.float32 if part == "vae" else dtype,
-            half=dtype == torch.float16,
-        )
-        used += [(f"{part}/{file.name}", file) for file in files]
-    return assemble(folder, name, loaded, config, used)
-
-
 def assemble(
     folder: Path,
     name: str,
@@ -213,14 +178,22 @@ def read_scheduler(folder: Path, name: str, flow: bool = False) -> dict[str, Any
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError for anything else."""
+    if not path.is_file():
+        raise InputError(f"The folder {path.parent} has no {path.name}.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"The file {path} is missing.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"The file {path} is not readable JSON.") from error
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return parse_json(file.read(_MOST_LETTERS + 1), f"The file {path}")
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be read.") from error
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object of at most 4 million letters; InputError for anything else."""
+    value = None
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text) if len(text) <= _MOST_LETTERS else None
     if not isinstance(value, dict):
-        raise InputError(f"The file {path} must hold a JSON object.")
+        raise InputError(f"{where} is not readable JSON: a JSON object is needed.")
     return value
 
 
@@ -233,24 +206,67 @@ def load_network(
     Raises InputError for weights that are not there, or not whole.
     """
     names = [path.name for path in home.iterdir()]
+    config = read_json(home / "config.json")
+    if "adapter_config.json" in names or any(config.get(key) for key in _FOREIGN):
+        raise InputError(
+            f"{where} comes with an adapter_config.json, or {', '.join(_FOREIGN)} in its "
+            "config.json, which would change it unseen: take that out, or give an adapter as a "
+            "LoRA."
+        )
     variant, chosen = pick_weights(names, stem, half=half, where=where)
+    if not has_shards(home, chosen):
+        raise InputError(f"{where} has an index of files that are not there: fetch it again.")
     files = [home / name for name in chosen if name.endswith(".safetensors")]
     for file in files:
         check_safetensors(file, "weight file")
     key = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
-    network, report = cls.from_pretrained(
-        str(home),
-        local_files_only=True,
-        use_safetensors=True,
-        variant=variant,
-        output_loading_info=True,
-        **{key: dtype},
-    )
+    with budget(files, where):
+        network, report = cls.from_pretrained(
+            str(home),
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant,
+            output_loading_info=True,
+            **{key: dtype},
+        )
     # A library would fill in what is missing with random numbers and only warn.
     missing = sorted(name for name in report["missing_keys"] if "position_ids" not in name)
     if missing:
         raise InputError(f"{where} lacks {missing[0]}: fetch it again.")
     return network, files
+
+
+def budget(files: Sequence[Path], where: str) -> AbstractContextManager[Any]:
+    """Inside, far more tensors than those of the files cannot be made: a config may declare any
+    number of layers of any width. Then InputError is raised.
+    """
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
+
+    # Each number is handled about 15 times while it is loaded, and has one byte at least.
+    left = 32 * sum(path.stat().st_size for path in files) + (1 << 25)
+
+    class Budget(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal left
+            result = func(*args, **(kwargs or {}))
+            left -= 4096 + result.numel() if isinstance(result, Tensor) else 0
+            if left < 0:
+                raise InputError(
+                    f"{where} has a config.json that declares far more weights than its files "
+                    "hold: fetch it again."
+                )
+            return result
+
+    return Budget()
+
+
+def has_shards(home: Path, names: Sequence[str]) -> bool:
+    """Whether the files that an index among a folder's file names lists are all among them."""
+    indices = [read_json(home / name) for name in names if name.endswith(".json")]
+    return all(set(map(str, index["weight_map"].values())) <= set(names) for index in indices)
 
 
 def pick_weights(
@@ -274,10 +290,7 @@ def pick_weights(
             return variant, [index, *shards]
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
-        raise InputError(
-            f"{where} holds its weights only as a pickle ({pickles[0]}), which can run code when "
-            "opened, so inlay reads .safetensors files alone."
-        )
+        raise InputError(f"{where} holds its weights only as a pickle ({pickles[0]}), {_CONVERT}")
     raise InputError(f"{where} holds no weights, but {stem}.safetensors should be there.")
 
 
@@ -289,53 +302,20 @@ def check_safetensors(path: Path, role: str) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     if path.suffix.lower() in _PICKLES:
-        raise InputError(
-            f"The {role} {path} is a pickle, which can run code when opened, so inlay reads "
-            ".safetensors files alone."
-        )
+        raise InputError(f"The {role} {path} is a pickle, {_CONVERT}")
     if path.suffix.lower() != ".safetensors":
         raise InputError(f"The {role} {path} must be a .safetensors file.")
     if not path.is_file():
         raise InputError(f"The {role} {path} does not exist.")
     try:
-        with safe_open(path, "pt") as file:
+        with path.open("rb") as raw:
+            if int.from_bytes(raw.read(8), "little") > _LONGEST_HEADER:
+                raise ValueError(path)
+        # Its keys need no torch.
+        with safe_open(path, "np") as file:
             return list(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"The {role} {path} is not a whole .safetensors file (truncated, perhaps): fetch it "
             "again."
         ) from error
-
-
-def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
-    """SHA-256 over files given as (label, path), whatever the order.
-
-    One file: the digest of its bytes. More: the digest of the lines "DIGEST  LABEL" sorted by
-    label, as sha256sum prints them. Digests are remembered by path, size and time of change, in
-    INLAY_CACHE or a folder in the user's caches.
-    """
-    caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    home = os.environ.get("INLAY_CACHE") or f"{caches or Path.home() / '.cache'}/inlay"
-    memory = Path(home) / "hashes.json"
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError):
-        known = dict(json.loads(memory.read_text()))
-    before, lines = dict(known), []
-    for label, path in sorted(files):
-        stat = path.stat()
-        key, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
-        entry = known.pop(key, None)
-        if not isinstance(entry, list) or entry[:2] != mark or len(entry) != 3:
-            with path.open("rb") as file:
-                entry = [*mark, hashlib.file_digest(file, "sha256").hexdigest()]
-        known[key] = entry
-        lines.append(f"{entry[2]}  {label}\n")
-    if known != before:
-        text = json.dumps(dict(list(known.items())[-_REMEMBERED:]))
-        # A cache that cannot be written costs time, not results.
-        with suppress(OSError, InputError):
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(memory, lambda file: file.writelines([text.encode()]))
-    if len(lines) == 1:
-        return lines[0].split()[0]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Checkpoints by hub id: those that inlay knows by name, and how any is fetched.
+"""Checkpoints by hub id, known and fetched; and those in one file, whose settings come from there.
 
 What is on this machine is looked up in the hub's cache as files, without the network.
 """
@@ -10,37 +10,38 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from inlay.checkpoints.folder import PARTS, pick_weights, read_index, weights_stem
+from inlay.checkpoints.folder import (
+    PARTS,
+    Loaded,
+    assemble,
+    budget,
+    check_safetensors,
+    has_shards,
+    library_of,
+    pick_weights,
+    read_index,
+    read_scheduler,
+    weights_stem,
+)
 from inlay.errors import InputError
 
 _TIMEOUT = 10.0
+# Of a single file: what its tensors' names begin with, and what is fetched to go with it.
+_SIGNATURE = "model.diffusion_model."
+_SETTINGS = ("model_index.json", "*/*.json", "tokenizer*/*")
 _REASON = {
     "GatedRepoError": "asks you to accept its terms and log in on the Hugging Face hub first",
     "RepositoryNotFoundError": "is not on the Hugging Face hub, or not visible to you",
 }
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """One known checkpoint: its name for --model, what it is, what it is for."""
-
-    name: str
-    family: str
-    kind: str
-    native_size: int
-    purpose: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "cached": is_cached(self.name)}
-
-
 _TABLE = resources.files("inlay").joinpath("assets/checkpoints.json")
-KNOWN = tuple(Checkpoint(**row) for row in json.loads(_TABLE.read_text(encoding="utf-8")))
+# Of each known checkpoint its name for --model, family, kind, native_size and purpose.
+KNOWN: list[dict[str, Any]] = json.loads(_TABLE.read_text(encoding="utf-8"))
 
 
 def hub_cache() -> Path:
@@ -82,11 +83,9 @@ def is_complete(folder: Path, half: bool) -> bool:
             names = [path.name for path in (folder / part).iterdir()]
             if stem := weights_stem(part):
                 chosen = pick_weights(names, stem, half=half, where=part)[1]
-                for index in (name for name in chosen if name.endswith(".json")):
-                    # A download that broke off leaves some of the shards.
-                    shards = json.loads((folder / part / index).read_text())["weight_map"]
-                    if not set(shards.values()) <= set(names):
-                        return False
+                # A download that broke off leaves some of the shards.
+                if not has_shards(folder / part, chosen):
+                    return False
         return (folder / "scheduler" / "scheduler_config.json").is_file()
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -149,4 +148,76 @@ def hub_folder(
         raise InputError(
             f"The {what} {repo_id} is not in the local cache and the Hugging Face hub could not be "
             "reached: connect, or name a folder."
+        ) from error
+
+
+def load_file(path: Path, name: str, dtype: Any) -> Loaded:
+    """Load one file whose settings and tokenizer come from a diffusers folder.
+
+    That is the folder of the file's name beside it, else the folder it lies in, else the one
+    that diffusers knows for the kind of checkpoint, from the hub or its local cache.
+    """
+    import torch
+    from diffusers.loaders.single_file import load_single_file_sub_model
+    from safetensors.torch import load_file as read
+
+    keys = check_safetensors(path, "model")
+    if any("double_blocks." in key or "joint_blocks." in key for key in keys):
+        raise InputError(
+            f"The model {path} is FLUX.1 or Stable Diffusion 3 in one file, but inlay opens those "
+            "as a folder: name one on the hub, such as black-forest-labs/FLUX.1-dev, or write one "
+            "with diffusers' from_single_file() and save_pretrained()."
+        )
+    if not any(key.startswith(_SIGNATURE) for key in keys):
+        raise InputError(
+            f"The model {path} has no tensor named {_SIGNATURE}*, as a Stable Diffusion checkpoint "
+            "in one file has; a LoRA or a textual inversion goes in beside a model."
+        )
+    weights, loaded = read(path), dict[str, Any]()
+    folder = _settings(path, weights)
+    parts = read_index(folder, str(folder))
+    if parts["vae"] != "AutoencoderKL" or "unet" not in parts:
+        raise InputError(
+            f"The folder {folder} does not describe a Stable Diffusion 1.x, 2.x or XL checkpoint; "
+            "those of Stable Diffusion 3 and FLUX.1 are opened by their folder."
+        )
+    config = read_scheduler(folder, str(folder))
+    for part, class_name in parts.items():
+        with budget([path], f"The {part} of the model {path}"):
+            loaded[part] = load_single_file_sub_model(
+                library_of(class_name),
+                class_name,
+                part,
+                weights,
+                pipelines=None,
+                is_pipeline_module=False,
+                cached_model_config_path=str(folder),
+                local_files_only=True,
+                torch_dtype=torch.float32 if part == "vae" else dtype,
+            )
+    for part in ("unet", "vae"):
+        if any(weight.is_meta for weight in loaded[part].parameters()):
+            raise InputError(f"The model {path} lacks some of the weights of its {part}.")
+    return assemble(folder, name, loaded, config, [(path.name, path)])
+
+
+def _settings(path: Path, weights: dict[str, Any]) -> Path:
+    for folder in (path.with_suffix(""), path.parent):
+        if (folder / "model_index.json").is_file():
+            return folder
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    fetch: Any = fetch_diffusers_config
+    repo_id = str(fetch(weights)["pretrained_model_name_or_path"])
+
+    def complete(folder: Path) -> bool:
+        parts = read_index(folder, repo_id)
+        return all(any((folder / part).iterdir()) for part in (*parts, "scheduler"))
+
+    try:
+        return hub_folder(repo_id, complete, lambda names: list(_SETTINGS))
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"The model {path} needs the settings and tokenizer of {repo_id}, which are neither in "
+            f"the local cache nor to be fetched: put such a folder, named {path.stem}, beside it."
         ) from error

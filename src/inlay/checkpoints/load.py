@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from inlay.checkpoints.concept import is_concept, read_concept
 from inlay.checkpoints.folder import (
     Loaded,
     assemble,
-    check_safetensors,
-    fingerprint,
     library_of,
-    load_folder,
     load_network,
     pick_weights,
     read_index,
     read_json,
     read_scheduler,
+    weights_stem,
 )
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
@@ -32,6 +35,7 @@ from inlay.diffusion.branches import Branch
 from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
+from inlay.pictures.write import replace_file
 
 B = TypeVar("B", bound=Branch)
 
@@ -40,9 +44,7 @@ _ASSETS = Path(str(package_files("inlay"))) / "assets"
 _BRANCHES = {"harmonizer": "harmonizer", "adapter": "adapter-canny"}
 _DTYPES = ("float32", "bfloat16", "float16")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
-# Of a single file: what its tensors' names begin with, and what is fetched to go with it.
-_SIGNATURE = "model.diffusion_model."
-_SETTINGS = ("model_index.json", "*/*.json", "tokenizer*/*")
+_REMEMBERED, _TICK_NS = 500, 50_000_000
 
 
 def load_backbone(
@@ -73,8 +75,11 @@ def load_backbone(
     for number, (path, scale) in enumerate(loras):
         file = Path(path).expanduser()
         with plain_errors(f"The LoRA {file}"):
-            load_lora(file, scale, loaded)
-        beside.append((f"lora {number} at {scale:g}", file))
+            if is_concept(file):
+                loaded.hash = fingerprint(loaded.files)
+                read_concept(file, loaded)
+            read = load_lora(file, scale, loaded)
+        beside += zip((f"lora {number} at {scale:g}", f"lora {number} config"), read, strict=False)
     for number, path in enumerate(textual_inversions):
         file = Path(path).expanduser()
         with plain_errors(f"The textual inversion {file}"):
@@ -87,7 +92,7 @@ def load_backbone(
     for module in (loaded.vae, loaded.network, *loaded.text.encoders):
         own_weights(module.to(place))
     with plain_errors(f"The model {name}"):
-        return (FlowBackbone if flow else UNetBackbone)(
+        backbone = (FlowBackbone if flow else UNetBackbone)(
             loaded.network,
             loaded.vae,
             loaded.text,
@@ -95,6 +100,8 @@ def load_backbone(
             name=name,
             hasher=lambda: fingerprint([*loaded.files, *beside]),
         )
+    backbone.notes = tuple(loaded.notes)
+    return backbone
 
 
 def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
@@ -123,10 +130,6 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
 
     with plain_errors(where):
         folder = _folder(name, _ASSETS / _BRANCHES[kind.what], kind.what, fetch)
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{where} has no config.json, which a {kind.class_name} in diffusers' layout has."
-            )
         found = read_json(folder / "config.json").get("_class_name")
         if found != kind.class_name:
             raise InputError(f"{where} is a {found}, but only a {kind.class_name} can be used.")
@@ -201,7 +204,9 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
     path = Path(name).expanduser()
     file = path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
     if file and name != "embedded":
-        return _load_file(path, name, dtype)
+        from inlay.checkpoints.hub import load_file
+
+        return load_file(path, name, dtype)
 
     def fetch() -> Path:
         from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete
@@ -209,74 +214,36 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
         half = dtype == torch.float16
         return hub_folder(name, partial(is_complete, half=half), partial(files_to_fetch, half=half))
 
-    return load_folder(_folder(name, _ASSETS / "embedded", "model", fetch), name, dtype)
+    return _load_folder(_folder(name, _ASSETS / "embedded", "model", fetch), name, dtype)
 
 
-def _load_file(path: Path, name: str, dtype: torch.dtype) -> Loaded:
-    """Load one file whose settings and tokenizer come from a diffusers folder.
-
-    That is the folder of the file's name beside it, else the folder it lies in, else the one
-    that diffusers knows for the kind of checkpoint, from the hub or its local cache.
-    """
-    from diffusers.loaders.single_file import load_single_file_sub_model
-    from safetensors.torch import load_file
-
-    keys = check_safetensors(path, "model")
-    if not any(key.startswith(_SIGNATURE) for key in keys):
-        raise InputError(
-            f"The model {path} has no tensor named {_SIGNATURE}*, as a Stable Diffusion checkpoint "
-            "in one file has; a LoRA or a textual inversion goes in beside a model."
-        )
-    folder = _settings(path)
-    parts = read_index(folder, str(folder))
-    if parts["vae"] != "AutoencoderKL" or "unet" not in parts:
-        raise InputError(
-            f"The folder {folder} does not describe a Stable Diffusion 1.x, 2.x or XL checkpoint; "
-            "those of Stable Diffusion 3 and FLUX.1 are opened by their folder."
-        )
-    config = read_scheduler(folder, str(folder))
-    weights, loaded = load_file(path), dict[str, Any]()
+def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Loaded:
+    """Load every part; network and text encoders in `dtype`, the autoencoder in float32."""
+    loaded: dict[str, Any] = {}
+    used: list[tuple[str, Path]] = []
+    parts = read_index(folder, name)
+    config = read_scheduler(folder, name, "transformer" in parts)
     for part, class_name in parts.items():
-        loaded[part] = load_single_file_sub_model(
-            library_of(class_name),
-            class_name,
-            part,
-            weights,
-            pipelines=None,
-            is_pipeline_module=False,
-            cached_model_config_path=str(folder),
-            local_files_only=True,
-            torch_dtype=torch.float32 if part == "vae" else dtype,
+        home, stem = folder / part, weights_stem(part)
+        if not home.is_dir():
+            raise InputError(f"The model {name} has no folder {part}, which its index names.")
+        cls = getattr(import_module(library_of(class_name)), class_name)
+        if stem is None:
+            # Without these the library makes an empty tokenizer and says nothing.
+            if not any((home / item).is_file() for item in ("tokenizer.json", "vocab.json")):
+                raise InputError(f"The {part} of the model {name} has no vocabulary.")
+            loaded[part] = cls.from_pretrained(str(home), local_files_only=True)
+            continue
+        loaded[part], files = load_network(
+            home,
+            cls,
+            stem,
+            f"The {part} of the model {name}",
+            dtype=torch.float32 if part == "vae" else dtype,
+            half=dtype == torch.float16,
         )
-    for part in ("unet", "vae"):
-        if any(weight.is_meta for weight in loaded[part].parameters()):
-            raise InputError(f"The model {path} lacks some of the weights of its {part}.")
-    return assemble(folder, name, loaded, config, [(path.name, path)])
-
-
-def _settings(path: Path) -> Path:
-    for folder in (path.with_suffix(""), path.parent):
-        if (folder / "model_index.json").is_file():
-            return folder
-    from diffusers.loaders.single_file_utils import fetch_diffusers_config
-    from safetensors.torch import load_file
-
-    from inlay.checkpoints.hub import hub_folder
-
-    fetch: Any = fetch_diffusers_config
-    repo_id = str(fetch(load_file(path))["pretrained_model_name_or_path"])
-
-    def complete(folder: Path) -> bool:
-        parts = read_index(folder, repo_id)
-        return all(any((folder / part).iterdir()) for part in (*parts, "scheduler"))
-
-    try:
-        return hub_folder(repo_id, complete, lambda names: list(_SETTINGS))
-    except (InputError, OSError) as error:
-        raise InputError(
-            f"The model {path} needs the settings and tokenizer of {repo_id}, which are neither in "
-            f"the local cache nor to be fetched: put such a folder, named {path.stem}, beside it."
-        ) from error
+        used += [(f"{part}/{file.name}", file) for file in files]
+    return assemble(folder, name, loaded, config, used)
 
 
 @contextmanager
@@ -306,3 +273,41 @@ def plain_errors(what: str) -> Iterator[None]:
             log.set_verbosity(level)
             if bar:
                 log.enable_progress_bar()
+
+
+def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
+    """SHA-256 over files given as (label, path), whatever the order.
+
+    One file: the digest of its bytes. More: the digest of the lines "DIGEST  LABEL" sorted by
+    label, as sha256sum prints them. Digests are remembered in INLAY_CACHE, or among the user's
+    caches, until a file's inode, size or times are others: no program sets its change time back.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    home = os.environ.get("INLAY_CACHE") or f"{caches or Path.home() / '.cache'}/inlay"
+    memory = Path(home) / "hashes.json"
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(memory.read_text()))
+    before, lines = dict(known), []
+    for label, path in sorted(files):
+        stat, now = path.stat(), time.time_ns()
+        mark = (
+            f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path.resolve()}"
+        )
+        digest = str(known.pop(mark, ""))
+        if not digest:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        # One that was written just now could be written again within a tick of its clock.
+        if abs(now - stat.st_ctime_ns) > _TICK_NS:
+            known[mark] = digest
+        lines.append(f"{digest}  {label}\n")
+    if known != before:
+        text = json.dumps(dict(list(known.items())[-_REMEMBERED:]))
+        # A cache that cannot be written costs time, not results.
+        with suppress(OSError, InputError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(memory, lambda file: file.writelines([text.encode()]))
+    if len(lines) == 1:
+        return lines[0].split()[0]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -44,15 +44,16 @@ def models(json: Json = False) -> None:
 
     What each is for, and whether it is on this machine already.
     """
-    from inlay.checkpoints.hub import KNOWN, hub_cache
+    from inlay.checkpoints.hub import KNOWN, hub_cache, is_cached
 
+    known = [{**row, "cached": is_cached(row["name"])} for row in KNOWN]
     if json:
-        print(json_module.dumps([known.as_dict() for known in KNOWN], indent=2))
+        print(json_module.dumps(known, indent=2))
         return
     rows = []
-    for known in KNOWN:
-        here = "yes" if known.as_dict()["cached"] else "no"
-        rows.append([known.name, f"{known.kind}, {known.native_size} px", here, known.purpose])
+    for row in known:
+        what, here = f"{row['kind']}, {row['native_size']} px", "yes" if row["cached"] else "no"
+        rows.append([row["name"], what, here, row["purpose"]])
     print(table(["model", "kind", "here", "for"], rows))
     print(f"Hub cache: {hub_cache()}")
     print("--model also takes a diffusers folder, a .safetensors file and any other hub id.")

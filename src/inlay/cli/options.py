@@ -47,7 +47,7 @@ def method_names(incomplete: str) -> list[str]:
 def model_names(incomplete: str) -> list[str]:
     from inlay.checkpoints.hub import KNOWN
 
-    return [known.name for known in KNOWN if known.name.startswith(incomplete)]
+    return [known["name"] for known in KNOWN if known["name"].startswith(incomplete)]
 
 
 Out = Annotated[

@@ -22,6 +22,8 @@ from inlay.diffusion.sample import Level, Levels, Sampler, guide
 from inlay.diffusion.text import Embedding, TextStack, join
 from inlay.errors import InputError
 
+# Of a side of the pictures that a checkpoint was trained on, in pixels.
+_LARGEST = 4096
 Kind = Literal["plain", "inpaint"]
 
 
@@ -168,8 +170,8 @@ class Backbone:
     side in pixels that the checkpoint was trained at; least_window, of how many of a picture's
     pixels a window is at least, before it is enlarged to that; multiple, what window sides must be
     multiples of; levels, the noise levels of its training; prediction_type, in diffusers' words;
-    told_scale, where the network reads the guidance scale in place of being guided; network, vae,
-    text and scheduler_config as loaded.
+    told_scale, where the network reads the guidance scale in place of being guided; notes, what a
+    user should know of how it was loaded; network, vae, text and scheduler_config as loaded.
     """
 
     kind: Kind
@@ -181,6 +183,7 @@ class Backbone:
     prediction_type: str
     told_scale: bool = False
     least_window: int = 32
+    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -204,9 +207,15 @@ class Backbone:
         self.factor = int(
             vae.config.get("patch_size") or 2 ** (len(vae.config.block_out_channels) - 1)
         )
-        self._scaling: float = vae.config.scaling_factor
+        self._scaling = float(vae.config.scaling_factor)
         self._shift: float = getattr(vae.config, "shift_factor", None) or 0.0
         self.set_up()
+        largest = _LARGEST if 0 < abs(self._scaling) < math.inf else 0
+        if not self.factor <= self.native_size <= largest:
+            raise InputError(
+                f"The model {name} is for pictures of {self.native_size:.6g} pixels, and latents "
+                f"times {self._scaling:.6g}; expected at most {_LARGEST}, and a finite number."
+            )
 
     def set_up(self) -> None:
         """Set the attributes that follow from the parts; InputError for parts that do not fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,13 @@ from inlay.diffusion.backbone import Backbone, Conditions, repeat_rows
 from inlay.diffusion.sample import Level, Levels, Sampler
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError
+
+# Settings that the U-Nets of Stable Diffusion are without, and the blocks that they consist of.
+_STRANGE = (
+    "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim",
+    "timestep_post_act",
+)  # fmt: skip
+_BLOCKS = re.compile("(CrossAttn)?(Down|Up)Block2D|UNetMidBlock2DCrossAttn|None")
 
 
 class DdpmLevels(Levels):
@@ -150,11 +158,14 @@ def _finds_the_answer(solver: Sampler) -> bool:
 def _check(unet: Any, vae: Any, text: TextStack, name: str) -> None:
     """Refuse what this package cannot drive, before a tensor of the wrong shape does."""
     config, latent = unet.config, int(unet.config.out_channels)
-    labels = config.class_embed_type or config.num_class_embeds
-    if labels or config.addition_embed_type not in (None, "text_time"):
+    strange = [key for key in _STRANGE if config.get(key)]
+    blocks = map(str, (*config.down_block_types, config.mid_block_type, *config.up_block_types))
+    strange += [block for block in blocks if not _BLOCKS.fullmatch(block)]
+    if strange or config.addition_embed_type not in (None, "text_time"):
         raise InputError(
-            f"The U-Net of the model {name} wants conditions other than text, but inlay runs "
-            "Stable Diffusion 1.x, 2.x and XL checkpoints."
+            f"The U-Net of the model {name} wants conditions other than text, or has other blocks "
+            f"({', '.join(strange[:3])}), but inlay runs those of Stable Diffusion 1.x, "
+            "2.x and XL, and none with an embedded guidance scale, such as LCM."
         )
     if int(vae.config.latent_channels) != latent:
         raise InputError(

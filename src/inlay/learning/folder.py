@@ -16,6 +16,8 @@ from inlay.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 # A folder of this name holds masks of the pictures beside it.
 MASKS = "masks"
+# Of metadata.jsonl, and of a line of it.
+_MOST_BYTES, _MOST_LETTERS = 1 << 26, 1 << 16
 
 
 class Row(BaseModel):
@@ -45,6 +47,8 @@ def image_rows(folder: Path) -> tuple[list[Row], bool]:
     if not metadata.is_file():
         return [Row.model_construct(file_name=name) for name in picture_names(folder)], False
     try:
+        if metadata.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{metadata} is too large; expected at most {_MOST_BYTES >> 20} MiB.")
         lines = metadata.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{metadata} cannot be read; expected lines of JSON in UTF-8.") from None
@@ -53,7 +57,7 @@ def image_rows(folder: Path) -> tuple[list[Row], bool]:
         if not line.strip():
             continue
         try:
-            rows.append(Row.model_validate_json(line))
+            rows.append(Row.model_validate_json(line[:_MOST_LETTERS]))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             what = ": ".join([*map(str, first["loc"]), first["msg"]])

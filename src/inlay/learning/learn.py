@@ -57,8 +57,8 @@ def learn(
     """
     config = config or LearnConfig()
     name = " ".join(class_name.split())
-    if not name:
-        raise InputError("the class name is empty; give a word for what the object is.")
+    if not 1 <= len(name) <= 200:
+        raise InputError(f"the class name has {len(name)} letters; give a word for the object.")
     out = Path(output)
     if out.suffix.lower() != ".safetensors":
         raise InputError(f"{out.name} is no name for a concept; expected NAME.safetensors.")

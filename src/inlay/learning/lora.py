@@ -7,7 +7,7 @@ attention, too, which makes the same sums as in use in fewer and larger calls.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,23 +34,6 @@ _EXPLICIT = 1 << 21
 _LENGTHS = 8
 
 
-class TrainableWeights(nn.ParameterDict):
-    """The trained weights alone, for an optimiser and a state of their own.
-
-    They are the networks' own tensors, by the names that they have in the file.
-    """
-
-    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
-        super().__init__()
-        for name, parameter in named.items():
-            # A parameter's name cannot have dots in it.
-            self[name.replace(".", "/")] = parameter
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The weights as they are now, by their names in the file."""
-        return {name.replace("/", "."): value for name, value in self.state_dict().items()}
-
-
 def lora_layers(unet: Any, layers: str) -> list[str]:
     """The names of the linear and convolution layers that a LoRA changes, see LearnConfig."""
     blocks = ("down_blocks.", "mid_block.", "up_blocks.")
@@ -65,8 +48,9 @@ def lora_layers(unet: Any, layers: str) -> list[str]:
     ]
 
 
-def set_up(backbone: Backbone, config: LearnConfig) -> TrainableWeights:
-    """Make a checkpoint ready to learn and return what learns.
+def set_up(backbone: Backbone, config: LearnConfig) -> nn.ParameterDict:
+    """Make a checkpoint ready to learn and return what learns: the networks' own tensors, by their
+    names in the file, with / for every dot, as a parameter's name cannot have dots in it.
 
     The U-Net runs under autocast to bfloat16 from now on. Raises InputError for a U-Net without
     layers to train.
@@ -80,8 +64,7 @@ def set_up(backbone: Backbone, config: LearnConfig) -> TrainableWeights:
             unet.requires_grad_(True)
             named |= {f"unet.{name}": value for name, value in unet.named_parameters()}
         elif names:
-            _add_lora(unet, config.rank, names)
-            named |= _lora(unet, "unet.")
+            named |= _add_lora(unet, config.rank, names, "unet.")
             _make_lean(unet)
         else:
             raise InputError(
@@ -90,24 +73,22 @@ def set_up(backbone: Backbone, config: LearnConfig) -> TrainableWeights:
             )
         if config.text_encoder:
             for number, encoder in enumerate(backbone.text.encoders):
-                _add_lora(encoder, config.rank, list(_TEXT_LAYERS))
                 # Files have this part in their names, whether or not the library has it.
                 inner = "" if hasattr(encoder, "text_model") else "text_model."
-                named |= _lora(encoder, f"text_encoder{'_2' if number else ''}.{inner}")
+                prefix = f"text_encoder{'_2' if number else ''}.{inner}"
+                named |= _add_lora(encoder, config.rank, list(_TEXT_LAYERS), prefix)
     unet.set_attn_processor(processors(PlainTrainingAttention(), backbone.layers()))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.forward = torch.autocast(backbone.device.type, torch.bfloat16)(unet.forward)
-    return TrainableWeights(named)
+    return nn.ParameterDict({name.replace(".", "/"): value for name, value in named.items()})
 
 
-def _add_lora(module: Any, rank: int, layers: list[str]) -> None:
+def _add_lora(module: Any, rank: int, layers: list[str], prefix: str) -> dict[str, nn.Parameter]:
+    """Put a LoRA beside layers; its weights by their names in the file."""
     from peft import LoraConfig
 
     module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), ADAPTER)
-
-
-def _lora(module: Any, prefix: str) -> dict[str, nn.Parameter]:
     return {
         f"{prefix}{name}.lora_{side}.weight": getattr(layer, f"lora_{side}")[ADAPTER].weight
         for name, layer in module.named_modules()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inlay import __version__
 from inlay.checkpoints.concept import Base, Concept, write_concept
+from inlay.checkpoints.folder import read_json
 from inlay.diffusion.attention_masked import released_tokens
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Sampler
@@ -282,18 +283,18 @@ class Learning(Run):
         )
         if self.processes.first:
             with self.state.averaged():
-                tensors = self.trained.tensors()
-                write_concept(path, concept, tensors, config.rank, config.full_dtype)
+                trained = self.trained.state_dict()
+                tensors = {name.replace("/", "."): value for name, value in trained.items()}
+                write_concept(path, concept, tensors, config.full_dtype)
         return concept
 
 
 def _check_same(out: Path, recipe: dict[str, Any]) -> None:
     """Raises InputError where a run's folder holds no state, or that of another run."""
     check_state(out)
-    try:
-        before = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
+    before: dict[str, Any] = {}
+    with suppress(InputError):
+        before = read_json(out / "recipe.json")
     told = json.loads(json.dumps(recipe))
     other = [key for key in told if before.get(key) != told[key]]
     if other:

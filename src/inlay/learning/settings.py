@@ -95,15 +95,15 @@ class LearnConfig(TrainingConfig):
     @field_validator("prompt")
     @classmethod
     def _names_both(cls, prompt: str) -> str:
-        if "{token}" not in prompt or "{class}" not in prompt:
-            raise ValueError("expected a text with {token} and {class} in it.")
+        if "{token}" not in prompt or "{class}" not in prompt or len(prompt) > 2000:
+            raise ValueError("expected a text with {token} and {class} in it, no longer than 2000.")
         return prompt
 
     @field_validator("token")
     @classmethod
     def _is_a_word(cls, token: str | None) -> str | None:
-        if token is not None and (not token.strip() or any(c.isspace() for c in token)):
-            raise ValueError("expected one word without spaces.")
+        if token is not None and (not 1 <= len(token) <= 200 or any(map(str.isspace, token))):
+            raise ValueError("expected one word of at most 200 letters, without spaces.")
         return token
 
     @model_validator(mode="after")

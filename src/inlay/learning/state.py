@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from inlay.checkpoints.folder import check_safetensors
 from inlay.errors import InputError
 
 _FILE = "state.safetensors"
@@ -24,9 +25,10 @@ _NOT_MATRICES = ("embedding", "conv_in.", "conv_out.", "controlnet_")
 
 
 def check_state(out: Path) -> None:
-    """Raises InputError where a folder holds no state to go on from."""
+    """Raises InputError where a folder holds no state to go on from, or one that is not whole."""
     if not (out / _FILE).is_file():
         raise InputError(f"{out} holds no {_FILE} to resume from.")
+    check_safetensors(out / _FILE, "state")
 
 
 class JointOptimizer:
@@ -78,10 +80,14 @@ class JointOptimizer:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up a state(); parameters that it does not mention start afresh."""
+        """Take up a state(); parameters that it does not mention start afresh. Raises KeyError or
+        ValueError for what is not of these parameters.
+        """
         for full, value in tensors.items():
             key, _, name = full.partition(".")
             optimizer, parameter = self._owners[name]
+            if value.shape != (() if key == "step" else parameter.shape):
+                raise ValueError(full)
             if (key == "momentum_buffer") == (optimizer is not self._optimizers[0]):
                 # AdamW counts its steps on the CPU unless it is told otherwise.
                 where = value.device if key == "step" else parameter.device
@@ -149,11 +155,11 @@ class TrainState:
             self.network.load_state_dict(groups["net"])
             for key, value in self.average.items():
                 value.copy_(groups["ema"][key])
-        except (RuntimeError, KeyError):
+            self.optimizer.load(groups["opt"])
+            with safe_open(out / _FILE, "pt") as file:
+                self.step = int((file.metadata() or {})["step"])
+        except (RuntimeError, KeyError, ValueError):
             raise InputError(
                 f"the state in {out} is not of {whose}; expected one that this command wrote with "
                 "the same settings."
             ) from None
-        self.optimizer.load(groups["opt"])
-        with safe_open(out / _FILE, "pt") as file:
-            self.step = int((file.metadata() or {})["step"])
