@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -246,23 +246,21 @@ def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
 
     The folders of the sources hold what was there until all are moved. Raises InputError.
     """
-    done: list[tuple[Path, Path, Path | None]] = []
+    undo = ExitStack()
     try:
         for number, (source, target) in enumerate(moves):
-            kept = source.with_name(f"old-{number}") if os.path.lexists(target) else None
-            done.append((source, target, kept))
-            if kept is not None:
+            if os.path.lexists(target):
+                kept = source.with_name(f"old-{number}")
                 shutil.copy2(target, kept, follow_symlinks=False)
+                undo.callback(os.replace, kept, target)
+            else:
+                undo.callback(target.unlink, missing_ok=True)
             os.replace(source, target)
     except BaseException as error:
-        for source, target, kept in reversed(done):
-            with suppress(OSError):
-                if kept is not None and os.path.lexists(kept):
-                    os.replace(kept, target)
-                elif kept is None and not source.exists():
-                    target.unlink()
+        with suppress(OSError):
+            undo.close()
         if isinstance(error, OSError):
-            raise _unwritable(name_of(done[-1][1]), error) from None
+            raise _unwritable(name_of(target), error) from None
         raise
 
 
