@@ -6,11 +6,13 @@ tables and chroma subsampling (ITU-T T.81: A.3.3 DCT, A.3.4 quantization, B.1.1 
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,30 +33,43 @@ def keep_blocks(picture: Picture, said: bytes) -> bytes | None:
 
     None where that cannot be done: without jpeglib, and for inks, RGB or arithmetic coding.
     """
-    try:
-        import jpeglib
-    except ImportError:
-        return None
     segments = list(_segments(picture.jpeg))
-    if not any(kind in _FRAMES for kind, _ in segments):
+    if picture.mode == "CMYK" or not any(kind in _FRAMES for kind, _ in segments):
         return None
-    facts = [block for kind, block in _segments(said) if kind in _SAID]
     bare = [block for kind, block in segments if kind not in _SAID]
-    with tempfile.TemporaryDirectory(prefix="inlay-") as folder:
+    facts = [block for kind, block in _segments(said) if kind in _SAID]
+    with suppress(ImportError, OSError), TemporaryDirectory(prefix="inlay-") as folder, _silence():
+        import jpeglib
+
         path = Path(folder) / "a.jpg"
         path.write_bytes(b"".join([said[:2], *bare]))
         jpeglib.version.set("turbo210")
         jpeg = jpeglib.read_dct(path)
         factors = jpeg.samp_factor
         known = jpeg.jpeg_color_space.name in ("JCS_YCbCr", "JCS_GRAYSCALE")
-        if not known or (factors[0] % factors).any():
+        if not known or (factors[0] % factors).any() or not jpeg.qt.all():
             return None
         if picture.patches:
             _transform(picture, jpeg)
         jpeg.qt = -1  # the file's own
         jpeg.write_dct(str(path))
         new = [block for kind, block in _segments(path.read_bytes()) if kind not in _SAID]
-    return b"".join([said[:2], *facts, *new])
+        return b"".join([said[:2], *facts, *new])
+    return None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """libjpeg writes its warnings to standard error, jpeglib its failures to standard output."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        with redirect_stdout(None):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _transform(picture: Picture, jpeg: Any) -> None:
