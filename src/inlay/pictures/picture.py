@@ -86,10 +86,11 @@ class Picture:
     @property
     def samples(self) -> NDArray[Any]:
         """All samples, patches included."""
-        return self.crop(Box.of_size(self.size))
+        return self.crop()
 
-    def crop(self, box: Box) -> NDArray[Any]:
-        """The samples of a box inside the picture; they may be the picture's own."""
+    def crop(self, box: Box | None = None) -> NDArray[Any]:
+        """The samples of a box inside (all where None); they may be the picture's own."""
+        box = box or Box.of_size(self.size)
         if box.x < 0 or box.y < 0 or box.right > self.width or box.bottom > self.height:
             raise InputError(f"{box} is not inside {self.name}, whose size is {self.size}.")
         part = self.base[box.slices]
@@ -141,14 +142,12 @@ class Picture:
         That is its own RGB, or grey three times, whatever the profile, and sRGB for CMYK. Raises
         InputError where the box leaves the picture.
         """
-        part = self._part(box)[0]
-        if self.kind == "RGB":
-            return from_levels(part)
-        return to_srgb(part, self._profile if self.mode == "CMYK" else None)
+        part = self._split(self.crop(box))[0]
+        return from_levels(part) if self.kind == "RGB" else to_srgb(part, self._inks)
 
     def rgb(self, box: Box | None = None) -> NDArray[np.float32]:
         """As `colours`, but sRGB always; colours that sRGB does not hold are clipped."""
-        return to_srgb(self._part(box)[0], self._profile)
+        return to_srgb(self._split(self.crop(box))[0], self._profile)
 
     def native(self, colours: NDArray[np.float32]) -> NDArray[Any]:
         """Samples of this picture's kind and depth for colours (h, w, 3): `colours` back, rounded.
@@ -158,12 +157,11 @@ class Picture:
         """
         if self.kind == "RGB":
             return to_levels(colours, self.depth)
-        profile = self._profile if self.mode == "CMYK" else None
-        return from_srgb(colours, self.kind, profile, self.depth)
+        return from_srgb(colours, self.kind, self._inks, self.depth)
 
     def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
         """The alpha of a box as float32 (h, w) in [0, 1]; None where the picture has none."""
-        alpha = self._part(box)[1]
+        alpha = self._split(self.crop(box))[1]
         return None if alpha is None else from_levels(alpha)
 
     def converted(
@@ -203,15 +201,16 @@ class Picture:
         """The profile; None where there is none or it is sRGB's."""
         return None if not self.icc or check_profile(self.icc, self.kind) == "srgb" else self.icc
 
-    def _part(self, box: Box | None) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """The samples of a box without alpha, (h, w, C), and that (h, w), if any."""
-        return self._split(self.crop(box or Box.of_size(self.size)))
+    @property
+    def _inks(self) -> bytes | None:
+        """The profile where `colours` are not in its space."""
+        return self._profile if self.mode == "CMYK" else None
 
     def _split(self, samples: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Samples without alpha, (h, w, C), and that (h, w), if any."""
         samples = samples.reshape(*samples.shape[:2], -1)
-        if not self.mode.endswith("A"):
-            return samples, None
-        return samples[..., :-1], samples[..., -1]
+        clear = self.mode.endswith("A")
+        return (samples[..., :-1], samples[..., -1]) if clear else (samples, None)
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
