@@ -124,7 +124,7 @@ def test_box_finds_the_subject_and_leaves_no_halo() -> None:
 def test_grabcut_without_a_box() -> None:
     alpha = blob(1.0)
     picture = eight(over(FRONT, BACK, alpha))
-    got = np.asarray(inlay.cut(picture), np.float32)[..., 3] / 255
+    got = np.asarray(inlay.cut(picture, by="grabcut"), np.float32)[..., 3] / 255
     assert abs(got - alpha).mean() < 0.01
     again = np.asarray(inlay.cut(picture, by="grabcut"), np.float32)[..., 3] / 255
     np.testing.assert_array_equal(got, again)
@@ -235,7 +235,7 @@ def test_defaults_follow_what_is_given(tmp_path: Path) -> None:
     np.testing.assert_allclose(by_mask.alpha, cut(plain, mask=mask, by="mask").alpha)
     np.testing.assert_array_equal(cut(clear).alpha, cut(clear, by="alpha").alpha)
     opaque = np.dstack([plain, np.full(plain.shape[:2], 255, np.uint8)])
-    np.testing.assert_array_equal(cut(opaque).alpha, cut(plain, by="grabcut").alpha)
+    np.testing.assert_array_equal(cut(opaque).alpha, cut(plain, by="auto").alpha)
     # A mask goes before the picture's own alpha, which still hides what it hides.
     left = alpha.copy()
     left[:, 160:] = 0

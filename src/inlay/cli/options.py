@@ -13,7 +13,7 @@ import typer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Cut = Literal["alpha", "mask", "box", "grabcut"]
+Cut = Literal["auto", "alpha", "mask", "box", "grabcut"]
 
 
 def flag(
@@ -148,8 +148,8 @@ class Places:
     flip: bool = flag("Mirror the subjects left to right.", default=False)
     mask: list[str] | None = flag("Mask: white is the object.", "FILE")
     cut: list[str] | None = flag(
-        "How the subject is cut out: alpha, mask, box, grabcut or a segmentation model; once is "
-        "for all.", "HOW", complete=cut_names,
+        "How the subject is cut out: auto, alpha, mask, box, grabcut or a segmentation model; "
+        "once is for all.", "HOW", complete=cut_names,
     )  # fmt: skip
     cut_box: list[str] | None = flag("Where the subject is in its own picture.", "X,Y,W,H")
 

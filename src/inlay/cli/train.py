@@ -75,7 +75,9 @@ class Learning(Reading):
 
     box: list[str] | None = flag("Where it is; once for each photo.", "X,Y,W,H")
     mask: list[str] | None = flag("White where it is; once for each photo.", "FILE")
-    cut: str | None = flag("How it is found else: alpha, grabcut or a segmentation model.", "HOW")
+    cut: str | None = flag(
+        "How it is found else: auto, alpha, grabcut or a segmentation model.", "HOW"
+    )
     model: str = flag(
         "Checkpoint that it is learnt for.", "MODEL", default="embedded", complete=model_names
     )

@@ -113,7 +113,7 @@ def _find(photo: Photo, cut: str | None, trust_remote_code: bool, max_pixels: in
         elif (opacity := picture.alpha()) is not None and (opacity < 1).any():
             alpha = opacity
         else:
-            alpha = _cutout(picture, cut or "grabcut", trust_remote_code)
+            alpha = _cutout(picture, cut or "auto", trust_remote_code)
         hard = (alpha > 0.5).astype(np.float32)
         shape = hard if hard.any() else (alpha > FAINT).astype(np.float32)
         inside = bounds(shape)
@@ -138,7 +138,7 @@ def _cutout(picture: Picture, by: str, trust_remote_code: bool) -> Image:
     try:
         cutout = cut(image, by=by, trust_remote_code=trust_remote_code)
     except InputError:
-        if by != "grabcut":
+        if by not in ("auto", "grabcut"):
             raise
         raise InputError(
             f"no object stands out in {picture.name}; give its box or its mask."

@@ -32,7 +32,7 @@ _Word = Annotated[str, AfterValidator(partial(plain, longest=_SHOWN))]
 # What a name may be that stands for nothing outside the package, by the last part of its place.
 _OWN = {
     "name": ("embedded",),
-    "cut": (None, "alpha", "mask", "box", "grabcut"),
+    "cut": (None, "auto", "alpha", "mask", "box", "grabcut"),
     "adapter": (None, "", "embedded"),
     "harmonizer": (None, "none", "auto", "embedded"),
 }

@@ -1,4 +1,4 @@
-"""Finding a subject in its picture where no alpha says it: by a mask, a box, or a segmenter.
+"""Finding a subject where no alpha says it: by our network, a mask, a box, or a segmenter.
 
 A hard outline becomes a soft one with a closed-form matte.
 """
@@ -34,6 +34,12 @@ _INSET = 0.04
 _SMALLEST_PIECE = 0.05
 # Gaps wholly inside the subject, below this share of it, are reflections rather than openings.
 _LARGEST_PINHOLE = 0.06
+# What the network says from which on it is sure, and below which it is sure that it is not; what it
+# flatly denies; and the IoU below which its answer is doubtful.
+_SURE, _DENIED = (0.08, 0.9), 0.02
+_DOUBTFUL = 0.75
+# What is thinner than so many pixels is no subject.
+_LEAST_SIDE = 4
 # So many of a record's subjects are looked for.
 _MOST_SUBJECTS = 64
 
@@ -49,10 +55,11 @@ def find_alpha(
 ) -> Image:
     """The alpha (h, w) in [0, 1] of the subject in a picture (h, w, 3).
 
-    by: "mask" takes `mask` (white is the subject; a soft one is the alpha itself, a hard one gets a
-    matte along its edge); "box" and "grabcut" look for the subject inside `box`, or without one
-    inside the picture less a narrow rim (Rother, Kolmogorov and Blake, GrabCut, 2004); anything
-    else is the hub id or folder of a segmentation model. `name` is what sentences call the picture.
+    by: "auto" asks the network of inlay.scene.cutter, whose answer GrabCut (Rother, Kolmogorov and
+    Blake 2004) settles at the picture's own scale; "mask" takes `mask` (white is the subject; a
+    soft one is the alpha itself, a hard one gets a matte along its edge); "box" and "grabcut" are
+    GrabCut alone, inside `box`, or without one inside the picture less a narrow rim; anything else
+    is the hub id or folder of a segmentation model. `name` is what sentences call the picture.
     Raises InputError.
     """
     if by == "mask":
@@ -67,6 +74,8 @@ def find_alpha(
         # A soft edge has many in-between values for its length, an antialiased one one a pixel;
         # a hard one that went through JPEG has values near 0 and 1 only.
         return white if not hard.any() or softness(white) > 0.25 else matte(rgb, hard, "thin")
+    if by == "auto":
+        return _by_network(rgb, box, name)
     if by in ("box", "grabcut"):
         if by == "box" and box is None:
             raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
@@ -95,6 +104,50 @@ def cleared(picture: Picture, cutout: Cutout) -> Picture:
     return replace(picture, base=samples, mode=f"{picture.kind}A", patches=(), jpeg=b"")
 
 
+def _by_network(rgb: Image, box: Box | None, name: str) -> Image:
+    """The alpha of what the network finds; the log says where it is unsure."""
+    import cv2
+
+    from inlay.scene.cutter import find_subject
+
+    found, expected = find_subject(rgb, box)
+    found = found if box is None else box.keep(found)
+    seen = bounds(found > 0.5)
+    if seen is None or min(seen.width, seen.height) < _LEAST_SIDE:
+        raise InputError(f"no subject stands out in {name}; give a mask or another box.")
+    if expected < _DOUBTFUL:
+        _log.info("the cut-out of %s may be wrong: give its box or a mask", name)
+    crop, size = _surroundings(seen, rgb)
+    soft = resize(found[crop.slices], size)
+    labels = np.where(soft > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[soft < _SURE[0]], labels[soft > _SURE[1]] = cv2.GC_BGD, cv2.GC_FGD
+    hard = grabcut(resize(to_uint8(rgb[crop.slices]), size), labels, 2)
+    if hard is None:
+        hard = soft > 0.5
+    alpha = matte(
+        rgb, _enlarged(without_specks(hard, _SMALLEST_PIECE, _LARGEST_PINHOLE), crop, rgb), "wide"
+    )
+    return np.where(found < _DENIED, np.float32(0), alpha)
+
+
+def _surroundings(box: Box, rgb: Image) -> tuple[Box, tuple[int, int]]:
+    """A box and what lies round it, and the (height, width) at which GrabCut looks at that."""
+    whole = Box.of_size((rgb.shape[1], rgb.shape[0]))
+    crop = box.grown(max(box.width, box.height) // 3 + 2).intersect(whole) or whole
+    scale = min(1.0, (_GRABCUT_PIXELS / crop.area) ** 0.5)
+    return crop, (max(1, round(crop.height * scale)), max(1, round(crop.width * scale)))
+
+
+def _enlarged(mask: Mask, crop: Box, rgb: Image) -> Mask:
+    """A mask of a crop, at any size, as one of the whole picture."""
+    import cv2
+
+    whole = np.zeros(rgb.shape[:2], np.bool_)
+    large = cv2.resize(mask.astype(np.float32), (crop.width, crop.height))
+    whole[crop.slices] = large > 0.5
+    return whole
+
+
 def _grabcut(rgb: Image, box: Box | None, name: str) -> Mask:
     """The subject inside a box (h, w), by GrabCut on a crop round it."""
     import cv2
@@ -107,25 +160,20 @@ def _grabcut(rgb: Image, box: Box | None, name: str) -> Mask:
         inset = max(1, round(_INSET * min(width, height)))
         box = Box(inset, inset, max(width - 2 * inset, 1), max(height - 2 * inset, 1))
     # What lies outside the box is the sample of the background, so some of it must be seen.
-    crop = box.grown(max(box.width, box.height) // 3 + 2).intersect(whole) or whole
-    scale = min(1.0, (_GRABCUT_PIXELS / crop.area) ** 0.5)
-    size = max(1, round(crop.height * scale)), max(1, round(crop.width * scale))
+    crop, size = _surroundings(box, rgb)
+    scale = size[0] / crop.height
     labels = np.full(size, cv2.GC_BGD, np.uint8)
     left, top = (round(v * scale) for v in (box.x - crop.x, box.y - crop.y))
     right, bottom = (round(v * scale) for v in (box.right - crop.x, box.bottom - crop.y))
     labels[top : max(bottom, top + 1), left : max(right, left + 1)] = cv2.GC_PR_FGD
     found = None
-    if min(box.width, box.height) >= 4:
+    if min(box.width, box.height) >= _LEAST_SIDE:
         found = grabcut(resize(to_uint8(rgb[crop.slices]), size), labels, _GRABCUT_ROUNDS)
     if found is not None:
         found = without_specks(found, _SMALLEST_PIECE, _LARGEST_PINHOLE)
     if found is None or found.sum() < 0.005 * max((right - left) * (bottom - top), 1):
         raise InputError(f"no subject stands out inside the box in {name}; give a mask instead.")
-    shape = crop.width, crop.height
-    mask = np.zeros((height, width), np.bool_)
-    large = cv2.resize(found.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR)
-    mask[crop.slices] = large > 0.5
-    return mask
+    return _enlarged(found, crop, rgb)
 
 
 def grabcut(picture: NDArray[np.uint8], labels: NDArray[np.uint8], rounds: int) -> Mask | None:
@@ -184,7 +232,7 @@ def guess_mask(picture: Picture, notes: list[str]) -> Image:
     notes.append("no mask was given: the object is looked for where the picture's record says")
     rgb, mask = picture.rgb(), np.zeros((picture.height, picture.width), np.float32)
     for box in boxes:
-        mask = np.maximum(mask, find_alpha(picture.name, rgb, "box", None, box, 1, False))
+        mask = np.maximum(mask, find_alpha(picture.name, rgb, "auto", None, box, 1, False))
     return mask
 
 

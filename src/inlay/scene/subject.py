@@ -100,7 +100,7 @@ _Degrees = Annotated[float, checked(partial(as_number, expected="a finite number
 class Subject(Form):
     """What goes into a background: its picture, what it is in there, and where it goes.
 
-    mask, cut ("alpha", "mask", "box", "grabcut" or a segmentation model; None chooses) and cut_box
+    mask, cut ("auto", "alpha", "mask", "box", "grabcut" or a segmentation model) and cut_box
     say what of the picture it is. The picture may be a file that `inlay learn` wrote.
 
     One of box, at and random says where it goes, else it lies in the middle. box: background
@@ -301,19 +301,20 @@ def cut(
 ) -> Cutout:
     """Cut a subject out of its picture: a path, a PIL picture, a uint8 array or a Picture.
 
-    by: "alpha" takes the picture's transparency, `box` what of it counts; anything else is one of
-    the ways of inlay.scene.cutout.find_alpha. Left out: mask where one is given, alpha where the
-    picture has some, box where one is given, else grabcut. Colours are multi-level foreground
-    estimation (Germer et al. 2020). Raises InputError where nothing is found or inputs do not fit.
+    by: "alpha" takes the picture's transparency, `box` what of it counts; "auto" or None the mask
+    where one is given, alpha where the picture has some, else our own network, in the box where one
+    is given; anything else is one of the ways of inlay.scene.cutout.find_alpha. Colours are
+    multi-level foreground estimation (Germer et al. 2020). Raises InputError where nothing is found
+    or inputs do not fit.
     """
     picture = source
     if not isinstance(source, Picture):
         picture = read_picture(source, role="subject", max_pixels=max_pixels)
     # Levels, and no floats of all of a large picture.
     opacity = picture.samples[..., -1] if picture.mode in ("LA", "RGBA") else None
-    if by is None:
+    if by in (None, "auto"):
         clear = opacity is not None and opacity.min() < np.iinfo(opacity.dtype).max
-        by = "mask" if mask is not None else "alpha" if clear else "box" if box else "grabcut"
+        by = "mask" if mask is not None else "alpha" if clear else "auto"
     if mask is not None and by != "mask":
         raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
     box = None if box is None else picture.clip(box, "cut box")

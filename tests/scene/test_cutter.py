@@ -1,0 +1,100 @@
+"""The network that finds a subject: on photos and drawn scenes whose subject is known."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from skimage import data
+
+import inlay
+from inlay.errors import InputError
+from inlay.pictures.arrays import bounds
+from inlay.scene.cutter import SIDE, Cutter, find_subject
+from inlay.scene.subject import cut
+
+Floats = NDArray[np.float32]
+
+
+def iou(found: Floats, truth: NDArray[np.bool_]) -> float:
+    return float(((found > 0.5) & truth).sum() / ((found > 0.5) | truth).sum())
+
+
+def two_mugs() -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
+    """A red and a blue mug on a wooden table before a wall, and where either is."""
+    rng = np.random.default_rng(2)
+    picture = np.full((300, 420, 3), (0.80, 0.79, 0.76), np.float32)
+    picture[170:] = (0.55, 0.40, 0.26)
+    picture[170:] *= 1 + 0.06 * np.sin(np.arange(130) / 3)[:, None, None]
+    masks = []
+    for x, colour in ((90, (0.75, 0.12, 0.1)), (290, (0.12, 0.2, 0.6))):
+        mask = np.zeros((300, 420), np.uint8)
+        cv2.rectangle(mask, (x - 42, 110), (x + 42, 225), 1, -1)
+        cv2.ellipse(mask, (x, 225), (42, 12), 0, 0, 360, 1, -1)
+        cv2.ellipse(mask, (x + 44, 165), (24, 32), 0, 0, 360, 1, 10)
+        shade = 1 - 0.5 * np.abs((np.arange(420) - x + 15) / 60).clip(0, 1)
+        picture = np.where(mask[..., None] > 0, np.float32(colour) * shade[:, None], picture)
+        masks.append(mask > 0)
+    noisy = picture + rng.normal(0, 0.01, picture.shape)
+    return np.clip(noisy, 0, 1).astype(np.float32), masks[0], masks[1]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_box_says_which_of_two_things_is_meant(which: int) -> None:
+    picture, *mugs = two_mugs()
+    box = bounds(mugs[which])
+    found, expected = find_subject(picture, box)
+    assert iou(found, mugs[which]) > 0.9 and expected > 0.8
+    assert not (found[mugs[1 - which]] > 0.5).any()
+
+
+def test_a_point_takes_one_thing_and_a_point_off_it_leaves_the_other() -> None:
+    picture, red, blue = two_mugs()
+    found, _ = find_subject(picture, points=[(90, 170, True), (290, 170, False)])
+    assert iou(found, red) > 0.8
+    assert (found[blue] > 0.5).mean() < 0.1
+
+
+def test_the_coffee_cup_is_found_with_its_saucer_and_spoon() -> None:
+    alpha = np.asarray(inlay.cut(data.coffee()))[..., 3]
+    # Coffee, rim, saucer, spoon; then the table on all sides.
+    assert all(alpha[y, x] == 255 for y, x in ((150, 290), (100, 250), (300, 150), (290, 362)))
+    assert all(alpha[y, x] == 0 for y, x in ((20, 560), (380, 580), (200, 30), (385, 40)))
+
+
+def test_a_mirrored_picture_has_the_mirrored_subject() -> None:
+    photo = data.chelsea().astype(np.float32) / 255
+    found, expected = find_subject(photo)
+    mirrored, again = find_subject(np.ascontiguousarray(photo[:, ::-1]))
+    assert np.abs(mirrored[:, ::-1] - found).mean() < 0.02 and abs(expected - again) < 0.05
+
+
+def test_what_it_expects_is_no_part_of_what_it_found() -> None:
+    """The judge learns from what was found; what was found does not learn from the judge."""
+    torch.manual_seed(0)
+    net = Cutter().train()
+    logits, sides, expected = net(torch.randn(2, 5, SIDE, SIDE))
+    assert logits.shape == (2, 1, SIDE, SIDE) and expected.shape == (2,)
+    assert [side.shape[-1] for side in sides] == [SIDE // 16, SIDE // 8, SIDE // 4]
+    expected.sum().backward()
+    learning = {name for name, p in net.named_parameters() if p.grad is not None}
+    assert learning and all(name.startswith("judge.") for name in learning)
+
+
+def test_without_alpha_or_mask_the_network_cuts_and_says_when_it_is_unsure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    picture, red, _ = two_mugs()
+    eight = (picture * 255).astype(np.uint8)
+    alpha = np.asarray(inlay.cut(eight, box=bounds(red)), np.float32)[..., 3] / 255
+    assert iou(alpha, red) > 0.95
+    caplog.set_level("INFO", "inlay")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    try:
+        cut(noise)
+    except InputError as error:
+        assert "mask" in str(error)
+    else:
+        assert "may be wrong" in caplog.text
