@@ -1,11 +1,9 @@
 """Writing pictures in the format of their suffix, and any file in one step.
 
-What a format can hold is kept as it is. PNG and TIFF keep every sample; JPEG is written at quality
-95 without chroma subsampling, WebP at quality 95, AVIF at 90. What a format cannot hold is reduced,
-and the log says so: JPEG has no alpha and 8 bits, WebP and AVIF neither grey nor CMYK, PNG no CMYK
-(it becomes sRGB), BMP neither alpha nor profile nor anything that is said of the picture. The
-record is a text of its own in PNG, the ImageDescription of a TIFF, else EXIF's UserComment. libvips
-encodes all but BMP.
+What a format can hold is kept as it is; what it cannot hold is reduced, and the log says so. PNG
+and TIFF keep every sample; JPEG is written at quality 95 without chroma subsampling, or with the
+blocks that it had, WebP at quality 95, AVIF at 90. The record is a text of its own in PNG, the
+ImageDescription of a TIFF, else EXIF's UserComment. libvips encodes all but BMP.
 """
 
 from __future__ import annotations
