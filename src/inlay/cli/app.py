@@ -71,8 +71,8 @@ def _root(
 ) -> None:
     """Put an object into a photograph, make it belong there, or take it out.
 
-    Outside the region a command reports, no pixel of the photograph changes; WebP, AVIF and, without
-    inlay[jpeg], JPEG encode the whole picture again, so that there pixels may be some levels off.
+    Outside the region a command reports, no pixel of the photograph changes; WebP, AVIF and JPEG
+    (without inlay[jpeg]) encode all of it again, so that there pixels may be some levels off.
     """
     if version:
         typer.echo(f"inlay {__version__}")

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Image, bounds, resize, to_levels
+from inlay.pictures.arrays import Image, Mask, bounds, resize, to_levels
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_picture
 
 # Levels below this share of a mask's largest are nothing.
@@ -123,27 +124,18 @@ def _labels(colours: NDArray[Any]) -> Image | None:
     None where they have one hue, or are more than labels would be. The background is black, where
     there is none the commonest colour.
     """
-    shift = 8 * (colours.dtype.itemsize - 1)
-    if len(np.unique(_codes(colours[::8, ::8] >> shift))) > _MOST_COLOURS:
+    levels = (colours >> 8 * (colours.dtype.itemsize - 1)).astype(np.uint8)
+    found = PilImage.fromarray(levels).getcolors(_MOST_COLOURS)
+    if found is None:
         return None
-    codes = _codes(colours >> shift)
-    values, counts = np.unique(codes, return_counts=True)
-    if values.size > _MOST_COLOURS:
-        return None
-    known = np.stack([values >> 16, (values >> 8) & 255, values & 255], axis=-1)
+    known = np.array([colour for _, colour in found])
     bright = known[known.max(-1) > 0.25 * known.max()]
     hues = bright / np.maximum(bright.max(-1, keepdims=True), 1)
     if not bright.size or np.ptp(hues, axis=0).max() < 0.2:
         return None
-    ground = 0 if values[0] == 0 else values[counts.argmax()]
-    differs: Image = (codes != ground).astype(np.float32)
-    return differs
-
-
-def _codes(colours: NDArray[Any]) -> NDArray[np.uint32]:
-    """Colours (h, w, 3) of 8 bits as numbers (h, w)."""
-    red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
-    return np.asarray((red << 16) | (green << 8) | blue, np.uint32)
+    commonest = min(found, key=lambda each: (-each[0], each[1]))[1]
+    differs: Mask = (levels != (commonest if known.any(-1).all() else 0)).any(-1)
+    return differs.astype(np.float32)
 
 
 def softness(mask: Image) -> float:
