@@ -468,14 +468,14 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("hello")
     cases = {
         "empty": "no model_index.json",
-        "lora.safetensors": "model.diffusion_model",
+        "lora.safetensors": "goes in beside a model",
         "zero.safetensors": "truncated",
         "text.txt": "must be a .safetensors",
         "absent.safetensors": "does not exist",
         "absent.ckpt": "convert it with diffusers",
-        "flux.safetensors": "is FLUX.1 or .* in one file, but inlay opens those as a folder",
-        "flux2.safetensors": "is FLUX.1 or ",
-        "sd3.safetensors": "or Stable Diffusion 3 in one file",
+        "flux.safetensors": "FLUX.1 and .* are opened as a folder",
+        "flux2.safetensors": "FLUX.1 and ",
+        "sd3.safetensors": "Stable Diffusion 3 are opened as a folder",
     }
     for name, expected in cases.items():
         with pytest.raises(InputError, match=expected) as error:

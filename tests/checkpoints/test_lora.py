@@ -385,3 +385,9 @@ def test_a_header_without_end_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}")
     with pytest.raises(InputError, match="not a whole"):
         merged(path)
+
+
+def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path) -> None:
+    tensors = {f"unet.x{number}.lora_A.weight": torch.zeros(0) for number in range(20_001)}
+    with pytest.raises(InputError, match="holds 20001 tensors"):
+        merged(saved(tmp_path / "many.safetensors", tensors))

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from inlay.checkpoints.folder import Loaded
     from inlay.diffusion.backbone import Backbone
 
 
@@ -131,7 +130,7 @@ def is_concept(path: Path) -> bool:
         return False
 
 
-def read_concept(path: Path, backbone: Backbone | Loaded | None = None) -> Concept:
+def read_concept(path: Path, backbone: Backbone | None = None) -> Concept:
     """What a file says of itself, checked against the checkpoint it is to be used with.
 
     Raises InputError for a file that is not whole, that `inlay learn` did not write, or that was
@@ -237,7 +236,7 @@ def _changes(
         "for; learn the object again."
     )
     if kind == "lora":
-        updates = read_updates(path, backbone.unet, backbone.text.encoders)[0].values()
+        updates = read_updates(path, backbone)[0].values()
         if not updates or any(update.misfit() for update in updates):
             raise unfit
         for update in updates:

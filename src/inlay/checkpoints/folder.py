@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ from inlay.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-
-    from inlay.diffusion.text import TextStack
 
 
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -49,7 +47,7 @@ _FLUX = _layout("transformer", "FluxTransformer2DModel", _KL, _CLIP[:1], _T5)
 PARTS = tuple(dict.fromkeys([*_UNET, *_SD3]))
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Of a JSON file, and of the header of a .safetensors file.
-_MOST_LETTERS, _LONGEST_HEADER = 1 << 22, 1 << 25
+_MOST_LETTERS, _LONGEST_HEADER, _MOST_TENSORS = 1 << 22, 1 << 24, 20_000
 _CONVERT = (
     "which can run code when opened, so inlay reads .safetensors files alone: where you trust it, "
     "convert it with diffusers, by from_pretrained(FOLDER) or StableDiffusionPipeline."
@@ -64,31 +62,20 @@ _FOREIGN = (
 _EARLIER = {"PatchAutoencoder": ["inlay.diffusion.autoencoder", "PatchAutoencoder"]}
 
 
-@dataclass
-class Loaded:
-    """What a checkpoint consists of, on the CPU: files are its weights as (label, path).
-
-    network is its U-Net or transformer; name is what the user gave; notes are what the user should
-    know of how it was opened. hash is the fingerprint of the files where a concept asks for it.
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint consists of, on the CPU: its folder, networks and tokenizers by their part,
+    the scheduler's config, and its weights as (label, path).
     """
 
-    name: str
-    network: Any
-    vae: Any
-    text: TextStack
+    folder: Path
+    loaded: Mapping[str, Any]
     scheduler_config: dict[str, Any]
     files: list[tuple[str, Path]]
-    notes: list[str] = field(default_factory=list)
-    hash: str = ""
 
 
 def read_index(folder: Path, name: str) -> dict[str, str]:
     """{part: class} out of model_index.json, every class one that is allowed."""
-    if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"The model {name} has no model_index.json, which a checkpoint folder in diffusers' "
-            "layout has."
-        )
     index = read_json(folder / "model_index.json")
     layout, transformer = _UNET, index.get("transformer")
     if index.get("unet") is None and isinstance(transformer, list) and len(transformer) == 2:
@@ -130,30 +117,6 @@ def weights_stem(part: str) -> str | None:
     return "diffusion_pytorch_model" if part in ("unet", "transformer", "vae") else None
 
 
-def assemble(
-    folder: Path,
-    name: str,
-    parts: Mapping[str, Any],
-    config: dict[str, Any],
-    files: list[tuple[str, Path]],
-) -> Loaded:
-    """A checkpoint of loaded parts and the scheduler's config, as its folder describes it."""
-    from inlay.diffusion.flow import FlowText
-    from inlay.diffusion.text import TextStack
-
-    tokenizers, encoders = (
-        [each for part, each in parts.items() if part.startswith(kind)]
-        for kind in ("tokenizer", "text_encoder")
-    )
-    if "transformer" in parts:
-        text: TextStack = FlowText(tokenizers, encoders)
-    else:
-        zeros = read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
-        text = TextStack(tokenizers, encoders, empty_is_zero=len(encoders) == 2 and bool(zeros))
-    network = parts["transformer" if "transformer" in parts else "unet"]
-    return Loaded(name, network, parts["vae"], text, config, files)
-
-
 def read_scheduler(folder: Path, name: str, flow: bool = False) -> dict[str, Any]:
     """The scheduler's config; InputError for noise that is not of the DDPM kind, or with `flow`
     not that of flow matching.
@@ -180,11 +143,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError for anything else."""
     if not path.is_file():
         raise InputError(f"The folder {path.parent} has no {path.name}.")
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return parse_json(file.read(_MOST_LETTERS + 1), f"The file {path}")
-    except OSError as error:
-        raise InputError(f"The file {path} cannot be read.") from error
+    text = ""
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_MOST_LETTERS + 1)
+    return parse_json(text, f"The file {path}")
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
@@ -313,9 +275,11 @@ def check_safetensors(path: Path, role: str) -> list[str]:
                 raise ValueError(path)
         # Its keys need no torch.
         with safe_open(path, "np") as file:
-            return list(file.keys())
+            if len(names := list(file.keys())) <= _MOST_TENSORS:
+                return names
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"The {role} {path} is not a whole .safetensors file (truncated, perhaps): fetch it "
             "again."
         ) from error
+    raise InputError(f"The {role} {path} holds {len(names)} tensors, as no model does.")

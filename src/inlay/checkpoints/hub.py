@@ -16,8 +16,7 @@ from typing import Any
 
 from inlay.checkpoints.folder import (
     PARTS,
-    Loaded,
-    assemble,
+    Parts,
     budget,
     check_safetensors,
     has_shards,
@@ -36,7 +35,12 @@ _SETTINGS = ("model_index.json", "*/*.json", "tokenizer*/*")
 _REASON = {
     "GatedRepoError": "asks you to accept its terms and log in on the Hugging Face hub first",
     "RepositoryNotFoundError": "is not on the Hugging Face hub, or not visible to you",
+    "HFValidationError": "is not a hub id, such as owner/name",
 }
+_UNREACHED = (
+    "is not in the local cache and the Hugging Face hub could not be reached: connect, or name a "
+    "folder"
+)
 
 
 _TABLE = resources.files("inlay").joinpath("assets/checkpoints.json")
@@ -117,17 +121,13 @@ def hub_folder(
     respected. `what` is what messages call it. Raises InputError where it cannot be had.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
-        with suppress(InputError, OSError, LocalEntryNotFoundError):
-            # The index alone is asked for: whether the rest is there, complete() knows better.
-            index = ["model_index.json"]
-            cached = snapshot_download(repo_id, local_files_only=True, allow_patterns=index)
-            if complete(Path(cached)):
-                return Path(cached)
-    except HFValidationError as error:
-        raise InputError(f"The {what} {repo_id!r} is not a hub id, such as owner/name.") from error
+    with suppress(OSError, ValueError):
+        # The index alone is asked for: whether the rest is there, complete() knows better.
+        index = ["model_index.json"]
+        cached = snapshot_download(repo_id, local_files_only=True, allow_patterns=index)
+        if complete(Path(cached)):
+            return Path(cached)
     if constants.HF_HUB_OFFLINE:
         raise InputError(
             f"The {what} {repo_id} is not in the local cache and HF_HUB_OFFLINE forbids to "
@@ -137,21 +137,15 @@ def hub_folder(
         info = HfApi().model_info(repo_id, timeout=_TIMEOUT)
         names = wanted([file.rfilename for file in info.siblings or []])
         return Path(snapshot_download(repo_id, allow_patterns=names, etag_timeout=_TIMEOUT))
-    except HfHubHTTPError as error:
-        kinds = [_REASON[c.__name__] for c in type(error).__mro__ if c.__name__ in _REASON]
-        reason = kinds[0] if kinds else "could not be fetched from the Hugging Face hub"
-        raise InputError(f"The {what} {repo_id} {reason}.") from error
     except InputError:
         raise
     except Exception as error:
-        # Whatever the network library of the day raises: there is nothing to be done about it here.
-        raise InputError(
-            f"The {what} {repo_id} is not in the local cache and the Hugging Face hub could not be "
-            "reached: connect, or name a folder."
-        ) from error
+        # Whatever the network library of the day raises.
+        kinds = [_REASON[c.__name__] for c in type(error).__mro__ if c.__name__ in _REASON]
+        raise InputError(f"The {what} {repo_id} {(kinds or [_UNREACHED])[0]}.") from error
 
 
-def load_file(path: Path, name: str, dtype: Any) -> Loaded:
+def load_file(path: Path, dtype: Any) -> Parts:
     """Load one file whose settings and tokenizer come from a diffusers folder.
 
     That is the folder of the file's name beside it, else the folder it lies in, else the one
@@ -162,16 +156,12 @@ def load_file(path: Path, name: str, dtype: Any) -> Loaded:
     from safetensors.torch import load_file as read
 
     keys = check_safetensors(path, "model")
-    if any("double_blocks." in key or "joint_blocks." in key for key in keys):
+    flow = any("double_blocks." in key or "joint_blocks." in key for key in keys)
+    if flow or not any(key.startswith(_SIGNATURE) for key in keys):
         raise InputError(
-            f"The model {path} is FLUX.1 or Stable Diffusion 3 in one file, but inlay opens those "
-            "as a folder: name one on the hub, such as black-forest-labs/FLUX.1-dev, or write one "
-            "with diffusers' from_single_file() and save_pretrained()."
-        )
-    if not any(key.startswith(_SIGNATURE) for key in keys):
-        raise InputError(
-            f"The model {path} has no tensor named {_SIGNATURE}*, as a Stable Diffusion checkpoint "
-            "in one file has; a LoRA or a textual inversion goes in beside a model."
+            f"The model {path} is not Stable Diffusion 1.x, 2.x or XL in one file: FLUX.1 and "
+            "Stable Diffusion 3 are opened as a folder, which diffusers' from_single_file() and "
+            "save_pretrained() write, and a LoRA or a textual inversion goes in beside a model."
         )
     weights, loaded = read(path), dict[str, Any]()
     folder = _settings(path, weights)
@@ -198,7 +188,7 @@ def load_file(path: Path, name: str, dtype: Any) -> Loaded:
     for part in ("unet", "vae"):
         if any(weight.is_meta for weight in loaded[part].parameters()):
             raise InputError(f"The model {path} lacks some of the weights of its {part}.")
-    return assemble(folder, name, loaded, config, [(path.name, path)])
+    return Parts(folder, loaded, config, [(path.name, path)])
 
 
 def _settings(path: Path, weights: dict[str, Any]) -> Path:

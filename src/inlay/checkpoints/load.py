@@ -19,8 +19,7 @@ import torch
 
 from inlay.checkpoints.concept import is_concept, read_concept
 from inlay.checkpoints.folder import (
-    Loaded,
-    assemble,
+    Parts,
     library_of,
     load_network,
     pick_weights,
@@ -33,6 +32,7 @@ from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import Branch
 from inlay.diffusion.flow import FlowBackbone, FlowText
+from inlay.diffusion.text import TextStack
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError
 from inlay.pictures.write import replace_file
@@ -67,41 +67,52 @@ def load_backbone(
     kind = pick_dtype(dtype, place)
     name = os.fspath(name_or_path)
     with plain_errors(f"The model {name}"):
-        loaded = _load(name, kind)
-    flow = isinstance(loaded.text, FlowText)
-    if flow and loras:
-        raise InputError(f"The model {name} is a transformer, but a LoRA is merged into a U-Net.")
+        parts = _load(name, kind)
+        backbone = _assemble(parts, name, place, kind)
     beside: list[tuple[str, Path]] = []
     for number, (path, scale) in enumerate(loras):
         file = Path(path).expanduser()
         with plain_errors(f"The LoRA {file}"):
             if is_concept(file):
-                loaded.hash = fingerprint(loaded.files)
-                read_concept(file, loaded)
-            read = load_lora(file, scale, loaded)
+                read_concept(file, backbone)
+            read = load_lora(file, scale, backbone)
         beside += zip((f"lora {number} at {scale:g}", f"lora {number} config"), read, strict=False)
     for number, path in enumerate(textual_inversions):
         file = Path(path).expanduser()
         with plain_errors(f"The textual inversion {file}"):
-            load_textual_inversion(file, loaded.text)
+            load_textual_inversion(file, backbone.text)
         beside.append((f"textual inversion {number}", file))
+    # Concepts were learnt for a checkpoint without any of these.
+    parts.files.extend(beside)
+    vars(backbone).pop("hash", None)
+    return backbone
+
+
+def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) -> Backbone:
+    """The checkpoint on its device, its weights in memory of their own."""
+    loaded, flow = parts.loaded, "transformer" in parts.loaded
+    tokenizers, encoders = (
+        [each for part, each in loaded.items() if part.startswith(kind)]
+        for kind in ("tokenizer", "text_encoder")
+    )
+    vae, network = loaded["vae"], loaded["transformer" if flow else "unet"]
     # float32 for the autoencoder: it runs once, many overflow in float16, and bfloat16 is coarser
     # than eight bits. Those that say they are safe in float16 may have it.
-    if kind == torch.float16 and getattr(loaded.vae.config, "force_upcast", True) is False:
-        loaded.vae.half()
-    for module in (loaded.vae, loaded.network, *loaded.text.encoders):
+    if dtype == torch.float16 and getattr(vae.config, "force_upcast", True) is False:
+        vae.half()
+    for module in (vae, network, *encoders):
         own_weights(module.to(place))
-    with plain_errors(f"The model {name}"):
-        backbone = (FlowBackbone if flow else UNetBackbone)(
-            loaded.network,
-            loaded.vae,
-            loaded.text,
-            loaded.scheduler_config,
-            name=name,
-            hasher=lambda: fingerprint([*loaded.files, *beside]),
-        )
-    backbone.notes = tuple(loaded.notes)
-    return backbone
+    index = read_json(parts.folder / "model_index.json")
+    zeros = len(encoders) == 2 and bool(index.get("force_zeros_for_empty_prompt", True))
+    text = (FlowText if flow else partial(TextStack, empty_is_zero=zeros))(tokenizers, encoders)
+    return (FlowBackbone if flow else UNetBackbone)(
+        network,
+        vae,
+        text,
+        parts.scheduler_config,
+        name=name,
+        hasher=lambda: fingerprint(parts.files),
+    )
 
 
 def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
@@ -200,13 +211,13 @@ def own_weights(module: torch.nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def _load(name: str, dtype: torch.dtype) -> Loaded:
+def _load(name: str, dtype: torch.dtype) -> Parts:
     path = Path(name).expanduser()
     file = path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
     if file and name != "embedded":
         from inlay.checkpoints.hub import load_file
 
-        return load_file(path, name, dtype)
+        return load_file(path, dtype)
 
     def fetch() -> Path:
         from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete
@@ -217,7 +228,7 @@ def _load(name: str, dtype: torch.dtype) -> Loaded:
     return _load_folder(_folder(name, _ASSETS / "embedded", "model", fetch), name, dtype)
 
 
-def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Loaded:
+def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
     """Load every part; network and text encoders in `dtype`, the autoencoder in float32."""
     loaded: dict[str, Any] = {}
     used: list[tuple[str, Path]] = []
@@ -243,7 +254,7 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Loaded:
             half=dtype == torch.float16,
         )
         used += [(f"{part}/{file.name}", file) for file in files]
-    return assemble(folder, name, loaded, config, used)
+    return Parts(folder, loaded, config, used)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.checkpoints.folder import Loaded, check_safetensors, parse_json, read_json
+from inlay.checkpoints.folder import check_safetensors, parse_json, read_json
+from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError, plain, show
 
@@ -109,9 +110,7 @@ def _matrix(t: Mapping[str, Tensor], name: str) -> Tensor:
     return a @ b if core is None else torch.einsum("ij...,ip,jr->pr...", core, a, b)
 
 
-def read_updates(
-    path: Path, network: Any, encoders: Sequence[nn.Module]
-) -> tuple[dict[str, Update], list[Path]]:
+def read_updates(path: Path, backbone: Backbone) -> tuple[dict[str, Update], list[Path]]:
     """A file's updates of a U-Net and its text encoders, by its own names, in any format; and the
     files that were read.
 
@@ -120,7 +119,8 @@ def read_updates(
     """
     from safetensors.torch import load_file
 
-    keys, layers = check_safetensors(path, "LoRA"), _layers(network, encoders)
+    keys, network = check_safetensors(path, "LoRA"), backbone.unet
+    layers = _layers(network, backbone.text.encoders)
     (config, files), parts = _config(path, keys), dict[tuple[str, str], dict[str, Tensor]]()
     for name, tensor in load_file(path).items():
         match = _NAME.fullmatch(name)
@@ -208,21 +208,19 @@ def _alpha(config: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) 
     """
     part = name.partition(".")[0]
     prefix = f"{part}." if part in ("unet", "text_encoder", "text_encoder_2") else ""
-    alpha = config.get(f"{prefix}lora_alpha")
-    for key, value in (config.get(f"{prefix}alpha_pattern") or {}).items():
-        end = key.removeprefix("^").removesuffix("$").replace("\\.", ".")
-        if not re.fullmatch(r"[\w.]+", end):
-            raise ValueError(key)
-        if f".{name}".endswith(f".{end}"):
-            alpha = value
-            break
+    patterns = dict(config.get(f"{prefix}alpha_pattern") or {})
+    ends = {key.strip("^$").replace("\\.", "."): value for key, value in patterns.items()}
+    if not all(re.fullmatch(r"[\w.]+", end) for end in ends):
+        raise ValueError(ends)
+    own = [value for end, value in ends.items() if f".{name}".endswith(f".{end}")]
+    alpha = own[0] if own else config.get(f"{prefix}lora_alpha")
     if alpha is None:
         return None
     rank = len(tensors["down"]) if config.get(f"{prefix}use_rslora") is True else 1
     return float(alpha) * math.sqrt(rank)
 
 
-def load_lora(path: Path, scale: float, loaded: Loaded) -> list[Path]:
+def load_lora(path: Path, scale: float, backbone: Backbone) -> list[Path]:
     """Merge a LoRA or one of its kin, see Update, into a checkpoint of the Stable Diffusion 1.x,
     2.x or XL kind, times scale; returns the files that were read.
 
@@ -232,7 +230,7 @@ def load_lora(path: Path, scale: float, loaded: Loaded) -> list[Path]:
     """
     if not math.isfinite(scale):
         raise InputError(f"The scale of the LoRA {path} must be a finite number, not {scale}.")
-    updates, files = read_updates(path, loaded.network, loaded.text.encoders)
+    updates, files = read_updates(path, backbone)
     unfit = {name: why for name, update in updates.items() if (why := update.misfit())}
     few = ", ".join(f"{name} ({why})" for name, why in list(unfit.items())[:5]) or "it has none"
     if len(unfit) == len(updates):
@@ -245,8 +243,8 @@ def load_lora(path: Path, scale: float, loaded: Loaded) -> list[Path]:
             update.parameter.data = value
     if unfit:
         many = f"{len(unfit)} of {len(updates)} layers do not fit the model and are left out"
-        loaded.notes.append(plain(f"of the LoRA {path.name} {many}: {few}"))
-    loaded.text.clear()
+        backbone.notes.append(plain(f"of the LoRA {path.name} {many}: {few}"))
+    backbone.text.clear()
     return files
 
 
@@ -300,7 +298,7 @@ def _add(path: Path, token: str, rows: Tensor, text: TextStack, number: int) -> 
     table = encoder.get_input_embeddings()
     if max(ids) >= table.num_embeddings:
         encoder.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
-        table = encoder.get_input_embeddings()
+        table = encoder.get_input_embeddings().requires_grad_(False)
     with torch.no_grad():
         table.weight[ids] = rows.to(table.weight)
     text.expansions[number][ids[0]] = ids

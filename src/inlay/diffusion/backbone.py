@@ -183,7 +183,6 @@ class Backbone:
     prediction_type: str
     told_scale: bool = False
     least_window: int = 32
-    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -198,6 +197,7 @@ class Backbone:
         self.network, self.vae, self.text, self.name = network, vae, text, name
         self.scheduler_config = dict(scheduler_config)
         self.rules: list[AttentionRule] = []
+        self.notes: list[str] = []
         self._hasher = hasher
         for module in (network, vae, *text.encoders):
             module.requires_grad_(False).eval()

@@ -156,8 +156,8 @@ class FlowBackbone(Backbone):
     def unet(self) -> Any:
         """InputError, for all that is made for a U-Net."""
         raise InputError(
-            f"the model {self.name} is a transformer, but T2I-Adapters, harmonizers and concepts "
-            "are for U-Nets."
+            f"the model {self.name} is a transformer, but LoRA files, T2I-Adapters, harmonizers "
+            "and concepts are for U-Nets."
         )
 
     def layers(self) -> list[Layer]:

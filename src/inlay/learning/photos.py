@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import starmap, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,18 +56,12 @@ def with_places(
 
     Raises InputError for both, and for another number of them.
     """
-    if boxes and masks:
-        raise InputError("boxes and masks are given; leave out one of the two.")
-    for given, what in ((boxes, "boxes"), (masks, "masks")):
-        if given and len(given) != len(pictures):
-            raise InputError(
-                f"there are {len(given)} {what} for {len(pictures)} photos; expected one for each, "
-                "in their order."
-            )
-    return [
-        Photo(picture, boxes[i] if boxes else None, masks[i] if masks else None)
-        for i, picture in enumerate(pictures)
-    ]
+    if {len(boxes), len(masks)} not in ({0}, {0, len(pictures)}):
+        raise InputError(
+            f"there are {len(boxes)} boxes and {len(masks)} masks for {len(pictures)} photos; "
+            "expected one for each, in their order, or none, and not both kinds."
+        )
+    return list(starmap(Photo, zip_longest(pictures, boxes, masks)))
 
 
 def find_views(
