@@ -54,6 +54,19 @@ def test_gamma_is_a_power_of_the_values() -> None:
     assert np.allclose(found[:, 0, 1], (np.arange(256) / 255) ** 1.4, atol=1e-9)
 
 
+def test_contrast_bends_each_channel_about_the_middle() -> None:
+    powers = {"red": 0.7, "green": 0.0, "blue": -0.5}
+    found = disturb(GREYS, [Change("contrast", powers)])
+    v = np.arange(256) / 255
+    for channel, power in enumerate(powers.values()):
+        steep = 2**power
+        expected = v**steep / (v**steep + (1 - v) ** steep)
+        assert np.allclose(found[:, 0, channel], expected, atol=1e-9)
+    assert np.allclose(found[[0, -1], 0], [[0] * 3, [1] * 3], atol=1e-12)
+    (change,) = draw("contrast", np.random.default_rng(3), 0.5)
+    assert all(abs(stops) <= 0.45 + 1e-9 for stops in change.parameters.values())
+
+
 @pytest.mark.parametrize("factor", [0.4, 1.8])
 def test_saturation_stretches_the_distance_from_luminance(factor: float) -> None:
     change = Change("saturation", {"factor": factor})

@@ -25,10 +25,13 @@ from inlay.cli import main
 from inlay.diffusion.backbone import Conditions, Guide
 from inlay.diffusion.branches import Harmonizer, correct
 from inlay.learning.folder import is_held_out
+from inlay.learning.samples import random_crop
+from inlay.pictures.arrays import Box
 from inlay.training.batches import DisturbedLoader, cover
 from inlay.training.corpus import Corpus
-from inlay.training.disturb import KINDS, Policy, disturb, draw_sample, jitter
+from inlay.training.disturb import TRAINED, Policy, disturb, draw_sample, jitter
 from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
+from inlay.training.geometry import move_object
 from inlay.training.harmonizer import (
     HarmonizerConfig,
     HarmonizerTrainer,
@@ -104,7 +107,7 @@ def test_a_disturbance_stays_inside_its_mask(tmp_path: Path) -> None:
     changed = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, rule, rng)
+        sample = draw_sample(np.dstack([picture, shape]), "red", cache, (48, 48), rule, rng)
         assert sample.truth.shape == sample.pasted.shape == (48, 48, 3)
         assert sample.mask.dtype == np.float32 and 0 <= sample.mask.min() < sample.mask.max() <= 1
         outside = sample.mask == 0
@@ -125,7 +128,7 @@ def test_a_sample_is_the_disturbed_object_of_its_picture(tmp_path: Path) -> None
     cache, rule = ObjectCache(), policy(kinds=("exposure",), least_strength=0.8)
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        sample = draw_sample(np.dstack([picture, shape]), "red", cache, 48, rule, rng)
+        sample = draw_sample(np.dstack([picture, shape]), "red", cache, (48, 48), rule, rng)
         assert sample.caption == "red"
         inside = sample.mask > 0.5
         assert set(np.unique(sample.mask)) == {0.0, 1.0}
@@ -145,13 +148,80 @@ def test_some_stay_undisturbed_and_recoloured_ones_lose_their_caption(tmp_path: 
     calm, bare, means = 0, 0, []
     for seed in range(80):
         rng = np.random.default_rng(seed)
-        sample = draw_sample(whole, "red", cache, 32, rule, rng)
+        sample = draw_sample(whole, "red", cache, (32, 32), rule, rng)
         calm += np.array_equal(sample.pasted, sample.truth)
         bare += sample.caption == ""
         means.append(sample.truth.reshape(-1, 3).mean(0) if sample.caption == "" else None)
     assert 20 < calm < 45 and 28 < bare < 52
     spread = np.std([mean for mean in means if mean is not None], axis=0)
     assert (spread > 8).all()
+
+
+def test_a_second_light_reaches_a_part_of_the_object() -> None:
+    picture, shape = thing()
+    rule = policy(kinds=("exposure",), uneven_share=1.0)
+    uneven = 0
+    for seed in range(12):
+        even, other = (
+            draw_sample(
+                np.dstack([picture, shape]), "", ObjectCache(), (48, 64),
+                rule.model_copy(update={"uneven_share": share}), np.random.default_rng(seed),
+            )
+            for share in (0.0, 1.0)
+        )  # fmt: skip
+        np.testing.assert_array_equal(even.truth, other.truth)
+        inside = even.mask > 0.5
+        np.testing.assert_array_equal(other.pasted[~inside], other.truth[~inside])
+        gain = (other.pasted[inside] / np.maximum(even.pasted[inside].astype(float), 1))[:, 0]
+        uneven += float(np.quantile(gain, 0.9) - np.quantile(gain, 0.1)) > 0.05
+    assert uneven >= 8
+
+
+def test_a_window_shows_the_object_as_methods_do() -> None:
+    """Its longer side 1.5 to 2.5 times the object's, the object a tenth off its middle at most."""
+    canvas = np.zeros((300, 400, 4), np.uint8)
+    canvas[140:180, 190:250] = 255
+    for seed in range(20):
+        crop = random_crop(canvas, (96, 128), np.random.default_rng(seed), Box(190, 140, 60, 40))
+        assert crop.shape == (96, 128, 4)
+        rows, columns = np.nonzero(crop[..., 3] > 127)
+        assert 128 / 2.6 <= np.ptp(columns) + 1 <= 128 / 1.4
+        assert np.ptp(rows) / np.ptp(columns) == pytest.approx(2 / 3, abs=0.06)
+        off = abs((columns.min() + columns.max()) / 2 - 63.5), abs(rows.mean() - 47.5)
+        assert max(off) <= 0.1 * (np.ptp(columns) + 1) + 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_moved_object_stands_in_an_erased_ring(seed: int) -> None:
+    truth = np.random.default_rng(7).integers(0, 60, (96, 128, 3), dtype=np.uint8)
+    mask = np.zeros((96, 128), np.float32)
+    mask[30:62, 40:84] = 1
+    pasted = np.where(mask[..., None] > 0, np.uint8([200, 40, 90]), truth)
+    made, alpha, region = move_object(truth, pasted, mask, np.random.default_rng(seed))
+    assert made.dtype == np.uint8 and alpha.dtype == region.dtype == np.float32
+    np.testing.assert_array_equal(made[region == 0], truth[region == 0])
+    assert (made[(region == 1) & (alpha == 0)] == 128).all()
+    # Deep in the object its own colour, whichever way it was turned; at its edge some of the grey.
+    deep = cv2.erode((alpha == 1).astype(np.uint8), np.ones((9, 9))) > 0
+    assert deep.sum() > 300 and np.abs(made[deep].astype(int) - (200, 40, 90)).max() <= 1
+    soft = (alpha > 0.3) & (alpha < 0.7)
+    assert soft.any() and made[soft, 0].mean() < 195
+    # The ring is 3 to 10 pixels wide round all that the object covers or covered.
+    far = cv2.distanceTransform(1 - np.uint8(np.maximum(alpha, mask) > 0), cv2.DIST_L2, 5)
+    assert (region[far <= 2] == 1).all() and (region[far > 12] == 0).all()
+    assert 0.7 < alpha.sum() / mask.sum() < 1.2
+    assert not np.array_equal(alpha, mask)
+
+
+def test_steps_are_square_upright_or_lying() -> None:
+    picture, shape = thing()
+    corpus = Corpus([np.dstack([picture, shape])], ["one"], np.array([1.0]))
+    place = ObjectCache(), policy(geometry=0.5), 32, 5, torch.device("cpu")
+    loader = DisturbedLoader(corpus, *place, multiple=8)
+    seen = {tuple(loader.batch(step, range(2)).region.shape) for step in range(30)}
+    assert seen == {(2, 1, 32, 32), (2, 1, 32, 24), (2, 1, 24, 32)}
+    plain = DisturbedLoader(corpus, *place)
+    assert {tuple(plain.batch(step, [0]).mask.shape[2:]) for step in range(9)} == {(32, 32)}
 
 
 def test_masks_are_off_by_no_more_than_the_jitter() -> None:
@@ -202,7 +272,7 @@ def test_threads_make_the_same_batches(tmp_path: Path) -> None:
     for step in (0, 1, 2, 7):
         one, two = plain.batch(step, range(5)), threaded.batch(step, range(5))
         assert one.captions == two.captions
-        for name in ("truth", "pasted", "mask"):
+        for name in ("truth", "pasted", "mask", "region"):
             assert torch.equal(getattr(one, name), getattr(two, name))
     other = plain.batch(8, range(5))
     assert not torch.equal(one.truth, other.truth)
@@ -269,8 +339,9 @@ def test_the_loss_is_the_error_inside_the_masks(
     """
     source, side = (model, 32) if name == "embedded-like" else (str(built(name)), 64)
     config = tiny(
-        source, resolution=side, batch=3, caption_dropout=1.0, smooth_share=0.3, start=start
-    )
+        source, resolution=side, batch=3, caption_dropout=1.0, smooth_share=0.3, start=start,
+        geometry=0.7,
+    )  # fmt: skip
     trainer = HarmonizerTrainer(folder, tmp_path, config)
     network, backbone = awake(trainer), trainer.backbone
     shape = (1, backbone.latent_channels, side // backbone.factor, side // backbone.factor)
@@ -283,7 +354,7 @@ def test_the_loss_is_the_error_inside_the_masks(
         if start == "pasted":
             t = int(200 + 600 * (row + u) / 3)
         noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        hole = cover(sample.mask, backbone.factor)
+        hole = cover(sample.region, backbone.factor)
         z, level = backbone.encode(sample.truth), backbone.levels[t]
         target = level.output(z, noise, backbone.prediction_type)
         masks = {}
@@ -346,7 +417,7 @@ def test_what_it_writes_is_the_average_in_half_precision_and_loads(
         assert value.dtype == torch.float16
         assert torch.equal(value, state[f"ema.{key}"].half())
     recipe = json.loads((out / "training.json").read_text())
-    assert recipe["step"] == 4 and recipe["config"]["kinds"] == list(KINDS)
+    assert recipe["step"] == 4 and recipe["config"]["kinds"] == list(TRAINED)
     assert set(recipe["figures"]["validation_loss"]) == {"300", "500", "700"}
     assert set(recipe["figures"]["restored"]) == {
         "latent",

@@ -235,20 +235,30 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 
 
-def random_crop(image: Pixels, size: int, rng: np.random.Generator) -> Pixels:
-    """A square crop of a picture (H, W, C), resized to (size, size, C), half of them mirrored.
+def random_crop(
+    image: Pixels, size: int | tuple[int, int], rng: np.random.Generator, near: Box | None = None
+) -> Pixels:
+    """A crop of a picture (H, W, C), resized to (height, width, C) or a square, half of them
+    mirrored.
 
-    Its side is 55% to 100% of the short side, and no less than half of `size`, unless the picture's
-    is.
+    It is 55% to 100% of the largest that fits, or, as far as that goes, 1.5 to 2.5 times the longer
+    side of a box that it is `near`; no less than half of `size`, unless the picture is.
     """
     height, width = image.shape[:2]
-    short = min(height, width)
-    side = round(short * rng.uniform(0.55, 1.0))
-    side = min(short, max(side, min(short, size // 2)))
-    top = int(rng.integers(0, height - side + 1))
-    left = int(rng.integers(0, width - side + 1))
+    h, w = (size, size) if isinstance(size, int) else size
+    most = min(height / h, width / w)
+    scale = most * rng.uniform(0.55, 1.0)
+    if near is not None:
+        scale = max(near.width, near.height) * rng.uniform(1.5, 2.5) / max(h, w)
+    scale = min(most, max(scale, 0.5))
+    tall, wide = max(1, round(scale * h)), max(1, round(scale * w))
+    top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
+    if near is not None:
+        middle = near.y + (near.height - tall) / 2, near.x + (near.width - wide) / 2
+        off = rng.uniform(-0.1, 0.1, 2) * max(near.width, near.height)
+        top, left = np.clip(off + middle, 0, (height - tall, width - wide)).astype(int)
     mirrored = bool(rng.random() < 0.5)
-    crop = resize(image[top : top + side, left : left + side], (size, size))
+    crop = resize(image[top : top + tall, left : left + wide], (h, w))
     return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
 
 

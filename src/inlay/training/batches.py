@@ -25,6 +25,9 @@ from inlay.training.objects import ObjectCache
 Rng = np.random.Generator
 T = TypeVar("T")
 
+# How often a step's samples are square, upright and lying.
+_SHAPES = (0.4, 0.35, 0.25)
+
 
 @dataclass
 class Batch:
@@ -73,18 +76,22 @@ class CorpusLoader:
 
 
 def _tensor(pictures: Sequence[Image], device: torch.device) -> Tensor:
-    """Pictures, uint8 (S, S, 3), as (N, 3, S, S) in [-1, 1]."""
+    """Pictures, uint8 (h, w, 3), as (N, 3, h, w) in [-1, 1]."""
     stacked = torch.from_numpy(np.stack(pictures)).to(device)
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """truth and pasted (N, 3, S, S) in [-1, 1], mask (N, 1, S, S) in [0, 1], N captions."""
+    """truth and pasted (N, 3, h, w) in [-1, 1], mask and region (N, 1, h, w) in [0, 1], captions.
+
+    What is learnt is all in the region, which the mask of the object is at least.
+    """
 
     truth: Tensor
     pasted: Tensor
     mask: Tensor
+    region: Tensor
     captions: list[str]
 
 
@@ -118,7 +125,8 @@ class Ahead(Generic[T]):
 class DisturbedLoader:
     """Batches of samples on a device; sample `row` of step `step` hangs on the seed and these two.
 
-    With `workers` threads the next step's samples are made while this one's are learned from.
+    With `workers` threads the next step's samples are made while this one's are learned from. A
+    step's samples are square, or 3 to 4 where `multiple`, of which sides must be, is given.
     """
 
     def __init__(
@@ -130,9 +138,12 @@ class DisturbedLoader:
         seed: int,
         device: torch.device,
         workers: int = 0,
+        multiple: int | None = None,
     ) -> None:
         self.corpus, self.objects, self.policy = corpus, objects, policy
-        self.size, self.seed, self.device = size, seed, device
+        self.seed, self.device = seed, device
+        short = size if multiple is None else size * 3 // 4 // multiple * multiple or size
+        self.shapes = [(size, size), (size, short), (short, size)]
         self._ahead = Ahead(self._draw, workers)
 
     def batch(self, step: int, rows: Sequence[int]) -> Samples:
@@ -151,17 +162,22 @@ class DisturbedLoader:
 
     def _draw(self, step: int, row: int) -> Sample:
         rng = np.random.default_rng([self.seed, 2, step, row])
-        return self._sample(int(rng.choice(len(self.corpus), p=self.corpus.weights)), rng)
+        shape = np.random.default_rng([self.seed, 7, step]).choice(3, p=_SHAPES)
+        index = int(rng.choice(len(self.corpus), p=self.corpus.weights))
+        return self._sample(index, rng, shape=int(shape))
 
-    def _sample(self, index: int, rng: Rng, kind: str | None = None) -> Sample:
+    def _sample(self, index: int, rng: Rng, kind: str | None = None, shape: int = 0) -> Sample:
         picture, caption = self.corpus.images[index], self.corpus.captions[index]
-        return draw_sample(picture, caption, self.objects, self.size, self.policy, rng, kind)
+        size = self.shapes[shape]
+        return draw_sample(picture, caption, self.objects, size, self.policy, rng, kind)
 
     def _stack(self, samples: Sequence[Sample]) -> Samples:
-        mask = torch.from_numpy(np.stack([sample.mask for sample in samples]))
+        masks = np.stack([[sample.mask, sample.region] for sample in samples])
+        mask, region = torch.from_numpy(masks).to(self.device).split(1, 1)
         return Samples(
             _tensor([sample.truth for sample in samples], self.device),
             _tensor([sample.pasted for sample in samples], self.device),
-            mask[:, None].to(self.device),
+            mask,
+            region,
             [sample.caption for sample in samples],
         )

@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -17,6 +16,7 @@ from inlay.learning.settings import TrainingConfig
 from inlay.pictures.arrays import bounds, shrink
 from inlay.pictures.read import read_picture
 from inlay.training.disturb import disturb, draw
+from inlay.training.geometry import widen
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
@@ -123,7 +123,4 @@ def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:
     if rng.random() < 0.5 and box is not None:
         found[box.slices] = 1
     reach = int(rng.uniform(0, 0.06) * crop.shape[0])
-    if reach:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
-        found = np.asarray(cv2.dilate(found, kernel), np.uint8)
-    return found.astype(np.float32)
+    return widen(found, reach)

@@ -4,6 +4,7 @@ disturb_object() is what the benchmark of harmonization deals, draw_sample() wha
 learns to undo. Light is changed in linear light, as a lamp or a camera would change it, within the
 bounds of _parameters(). A lamp moves along the Planckian locus from 6504 K, by Bradford's
 adaptation; "mixed" is two or three of the others in a drawn order, each at 0.7 of its strength.
+Training alone deals "contrast", and a second change that only a part of the object shows.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inlay.errors import InputError
 from inlay.learning.samples import random_crop, random_mask
-from inlay.pictures.arrays import blur
+from inlay.pictures.arrays import blur, bounds, from_levels, luma
 from inlay.pictures.colour import srgb_decode, srgb_encode
+from inlay.training.geometry import move_object, widen
 from inlay.training.objects import ObjectCache
 
 Rng = np.random.Generator
@@ -29,6 +31,8 @@ Floats = NDArray[np.float64]
 
 _SINGLE = ("gain", "exposure", "temperature", "saturation", "gamma")
 KINDS = (*_SINGLE, "mixed")
+TRAINED = (*KINDS, "contrast")
+_CHANNELS = ("red", "green", "blue")
 
 # Rows of IEC 61966-2-1's matrix from linear sRGB to XYZ under D65.
 _SRGB_TO_XYZ = np.array(
@@ -50,7 +54,8 @@ class Change:
     """One change: its kind (any but "mixed") and its parameters.
 
     gain: red, green, blue in stops; exposure: stops; temperature: kelvin and tint in stops of
-    green; saturation: factor; gamma: exponent.
+    green; saturation: factor; gamma: exponent; contrast: red, green, blue, the logarithm to 2 of
+    how steep a curve through the middle of the sRGB values is.
     """
 
     kind: str
@@ -63,8 +68,8 @@ def draw(kind: str, rng: Rng, strength: float = 1.0) -> list[Change]:
     strength in (0, 1] scales the ranges of _parameters() (the logarithms of the factors).
     Raises InputError for an unknown kind or a strength out of bounds.
     """
-    if kind not in KINDS:
-        raise InputError(f"disturbance {kind!r} is unknown; known are {', '.join(KINDS)}.")
+    if kind not in TRAINED:
+        raise InputError(f"disturbance {kind!r} is unknown; known are {', '.join(TRAINED)}.")
     if not 0 < strength <= 1:
         raise InputError(f"strength is {strength}; expected a number above 0 and at most 1.")
     if kind == "mixed":
@@ -79,13 +84,15 @@ def _either_side(rng: Rng, least: float, most: float) -> float:
 
 def _parameters(kind: str, rng: Rng, strength: float) -> dict[str, float]:
     """What is drawn for a single kind, see Change."""
+    if kind == "contrast":
+        stops = _either_side(rng, 0.2, 0.7) + rng.uniform(-0.2, 0.2, 3)
+        return dict(zip(_CHANNELS, (strength * stops).tolist(), strict=True))
     if kind == "gain":
         stops = rng.uniform(-1.0, 1.0, 3)
         # A change that cannot be seen is none.
         if np.abs(stops).max() < 0.4:
             stops *= 0.4 / np.abs(stops).max()
-        names = ("red", "green", "blue")
-        return {name: float(strength * x) for name, x in zip(names, stops, strict=True)}
+        return dict(zip(_CHANNELS, (strength * stops).tolist(), strict=True))
     if kind == "exposure":
         return {"stops": strength * _either_side(rng, 0.35, 1.1)}
     if kind == "temperature":
@@ -112,8 +119,9 @@ def disturb(picture: Image, changes: Sequence[Change]) -> Floats:
 
 def _change(linear: Floats, change: Change) -> Floats:
     values = change.parameters
+    channels = [values.get(name, 0.0) for name in _CHANNELS]
     if change.kind == "gain":
-        return linear * np.exp2([values["red"], values["green"], values["blue"]])
+        return linear * np.exp2(channels)
     if change.kind == "exposure":
         return np.asarray(linear * 2.0 ** values["stops"], np.float64)
     if change.kind == "temperature":
@@ -123,7 +131,12 @@ def _change(linear: Floats, change: Change) -> Floats:
         return np.asarray(grey + values["factor"] * (linear - grey), np.float64)
     if change.kind == "gamma":
         return srgb_decode(srgb_encode(linear) ** values["exponent"])
-    raise InputError(f"disturbance {change.kind!r} is unknown; known are {', '.join(_SINGLE)}.")
+    if change.kind == "contrast":
+        light, dark = (
+            x ** np.exp2(channels) for x in (srgb_encode(linear), 1 - srgb_encode(linear))
+        )
+        return srgb_decode(light / (light + dark))
+    raise InputError(f"disturbance {change.kind!r} is unknown; known are {', '.join(TRAINED)}.")
 
 
 def _lamp(kelvin: float, tint: float) -> Floats:
@@ -169,10 +182,16 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    kinds: tuple[str, ...] = Field(KINDS, description="of disturbance, drawn alike")
+    kinds: tuple[str, ...] = Field(TRAINED, description="of disturbance, drawn alike")
     least_strength: float = Field(0.3, gt=0, le=1, description="of a disturbance; the most is 1")
     undisturbed_share: float = Field(0.1, ge=0, lt=1)
     """share whose object is left as it was"""
+    uneven_share: float = Field(0.3, ge=0, le=1)
+    """share with a second change, of one side of the object or of its dark parts alone"""
+    geometry: float = Field(0.0, ge=0, le=1)
+    """share whose object is cut out, moved and blurred, too, with an erased ring round it"""
+    window_share: float = Field(0.7, ge=0, le=1)
+    """share of objects seen as in use, in a window round them; the others in any crop"""
     whole_picture_augmentation: float = Field(0.5, ge=0, le=1)
     """share recoloured as a whole before the object is disturbed"""
     blob_share: float = Field(0.1, ge=0, le=1)
@@ -183,29 +202,29 @@ class Policy(BaseModel):
     @field_validator("kinds")
     @classmethod
     def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        if not kinds or any(kind not in KINDS for kind in kinds):
-            raise ValueError(f"expected some of {', '.join(KINDS)}")
+        if not kinds or any(kind not in TRAINED for kind in kinds):
+            raise ValueError(f"expected some of {', '.join(TRAINED)}")
         return kinds
 
     def plain(self) -> Policy:
         """Whole objects, all disturbed, their pictures and masks as they are."""
-        return Policy(
-            kinds=self.kinds, least_strength=self.least_strength, undisturbed_share=0,
-            whole_picture_augmentation=0, blob_share=0, mask_jitter=0,
-        )  # fmt: skip
+        none = ("undisturbed_share", "uneven_share", "geometry", "whole_picture_augmentation")
+        return self.model_copy(update=dict.fromkeys((*none, "blob_share", "mask_jitter"), 0.0))
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """truth and pasted, uint8 (S, S, 3) sRGB; mask, float32 (S, S) in [0, 1]; the caption.
+    """truth and pasted, uint8 (h, w, 3) sRGB; mask and region, float32 (h, w) in [0, 1]; caption.
 
-    pasted differs from truth only where the mask is above 0. The caption is empty where the truth
-    was recoloured, as it may name a colour.
+    pasted differs from truth only where the region is above 0: the object's mask, and where the
+    object was moved the ring round it. The caption is empty where the truth was recoloured, as it
+    may name a colour.
     """
 
     truth: Image
     mask: Mask
     pasted: Image
+    region: Mask
     caption: str
 
 
@@ -213,41 +232,59 @@ def draw_sample(
     picture: Image,
     caption: str,
     cache: ObjectCache,
-    size: int,
+    size: tuple[int, int],
     policy: Policy,
     rng: Rng,
     kind: str | None = None,
 ) -> Sample:
-    """A sample at `size` pixels, cut from a picture (H, W, 3 or 4); `kind` instead of a drawn one.
-
-    A fourth channel is the picture's object, else `cache` knows where objects are.
+    """A sample of (height, width), cut from a picture (H, W, 3 or 4); `kind` instead of a drawn
+    one. A fourth channel is the picture's object, else `cache` knows where objects are.
     """
     truth, shape = _cut(picture, cache, size, policy, rng)
     if rng.random() < policy.whole_picture_augmentation:
         truth, caption = _restyle(truth, rng), ""
     mask = jitter(shape, policy.mask_jitter, rng)
-    if rng.random() < policy.undisturbed_share:
-        return Sample(truth, mask, truth, caption)
-    dealt = kind or str(rng.choice(policy.kinds))
-    changes = draw(dealt, rng, float(rng.uniform(policy.least_strength, 1)))
-    return Sample(truth, mask, disturb_object(truth, mask, changes), caption)
+    pasted, region = truth, mask
+    if rng.random() >= policy.undisturbed_share:
+        dealt = kind or str(rng.choice(policy.kinds))
+        strength = rng.uniform(policy.least_strength, 1, 2)
+        pasted = disturb_object(truth, mask, draw(dealt, rng, float(strength[0])))
+        if rng.random() < policy.uneven_share:
+            second = draw(str(rng.choice(policy.kinds)), rng, 0.7 * float(strength[1]))
+            pasted = disturb_object(pasted, mask * _part(truth, mask, rng), second)
+    if rng.random() < policy.geometry:
+        pasted, mask, region = move_object(truth, pasted, mask, rng)
+    return Sample(truth, mask, pasted, region, caption)
+
+
+def _part(truth: Image, mask: Mask, rng: Rng) -> Mask:
+    """What a second light reaches of an object, (h, w) in [0, 1]: one side, or the dark parts."""
+    if rng.random() < 0.5:
+        return np.asarray((1 - luma(from_levels(truth))) ** 2, np.float32)
+    y, x = np.indices(mask.shape, np.float32)
+    angle = rng.uniform(-np.pi, np.pi)
+    way = np.asarray(np.cos(angle) * x + np.sin(angle) * y)
+    inside = way[mask >= mask.max() / 2]
+    ramp = 0.5 + (way - inside.mean()) / (3.6 * max(inside.std(), 1.0))
+    return np.asarray(np.clip(ramp, 0, 1), np.float32)
 
 
 def _cut(
-    picture: Image, cache: ObjectCache, size: int, policy: Policy, rng: Rng
+    picture: Image, cache: ObjectCache, size: tuple[int, int], policy: Policy, rng: Rng
 ) -> tuple[Image, NDArray[np.bool_]]:
     """A crop and what of it is the object; a random shape where crops show none."""
     objects = [] if rng.random() < policy.blob_share else cache.of(picture)
     picture = np.ascontiguousarray(picture[..., :3])
     for _ in range(_TRIES if objects else 0):
         chosen = objects[int(rng.integers(len(objects)))]
-        both = random_crop(np.dstack([picture, chosen]), size, rng)
+        near = bounds(chosen, 127) if rng.random() < policy.window_share else None
+        both = random_crop(np.dstack([picture, chosen]), size, rng, near)
         shape = both[..., 3] > 127
         if _SHARE[0] <= shape.mean() <= _SHARE[1]:
             return np.ascontiguousarray(both[..., :3]), shape
     crop = random_crop(picture, size, rng)
     while True:
-        shape = random_mask(size, rng) > 0.5
+        shape = random_mask(max(size), rng)[: size[0], : size[1]] > 0.5
         if _SHARE[0] <= shape.mean() <= _SHARE[1]:
             return crop, shape
 
@@ -284,11 +321,9 @@ def jitter(shape: NDArray[np.bool_], most: float, rng: Rng) -> Mask:
     side = max(shape.shape)
     reach = round(float(rng.uniform(-most, most)) * side)
     sigma = float(rng.uniform(0, most / 2)) * side
-    if reach:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(reach) + 1,) * 2)
-        changed = cv2.dilate(mask, kernel) if reach > 0 else cv2.erode(mask, kernel)
-        # A thin thing does not vanish.
-        mask = np.asarray(changed if changed.sum() > mask.sum() / 2 else mask, np.float32)
+    changed = widen(mask, reach)
+    # A thin thing does not vanish.
+    mask = changed if changed.sum() > mask.sum() / 2 else mask
     if sigma > 0.3:
         mask = blur(mask, sigma, mirror=True)
     return np.asarray(np.round(mask * 255) / 255, np.float32)

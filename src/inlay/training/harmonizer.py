@@ -118,7 +118,9 @@ class HarmonizerTrainer(BranchTrainer):
         self.corpus = with_rendered(self.corpus, config, self.short_side)
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         place = config.seed, self.device
-        self.loader = DisturbedLoader(self.corpus, self.objects, config, self.size, *place, workers)
+        self.loader = DisturbedLoader(
+            self.corpus, self.objects, config, self.size, *place, workers, self.backbone.multiple
+        )
         self.shown = DisturbedLoader(self.held_out, self.objects, config.plain(), self.size, *place)
 
     def new_network(self) -> Any:
@@ -135,12 +137,12 @@ class HarmonizerTrainer(BranchTrainer):
         pasted picture that of x0, which is to be the truth although the latent holds the other.
         """
         backbone, kind = self.backbone, self.backbone.prediction_type
-        hole, from_noise = cover(samples.mask, backbone.factor), self.config.start == "noise"
+        hole, from_noise = cover(samples.region, backbone.factor), self.config.start == "noise"
         with torch.no_grad():
             z, seen = backbone.encode(samples.truth), backbone.encode_masked(samples.truth, hole)
             begun = z if from_noise else backbone.encode(samples.pasted)
         conditions = Conditions(
-            backbone.embed(samples.captions, (self.size, self.size)),
+            backbone.embed(samples.captions, (samples.mask.shape[2], samples.mask.shape[3])),
             mask=hole,
             masked_latent=seen,
             guide=Guide(self.network, torch.cat([samples.pasted, samples.mask], 1)),
@@ -167,13 +169,13 @@ class HarmonizerTrainer(BranchTrainer):
         for i, row in enumerate(rows):
             rng = np.random.default_rng([c.seed, 5, self.step, row])
             u[i] = rng.random(2)
-            noise.append(self.noise(rng))
+            noise.append(self.noise(rng, samples.truth[:1]))
             if u[i, 1] < c.caption_dropout:
                 samples.captions[i] = ""
         # Stratified timesteps: the same loss, less variance.
         u[:, 0] = (np.array(rows) + u[:, 0]) / c.batch
         t = torch.from_numpy(c.timesteps(u[:, 0], len(self.backbone.levels)))
-        error, hole = self._errors(samples, t.to(self.device), torch.stack(noise))
+        error, hole = self._errors(samples, t.to(self.device), torch.cat(noise))
         loss = (1 - c.smooth_share) * self._inside(error, hole)
         if c.smooth_share > 0:
             loss = loss + c.smooth_share * self._inside(local_mean(error, hole), hole)
@@ -196,7 +198,8 @@ class HarmonizerTrainer(BranchTrainer):
         count = min(_VALIDATED, len(self.held_out))
         if not count:
             return {"validation_loss": {}, "restored": {}}, {}
-        noise = self.noise(np.random.default_rng([self.config.seed, 6]), count)
+        samples, seed = self.shown.of(range(count)), self.config.seed
+        noise = self.noise(np.random.default_rng([seed, 6]), samples.truth)
         starts, size = range(0, count, self.config.batch), self.config.batch
         batches = [range(start, min(start + size, count)) for start in starts]
 
@@ -208,7 +211,6 @@ class HarmonizerTrainer(BranchTrainer):
         start_at = self.config.answers_from(len(self.backbone.levels))
         with self.state.averaged():
             means = validation_curve(errors, count, self.device, learnt=self.config.learns_at)
-            samples, seed = self.shown.of(range(count)), self.config.seed
             given = restoration(self.backbone, self.network, samples, seed, start_at)
         row = {
             "validation_loss": {str(t): round(v, 5) for t, v in means.items()},

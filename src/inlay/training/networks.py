@@ -139,7 +139,6 @@ def noise_scheduler() -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -147,7 +146,6 @@ def noise_scheduler() -> Any:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
-        set_alpha_to_one=True,
     )
 
 

@@ -83,10 +83,10 @@ class Trainer(Run):
     size: int
     channel_weight: Tensor
 
-    def noise(self, rng: np.random.Generator, *rows: int, size: int | None = None) -> Tensor:
-        """Standard normal noise (*rows, C, h, w) in the shape of latents."""
-        side = (size or self.size) // self.backbone.factor
-        shape = (*rows, self.backbone.latent_channels, side, side)
+    def noise(self, rng: np.random.Generator, x: Tensor) -> Tensor:
+        """Standard normal noise (N, C, h, w) in the shape of the latents of pictures x."""
+        sides = [side // self.backbone.factor for side in x.shape[2:]]
+        shape = (len(x), self.backbone.latent_channels, *sides)
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(self.device)
 
     @torch.no_grad()
@@ -222,14 +222,14 @@ class MaskedTrainer(Trainer):
     def train_step(self) -> float:
         c = self.config
         ((batch, rng),) = self._ahead.get(self.step, [0])
-        count, size = len(batch.x), batch.x.shape[-1]
+        count = len(batch.x)
         batch.captions = [
             "" if rng.random() < c.caption_dropout else text for text in batch.captions
         ]
         # Stratified timesteps: the same loss, less variance.
         u = (np.arange(count) + rng.random(count)) / count
         t = torch.from_numpy(self.timesteps(u)).to(self.device)
-        noise = self.noise(rng, count, size=size)
+        noise = self.noise(rng, batch.x)
         error, hole = self.errors(batch, t, noise)
         weight = (1 - c.hole_weight) + c.hole_weight * hole
         loss = (error * weight * self.channel_weight).mean() / weight.mean()
@@ -249,7 +249,7 @@ class MaskedTrainer(Trainer):
         rng = np.random.default_rng([self.config.seed, 3])
         batch = CorpusLoader(self.held_out, self.device).of(np.arange(count), self.size, rng)
         batch.mask = self.enlarge(batch.mask, rng)
-        noise = self.noise(rng, count)
+        noise = self.noise(rng, batch.x)
         with self.state.averaged():
             return validation_curve(
                 lambda t: self.errors(batch, t, noise, bare), count, self.device
