@@ -29,11 +29,10 @@ def move_object(
 ) -> tuple[Image, Mask, Mask]:
     """The pasted picture with its object moved, the object's alpha, and the region of both.
 
-    In units of the longer side: the edge is eroded by up to 0.016 and softened, the object turned
-    by up to 8 degrees, scaled by up to 2^0.1, shifted by up to 0.015, bent by a smooth field of up
-    to 0.01 (deviation) and half of the time blurred. The region, 1 on what object and mask cover
-    and on a ring of 0.02 to 0.08 round it, is erased but for the object. truth and pasted are uint8
-    (h, w, 3), the masks float32 (h, w) in [0, 1], the alpha on the levels of 8 bits.
+    In units of the longer side: its edge is eroded by up to 0.016 and softened, it is turned by up
+    to 8 degrees, scaled by up to 2^0.1, shifted by up to 0.015, bent, and half of the time blurred.
+    The region, 1 on all that it covers or covered and 0.02 to 0.08 round that, is erased but for
+    it. Pictures are uint8 (h, w, 3), masks float32 (h, w) in [0, 1].
     """
     height, width = mask.shape
     side = max(mask.shape)
@@ -46,7 +45,6 @@ def move_object(
     bend = rng.normal(0, rng.uniform(0, 0.01) * side, (6, 6, 2)).astype(np.float32)
     bend = np.asarray(cv2.resize(bend, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
     x, y = np.moveaxis(np.asarray(cv2.transform(place, turn), np.float32) + bend, 2, 0)
-    # Alpha and colours in one.
     both = np.dstack([pasted, 255 * alpha]).astype(np.float32)
     both = np.asarray(np.round(cv2.remap(both, x, y, cv2.INTER_LINEAR)), np.float32)
     colour, cover = both[..., :3], both[..., 3:] / np.float32(255)

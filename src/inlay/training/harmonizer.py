@@ -228,11 +228,10 @@ def restoration(
 
     The answer is correct() of a single step without a prompt, from the pasted picture noised to
     `timestep`, or where that is None from pure noise. latent and picture are sums of squared errors
-    over all samples, divided by those of the pasted ones; the picture is written as methods write
-    it, the pasted one plus the decoded change; in smooth the change is blurred inside the mask,
-    which leaves light and takes away invented detail. improved is the share of samples whose smooth
-    picture came nearer to the truth; untouched the squared change where nothing was disturbed, in
-    the unit of `picture`. Empty where no sample shows a change.
+    over those of the pasted ones; the picture is the pasted one plus the decoded change, which in
+    smooth is blurred inside the mask. improved is the share whose smooth picture came nearer to the
+    truth; untouched the squared change where nothing was disturbed, in the unit of `picture`. Empty
+    where no sample shows a change.
     """
     cond = backbone.embed([""], (samples.truth.shape[2], samples.truth.shape[3]))
     levels = few_levels(backbone, 1) if timestep is None else [backbone.levels[timestep]]
