@@ -36,6 +36,7 @@ from inlay.diffusion.sample import Level
 from inlay.learning.samples import random_crop, random_mask
 from inlay.methods.inpaint import InpaintSettings
 from inlay.pictures.sheet import contact_sheet
+from inlay.settings import tuned
 from inlay.training.corpus import Corpus, load_corpus
 
 SIZE, TIMESTEPS = 128, (100, 300, 500, 700, 900)
@@ -49,7 +50,7 @@ class Model:
     def __init__(self, name: str, bf16: bool, steps: int, scheduler: str) -> None:
         self.backbone = load_backbone(name, device="cpu")
         self.bf16 = bf16
-        self.settings = InpaintSettings(num_inference_steps=steps, scheduler=scheduler)
+        self.settings = tuned(InpaintSettings)(num_inference_steps=steps, scheduler=scheduler)
 
     def fast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
@@ -308,7 +309,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--samples", type=int, default=8)
-    usual = InpaintSettings()
+    usual = tuned(InpaintSettings)()
     parser.add_argument("--steps", type=int, default=usual.num_inference_steps)
     parser.add_argument("--scheduler", default=usual.scheduler)
     parser.add_argument("--bf16", action="store_true", help="faster, rounded networks")

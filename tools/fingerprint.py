@@ -57,6 +57,7 @@ from skimage import data
 
 import inlay
 from inlay import Box, Composer
+from inlay.settings import tuned
 
 TREE = Path(__file__).resolve().parents[1]
 
@@ -548,8 +549,8 @@ def settings_of(
 
 
 def choices(method: Any) -> Iterator[dict[str, Any]]:
-    """Every value other than the default of each setting that is a choice or a switch."""
-    for name, info in method.settings.model_fields.items():
+    """Every value other than the embedded checkpoint's default, of choices and switches."""
+    for name, info in tuned(method.settings).model_fields.items():
         values: tuple[Any, ...] = ()
         if info.annotation is bool:
             values = (True, False)

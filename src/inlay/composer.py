@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+from inlay.checkpoints.folder import family_of
 from inlay.errors import InputError
 from inlay.methods.base import Callback
 from inlay.pictures.arrays import Box
@@ -34,12 +36,14 @@ class Composer:
         self,
         model: str = "embedded",
         *,
+        family: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         loras: Sequence[tuple[str, float]] = (),
         textual_inversions: Sequence[str] = (),
     ) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
+        self.model, self.device, self.dtype = os.fspath(model), device, dtype
+        self.named = {"name": self.model, "family": family or family_of(self.model)}
         self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
         self.lock = RLock()
         self._backbone: Backbone | None = None
@@ -50,9 +54,10 @@ class Composer:
     def from_pretrained(cls, model: str = "embedded", **options: Any) -> Composer:
         """A composer on "embedded", a diffusers folder, a single file or a hub id.
 
-        Options are those of the class: device is auto, cpu, cuda or mps; dtype auto, float32,
-        bfloat16 or float16; loras are files with their scales. Raises InputError when the
-        checkpoint is first needed and cannot be loaded.
+        Options are those of the class: family is "embedded" where its defaults hold, None as the
+        folder says; device auto, cpu, cuda or mps; dtype auto, float32, bfloat16 or float16; loras
+        are files with their scales. Raises InputError when the checkpoint is first needed and
+        cannot be loaded.
         """
         return cls(model, **options)
 
@@ -110,6 +115,9 @@ class Composer:
                 f"the request is for the model {wanted.name}, and {self.model} is open; open "
                 "another Composer, or leave model out of the request."
             )
+        if wanted is None and self.model != "embedded":
+            # What was not given is as it is best on the model that is open.
+            request = type(request)(**{**dict(request), "model": self.named})
         return run(request, self, options or Options(**given))
 
     def compose(
@@ -216,5 +224,5 @@ class Composer:
                     "several as Subject(picture, box=...)."
                 )
             fields["subjects"] = [Subject(listed[0], **place)] if place else listed
-        request = kind(**fields, method=settings)
+        request = kind(**{"model": self.named, **fields}, method=settings)
         return self.run(request, Options(callback=callback, **options))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_serializer, model_validator
 
@@ -36,9 +36,12 @@ _COUNT = checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PIC
 
 
 class Model(Form):
-    """A checkpoint, as for --model, with its LoRA and textual-inversion files."""
+    """A checkpoint, as for --model, with its LoRA and textual-inversion files; `family` says of one
+    that `inlay train embedded` made that the embedded one's defaults hold for it.
+    """
 
     name: str = "embedded"
+    family: Literal["embedded"] | None = None
     device: str = "auto"
     dtype: str = "auto"
     loras: tuple[tuple[str, float], ...] = ()
@@ -73,8 +76,9 @@ class Request(Form):
     @classmethod
     def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The values with every method looked up and its settings checked."""
-        default = {"name": default_for(cls.verb)}
-        return {**values, "method": MethodChoice.of(values.get("method"), cls.verb, default)}
+        told, model = values.get("method"), values.get("model")
+        choice = MethodChoice.of(told, cls.verb, {"name": default_for(cls.verb)}, model)
+        return {**values, "method": choice}
 
     @model_validator(mode="after")
     def _usable(self) -> Request:
@@ -194,12 +198,12 @@ class ComposeRequest(Request):
             if values.get(word) is not None and phase not in phases:
                 right = f"the phase {phase}; add that phase." if phases else "phases; say which."
                 raise InputError(f"{word} goes with {right}")
-        method = as_mapping(values.get("method"), "method")
+        method, model = as_mapping(values.get("method"), "method"), values.get("model")
         made = {**values, "subjects": subjects, "phases": phases}
         if not phases:
             concept = any(subject.concept for subject in subjects)
             default = {"name": default_for("compose", concept)}
-            return {**made, "method": MethodChoice.of(method, "compose", default)}
+            return {**made, "method": MethodChoice.of(method, "compose", default, model)}
         main = main_phase(phases)
         words = [word for word in ("remove", "repose") if values.get(word)]
         own = {word: as_mapping(values[word], word) for word in words}
@@ -213,7 +217,9 @@ class ComposeRequest(Request):
             own["repose"] = {**shared, **own.get("repose", {})}
         own[main] = {**method, **own.get(main, {})}
         choices = {
-            phase: MethodChoice.of(own.get(phase), verb, default or {"name": default_for(verb)})
+            phase: MethodChoice.of(
+                own.get(phase), verb, default or {"name": default_for(verb)}, model
+            )
             for phase in phases
             for verb, default in [RUN_AS[phase]]
         }

@@ -6,6 +6,7 @@ bounds themselves stand there: of all methods in methods/base.py, of one in its 
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -16,7 +17,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from inlay.errors import InputError, nearest, show
 
@@ -132,6 +133,34 @@ def knobs(settings: type[BaseModel]) -> dict[str, Knob]:
     return table
 
 
+def default(published: Any, *, embedded: Any, **bounds: Any) -> Any:
+    """A field whose default is the published value, and another on the embedded checkpoint."""
+    return Field(published, json_schema_extra={"embedded": embedded}, **bounds)
+
+
+def tuned_defaults(settings: type[BaseModel]) -> dict[str, Any]:
+    """The defaults of a class that are others on the embedded checkpoint, as they are there."""
+    extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
+    return {n: extra["embedded"] for n, extra in extras.items() if isinstance(extra, Mapping)}
+
+
+def published(settings: type[BaseModel], **values: Any) -> dict[str, Any]:
+    """The published defaults and some more values: a preset that is the same on all checkpoints."""
+    return {n: settings.model_fields[n].default for n in tuned_defaults(settings)} | values
+
+
+@functools.cache
+def tuned(settings: type[T]) -> type[T]:
+    """A settings class with its defaults on the embedded checkpoint; all else is as it was."""
+    changed: dict[str, Any] = {}
+    for name, value in tuned_defaults(settings).items():
+        field = copy.copy(settings.model_fields[name])
+        field.default = value
+        changed[name] = field.annotation, field
+    name, module = settings.__name__, settings.__module__
+    return create_model(name, __base__=settings, __module__=module, **changed)
+
+
 def validate_settings(settings: type[T], values: Mapping[str, Any]) -> T:
     """An instance of a settings class from plain values.
 
@@ -146,20 +175,30 @@ def validate_settings(settings: type[T], values: Mapping[str, Any]) -> T:
     try:
         return settings.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if not first["loc"]:
-            raise InputError(_reason(first)) from None
-        key = str(first["loc"][0])
-        if first["type"] in ("value_error", "assertion_error"):
-            raise InputError(f"{key} is {show(values.get(key))}: {_reason(first)}") from None
-        value = values.get(key, first.get("input"))
-        raise InputError(f"{key} is {show(value)}; expected {table[key].expected}.") from None
+        raise _refusal(error, settings, values) from None
 
 
-def _reason(error: Mapping[str, Any]) -> str:
-    cause = error.get("ctx", {}).get("error")
-    text = " ".join(str(cause or error["msg"]).split())
-    return text if text.endswith((".", "?", "!")) else text + "."
+def _refusal(
+    error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any]
+) -> InputError:
+    """One sentence for the first thing that is wrong with a model's values."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return cause
+    if first["type"] == "extra_forbidden":
+        return InputError(f"{show(place)} is unknown; {nearest(place, kind.model_fields)}")
+    if first["type"] == "missing":
+        return InputError(f"{place} is missing; give it.")
+    knob, reason = knobs(kind).get(place), " ".join(str(cause or first["msg"]).split())
+    if cause is None and knob is not None:
+        reason = f"expected {knob.expected}."
+    reason += "" if reason.endswith((".", "?", "!")) else "."
+    if not place:
+        return InputError(reason)
+    value = show(values.get(place, first["input"]))
+    return InputError(f"{place} is {value}{';' if cause is None else ':'} {reason}")
 
 
 def parse_sets(
@@ -190,11 +229,7 @@ def parse_sets(
                 f"setting {key} is given twice; give it once, with a comma list to sweep it."
             )
         lists[key] = _values(table[key], text)
-    count = math.prod(len(values) for values in lists.values())
-    if count > MAX_PICTURES:
-        raise InputError(
-            f"the lists ask for {count} pictures; a sweep makes at most {MAX_PICTURES}."
-        )
+    check_count(math.prod(len(values) for values in lists.values()))
     variants = []
     for chosen in itertools.product(*lists.values()):
         values = dict(zip(lists, chosen, strict=True))
@@ -265,21 +300,8 @@ class Form(BaseModel):
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
-            return
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):
-            raise cause
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            near = nearest(place, type(self).model_fields)
-            raise InputError(f"{show(place)} is unknown; {near}")
-        if first["type"] == "missing":
-            raise InputError(f"{place} is missing; give it.")
-        knob = knobs(type(self)).get(place)
-        expected = _reason(first) if knob is None else f"expected {knob.expected}."
-        raise InputError(f"{place} is {show(first.get('input'))}; {expected}")
+            raise _refusal(error, type(self), values) from None
 
 
 def as_flag(value: Any, name: str) -> bool:

@@ -34,21 +34,21 @@ def tiny_unet() -> UNet2DConditionModel:
 
 def test_bonus_is_the_formula_entry_by_entry() -> None:
     generator = torch.Generator().manual_seed(1)
-    heads, queries, keys, w, sigma = 3, 16, 7, 0.7, 2.5
+    heads, queries, keys, sigma = 3, 16, 7, 2.5
     scores = torch.randn(heads, queries, keys, generator=generator)
     mask = (torch.rand(1, 1, 4, 4, generator=generator) > 0.5).float()
     inside = torch.tensor([0, 1, 1, 0, 0, 0, 0], dtype=torch.bool)
     outside = torch.tensor([0, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
-    got = LocalizedPrompt(mask, inside, outside, w, sigma).bonus(scores)
+    got = LocalizedPrompt(mask, inside, outside, (0.7, 0.2), sigma).bonus(scores)
     largest = max(float(s) for s in scores.reshape(-1))
     for h in range(heads):
         for q in range(queries):
             for k in range(keys):
                 m = float(mask[0, 0, q // 4, q % 4])
-                region = m if inside[k] else (1 - m) if outside[k] else 0.0
-                expected = w * math.log(1 + sigma) * largest * region
+                steered = 0.7 * m if inside[k] else 0.2 * (1 - m) if outside[k] else 0.0
+                expected = math.log(1 + sigma) * largest * steered
                 assert float(got.expand_as(scores)[h, q, k]) == pytest.approx(expected, abs=1e-5)
-    assert not LocalizedPrompt(mask, inside, outside, 0.0, sigma).bonus(scores).any()
+    assert not LocalizedPrompt(mask, inside, outside, (0.0, 0.0), sigma).bonus(scores).any()
 
 
 def test_localized_attention_layer_is_literal_attention_with_the_bonus() -> None:
@@ -58,7 +58,7 @@ def test_localized_attention_layer_is_literal_attention_with_the_bonus() -> None
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:6, 4:8] = 1
     inside = torch.tensor([0, 0, 1, 0, 0], dtype=torch.bool)
-    prompt = LocalizedPrompt(mask, inside, torch.zeros(5, dtype=torch.bool), 0.9, 3.0)
+    prompt = LocalizedPrompt(mask, inside, torch.zeros(5, dtype=torch.bool), (0.9, 0.9), 3.0)
     cross, own = Layer("a", "cross", False, layer), Layer("b", "self", False, layer)
     assert list(prompt.layers([own, cross])) == [cross]
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_weight_zero_changes_nothing_in_a_whole_unet() -> None:
     unet = tiny_unet()
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
     none = torch.zeros(5, dtype=torch.bool)
-    prompt = LocalizedPrompt(torch.ones(1, 1, 8, 8), none, none, 1.0, 1.0)
+    prompt = LocalizedPrompt(torch.ones(1, 1, 8, 8), none, none, (1.0, 1.0), 1.0)
     with torch.no_grad():
         before = unet(x, 10, text).sample
         with change_attention(unet, prompt, unet_layers(unet)):

@@ -25,7 +25,7 @@ from inlay.diffusion.attention import (
     self_attention_from,
     unet_layers,
 )
-from inlay.diffusion.sample import CLEAN
+from inlay.diffusion.sample import CLEAN, Level
 
 
 def begun(rule: HiddenRegion | SharedSource, samples: int = 2) -> AttentionRule:
@@ -111,6 +111,20 @@ def test_a_layer_whose_target_rows_read_the_source() -> None:
     assert (expected - layer(hidden))[[1, 3]].abs().max() > 1e-3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("hides", [True, False])
+def test_a_rule_acts_from_its_timestep_and_its_call_on(hides: bool) -> None:
+    torch.manual_seed(2)
+    layer = Attention(query_dim=8, heads=2, dim_head=4).eval()
+    hidden, gate = torch.randn(4, 16, 8), {"t_min": 300, "first_call": 2}
+    rule = HiddenRegion(half_mask(), **gate) if hides else SharedSource(**gate)
+    # The first two calls do not count, whatever their timestep.
+    for call, t in enumerate((400, 400, 299, 300, 301, 999, 0)):
+        rule.begin(Level(0.8, 0.6, t), 2, True)
+        changed = (rule.run(self_attention(layer), hidden, None) - layer(hidden))[[1, 3]]
+        assert (changed.abs().max() > 1e-4) == (call >= 2 and t >= 300)
+
+
 class _Slow:
     """A whole layer with explicit scores, each target row's keys and values chosen by hand."""
 
@@ -145,9 +159,12 @@ def test_a_whole_unet_is_the_literal_one(layers: FirstLayer, hides: bool) -> Non
     x, text = torch.randn(4, 4, 8, 8), torch.randn(4, 5, 12)
     chosen = self_attention_from(unet_layers(unet), layers)
     if hides:
-        rule, slow = begun(HiddenRegion(half_mask(), layers)), _Slow([0, 1, 2, 3], half_mask())
+        rule, slow = (
+            begun(HiddenRegion(half_mask(), first_layer=layers)),
+            _Slow([0, 1, 2, 3], half_mask()),
+        )
     else:
-        rule, slow = begun(SharedSource(layers)), _Slow([0, 0, 2, 2], None)
+        rule, slow = begun(SharedSource(first_layer=layers)), _Slow([0, 0, 2, 2], None)
     before = unet(x, 10, text).sample
     with change_attention(unet, rule, unet_layers(unet)):
         got = unet(x, 10, text).sample

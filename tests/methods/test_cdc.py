@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from inlay import Composer, InputError, Result
+from inlay import Box, Composer, InputError, Result
 from inlay.methods.cdc import erode, next_input
 from inlay.methods.registry import get
+from inlay.pictures.arrays import resize
+from inlay.scene.stitch import model_size, to_tensor
 from photos import Photo, five_scenes
 
 
@@ -132,12 +134,38 @@ def test_every_preset_makes_a_picture(preset: str) -> None:
     assert result.record["request"]["method"]["preset"] == preset
 
 
-def test_the_augment_preset_keeps_the_object_and_changes_the_rest() -> None:
-    result = compose(4, preset="augment", num_inference_steps=6)
-    paste = pixels(_paste(4))
-    solid = inside(4)
-    assert np.abs(pixels(result)[solid].astype(int) - paste[solid]).max() <= 1
-    assert np.abs(pixels(result)[~solid].astype(int) - paste[~solid]).mean() > 5
+def reconstruction(index: int) -> Photo:
+    """The paste through the autoencoder alone, at the size of the picture."""
+    paste, backbone = pixels(_paste(index)), composer().backbone
+    box = Box.of_size((paste.shape[1], paste.shape[0]))
+    size = model_size(box, backbone.native_size, backbone.multiple)
+    with torch.inference_mode():
+        decoded = backbone.decode(backbone.encode(to_tensor(paste / np.float32(255), size)))
+    image = resize(decoded[0].permute(1, 2, 0).numpy() * 0.5 + 0.5, paste.shape[:2])
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def test_both_lays_in_all_that_the_model_drew() -> None:
+    """Held everywhere to the end, at every frequency, the sample is the paste's own latent."""
+    held = compose(4, region="both", T_in=1.0, T_out=1.0, feather=0.0, **FREE)
+    wanted = reconstruction(4)
+    assert np.abs(pixels(held).astype(int) - wanted).max() <= 1
+    assert np.asarray(held.mask).all()
+    # Each side has its own strength: the object alone, or what lies round it, is the latent's.
+    where = cv2.erode(inside(4).astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+    far = cv2.dilate(inside(4).astype(np.uint8), np.ones((25, 25), np.uint8)) == 0
+    for t_in, t_out, near, other in ((1.0, 0.0, where, far), (0.0, 1.0, far, where)):
+        made = pixels(compose(4, region="both", T_in=t_in, T_out=t_out, feather=0.0, **FREE))
+        off = np.abs(made.astype(int) - wanted)
+        assert off[near].mean() < 1 < 5 < off[other].mean()
+
+
+def test_the_augment_preset_keeps_the_object_that_the_model_drew() -> None:
+    result = pixels(compose(4, preset="augment", num_inference_steps=6)).astype(int)
+    paste, solid = pixels(_paste(4)), inside(4)
+    assert np.abs(result[solid] - paste[solid]).max() > 5
+    assert np.abs(result[solid] - paste[solid]).mean() < np.abs(result - paste)[~solid].mean()
+    assert np.abs(result[~solid] - paste[~solid]).mean() > 5
 
 
 @pytest.mark.parametrize(
@@ -150,6 +178,7 @@ def test_the_augment_preset_keeps_the_object_and_changes_the_rest() -> None:
         {"blend_pixels": 2},
         {"T_out": 0.2},
         {"prompt": "a photo of a hat", "words_inside": "hat", "guidance_scale": 3.0},
+        {"prompt": "a photo of a hat", "words_inside": "hat", "words_weight_inside": 2.0},
     ],
     ids=lambda s: next(iter(s)),
 )
@@ -159,6 +188,24 @@ def test_every_setting_has_an_effect_and_stays_in_the_region(settings: dict[str,
         base |= {"prompt": "a photo of a hat", "guidance_scale": 3.0}
     plain, changed = compose(0, **base), compose(0, **{**base, **settings})
     assert not np.array_equal(pixels(plain), pixels(changed))
+
+
+def test_words_have_a_weight_for_each_side() -> None:
+    told = {"prompt": "a photo of a hat", "T_in": 0.5, "num_inference_steps": 6, **FREE}
+    inside = {**told, "words_inside": "hat"}
+    # The one weight is both, and the one of the other side changes nothing.
+    one = pixels(compose(0, **inside, words_weight=2.0))
+    assert np.array_equal(one, pixels(compose(0, **inside, words_weight_inside=2.0)))
+    still = pixels(compose(0, **inside))
+    assert np.array_equal(still, pixels(compose(0, **inside, words_weight_outside=2.0)))
+    outside = {**told, "words_outside": "hat"}
+    assert np.array_equal(
+        pixels(compose(0, **outside, words_weight=2.0)),
+        pixels(compose(0, **outside, words_weight_outside=2.0)),
+    )
+    # At 0 the scores are the network's own, summed in another order.
+    none = pixels(compose(0, **inside, words_weight_inside=0.0)).astype(int)
+    assert np.abs(none - pixels(compose(0, **told))).max() <= 1
 
 
 def test_the_next_round_gets_the_mix_inside_and_the_picture_outside() -> None:

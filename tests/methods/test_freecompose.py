@@ -12,7 +12,7 @@ import torch
 from checkpoints import built
 from inlay import Box, Cancelled, Composer, InputError, Result
 from inlay.methods.freecompose import FreeComposeSettings
-from inlay.methods.registry import get
+from inlay.methods.registry import MethodChoice, get
 from inlay.settings import validate_settings
 from photos import Photo, cutout
 
@@ -112,7 +112,7 @@ def test_the_same_on_both_sides_is_the_picture_byte_for_byte(name: str) -> None:
 def test_an_empty_source_prompt_is_one() -> None:
     for verb in ("compose", "remove"):
         assert FreeComposeSettings(source_prompt="").prompts(verb)[0] == ""
-        assert FreeComposeSettings().prompts(verb)[0] != ""
+        assert get("freecompose").settings_on("embedded")().prompts(verb)[0] != ""
     told = {"variant": "collage", "prompt": "a cup", "guidance_scale": 3.0}
     empty, default = (harmonize("sd1", **told, **more) for more in ({"source_prompt": ""}, {}))
     assert not np.array_equal(pixels(empty), pixels(default))
@@ -159,6 +159,8 @@ def test_the_variants_differ() -> None:
         {"source_prompt": "a photo of a t-shirt"},
         {"surroundings": "none"},
         {"blend_pixels": 4},
+        {"outside_weight": 0.2},
+        {"variant": "empty"},
         {"foreground_weight": 1.0, "perceptual_every": 1},
         {"decoding": "plain"},
         {"smoothing": 0.0},
@@ -177,6 +179,8 @@ def test_every_setting_of_harmonize_has_an_effect(settings: dict[str, Any]) -> N
         {"start": "object"},
         {"grow": 0.1},
         {"hide_region": False},
+        {"hide_from_iteration": 0.5},
+        {"hide_from_layer": 0},
         {"surroundings": "none"},
         {"surroundings": "both"},
         {"variant": "score"},
@@ -352,6 +356,29 @@ def test_a_plateau_ends_early_and_says_so() -> None:
 def test_bad_settings_are_named(values: dict[str, Any], word: str) -> None:
     with pytest.raises(InputError, match=word):
         validate_settings(get("freecompose").settings, values)
+
+
+def test_the_published_prompts() -> None:
+    released = MethodChoice.of({"name": "freecompose", "preset": "released"}, "harmonize", {})
+    assert released.settings.prompts("harmonize") == ("", "A harmonious scene.")
+    assert released.settings.prompts("remove") == ("Something in some place.", "Some place.")
+    assert get("freecompose").settings_on(None)().prompts("compose")[0] == ""
+    own = get("freecompose").settings_on("embedded")()
+    assert own.prompts("harmonize") == ("A harmonious scene", "A harmonious scene")
+
+
+@pytest.mark.parametrize("name", ["sd1", "embedded"])
+def test_a_hole_that_is_never_hidden_is_seen(name: str) -> None:
+    seen = pixels(remove(name, hide_region=False))
+    assert np.array_equal(seen, pixels(remove(name, hide_from_iteration=1.0)))
+    with pytest.raises(InputError, match="hide_from_layer is 99, but the model has"):
+        remove(name, hide_from_layer=99)
+
+
+def test_the_weight_outside_is_that_part_of_the_pull() -> None:
+    """At 1 what lies round the region is pulled as it is inside: the ramp makes no difference."""
+    one, other = (harmonize(outside_weight=1.0, blend_pixels=n, num_iterations=3) for n in (0, 9))
+    assert np.array_equal(pixels(one), pixels(other))
 
 
 def test_what_this_checkpoint_does_not_have_is_refused() -> None:

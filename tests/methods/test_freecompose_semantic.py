@@ -145,6 +145,7 @@ def test_each_row_of_the_one_batch_has_its_own_lines(name: str, adapters: Path) 
         {"control_t_max": 220},
         {"share": False},
         {"share_from_iteration": 1.0},
+        {"share_t_min": 480},
         {"share_from_layer": 0},
         {"region": "mask"},
         {"grow": 0.15},
@@ -190,6 +191,12 @@ def test_sharing_begins_after_its_share_of_the_steps(adapters: Path) -> None:
     ]  # fmt: skip
     # At the first step of all both branches are the same picture: all but the lines is shared.
     assert not np.array_equal(first[1], never[1])
+
+
+def test_sharing_at_no_timestep_is_none(adapters: Path, reposed: Photo) -> None:
+    never = pixels(repose(adapters, share=False))
+    assert np.array_equal(never, pixels(repose(adapters, share_t_min=500)))
+    assert np.array_equal(reposed, pixels(repose(adapters, share_t_min=200)))
 
 
 def test_the_region_is_the_subjects_box_grown(adapters: Path) -> None:

@@ -104,13 +104,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_bounds(values: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        validate_settings(PhdSettings, values)
+        validate_settings(PhdSettings, values).check_use("compose", False)
 
 
 def test_a_gentler_inpainting_than_harmonizing_is_fine_where_one_of_them_is_off() -> None:
     for off in ({"inpaint": False}, {"harmonize": False}, {"harmonize_strength": 0.0}):
         near = {"inpaint": True, "strength": 0.2, "harmonize_strength": 0.5}
-        validate_settings(PhdSettings, {**near, **off})
+        validate_settings(PhdSettings, {**near, **off}).check_use("compose", False)
+    # A picture that is harmonized has no ring.
+    validate_settings(PhdSettings, near).check_use("harmonize", False)
 
 
 def test_without_its_stages_it_is_paste() -> None:

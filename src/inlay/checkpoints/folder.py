@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from inlay.errors import InputError
 
@@ -101,6 +101,15 @@ def read_index(folder: Path, name: str) -> dict[str, str]:
     if ("text_encoder_2" in parts) != ("tokenizer_2" in parts):
         raise InputError(f"The model {name} needs both text_encoder_2 and tokenizer_2, or neither.")
     return parts
+
+
+def family_of(name: str) -> Literal["embedded"] | None:
+    """Whether a model is the embedded checkpoint or a folder of its kind; loads nothing."""
+    with suppress(InputError, OSError, ValueError, RuntimeError):
+        path = Path(name).expanduser()
+        if name == "embedded" or "PatchAutoencoder" in read_index(path, name).values():
+            return "embedded"
+    return None
 
 
 def library_of(cls: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.cli.options import method_names
+from inlay.cli.options import method_names, model_names
 
 if TYPE_CHECKING:
     from inlay.methods.base import Method
@@ -21,22 +21,29 @@ def methods(
     name: Annotated[
         str | None, typer.Argument(help="One method.", autocompletion=method_names)
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Whose defaults are shown.", autocompletion=model_names),
+    ] = "embedded",
     json: Json = False,
 ) -> None:
     """List the methods, or one with its settings.
 
-    Each setting is shown with its bounds and its default.
+    Each setting is shown with its bounds and its default for MODEL: the published value, but on
+    the embedded checkpoint what was tuned there.
     """
+    from inlay.checkpoints.folder import family_of
     from inlay.methods import registry
 
+    family = family_of(model)
     chosen = registry.all_methods() if name is None else {name: registry.get(name)}
     if json:
-        text = {key: _facts(method) for key, method in chosen.items()}
+        text = {key: _facts(method, family) for key, method in chosen.items()}
         print(json_module.dumps(text, indent=2))
     elif name is None:
         _overview(chosen)
     else:
-        _details(chosen[name])
+        _details(chosen[name], family)
 
 
 def models(json: Json = False) -> None:
@@ -68,7 +75,7 @@ def schema(
     print(json_module.dumps(Request.schema_of(verb), indent=2))
 
 
-def _facts(method: Method) -> dict[str, Any]:
+def _facts(method: Method, family: str | None) -> dict[str, Any]:
     from inlay.methods.registry import default_for
     from inlay.settings import knobs
 
@@ -79,20 +86,20 @@ def _facts(method: Method) -> dict[str, Any]:
         "default_for": [verb for verb in method.verbs if default_for(verb) == method.name],
         "needs_model": method.needs_model,
         "presets": {key: dict(values) for key, values in method.presets.items()},
-        "settings": [knob.as_dict() for knob in knobs(method.settings).values()],
+        "settings": [knob.as_dict() for knob in knobs(method.settings_on(family)).values()],
     }
 
 
 def _overview(found: dict[str, Method]) -> None:
     rows = []
     for name, method in found.items():
-        facts = _facts(method)
+        facts = _facts(method, None)
         verbs = [v + ("*" if v in facts["default_for"] else "") for v in method.verbs]
         rows.append([name, ", ".join(verbs), "yes" if method.needs_model else "no", method.summary])
     print(table(["method", "serves (* by default)", "model", "what it does"], rows))
 
 
-def _details(method: Method) -> None:
+def _details(method: Method, family: str | None) -> None:
     from inlay.settings import knobs
 
     print(f"{method.name}: {method.summary}")
@@ -100,7 +107,7 @@ def _details(method: Method) -> None:
     print(f"serves: {', '.join(method.verbs)}")
     rows = [
         [knob.name, knob.type, _text(knob.default), knob.bounds, knob.description]
-        for knob in knobs(method.settings).values()
+        for knob in knobs(method.settings_on(family)).values()
     ]
     print(table(["setting", "type", "default", "bounds", "what it is"], rows))
     for preset, values in method.presets.items():

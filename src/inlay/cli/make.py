@@ -239,7 +239,10 @@ def _checkpoint(given: Common) -> dict[str, Any]:
     for option, path in files:
         if not os.path.isfile(path):
             raise InputError(f"{option} {show(path)} is not a file; give its path.")
-    own = {"name": given.model, "device": given.device, "dtype": given.dtype}
+    from inlay.checkpoints.folder import family_of
+
+    own: dict[str, Any] = {"name": given.model, "device": given.device, "dtype": given.dtype}
+    own["family"] = family_of(given.model)
     return {**own, "loras": loras, "textual_inversions": inversions}
 
 

@@ -82,6 +82,7 @@ class Learning(Reading):
         "Checkpoint that it is learnt for.", "MODEL", default="embedded", complete=model_names
     )
     device: Device = flag("Where it runs.", default="auto")
+    preset: Literal["paper", "released"] | None = flag("The published recipe.")
     full: bool = flag("Fine-tune the whole U-Net, as the paper does: a large FILE.", default=False)
     seed: int = flag("Of all randomness.", "N", default=0)
     class_pictures: str | None = flag("Of its class, so that it is not forgotten.", "DIR")
@@ -117,6 +118,7 @@ def learn(
 
     asked = [f"model={given.model}", f"seed={given.seed}"]
     asked += ["train=full"] if given.full else []
+    asked += [f"preset={given.preset}"] if given.preset else []
     config = recipe(LearnConfig, [*asked, *(given.set or [])])
     from inlay.learning.learn import learn as run
     from inlay.learning.loop import Processes

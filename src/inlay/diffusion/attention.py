@@ -147,13 +147,14 @@ class LocalizedPrompt(AttentionRule):
     """Steers words to the inside or the outside of a mask, on conditional rows only.
 
     mask is (1, 1, h, w) at latent resolution; inside and outside are bool (keys,), the tokens
-    named for either; sigma is the noise over the signal of the sample that is denoised.
+    named for either, and `weights` how strongly each are steered; sigma is the noise over the
+    signal of the sample that is denoised.
     """
 
     mask: Tensor
     inside: Tensor
     outside: Tensor
-    weight: float
+    weights: Sequence[float]
     sigma: float = 0.0
 
     def layers(self, layers: Sequence[Layer]) -> Iterable[Layer]:
@@ -171,8 +172,10 @@ class LocalizedPrompt(AttentionRule):
         """
         mask = attention_mask_at(self.mask, scores.shape[1]).to(scores)[None, :, None]
         # Infinite sigma (zero terminal SNR) would drown the prompt: stop at SD's own largest.
-        most = self.weight * math.log1p(min(self.sigma, 15.0)) * scores.max()
-        return most * mask * self.inside.to(scores) + most * (1 - mask) * self.outside.to(scores)
+        noise = math.log1p(min(self.sigma, 15.0))
+        most = [weight * noise * scores.max() for weight in self.weights]
+        inside = most[0] * mask * self.inside.to(scores)
+        return inside + most[1] * (1 - mask) * self.outside.to(scores)
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """With explicit scores, and the bonus on the last half of the rows."""
@@ -210,24 +213,25 @@ def self_attention_from(layers: Sequence[Layer], first: FirstLayer) -> list[Laye
     return [layer for layer in own if layer.decoder] if first == "decoder" else own[first:]
 
 
-@dataclass(frozen=True)
-class View:
-    """What some rows of a batch see: queries of `rows` attend to keys and values of `seen`.
+# Queries of some rows see keys and values of others, without those tokens where a mask is False.
+View = tuple[Sequence[int], Sequence[int], Tensor | None]
 
-    `keep`, bool (tokens,), drops the keys and values where it is False; None drops none.
+
+@dataclass(eq=False, kw_only=True)
+class _Views(AttentionRule):
+    """Each view one fused call; together they cover each row once.
+
+    A rule acts from the self-attention layer `first_layer` on, from call number `first_call` (0 is
+    the first) of the network on, and at timesteps from `t_min` on.
     """
 
-    rows: Sequence[int]
-    seen: Sequence[int]
-    keep: Tensor | None = None
-
-
-class _Views(AttentionRule):
-    """Each view one fused call; together they cover each row once."""
-
-    first_layer: FirstLayer
-    samples: int = 0
-    halves: int = 1
+    first_layer: FirstLayer = "decoder"
+    first_call: int = 0
+    t_min: int = 0
+    samples: int = field(default=0, init=False)
+    halves: int = field(default=1, init=False)
+    acts: bool = field(default=False, init=False)
+    _call: int = field(default=-1, init=False, repr=False)
 
     def layers(self, layers: Sequence[Layer]) -> list[Layer]:
         return self_attention_from(layers, self.first_layer)
@@ -235,7 +239,8 @@ class _Views(AttentionRule):
     def begin(self, level: Level, samples: int, guided: bool) -> None:
         if samples not in (1, 2):
             raise ValueError(f"a batch is [source, target] or the target, not {samples} samples")
-        self.samples, self.halves = samples, 1 + guided
+        self.samples, self.halves, self._call = samples, 1 + guided, self._call + 1
+        self.acts = self._call >= self.first_call and float(level.timestep) >= self.t_min
 
     def targets(self, rows: int) -> list[int]:
         """The target's row, or its rows where guidance has one in either half of the batch."""
@@ -254,14 +259,14 @@ class _Views(AttentionRule):
         width). The others are text, of which each row sees its own.
         """
         heads, end = torch.empty_like(query), start + tokens
-        for view in self.views(len(query), tokens):
-            rows, seen = (torch.tensor(x, device=query.device) for x in (view.rows, view.seen))
+        for *pair, keep in self.views(len(query), tokens):
+            rows, seen = (torch.tensor(x, device=query.device) for x in pair)
             both = []
             for x in (key, value):
                 picture, text = x[seen][:, :, start:end], x[rows]
-                if view.keep is not None:
+                if keep is not None:
                     # Dropped, not masked: fewer keys also make the call cheaper.
-                    picture = picture[:, :, view.keep.to(x.device)]
+                    picture = picture[:, :, keep.to(x.device)]
                 both.append(torch.cat([text[:, :, :start], picture, text[:, :, end:]], 2))
             heads[rows] = functional.scaled_dot_product_attention(query[rows], both[0], both[1])
         return heads
@@ -271,22 +276,21 @@ class _Views(AttentionRule):
 class HiddenRegion(_Views):
     """Target rows do not see what lies inside a mask.
 
-    From the self-attention layer `first_layer` on, keys and values inside M are dropped, M being
-    the latent mask (1, 1, h, w) resized bilinearly to the layer and thresholded at `threshold`:
-    what is in the hole must then be explained by its surroundings. Where M covers a whole layer
-    nothing is dropped. Source: Chen et al. 2024 (FreeCompose, arXiv 2407.04947), object removal.
+    Keys and values inside M are dropped, M being the latent mask (1, 1, h, w) resized bilinearly to
+    the layer and thresholded at `threshold`: what is in the hole must then be explained by its
+    surroundings. Where M covers a whole layer nothing is dropped. Source: Chen et al. 2024
+    (FreeCompose, arXiv 2407.04947), object removal.
     """
 
     mask: Tensor
-    first_layer: FirstLayer = "decoder"
     threshold: float = 0.1
     _kept: dict[int, Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
     def views(self, rows: int, tokens: int) -> list[View]:
         targets = self.targets(rows)
         rest = [row for row in range(rows) if row not in targets]
-        views = [View(rest, rest)] if rest else []
-        return [*views, View(targets, targets, self._keep(tokens))]
+        views: list[View] = [(rest, rest, None)] if rest else []
+        return [*views, (targets, targets, self._keep(tokens) if self.acts else None)]
 
     def _keep(self, tokens: int) -> Tensor | None:
         if tokens not in self._kept:
@@ -299,25 +303,15 @@ class HiddenRegion(_Views):
 class SharedSource(_Views):
     """Target rows attend to their source row's keys and values instead of their own.
 
-    Unconditional rows share with unconditional ones. It acts from the self-attention layer
-    `first_layer` on, and from call number `first_call` (0 is the first) of the network on. Source:
-    FreeCompose (arXiv 2407.04947), semantic composition, after MasaCtrl (Cao et al. 2023, arXiv
-    2304.08465).
+    Unconditional rows share with unconditional ones. Source: FreeCompose (arXiv 2407.04947),
+    semantic composition, after MasaCtrl (Cao et al. 2023, arXiv 2304.08465).
     """
-
-    first_layer: FirstLayer = "decoder"
-    first_call: int = 0
-    _call: int = field(default=-1, init=False, repr=False)
-
-    def begin(self, level: Level, samples: int, guided: bool) -> None:
-        super().begin(level, samples, guided)
-        self._call += 1
 
     def views(self, rows: int, tokens: int) -> list[View]:
         seen = list(range(rows))
-        if self._call >= self.first_call:
+        if self.acts:
             if self.samples == 1:
                 raise ValueError("a target row has no source row before it to share with")
             for row in self.targets(rows):
                 seen[row] = row - 1
-        return [View(range(rows), seen)]
+        return [(range(rows), seen, None)]

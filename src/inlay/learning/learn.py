@@ -1,9 +1,7 @@
 """Learning one object from a few photos: DreamCom (Lu et al. 2023, arXiv 2309.15508, section 4).
 
 A checkpoint is fine-tuned to fill the object's box under a prompt with a word for it. Nothing
-outside the box attends to the prompt (eq. 2). The paper tunes the whole U-Net, which
-LearnConfig.train = "full" does; by default a LoRA (Hu et al. 2021, arXiv 2106.09685) is trained
-beside it, and the checkpoint stays as it is.
+outside the box attends to the prompt (eq. 2).
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ from inlay.learning.settings import LearnConfig
 from inlay.learning.state import check_state
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
 from inlay.pictures.write import check_target
-
-__all__ = ["Learning", "learn", "run_folder"]
 
 
 def run_folder(out: Path) -> Path:

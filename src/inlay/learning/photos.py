@@ -9,16 +9,13 @@ from io import BytesIO
 from itertools import starmap, zip_longest
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, Box, bounds, from_levels, resize, to_uint8
+from inlay.pictures.arrays import FAINT, Box, Image, bounds, from_levels, resize, to_uint8
 from inlay.pictures.mask import read_mask
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_picture
-
-Image = NDArray[np.float32]
 
 MOST_PHOTOS = 10
 

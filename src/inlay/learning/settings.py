@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from inlay.checkpoints.folder import family_of
 from inlay.diffusion.text import TextStack
+from inlay.settings import default, tuned_defaults
 
 # Words that hardly any caption has. The single letters are for small vocabularies.
 _RARE = ("sks", "zwx", "ohwx", "q", "x", "z")
@@ -43,9 +45,11 @@ class TrainingConfig(BaseModel):
 class LearnConfig(TrainingConfig):
     """The whole recipe of learning a concept."""
 
+    preset: Literal["paper", "released"] | None = None
+    """paper: the whole U-Net, by the published values; released: with the code's prompt, too"""
     model: str = Field("embedded", description="checkpoint that the object is learnt for")
-    steps: Steps = 150
-    batch: Batch = 4
+    steps: Steps = default(400, embedded=150)
+    batch: Batch = default(1, embedded=4)
     resolution: int | None = Field(None, ge=16)
     """picture side in pixels; None is the checkpoint's own"""
     train: Literal["lora", "full"] = "lora"
@@ -54,11 +58,11 @@ class LearnConfig(TrainingConfig):
     """what a whole U-Net is written in"""
     text_encoder: bool = False
     """a LoRA of the text encoder's attention learns, too"""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = default(1e-4, embedded=1e-3, gt=0)
     """after warm-up; with train=full 5e-6 unless given"""
-    warmup_steps: Warmup = 10
-    cooldown_share: Share = 0.5
-    ema_decay: Decay = 0.98
+    warmup_steps: Warmup = default(1, embedded=10)
+    cooldown_share: Share = default(0.0, embedded=0.5)
+    ema_decay: Decay = default(0.0, embedded=0.98)
     rank: int = Field(16, ge=1, le=512, description="of the LoRA")
     layers: Literal["cross", "attention", "all"] = "all"
     """what the LoRA changes: cross-attention, all attention, or all blocks"""
@@ -71,7 +75,7 @@ class LearnConfig(TrainingConfig):
     """released layout: what fills the muted half"""
     mask_cross_attention: bool = True
     """nothing outside the box attends to the prompt (paper, eq. 2)"""
-    hole_weight: float = Field(1.0, ge=0, le=1)
+    hole_weight: float = default(0.0, embedded=1.0, ge=0, le=1)
     """loss share that counts in the hole alone; 0 in the paper"""
     context: float = Field(0.5, ge=0, le=4)
     """margin seen round the box, in box sizes, before augmentation"""
@@ -92,6 +96,20 @@ class LearnConfig(TrainingConfig):
     preview_steps: int = Field(20, ge=1, le=1000, description="denoising steps of a preview")
     save_every: int = Field(200, ge=1, description="steps between resumable states")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _for_the_model(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What is not given: the preset's values, or those that were tuned."""
+        values, preset = dict[str, Any](), given.get("preset")
+        if preset is not None:
+            values = {"train": "full", "layout": "released" if preset == "released" else "plain"}
+        elif family_of(str(given.get("model", "embedded"))):
+            values = tuned_defaults(cls)
+        if {**values, **given}.get("train") == "full":
+            # The paper's rate; a LoRA's would wreck the checkpoint.
+            values["learning_rate"] = 5e-6
+        return {**values, **given}
+
     @field_validator("prompt")
     @classmethod
     def _names_both(cls, prompt: str) -> str:
@@ -110,15 +128,12 @@ class LearnConfig(TrainingConfig):
     def _goes_together(self) -> LearnConfig:
         if self.layout == "released" and not self.mask_cross_attention:
             raise ValueError("layout is released, which needs mask_cross_attention.")
-        # The paper's rate; a LoRA's would wreck the checkpoint.
-        if self.train == "full" and "learning_rate" not in self.model_fields_set:
-            self.learning_rate = 5e-6
         return self
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: all but when it ends and what it tells."""
         free = {"steps", "max_minutes", "save_every", "preview_every", "preview_steps"}
-        free |= {"gradient_checkpointing", "keep_photos", "full_dtype"}
+        free |= {"gradient_checkpointing", "keep_photos", "full_dtype", "preset"}
         return self.model_dump(mode="json", exclude=free)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from inlay.scene.stitch import Painted, Window
+from inlay.settings import default, tuned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,8 @@ def _unwrap(schema: dict[str, Any]) -> None:
 class Settings(BaseModel):
     """Every knob of a method, once: flags, forms and tables are generated from it.
 
-    What stands below a knob as a docstring is its description.
+    What stands below a knob as a docstring is its description. Defaults are the published values;
+    what was tuned on the embedded checkpoint holds there alone.
     """
 
     model_config = ConfigDict(
@@ -50,7 +52,7 @@ class Settings(BaseModel):
     )
 
     def works_on_background(self) -> bool:
-        """Whether the region that may change is all but the subject."""
+        """Whether what is round the subject may change, and the window is the whole picture."""
         return False
 
     def follows_control(self) -> bool:
@@ -76,7 +78,7 @@ class ModelSettings(Settings):
     """what the picture should show"""
     negative_prompt: str = Field("", max_length=2000)
     """what it should not show"""
-    guidance_scale: float = Field(5.0, ge=0, le=50)
+    guidance_scale: float = default(7.5, embedded=5.0, ge=0, le=50)
     """how strongly the prompt steers (classifier-free guidance); 1 is off"""
     initial_latent: Literal["noise", "source"] = "noise"
     """what strength 1 starts from: noise alone, or the picture under the schedule's most noise,
@@ -180,6 +182,10 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     concept: bool = False
     module: str = ""
+
+    def settings_on(self, family: str | None) -> type[Settings]:
+        """The settings with their defaults for the family "embedded", or for all others."""
+        return tuned(self.settings) if family else self.settings
 
     @property
     def run(self) -> Run:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from pydantic import Field
 from inlay.errors import InputError
 from inlay.methods.base import Context, DiffusionSettings, Method
 from inlay.scene.stitch import Painted, Window
+from inlay.settings import default, published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 
 class CdcSettings(DiffusionSettings):
+    guidance_scale: float = Field(5.0, ge=0, le=50)
+    """how strongly the prompt steers (classifier-free guidance); 1 is off"""
+    decoding: Literal["residual", "plain"] = default("plain", embedded="residual")
+    """residual adds the change to the picture's own detail; plain takes the decoder's output"""
     T_in: float = Field(0.8, ge=0, le=1)
     """the first part of the steps, 0 to 1, that holds the object to the paste; 1: most faithful"""
     T_out: float = Field(1.0, ge=0, le=1)
@@ -53,23 +58,27 @@ class CdcSettings(DiffusionSettings):
     """words of the prompt meant for the object (a, b, c)"""
     words_outside: str = Field("", max_length=200)
     """words of the prompt meant for its surroundings"""
-    words_weight: float = Field(0.4, ge=0, le=10)
+    words_weight: float = default(1.0, embedded=0.4, ge=0, le=10)
     """how strongly those words are steered"""
-    temperature: float | None = Field(None, ge=0, le=2)
-    """factor on all noise that is added; by default 1, on the embedded model 0.9"""
+    words_weight_inside: float | None = Field(None, ge=0, le=10)
+    """how strongly the object's words are; none is words_weight"""
+    words_weight_outside: float | None = Field(None, ge=0, le=10)
+    """how strongly the surroundings' words are; none is words_weight"""
+    temperature: float = default(1.0, embedded=0.9, ge=0, le=2)
+    """factor on all noise that is added; a small network leaves some of it in"""
     rounds: int = Field(1, ge=1, le=10)
     """passes, each on a smaller mask and on the last one's output"""
     blend: float = Field(1.0, ge=0, le=1)
     """how much of a round's output goes into the next round's input"""
     erosion: float = Field(0.02, ge=0, le=0.2)
     """by how much the mask shrinks between rounds at most, in units of the crop's longer side"""
-    smoothing: float = Field(0.03, ge=0, le=0.5)
+    smoothing: float = default(0.0, embedded=0.03, ge=0, le=0.5)
     """residual decoding: blur of the change in the object, in units of the crop's longer side"""
-    region: Literal["object", "background"] = "object"
-    """what may change: the object, or everything round it"""
+    region: Literal["object", "background", "both"] = "object"
+    """what may change: the object, all round it (held by T_in), or both (by T_in and T_out)"""
 
     def works_on_background(self) -> bool:
-        return self.region == "background"
+        return self.region != "object"
 
 
 _FREE = {"decoding": "plain", "smoothing": 0.0}
@@ -79,7 +88,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "texture": {"T_in": 0.4, "N_in": 2.0, **_FREE},
     "stylize": {"T_in": 0.5, "N_in": 1.0, **_FREE},
     "scribble": {"T_in": 0.4, "N_in": 4.0, "blend_pixels": 2, "guidance_scale": 5.0, **_FREE},
-    "augment": {"T_in": 0.0, "T_out": 0.5, "region": "background", "feather": 0.0, **_FREE},
+    "augment": {"T_in": 0.5, "T_out": 0.0, "region": "both", "feather": 0.0, **_FREE},
+    "released": published(CdcSettings),
 }
 
 
@@ -99,7 +109,9 @@ def _steering(work: Workspace, mask: Tensor, settings: CdcSettings) -> Localized
             f"words_inside and words_outside name {str(error)!r}, which the prompt "
             f"{settings.prompt!r} does not contain; name words of the prompt."
         ) from None
-    return LocalizedPrompt(mask, inside, outside, settings.words_weight)
+    own = settings.words_weight_inside, settings.words_weight_outside
+    weights = [settings.words_weight if weight is None else weight for weight in own]
+    return LocalizedPrompt(mask, inside, outside, weights)
 
 
 def next_input(image: Tensor, output: Tensor, mask: Tensor, blend: float) -> Tensor:
@@ -208,19 +220,18 @@ def _one_round(
     walk = repaint(levels, settings.repaint_start, settings.repaint_jump, settings.repaint_repeats)
     steps, latent_mask = descents(walk), work.latent_mask(mask)
     initial = settings.initial_latent
-    temperature = settings.temperature
-    if temperature is None:
-        # A small network leaves some of the noise in: give it a little less than it expects.
-        temperature = 0.9 if backbone.family == "embedded" else 1.0
 
     def noise(like: Tensor) -> Tensor:
-        return context.noise(like) * temperature
+        return context.noise(like) * settings.temperature
 
     pull = LocalizedPull(z_source, latent_mask, settings, noise)
     on_x0 = settings.condition_on == "x0"
     # From this step on nothing is held, and the network is shown nothing.
     free = math.ceil(max(settings.T_in, settings.T_out) * steps - 1e-6)
-    shown = work.conditions(latent_mask, image) if free else work.blank(latent_mask)
+    # Where all is to change the network paints what is held less.
+    swaps = settings.region == "both" and settings.T_in > settings.T_out
+    hole = 1 - latent_mask if swaps else latent_mask
+    shown = work.conditions(hole, image) if free else work.blank(hole)
     denoiser = backbone.denoiser(shown)
     context.total = settings.rounds * steps
 
@@ -253,6 +264,9 @@ def run(window: Window, backbone: Backbone, settings: CdcSettings, context: Cont
     with torch.inference_mode():
         work = Workspace(window, backbone, settings, context)
         image, mask = work.picture, window.mask(work.size)
+        if settings.region == "both":
+            mask = 1 - mask
+            work.window = replace(window, alpha=0 * window.alpha + 1)
         first = z_source = result = work.source()
         for number in range(1, settings.rounds + 1):
             result = _one_round(work, settings, image, mask, z_source)

@@ -18,6 +18,7 @@ from inlay.methods.base import Context, Method
 from inlay.methods.concept import ConceptSettings
 from inlay.pictures.arrays import resize
 from inlay.scene.stitch import Painted, Window
+from inlay.settings import published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,6 +120,7 @@ def _colour_distance(fill: Filler, latent: Tensor) -> float:
     return float(np.mean([cv2.compareHist(here, one, cv2.HISTCMP_HELLINGER) for one in known]))
 
 
+_PAPER = published(DreamComSettings, mask_cross_attention="on")
 METHOD = Method(
     name="dreamcom",
     summary="DreamCom: fills the box with an object that `inlay learn` has learnt from photos",
@@ -126,4 +128,8 @@ METHOD = Method(
     verbs=("compose",),
     settings=DreamComSettings,
     concept=True,
+    presets={
+        "paper": _PAPER,
+        "released": {**_PAPER, "self_attention": "released"},
+    },
 )

@@ -60,11 +60,14 @@ class MethodChoice(Form):
     settings: InstanceOf[Settings]
 
     @classmethod
-    def of(cls, value: Any, verb: str, default: Mapping[str, Any]) -> MethodChoice:
+    def of(
+        cls, value: Any, verb: str, default: Mapping[str, Any], model: Any = None
+    ) -> MethodChoice:
         """From a name, a mapping of name, preset and settings, or None.
 
-        `default` says name and preset where the value does not. Raises InputError for a method
-        that does not serve the verb, and for settings that it does not have or that are wrong.
+        `default` says name and preset where the value does not. A setting that is None or not given
+        is as it is best on the request's model, of which only name and family are asked. Raises
+        InputError for a method that does not serve the verb, and for settings that are wrong.
         """
         values = as_mapping(value, "method")
         name = as_text(values.pop("name", None), "method")
@@ -79,7 +82,12 @@ class MethodChoice(Form):
                 near = nearest(preset, method.presets)
                 raise InputError(f"{name} has no preset {show(preset)}; {near}")
             values = {**method.presets[preset], **values}
-        return cls(name=name, preset=preset, settings=validate_settings(method.settings, values))
+        known = method.settings.model_fields
+        values = {k: v for k, v in values.items() if v is not None or k not in known}
+        told = model if isinstance(model, Mapping) else getattr(model, "__dict__", {})
+        family = "embedded" if told.get("name", "embedded") == "embedded" else told.get("family")
+        settings = validate_settings(method.settings_on(family), values)
+        return cls(name=name, preset=preset, settings=settings)
 
     @property
     def method(self) -> Method:
@@ -94,7 +102,8 @@ class MethodChoice(Form):
 def as_mapping(value: Any, word: str) -> dict[str, Any]:
     """What is said of a method, a name alone or a mapping, as a mapping; raises InputError."""
     if isinstance(value, MethodChoice):
-        return value.model_dump()
+        given = value.settings.model_dump(include=value.settings.model_fields_set)
+        return {"name": value.name, "preset": value.preset, **given}
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping | None):
@@ -114,21 +123,17 @@ def as_phases(value: Any, name: str) -> tuple[str, ...]:
     """Names of phases, as a list or comma-separated text; None is none."""
     if value is None or (isinstance(value, (list, tuple)) and not value):
         return ()
-    if isinstance(value, str):
-        value = [item.strip() for item in value.split(",")]
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise InputError(
-            f"{name} is {show(value)}; expected names out of {', '.join(PHASES)}, in this order."
-        )
-    for item in value:
-        if item not in PHASES:
+    listed = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+    items = listed if isinstance(listed, (list, tuple)) else ()
+    for item in items:
+        if isinstance(item, str) and item not in PHASES:
             raise InputError(f"phase {show(item)} is unknown; {nearest(item, PHASES)}")
-    ordered = tuple(item for item in PHASES if item in value)
+    ordered = tuple(item for item in PHASES if item in items)
     pastes = "paste" in ordered or ordered[-1:] == ("remove",)
-    if tuple(value) != ordered or not pastes:
+    if tuple(items) != ordered or not pastes:
         raise InputError(
-            f"{name} is {show(','.join(value))}; expected some of {', '.join(PHASES)}, each once "
-            "and in this order, with paste before harmonize and repose."
+            f"{name} is {show(value)}; expected some of {', '.join(PHASES)}, each once and in this "
+            "order, with paste before harmonize and repose."
         )
     return ordered
 
@@ -145,7 +150,7 @@ def choice_schema(verb: str) -> dict[str, Any]:
         properties = {
             "name": {"const": method.name, "description": method.summary},
             "preset": {"enum": [None, *method.presets]},
-            **method.settings.model_json_schema().get("properties", {}),
+            **method.settings_on("embedded").model_json_schema().get("properties", {}),
         }
         shape = {"required": ["name"], "additionalProperties": False}
         return {"type": "object", "title": method.name, "properties": properties, **shape}

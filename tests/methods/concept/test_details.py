@@ -50,15 +50,15 @@ def test_a_turned_and_scaled_photo_is_laid_over_the_sample(
     for photo, size in ((reference(CAT), (64, 70)), (reference(CAT[..., :3]), (160, 150))):
         sample, inside, matrix = moved(photo, size, turn, factor, shift)
         match = align(sample, inside, photo)
-        assert match is not None and match.agreement > 0.9
-        near, true = match.matrix[:, :2], matrix[:, :2]
+        assert match is not None and match[0] > 0.9
+        near, true = match[1][:, :2], matrix[:, :2]
         angles = [
             math.degrees(math.atan2(m[1, 0] - m[0, 1], m[0, 0] + m[1, 1])) for m in (near, true)
         ]
         assert abs(angles[0] - angles[1]) < 1
         assert np.linalg.det(near) == pytest.approx(np.linalg.det(true), rel=0.03)
         middle = np.array([size[1] / 2, size[0] / 2, 1])
-        assert np.abs((match.matrix - matrix) @ middle).max() < 0.5
+        assert np.abs((match[1] - matrix) @ middle).max() < 0.5
 
 
 @pytest.mark.parametrize(("turn", "factor", "shift"), [(32, 1, 0), (0, 1.5, 0), (0, 1, 0.35)])
@@ -129,7 +129,7 @@ def test_the_amount_and_the_edge_weigh_the_detail() -> None:
     # Well inside, the photo's band stands in place of the sample's.
     match = align(resize(sample, (64, 70)), resize(inside, (64, 70)), photo)
     assert match is not None
-    band, _ = fine_band(photo, scale_map(match.matrix, (64, 70), size), size, 2.0)
+    band, _ = fine_band(photo, scale_map(match[1], (64, 70), size), size, 2.0)
     expected = cv2.GaussianBlur(sample, (0, 0), 2, borderType=cv2.BORDER_REPLICATE) + band
     deep = cv2.erode((inside > 0.9).astype(np.uint8), np.ones((19, 19))) > 0
     assert deep.sum() > 3000 and np.allclose((sample + whole)[deep], expected[deep], atol=1e-5)

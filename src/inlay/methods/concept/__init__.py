@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from inlay.methods.base import DiffusionSettings, Scheduler
+from inlay.settings import default
 
 
 class ConceptSettings(DiffusionSettings):
@@ -14,7 +15,7 @@ class ConceptSettings(DiffusionSettings):
     """surroundings seen on each side of the box, in units of the box's longer side; by default as
     many as while the concept was learnt
     """
-    guidance_scale: float = Field(3.0, ge=0, le=50)
+    guidance_scale: float = default(7.5, embedded=3.0, ge=0, le=50)
     """how strongly the prompt steers (classifier-free guidance); 1 is off"""
     lora_scale: float = Field(1.0, ge=0, le=2)
     """how strongly what was learnt acts; 0 is not at all"""

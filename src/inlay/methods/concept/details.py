@@ -49,26 +49,15 @@ class Reference:
     alpha: Image
 
 
-@dataclass(frozen=True, eq=False)
-class Match:
-    """How a photo lies over a sample.
-
-    matrix (2, 3) takes a pixel of the sample's box to one of the photo stretched over that box, in
-    the pixels they were compared at; agreement is the normalised cross-correlation of the two's
-    luminance inside the object, -1 to 1.
-    """
-
-    matrix: Matrix
-    agreement: float
-
-
-def align(sample: Image, inside: Image, reference: Reference) -> Match | None:
-    """Lay a photo over a sample of its object; None where it does not fit.
+def align(sample: Image, inside: Image, reference: Reference) -> tuple[float, Matrix] | None:
+    """How a photo lies over a sample of its object; None where it does not fit.
 
     sample (h, w, 3) in [0, 1] is the box at the model's size, inside (h, w) where the object is in
-    it. An affine map that maximises the enhanced correlation coefficient (Evangelidis and Psarakis
-    2008), from several starts; one of more than 20 degrees, 30% of scale or 25% of shift does not
-    count, nor one that shows less than 30% of the object.
+    it. Returns the normalised cross-correlation of the two's luminance inside the object, and the
+    affine map (2, 3) of a pixel of the sample to one of the photo stretched over it: that which
+    maximises the enhanced correlation coefficient (Evangelidis and Psarakis 2008), from several
+    starts. One of more than 20 degrees, 30% of scale or 25% of shift does not count, nor one that
+    shows less than 30% of the object.
     """
     size: tuple[int, int] = inside.shape[0], inside.shape[1]
     if min(size) < _LEAST_SIDE:
@@ -87,7 +76,7 @@ def align(sample: Image, inside: Image, reference: Reference) -> Match | None:
     start = scale_map(max(fits, key=lambda fit: fit[0])[1], small, size)
     _, matrix = fine.refine(start) or (0, start)
     agreement = fine.agreement(matrix) if _is_modest(matrix, size) else None
-    return None if agreement is None else Match(matrix, agreement)
+    return None if agreement is None else (agreement, matrix)
 
 
 def add_details(
@@ -112,15 +101,15 @@ def add_details(
     size = max(1, round(shape[0] / model_pixel[0])), max(1, round(shape[1] / model_pixel[1]))
     sample, mask = np.clip(resize(image, size), 0, 1), resize(inside, size)
     matches = [(align(sample, mask, one), one) for one in references]
-    fits = [(match, one) for match, one in matches if match is not None]
+    fits = [(*match, one) for match, one in matches if match is not None]
     if not fits:
         return image, "no photo of the object fits the sample, so none lends its details"
-    match, chosen = max(fits, key=lambda pair: pair[0].agreement)
-    told = f"{chosen.name} (agreement {match.agreement:.2f})"
-    if match.agreement < least:
+    agreement, matrix, chosen = max(fits, key=lambda fit: fit[0])
+    told = f"{chosen.name} (agreement {agreement:.2f})"
+    if agreement < least:
         return image, f"no photo agrees with the sample enough to lend its details; best: {told}"
     sigma = math.sqrt(model_pixel[0] * model_pixel[1])
-    band, shown = fine_band(chosen, scale_map(match.matrix, size, shape), shape, sigma)
+    band, shown = fine_band(chosen, scale_map(matrix, size, shape), shape, sigma)
     alpha = np.minimum(inside, shown)
     # Towards the object's edge, and the picture's border is one too.
     away = distance(np.pad(alpha <= 0.5, 1, constant_values=True))[1:-1, 1:-1]

@@ -9,6 +9,7 @@ for each task and variant. The loop itself is diffusion/distill.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.diffusion.attention import HiddenRegion, SharedSource
+from inlay.diffusion.attention import FirstLayer, HiddenRegion, SharedSource, self_attention_from
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.branches import control_image, fit_drawing
 from inlay.diffusion.distill import Descent, Iterate, Side, Span, Term, beside, distill
@@ -77,8 +78,10 @@ def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
         raise InputError("the mask covers all that the model sees; leave some background out.")
     # Both branches start from the fill: a source with the object would bring the object back.
     z = work.smooth_fill(region)[0] if settings.start == "smooth" else work.source()
-    hidden = HiddenRegion(region) if settings.hide_region else None
-    return _plan(work, settings, region, [(z, work.picture)] * 2, hidden)
+    layer, call = _since(work, settings, "hide", settings.num_iterations)
+    hidden = HiddenRegion(region, first_layer=layer, first_call=call)
+    attention = hidden if settings.hide_region else None
+    return _plan(work, settings, region, [(z, work.picture)] * 2, attention)
 
 
 def harmonization(work: Workspace, settings: FreeComposeSettings) -> Plan:
@@ -116,7 +119,9 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     or a layer that the model does not have.
     """
     window, context, name = work.window, work.context, settings.adapter
-    attention = _sharing(work, settings) if settings.share else None
+    layer, call = _since(work, settings, "share", settings.num_iterations)
+    shared = SharedSource(first_layer=layer, first_call=call, t_min=settings.share_t_min)
+    attention = shared if settings.share else None
     if not name and work.backbone.name == "embedded":
         name = "embedded"
     if not name:
@@ -142,17 +147,21 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     return _plan(work, settings, region, [(work.source(), work.picture)] * 2, attention, lines)
 
 
-def _sharing(work: Workspace, settings: FreeComposeSettings) -> SharedSource:
-    decoder, layers = settings.share_from_layer == "decoder", work.backbone.layers()
-    first_call = settings.first_shared(settings.num_iterations)
-    rule = SharedSource("decoder" if decoder else int(settings.share_from_layer), first_call)
-    if not rule.layers(layers):
-        count = len(SharedSource(0).layers(layers))
+def _since(
+    work: Workspace, settings: FreeComposeSettings, word: str, steps: int
+) -> tuple[FirstLayer, int]:
+    """From which layer and which of some steps on attention is to hide or to share, by the word's
+    settings; raises InputError for a layer that the model does not have.
+    """
+    told, layers = str(getattr(settings, f"{word}_from_layer")), work.backbone.layers()
+    first: FirstLayer = "decoder" if told == "decoder" else int(told)
+    if not self_attention_from(layers, first):
+        count = len(self_attention_from(layers, 0))
         raise InputError(
-            f"share_from_layer is {rule.first_layer}, but the model has {count} layers of "
-            f"self-attention; give 0 to {count - 1}, or decoder."
+            f"{word}_from_layer is {told}, but the model has {count} layers of self-attention; "
+            f"give 0 to {count - 1}, or decoder."
         )
-    return rule
+    return first, math.ceil(getattr(settings, f"{word}_from_iteration") * steps)
 
 
 def _steered(backbone: Backbone, settings: FreeComposeSettings, conditions: Conditions) -> Denoise:
@@ -192,6 +201,7 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
     def tell(iterate: Iterate) -> None:
         work.tell(iterate.number + 1, iterate.total, lambda: work.image(iterate.z))
 
+    outside, near = settings.outside_weight, dilate(plan.region) if pixels else plan.region
     with work.backbone.attention(plan.attention):
         latent, iterations = distill(
             partial(_steered, work.backbone, settings),
@@ -202,7 +212,7 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
             generator=context.generator,
             # Sharing reads the source's rows, which must then run each time.
             rerun_source=isinstance(plan.attention, SharedSource),
-            weight=ramp(dilate(plan.region) if pixels else plan.region, pixels),
+            weight=outside + (1 - outside) * ramp(near, pixels),
             terms=_terms(work, settings, plan),
             progress=tell,
         )
@@ -220,7 +230,7 @@ def _redraw(
     attention = plan.attention
     assert plan.source is not None
     if isinstance(attention, SharedSource):
-        attention = replace(attention, first_call=settings.first_shared(steps))
+        attention = replace(attention, first_call=_since(work, settings, "share", steps)[1])
     solver = work.backbone.solver("DDIMScheduler", settings.redraw_steps)
     steered = partial(_steered, work.backbone, settings)
     denoise = beside(steered, plan.source, plan.target, work.context.noise(plan.source.z))

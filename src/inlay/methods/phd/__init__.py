@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from inlay.errors import InputError
 from inlay.methods.base import DiffusionSettings, Method, Settings
+from inlay.settings import default, published
 
 
 class PhdSettings(DiffusionSettings):
-    inpaint: bool = False
+    inpaint: bool = default(True, embedded=False)
     """compose: paint the ring round the subject anew, which wants a prompt and a large model"""
     harmonize: bool = True
     """give the subject the light and the colours of its surroundings"""
@@ -19,15 +20,15 @@ class PhdSettings(DiffusionSettings):
     """compose: blur (sigma) of the subject's edge, in units of the crop's longer side; 0 is off"""
     feather: float = Field(0.03, ge=0, le=0.5)
     """inpaint: width of the ring's soft outer rim, in units of the crop's longer side"""
-    guidance_scale: float = Field(3.0, ge=0, le=50)
+    guidance_scale: float = default(7.5, embedded=3.0, ge=0, le=50)
     """inpaint: how strongly the prompt steers (classifier-free guidance); 1 is off"""
-    num_inference_steps: int = Field(30, ge=1, le=1000)
+    num_inference_steps: int = default(50, embedded=30, ge=1, le=1000)
     """inpaint: denoising steps from pure noise on; `strength` takes the last ones of them"""
-    strength: float = Field(0.35, ge=0, le=1)
+    strength: float = default(1.0, embedded=0.35, ge=0, le=1)
     """inpaint: how far the ring goes back to noise first; 1 forgets the background"""
     grow: float = Field(0.06, ge=0, le=0.5)
     """inpaint: width of the ring, in units of the crop's longer side; 0 is none"""
-    ring_smoothing: float = Field(0.05, ge=0, le=0.5)
+    ring_smoothing: float = default(0.0, embedded=0.05, ge=0, le=0.5)
     """inpaint, residual decoding: blur of the change in the ring, in units of the crop's longer
     side; the background's own detail stays
     """
@@ -39,7 +40,7 @@ class PhdSettings(DiffusionSettings):
     """
     harmonize_steps: int = Field(20, ge=1, le=1000)
     """harmonize without a harmonizer: denoising steps from pure noise on"""
-    harmonize_guidance_scale: float = Field(1.0, ge=0, le=50)
+    harmonize_guidance_scale: float = default(7.5, embedded=1.0, ge=0, le=50)
     """harmonize: how strongly the prompt steers (classifier-free guidance); 1 is off"""
     harmonize_strength: float = Field(0.3, ge=0, le=1)
     """harmonize without a harmonizer: how far back to noise it goes; less than inpaint's"""
@@ -47,7 +48,7 @@ class PhdSettings(DiffusionSettings):
     """harmonize: how far beyond the subject the model may change its picture, in units of the
     crop's longer side; the background is as it was all the same
     """
-    smoothing: float = Field(0.2, ge=0, le=0.5)
+    smoothing: float = default(0.0, embedded=0.2, ge=0, le=0.5)
     """harmonize: blur of the change inside the subject, in units of the crop's longer side"""
     correction: float = Field(1.0, ge=0, le=1.5)
     """harmonize: factor on the change; 0 is none"""
@@ -59,13 +60,13 @@ class PhdSettings(DiffusionSettings):
     """
     harmonizer_scale: float = Field(1.0, ge=0, le=2)
     """how much the trained module counts; 0 is as without it"""
-    harmonizer_strength: float = Field(0.5, gt=0, le=1)
+    harmonizer_strength: float = default(1.0, embedded=0.5, gt=0, le=1)
     """how noisy the paste is that the trained module begins with; 1, as trained, is noise alone"""
-    harmonizer_steps: int = Field(1, ge=1, le=1000)
+    harmonizer_steps: int = default(50, embedded=1, ge=1, le=1000)
     """denoising steps of the trained module's answer"""
-    harmonizer_samples: int = Field(4, ge=1, le=64)
+    harmonizer_samples: int = default(1, embedded=4, ge=1, le=64)
     """harmonize: answers, each from another noise, whose mean is taken"""
-    restraint: float = Field(1.0, ge=0, le=100)
+    restraint: float = default(0.0, embedded=1.0, ge=0, le=100)
     """harmonize: how far the change is held back where the answers differ; 0 is off"""
     outpaint_tile_overlap: float = Field(0.5, ge=0, le=0.9)
     """scene: how far tiles lie over each other, as a part of a tile"""
@@ -73,15 +74,6 @@ class PhdSettings(DiffusionSettings):
     """scene: how far the enlarged picture goes back to noise before it is refined; 0 is off"""
     refine_steps: int = Field(25, ge=1, le=1000)
     """scene: denoising steps of the refining, from pure noise on"""
-
-    @model_validator(mode="after")
-    def _harmonizes_more_gently(self) -> PhdSettings:
-        if self.inpaint and self.harmonize and 0 < self.strength <= self.harmonize_strength:
-            raise ValueError(
-                f"harmonize_strength is {self.harmonize_strength:g}; expected a number below "
-                f"strength ({self.strength:g})."
-            )
-        return self
 
     def sampler(self, scene: bool) -> str:
         """The scheduler's class name."""
@@ -107,6 +99,12 @@ class PhdSettings(DiffusionSettings):
             raise InputError(
                 "harmonize=false leaves the command harmonize nothing to do; leave it on."
             )
+        paints = verb == "compose" and self.inpaint and self.harmonize
+        if paints and 0 < self.strength <= self.harmonize_strength:
+            raise InputError(
+                f"harmonize_strength is {self.harmonize_strength:g}; expected a number below "
+                f"strength ({self.strength:g})."
+            )
 
 
 METHOD = Method(
@@ -116,4 +114,5 @@ METHOD = Method(
     verbs=("compose", "harmonize", "scene"),
     settings=PhdSettings,
     module="inlay.methods.phd.method",
+    presets={"paper": published(PhdSettings, decoding="plain")},
 )
