@@ -191,7 +191,7 @@ def test_orders_that_make_sense(phases: Any) -> None:
         ([None], "expected"),
         ("past", "phase 'past' is unknown; did you mean paste?"), ("", "phase '' is unknown"),
         ("paste,", "phase '' is unknown"), (5, "phases is 5; expected some of"),
-        ([1], "expected some of"), ({"paste": 1}, "expected names"),
+        ([1], "expected some of"), ({"paste": 1}, "expected some of"),
     ],
 )  # fmt: skip
 def test_orders_that_do_not(phases: Any, sentence: str) -> None:
