@@ -7,7 +7,6 @@ and pasted colours are never rounded twice. No model is needed to plan.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -96,21 +95,15 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
         _check_memory(request, picture.size)
         return picture
 
-    def mask_of(name: str, white: str = "where the object is", hole: bool = False) -> Image:
-        role, size = request.role(name), picture.size
-        return read_mask(
-            getattr(request, name),
-            size=size,
-            role=role,
-            white=white,
-            hole=hole,
-            max_pixels=max_pixels,
-            notes=notes,
-        )
+    def mask_of(name: str, **told: Any) -> Image:
+        told |= {"size": picture.size, "max_pixels": max_pixels, "notes": notes}
+        return read_mask(getattr(request, name), role=request.role(name), **told)
 
     region = clean = drawing = None
     if isinstance(request, SceneRequest):
-        picture = _canvas(request, max_pixels)
+        _check_memory(request, request.size)
+        grey = np.full((*request.size[::-1], 3), _GREY, np.uint8)
+        picture = read_picture(grey, role="scene", max_pixels=max_pixels)
     else:
         picture = picture_of("background" if isinstance(request, ComposeRequest) else "picture")
     cutouts = []
@@ -126,7 +119,7 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
         read[f"subjects.{number}.picture"] = subject.path or cutouts[-1]
     if isinstance(request, ComposeRequest):
         if request.control is not None:
-            drawing = mask_of("control", "lines on black")
+            drawing = mask_of("control", white="lines on black")
             choices = [step.choice for step in request.steps()]
             if not any(choice.settings.follows_control() for choice in choices):
                 names = ", ".join(choice.name for choice in choices)
@@ -159,20 +152,6 @@ def _check_memory(request: Request, size: tuple[int, int]) -> None:
             f"num_images is {count}, too many at once for a picture of {size[0]} x {size[1]} "
             f"pixels; expected at most {max(1, _MAX_TOGETHER // pixels)}."
         )
-
-
-def _canvas(request: SceneRequest, max_pixels: int) -> Picture:
-    """A grey picture: 8-bit RGB, sRGB."""
-    width, height = request.size
-    if width * height > max_pixels:
-        raise InputError(
-            f"size is {width}x{height}, {width * height} pixels in all; expected at most "
-            f"{max_pixels}."
-        )
-    _check_memory(request, request.size)
-    samples = np.full((height, width, 3), _GREY, np.uint8)
-    samples.setflags(write=False)
-    return Picture(samples, "RGB", None, "the scene", hashlib.sha256(samples.data).hexdigest())
 
 
 def _boxes(request: ComposeRequest, picture: Picture) -> Region:

@@ -281,8 +281,6 @@ class _Progress:
         steps = plan.steps
         self.sizes = [_length(each.step.choice.settings) for each in steps for _ in each.scenes]
         self.sizes *= seeds
-        # The passes of one method all take as many steps as it says of the first.
-        self.alike = len(steps) == 1
         self.done = 0
 
     def next(self) -> Callback | None:
@@ -294,10 +292,7 @@ class _Progress:
         before, size, whole = sum(self.sizes[:done]), self.sizes[done], sum(self.sizes)
 
         def tell(step: int, steps: int, preview: Any) -> None:
-            if self.alike:
-                callback(done * steps + step, len(self.sizes) * steps, preview)
-            else:
-                callback(before + round(size * step / max(steps, 1)), whole, preview)
+            callback(before + round(size * step / max(steps, 1)), whole, preview)
 
         return tell
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from skimage import data
 
 from inlay.errors import InputError
-from inlay.pictures.mask import mask_levels, read_mask, softness
+from inlay.pictures.arrays import softness
+from inlay.pictures.mask import mask_levels, read_mask
 
 SHAPE = np.zeros((60, 80), np.uint8)
 SHAPE[20:40, 10:50] = 1

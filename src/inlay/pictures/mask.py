@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Image, Mask, bounds, resize, to_levels
+from inlay.pictures.arrays import Image, Mask, resize, to_levels
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_picture
 
 # Levels below this share of a mask's largest are nothing.
@@ -136,14 +136,3 @@ def _labels(colours: NDArray[Any]) -> Image | None:
     commonest = min(found, key=lambda each: (-each[0], each[1]))[1]
     differs: Mask = (levels != (commonest if known.any(-1).all() else 0)).any(-1)
     return differs.astype(np.float32)
-
-
-def softness(mask: Image) -> float:
-    """How many pixels wide the edge of a mask (h, w) is, about: none of a drawn outline, about one
-    of an antialiased one, many of a feathered one.
-    """
-    near = bounds(mask)
-    part = mask if near is None else mask[near.slices]
-    hard = part > 0.5
-    edge = np.count_nonzero(hard[:, 1:] != hard[:, :-1]) + np.count_nonzero(hard[1:] != hard[:-1])
-    return int(np.count_nonzero((part > 0.1) & (part < 0.9))) / max(int(edge), 1)

@@ -149,6 +149,10 @@ class Picture:
         """As `colours`, but sRGB always; colours that sRGB does not hold are clipped."""
         return to_srgb(self._split(self.crop(box))[0], self._profile)
 
+    def levels(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """Values in [0, 1] as samples of this picture's depth."""
+        return to_levels(values, self.depth)
+
     def native(self, colours: NDArray[np.float32]) -> NDArray[Any]:
         """Samples of this picture's kind and depth for colours (h, w, 3): `colours` back, rounded.
 
@@ -156,7 +160,7 @@ class Picture:
         Values outside [0, 1] are clipped, NaN becomes 0.
         """
         if self.kind == "RGB":
-            return to_levels(colours, self.depth)
+            return self.levels(colours)
         return from_srgb(colours, self.kind, self._inks, self.depth)
 
     def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, resize, to_levels, to_uint8
-from inlay.pictures.mask import LEAST_SHARE, read_mask, softness
+from inlay.pictures.arrays import FAINT, Box, Image, Mask, resize, softness, to_uint8
+from inlay.pictures.mask import LEAST_SHARE, read_mask
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_record
 from inlay.scene.matte import matte
@@ -69,8 +69,6 @@ def find_alpha(
         white = read_mask(mask, size=size, role="mask", max_pixels=max_pixels)
         white = white if box is None else box.keep(white)
         hard = white > 0.5
-        if bounds(white) is None:
-            raise InputError("the mask is empty; paint the subject in white.")
         # A soft edge has many in-between values for its length, an antialiased one one a pixel;
         # a hard one that went through JPEG has values near 0 and 1 only.
         return white if not hard.any() or softness(white) > 0.25 else matte(rgb, hard, "thin")
@@ -96,7 +94,7 @@ def cleared(picture: Picture, cutout: Cutout) -> Picture:
         picture = picture.converted(srgb=True)
     own = picture.crop(cutout.place).reshape(*cutout.alpha.shape, -1)[..., : len(picture.kind)]
     samples = np.zeros((picture.height, picture.width, len(picture.kind) + 1), own.dtype)
-    there, opacity = samples[cutout.place.slices], to_levels(cutout.alpha, picture.depth)
+    there, opacity = samples[cutout.place.slices], picture.levels(cutout.alpha)
     solid = (opacity == np.iinfo(own.dtype).max)[..., None]
     there[..., :-1] = np.where(solid, own, picture.native(cutout.rgb))
     there[..., -1] = opacity

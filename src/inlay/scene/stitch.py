@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box, Image, Mask, bounds, distance, resize, soft_rim, to_levels
+from inlay.pictures.arrays import Box, Image, Mask, bounds, distance, resize, soft_rim, softness
 from inlay.pictures.colour import convert
-from inlay.pictures.mask import softness
 from inlay.scene.fill import extend
 from inlay.scene.subject import Cutout, Seed, Subject
 
@@ -250,17 +249,14 @@ class Window:
                 clean = extend(clean, opacity > 0)
         if layer is None:
             return cls(box, clean, was, alpha, was, under, space=picture.space)
-        pasted = was.copy()
+        pasted, cover = was.copy(), layer.alpha[..., None]
         place = layer.box.shifted(-box.x, -box.y).slices
-        cover = layer.alpha[..., None]
-        if under is None:
-            pasted[place] = layer.rgb * cover + was[place] * (1 - cover)
-        else:
-            # Over a see-through background: Porter and Duff's "over", not premultiplied.
-            rest = under[place][..., None] * (1 - cover)
-            total = cover + rest
-            pasted[place] = (layer.rgb * cover + was[place] * rest) / np.maximum(total, 1e-6)
-            under[place] = total[..., 0]
+        # Porter and Duff's "over", not premultiplied.
+        rest = 1 - cover if under is None else under[place][..., None] * (1 - cover)
+        pasted[place] = layer.rgb * cover + was[place] * rest
+        if under is not None:
+            under[place] = (cover + rest)[..., 0]
+            pasted[place] /= np.maximum(cover + rest, 1e-6)
         return cls(box, clean, pasted, alpha, was, under, layer.concept, picture.space)
 
     @property
@@ -303,16 +299,12 @@ class Window:
         return torch.from_numpy(hard)[None, None]
 
     def region(self, grow: float = 0.0) -> Image:
-        """alpha > 0.5, or all of a soft mask, dilated by `grow` of the window's longer side:
-        float32 (h, w), 0 or 1.
-        """
+        """alpha > 0.5, or all of a soft mask, dilated by `grow` window sizes: (h, w), 0 or 1."""
         hard = (self.alpha > 0.5).astype(np.float32)
         if not hard.any() or (self.soft and self.pasted is self.was):
             hard = (self.alpha > 0).astype(np.float32)
         radius = round(grow * max(self.shape))
-        if radius < 1:
-            return hard
-        return (distance(hard > 0) <= radius).astype(np.float32)
+        return hard if radius < 1 else (distance(hard > 0) <= radius).astype(np.float32)
 
     def region_box(self) -> Box:
         """The smallest box round the region, in the window's pixels."""
@@ -346,7 +338,7 @@ def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture,
     target = picture.crop(box).copy()
     colours = target[..., :-1] if picture.mode in ("LA", "RGBA") else target
     if window.under is not None:
-        opacity = to_levels(window.under[inner.slices], picture.depth)
+        opacity = picture.levels(window.under[inner.slices])
         # What nobody could see is written where it is to be seen now, and nowhere else.
         changed = (changed | (mask & (target[..., -1] == 0))) & (opacity > 0)
         target[..., -1][mask] = opacity[mask]

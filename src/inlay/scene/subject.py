@@ -328,7 +328,9 @@ def cut(
             raise InputError(f"{picture.name} is fully transparent; give a subject with opacity.")
         place = seen.shifted(view.x, view.y)
         alpha = from_levels(opacity[place.slices]) * there[seen.slices]
-        own = clean_rim(picture.colours(place), alpha, picture.name)
+        own = picture.colours(place)
+        if ((alpha > 0) & (alpha < 1)).any():
+            own = clean_rim(own, alpha, picture.name)
     else:
         from inlay.scene.cutout import find_alpha
         from inlay.scene.matte import colours
