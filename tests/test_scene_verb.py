@@ -202,7 +202,7 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: Capture) -> None:
         (["--size", "100x100", "--prompt", " "], "prompt"),
         (["--prompt", "x"], "--size"),
         (["--prompt", "x", "--size", "100x100", "--method", "cdc"], "phd"),
-        (["--prompt", "x", "--size", "100x100", "--max-pixels", "9999"], "size"),
+        (["--prompt", "x", "--size", "100x100", "--max-pixels", "9999"], "scene is"),
         (["--prompt", "x", "--size", "100x100", "--box=300,300,20,20"], "outside"),
         (["--prompt", "x", "--size", "100x100", "--set", "scheduler=NoScheduler"], "scheduler"),
     ):

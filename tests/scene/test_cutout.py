@@ -280,7 +280,7 @@ def test_refuses(arguments: dict, word: str) -> None:
 def test_refuses_an_empty_mask_inside_the_box() -> None:
     mask = np.zeros((240, 320), np.uint8)
     mask[:20, :20] = 255
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(InputError, match="no subject"):
         cut(eight(FRONT), mask=mask, box=Box(100, 100, 50, 50))
 
 
