@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, Box, Image, Mask, resize, softness, to_uint8
+from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, resize, softness, to_uint8
 from inlay.pictures.mask import LEAST_SHARE, read_mask
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_record
