@@ -364,7 +364,7 @@ def test_the_file_says_what_it_is_of(learnt: Path) -> None:
     assert concept.class_prompt == "a photo of cup"
     assert concept.aspect == pytest.approx(100 / 90)
     sizes = [(box.area / (220 * 180)) ** 0.5 for box in BOXES]
-    assert concept.size == pytest.approx(sorted(sizes)[1])
+    assert [sight.size for sight in concept.sights] == pytest.approx(sizes)
     assert concept.base.hash == loaded("sd1_inpaint").hash
     assert concept.base.kind == "inpaint"
     assert concept.settings["rank"] == 2

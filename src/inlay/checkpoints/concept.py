@@ -116,11 +116,6 @@ class Concept(_Loose):
         """The median of the boxes' width over height."""
         return median([sight.aspect for sight in self.sights])
 
-    @property
-    def size(self) -> float:
-        """The median of the boxes' sizes, the root of their share of the photo's area."""
-        return median([sight.size for sight in self.sights])
-
 
 def is_concept(path: Path) -> bool:
     """Whether a file is one that `inlay learn` wrote; reads its header alone, raises nothing."""

@@ -111,26 +111,19 @@ def _make_lean(unet: Any) -> None:
                 weight = module.weight
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         if hasattr(module, "lora_A"):
-            linear = isinstance(module.base_layer, nn.Linear)
-            module.forward = functools.partial(_linear if linear else _convolution, module)
+            module.forward = functools.partial(_forward, module)
 
 
-def _linear(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """W x + B A x for x (..., channels)."""
+def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """W x + B A x for x (..., channels) or, of a convolution, (N, C, h, w): B is a product over
+    channels there, too.
+    """
     base: Tensor = layer.base_layer(x)
-    down, up = (getattr(layer, f"lora_{side}")[ADAPTER].weight for side in "AB")
-    low = functional.linear(x, down)
-    return torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up.t()).view_as(base)
-
-
-def _convolution(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """W * x + B A * x for x (N, C, h, w); B is a 1 x 1 convolution, so a product over channels."""
-    base: Tensor = layer.base_layer(x)
-    low, up = layer.lora_A[ADAPTER](x), layer.lora_B[ADAPTER].weight
-    rows = base.permute(0, 2, 3, 1)
-    flat = rows.flatten(0, 2), low.permute(0, 2, 3, 1).flatten(0, 2)
-    both: Tensor = torch.addmm(*flat, up.flatten(1).t())
-    return both.view(rows.shape).permute(0, 3, 1, 2)
+    low, up = layer.lora_A[ADAPTER](x), layer.lora_B[ADAPTER].weight.flatten(1)
+    if pixels := isinstance(layer.base_layer, nn.Conv2d):
+        base, low = base.permute(0, 2, 3, 1), low.permute(0, 2, 3, 1)
+    both = torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up.t()).view(base.shape)
+    return both.permute(0, 3, 1, 2) if pixels else both
 
 
 class PlainTrainingAttention(AttentionRule):
