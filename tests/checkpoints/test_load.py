@@ -326,6 +326,10 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "20000 pixels": (lambda f: edit(f / "unet" / "config.json", sample_size=2500), "20000 pixels"),
     "no pixels": (lambda f: edit(f / "unet" / "config.json", sample_size=-5), "-40 pixels"),
+    "a factor no number": (
+        lambda f: edit(f / "unet" / "config.json", mid_block_scale_factor="x"),
+        "'x' as its mid_block_scale_factor; expected a number",
+    ),
     "pixels no number": (lambda f: edit(f / "unet" / "config.json", sample_size="x"), "could not"),
     "a scale of nothing": (
         lambda f: edit(f / "vae" / "config.json", scaling_factor=0),

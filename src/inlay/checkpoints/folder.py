@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from inlay.errors import InputError
+from inlay.errors import InputError, show
 
 if TYPE_CHECKING:
     import torch
@@ -184,6 +185,11 @@ def load_network(
             "config.json, which would change it unseen: take that out, or give an adapter as a "
             "LoRA."
         )
+    told = signature(cls.__init__).parameters
+    for key, value in config.items():
+        number = key in told and isinstance(told[key].default, int | float)
+        if number and isinstance(value, str | dict):
+            raise InputError(f"{where} has {show(value)} as its {key}; expected a number.")
     variant, chosen = pick_weights(names, stem, half=half, where=where)
     if not has_shards(home, chosen):
         raise InputError(f"{where} has an index of files that are not there: fetch it again.")
