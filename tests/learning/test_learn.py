@@ -21,6 +21,7 @@ from inlay.cli import main
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.text import embed_prompt
 from inlay.learning.learn import learn, run_folder
+from inlay.learning.loop import train
 from inlay.learning.photos import find_views, with_places
 from inlay.learning.run import Learning
 from inlay.learning.samples import (
@@ -245,6 +246,15 @@ def test_the_lora_learns_and_the_checkpoint_stays(
     assert len(fresh) > 100
     learning = {name for name, p in backbone.network.named_parameters() if p.requires_grad}
     assert learning == {name for name, _ in backbone.network.named_parameters() if "lora_" in name}
+
+
+def test_a_loss_that_is_no_number_ends_the_run(photos: list[str], tmp_path: Path) -> None:
+    run = _run(photos, tmp_path / "run", "sd1", steps=3)
+    with torch.no_grad():
+        run.backbone.unet.conv_out.bias[0] = float("nan")
+    with pytest.raises(InputError, match="the loss of step 1 is no finite number"):
+        train(run, lambda line: None)
+    assert not (tmp_path / "run" / "state.safetensors").exists()
 
 
 def test_training_masks_cross_attention(photos: list[str], tmp_path: Path) -> None:

@@ -163,13 +163,18 @@ def train(run: Run, log: Callable[[str], None]) -> None:
 
     Every `save_every` steps, and early on more often, a resumable state, a report (OUT/log.jsonl,
     and OUT/events for TensorBoard) and what is trained so far are written. Of several processes the
-    first one writes and tells, and the others follow it.
+    first one writes and tells, and the others follow it. Raises InputError for a loss that is none.
     """
     config, shared, stop = run.config, run.processes, False
     curves = _Curves(run, log) if shared.first else None
     started, losses = time.monotonic(), list[float]()
     while run.step < config.steps and shared.goes_on(not stop):
         losses.append(run.train_step())
+        if not np.isfinite(losses[-1]):
+            raise InputError(
+                f"the loss of step {run.step} is no finite number; take a lower learning_rate, or "
+                "undamaged weights."
+            )
         if curves is None:
             continue
         minutes = (time.monotonic() - started) / 60
