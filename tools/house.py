@@ -59,7 +59,9 @@ MAX_COMPOSER_PARAMETERS = 16
 BOUNDS = {
     "modules at the root": 9,
     "files": 110,
-    "lines": 18000,
+    # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
+    # masks, defaults by checkpoint, the cutter. It may fall, and must not rise unexplained.
+    "lines": 19000,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +38,7 @@ from inlay.pictures.write import replace_file
 
 B = TypeVar("B", bound=Branch)
 
-_ASSETS = Path(str(package_files("inlay"))) / "assets"
+_ASSETS = Path(__file__).parents[1] / "assets"
 # The folders of the branches that are embedded.
 _BRANCHES = {"harmonizer": "harmonizer", "adapter": "adapter-canny"}
 _DTYPES = ("float32", "bfloat16", "float16")
