@@ -44,6 +44,12 @@ TWO_LEVELS = {
     "blue brush": (colour(0, 0, 255), ""),
     "dark brush": (colour(0, 128, 0), "128 of 255 counts as white"),
     "grey labels": (labels((1,) * 3, (2,) * 3)[..., 0], "every level but 0"),
+    "labels above 50": (labels((101,) * 3, (140,) * 3)[..., 0], "every level but 0"),
+    "a label and white for void": (labels((1,) * 3, (255,) * 3)[..., 0], "every level but 0"),
+    "labels of 16 bits": (
+        labels((1,) * 3, (2,) * 3)[..., 0].astype(np.uint16) ** 9,
+        "every level but 0",
+    ),
     "coloured labels": (labels((128, 0, 0), (0, 128, 0)), "labels"),
     "white strokes on a clear layer": (with_alpha(colour(255, 255, 255), SHAPE * 255), ""),
     "black strokes on a clear layer": (with_alpha(colour(0, 0, 0), SHAPE * 255), ""),
@@ -83,6 +89,22 @@ def test_soft_levels_stay_and_faint_ones_are_nothing() -> None:
     red = (brush * 200).round().astype(np.uint8)
     mask, _ = mask_levels(np.dstack([red, red * 0, red * 0]))
     assert np.allclose(mask, red / 200)
+
+
+def test_steps_of_a_soft_mask_are_no_labels_and_noise_no_softness() -> None:
+    steps = np.zeros((60, 80), np.uint8)
+    steps[10:50, 5:60], steps[20:40, 10:50] = 128, 255
+    assert np.allclose(mask_levels(steps)[0], steps / np.float32(255))
+    # A dark brush out of a JPEG: its level spreads, and is 1 all the same.
+    noise = np.random.default_rng(0).normal(0, 2.5, SHAPE.shape)
+    brush = np.where(SHAPE, 128 + noise, np.abs(noise)).round().astype(np.uint8)
+    mask, note = mask_levels(brush)
+    assert np.abs(mask - SHAPE).max() < 0.1 and "counts as white" in note
+    # Stray pixels beside one level stay nothing.
+    large = np.kron(SHAPE, np.ones((3, 3), np.uint8))
+    stray = large * 40
+    stray[0, 0] = stray[-1, -1] = 1
+    assert np.array_equal(mask_levels(stray)[0], large)
 
 
 def test_an_erased_hole_is_what_a_removal_takes() -> None:

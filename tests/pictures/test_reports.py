@@ -101,6 +101,41 @@ def test_what_a_camera_says_goes_with_the_background(
         assert found.get(0x0112, 1) == 1
 
 
+@pytest.mark.parametrize("suffix", ["webp", "avif", "heic"])
+def test_a_resolution_that_exif_alone_says_goes_into_a_tiff(tmp_path: Path, suffix: str) -> None:
+    pillow_heif.register_heif_opener()
+    for unit, density in ((2, 300.0), (3, 118.11)):
+        block = exif()
+        block[0x011A], block[0x011B], block[0x0128] = density, density, unit
+        Image.fromarray(PHOTO).save(tmp_path / f"a.{suffix}", exif=block.tobytes())
+        write_picture(read_picture(tmp_path / f"a.{suffix}"), tmp_path / "a.tif")
+        with Image.open(tmp_path / "a.tif") as made:
+            assert made.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_no_thumbnail_shows_what_was_taken_out(tmp_path: Path, suffix: str, order: str) -> None:
+    small = io.BytesIO()
+    Image.fromarray(PHOTO).resize((70, 60)).save(small, "JPEG")
+    thumbnail = small.getvalue()
+    # Two tables of one and of three entries, and the thumbnail that the second one tells of.
+    tables = struct.pack(order + "HHHI4sI", 1, 0x010F, 2, 4, b"Abc\0", 26)
+    entries = (0x0103, 3, 1, 6 << (16 if order == ">" else 0), 0x0201, 4, 1, 68)
+    tables += struct.pack(f"{order}H{'HHII' * 3}I", 3, *entries, 0x0202, 4, 1, len(thumbnail), 0)
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    block = b"Exif\0\0" + header + tables + thumbnail
+    Image.fromarray(PHOTO).save(tmp_path / "a.jpg", exif=block)
+    assert thumbnail in (tmp_path / "a.jpg").read_bytes()
+    made = COMPOSER.compose(
+        tmp_path / "a.jpg", disc(40, (200, 30, 40)), box=Box(9, 9, 60, 60), **PASTE
+    )
+    made.save(tmp_path / f"o.{suffix}")
+    assert thumbnail[-200:] not in (tmp_path / f"o.{suffix}").read_bytes()
+    with Image.open(tmp_path / f"o.{suffix}") as picture:
+        assert picture.getexif()[0x010F] == "Abc"
+
+
 def test_a_bitmap_says_what_it_leaves_out(tmp_path: Path, notes: pytest.LogCaptureFixture) -> None:
     write_picture(read_picture(camera_jpeg(tmp_path / "a.jpg")), tmp_path / "a.bmp")
     for what in ("EXIF", "XMP", "IPTC"):

@@ -97,9 +97,26 @@ def mask_levels(samples: NDArray[Any], hole: bool = False) -> tuple[Image, str]:
     if colours.shape[2] == 3 and (labels := _labels(colours)) is not None:
         return labels, "is read as labels: every colour but the background's counts"
     level = colours.max(-1)
-    if level.max() <= _LARGEST_LABEL and np.unique(level[level > 0]).size > 1:
-        return (level > 0).astype(np.float32), "is read as labels: every level but 0 counts"
+    if (labels := _grey_labels(level)) is not None:
+        return labels, "is read as labels: every level but 0 counts"
     return _scaled(level)
+
+
+def _grey_labels(level: NDArray[Any]) -> Image | None:
+    """What is not 0 in levels (h, w) that are labels, as 0 and 1: flat areas, and dark or faint."""
+    found, counts = np.unique(level[level > 0], return_counts=True)
+    # A few stray pixels are no label.
+    known: list[int] = found[counts > 1e-3 * np.sum(counts)].tolist()
+    if len(known) < 2:
+        return None
+    if known[-1] > _LARGEST_LABEL:
+        part, most = level[:-1, :-1], 0.95 * np.iinfo(level.dtype).max
+        inner = np.isin(part, known[:-1])
+        flat = inner & (part == level[1:, :-1]) & (part == level[:-1, 1:])
+        soft = known[-1] >= most and known[0] >= LEAST_SHARE * known[-1]
+        if soft or flat.sum() < 0.8 * inner.sum():
+            return None
+    return np.asarray(level >= known[0], np.float32)
 
 
 def _scaled(level: NDArray[Any]) -> tuple[Image, str]:
@@ -108,8 +125,10 @@ def _scaled(level: NDArray[Any]) -> tuple[Image, str]:
     """
     largest, top = int(level.max()), int(np.iinfo(level.dtype).max)
     there = level >= max(LEAST_SHARE * largest, 1)
-    one = np.count_nonzero(level[there] >= 0.98 * largest) > 0.5 * np.count_nonzero(there)
-    full = largest if one else 255 if largest <= 255 else top
+    # JPEG spreads one level to several.
+    most = int(np.median(level[level > largest // 2])) if largest else 0
+    one = most > 0.8 * largest and np.mean(np.abs(level[there] / most - 1) <= 0.05) > 0.5
+    full = most if one else 255 if largest <= 255 else top
     mask = level.astype(np.float32)
     mask /= np.float32(max(full, 1))
     np.minimum(mask, 1, out=mask)

@@ -59,8 +59,12 @@ _log = logging.getLogger("inlay")
 _LOCK = threading.Lock()
 # What is wrong with a file is said by an error of ours, and nothing by the libraries.
 logging.getLogger("pyvips").disabled = True
-for _domain in (b"GLib", b"GLib-GObject"):
-    pyvips.glib_lib.g_log_set_handler(_domain, 0xFE, pyvips._log_handler_cb, pyvips.ffi.NULL)
+pyvips._remove_log_handler()
+# Not of info and debug: what a signal's handler raises is lost while Python is called back.
+for _domain in (b"GLib", b"GLib-GObject", b"VIPS"):
+    pyvips._log_handler_id = pyvips.glib_lib.g_log_set_handler(
+        _domain, 0x3F, pyvips._log_handler_cb, pyvips.ffi.NULL
+    )
 # One thread and nothing kept: a picture is decoded row by row and never asked for twice.
 pyvips.concurrency_set(1)
 pyvips.cache_set_max(0)
@@ -190,7 +194,7 @@ def _check_tiff(data: bytes, name: str) -> None:
     # A DNG's version, Canon's mark, a picture that is a smaller version, samples of sensors.
     if 50706 in tags or data[8:10] == b"CR" or tags.get(254) == 1 or tags.get(262, 0) > 32800:
         raise InputError(f"{name} is a camera's raw file; expected a picture developed from it.")
-    if 0x8769 in tags:
+    if tags.keys() & {271, 272, 315, 33432, 0x8769, 0x8825}:
         _log.info("%s: its EXIF is left out", name)
 
 

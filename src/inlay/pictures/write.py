@@ -18,8 +18,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pyvips
 from PIL import Image as PilImage
@@ -167,7 +168,8 @@ def _encode(
         for box, _ in picture.patches:
             off = off.insert(pyvips.Image.black(box.width, box.height), box.x, box.y)
         stats = off.stats()
-        extra = " (the extra inlay[jpeg] keeps most of them as they are)" if picture.jpeg else ""
+        without = picture.jpeg and find_spec("jpeglib") is None
+        extra = " (the extra inlay[jpeg] keeps most of them as they are)" if without else ""
         _log.info(f"%s: {_LOSS}%s", name, stats(1, 0)[0], stats(4, 0)[0], extra)
 
 
@@ -176,13 +178,19 @@ def _described(picture: Picture, form: _Format, record: str | None) -> pyvips.Im
     image = picture.image()
     if picture.icc is not None:
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", picture.icc)
-    for axis in ("xres", "yres"):
-        # 1 is what libvips says where a file says nothing.
+    said = PilImage.Exif()
+    for axis, tag in (("xres", 282), ("yres", 283)):
+        # 1 is what libvips says where a file says nothing, but for its EXIF.
         density = picture.facts.get(axis, 1.0)
+        with suppress(Exception):
+            said.load(picture.facts["exif-data"] if density <= 1 else b"")
+            density = float(said[tag]) / (10 if said.get(296) == 3 else 25.4)
         image = image.copy(**{axis: density if density > 1 else _DENSITY})
     image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
     for fact in picture.facts.keys() & form.facts:
         block, place = picture.facts[fact], fact
+        if fact == "exif-data":
+            block = _without_thumbnail(block)
         if fact == "iptc-data" and form is _TIFF:
             block, place = block.removeprefix(PHOTOSHOP), "photoshop-data"
         image.set_type(pyvips.GValue.blob_type, place, block)
@@ -191,6 +199,15 @@ def _described(picture: Picture, form: _Format, record: str | None) -> pyvips.Im
         record.encode("ascii")
         image.set_type(pyvips.GValue.gstr_type, form.record, record)
     return image
+
+
+def _without_thumbnail(exif: bytes) -> bytes:
+    """EXIF without its second table, that of a thumbnail, which shows the picture as it was."""
+    start = 6 * exif.startswith(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if exif[start:].startswith(b"II") else "big"
+    table = start + int.from_bytes(exif[start + 4 : start + 8], order)
+    end = table + 2 + 12 * int.from_bytes(exif[table : table + 2], order)
+    return exif if len(exif) < end + 4 else exif[:end] + bytes(4) + exif[end + 4 :]
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
