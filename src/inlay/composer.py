@@ -169,14 +169,19 @@ class Composer:
         self,
         picture: Source,
         *,
-        mask: Source,
+        mask: Source | None = None,
+        box: Any = None,
         method: str | None = None,
         preset: str | None = None,
         callback: Callback | None = None,
         **more: Any,
     ) -> Result:
-        """Take out what the mask (white) covers; see RemoveRequest and compose()."""
-        more |= {"picture": picture, "mask": mask}
+        """Take out what a mask (white) covers, or what is in a box or at a `point` (x, y).
+
+        See RemoveRequest and compose().
+        """
+        given = {"picture": picture, "mask": mask, "box": box}
+        more |= {name: value for name, value in given.items() if value is not None}
         return self._made(RemoveRequest, None, method, preset, callback, more)
 
     def scene(

@@ -21,8 +21,14 @@ from inlay.pictures.colour import convert
 from inlay.pictures.mask import read_mask
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import read_picture
-from inlay.request import ComposeRequest, HarmonizeRequest, Request, SceneRequest
-from inlay.scene.cutout import guess_mask
+from inlay.request import (
+    ComposeRequest,
+    HarmonizeRequest,
+    RemoveRequest,
+    Request,
+    SceneRequest,
+)
+from inlay.scene.cutout import find_thing, guess_mask
 from inlay.scene.stitch import Layer, Region, Scene, merge, place
 from inlay.scene.subject import Cutout, Subject
 
@@ -137,10 +143,16 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
                     f"the background is {clean.width}x{clean.height} pixels and the picture "
                     f"{picture.width}x{picture.height}; they must be of one size."
                 )
-        mask = guess_mask(picture, notes) if request.mask is None else mask_of("mask")
+        if request.box is not None:
+            mask = find_thing(picture, request.box)
+        else:
+            mask = guess_mask(picture, notes) if request.mask is None else mask_of("mask")
         region = Region.of(mask)
-    elif not isinstance(request, SceneRequest):
-        region = Region.of(mask_of("mask", hole=True))
+    elif isinstance(request, RemoveRequest):
+        if request.box is None and request.point is None:
+            region = Region.of(mask_of("mask", hole=True))
+        else:
+            region = Region.of(find_thing(picture, request.box, request.point, whole=True))
     return Inputs(picture, cutouts, region, clean, drawing, read, notes)
 
 

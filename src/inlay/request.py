@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import model_serializer, model_validator
 
@@ -19,6 +19,7 @@ from inlay.methods.registry import (
     RUN_AS,
     SHARED,
     MethodChoice,
+    Model,
     Step,
     as_mapping,
     as_phases,
@@ -28,35 +29,24 @@ from inlay.methods.registry import (
 )
 from inlay.pictures.picture import name_of
 from inlay.pictures.read import MAX_JSON_BYTES, read_file
-from inlay.scene.subject import Flag, Source, Subject, as_size, as_subjects
+from inlay.scene.subject import BoxField, Flag, PointField, Source, Subject, as_size, as_subjects
 from inlay.settings import MAX_PICTURES, Form, as_whole, checked
 
 _SEED = checked(partial(as_whole, least=0, most=2**63 - 1, spelt="2^63 - 1"))
 _COUNT = checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PICTURES)))
 
 
-class Model(Form):
-    """A checkpoint, as for --model, with its LoRA and textual-inversion files; `family` says of one
-    that `inlay train embedded` made that the embedded one's defaults hold for it.
-    """
-
-    name: str = "embedded"
-    family: Literal["embedded"] | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    loras: tuple[tuple[str, float], ...] = ()
-    textual_inversions: tuple[str, ...] = ()
-
-
 class Request(Form):
     """What every verb asks: a method, a seed, how many pictures, and the checkpoint to make them.
 
     The k-th picture is made with seed + k. model None is whatever is open. `sources` are the fields
-    that name files. Raises InputError, one sentence for the first thing that is wrong.
+    that name files, `one_of` those of which one at most is given. Raises InputError, one sentence
+    for the first thing that is wrong.
     """
 
     verb: ClassVar[str]
     sources: ClassVar[tuple[str, ...]] = ()
+    one_of: ClassVar[tuple[str, ...]] = ()
 
     method: MethodChoice
     seed: Annotated[int, _SEED] = 0
@@ -82,6 +72,8 @@ class Request(Form):
 
     @model_validator(mode="after")
     def _usable(self) -> Request:
+        if sum(getattr(self, name) is not None for name in self.one_of) > 1:
+            raise InputError(f"{', '.join(self.one_of)} exclude each other; give one of them.")
         drawn = getattr(self, "control", None) is not None
         for step in self.steps():
             step.choice.settings.check_use(step.verb, drawn)
@@ -270,26 +262,39 @@ class ComposeRequest(Request):
 class HarmonizeRequest(Request):
     """Make an object that is already pasted belong.
 
-    mask is white where the object is; without one the picture's alpha serves, else the record
-    in a picture that inlay made. background is the picture before pasting, where there is one.
+    mask is white where the object is; without one it is looked for inside a box, else the
+    picture's alpha serves, or the record in a picture that inlay made. background is the picture
+    before pasting, where there is one.
     """
 
     verb: ClassVar[str] = "harmonize"
     sources: ClassVar[tuple[str, ...]] = ("picture", "mask", "background")
+    one_of: ClassVar[tuple[str, ...]] = ("mask", "box")
 
     picture: Source
     mask: Source = None
     background: Source = None
+    box: BoxField = None
 
 
 class RemoveRequest(Request):
-    """Take out what the mask (white) covers."""
+    """Take out what a mask (white) covers, or the thing inside a box or at a point, in pixels."""
 
     verb: ClassVar[str] = "remove"
     sources: ClassVar[tuple[str, ...]] = ("picture", "mask")
+    one_of: ClassVar[tuple[str, ...]] = ("mask", "box", "point")
 
     picture: Source
-    mask: Source
+    mask: Source = None
+    box: BoxField = None
+    point: PointField | None = None
+
+    @classmethod
+    def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # One that was handed over in memory is null in JSON, but is there.
+        if not values.keys() & set(cls.one_of):
+            raise InputError("mask is missing; give a mask, a box or a point of what is to go.")
+        return super()._chosen(values)
 
 
 class SceneRequest(Request):

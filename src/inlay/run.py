@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from inlay.methods.base import Callback, Context, Models, Settings
-from inlay.methods.registry import Step
+from inlay.methods.registry import Model, Step
 from inlay.pictures.arrays import Box, Image, grow
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
 from inlay.plan import Plan, PlannedStep, plan_of, read_inputs
-from inlay.request import Model, Request
+from inlay.request import Request
 from inlay.result import Result, Used, identify, record_of
 from inlay.scene.fill import mend_alpha
 from inlay.scene.pieces import piecewise

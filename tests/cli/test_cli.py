@@ -116,6 +116,54 @@ def test_harmonize_and_remove() -> None:
     assert changed.mean() < 0.05
 
 
+CUP = [(150, 290), (60, 200), (200, 250)]
+SAUCER = [(300, 150), (340, 280), (290, 362)]
+
+
+@pytest.mark.parametrize(
+    ("place", "there"), [("--box=75,12,410,380", CUP + SAUCER), ("--point=290,150", CUP[:1])]
+)
+def test_what_is_named_goes(
+    place: str, there: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its box the cup goes with its saucer; the table stays; the record makes it again."""
+    assert main(["remove", "coffee.jpg", place, "-o", "r.png", "--method", "telea"]) == 0
+    changed = (_pixels("r.png") != _pixels("coffee.jpg")).any(-1)
+    for y, x in there:
+        assert changed[y - 5 : y + 5, x - 5 : x + 5].mean() > 0.8
+    assert not changed[:, :55].any() and not changed[:, 510:].any() and changed.mean() < 0.56
+    assert main(["rerun", "r.png", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("r.png").read_bytes()
+    capsys.readouterr()
+
+
+def test_an_object_in_a_box_is_harmonized_alone() -> None:
+    box = ["--box", "75,12,410,380"]
+    assert main(["harmonize", "coffee.jpg", *box, "-o", "h.png", "--method", "reinhard"]) == 0
+    changed = (_pixels("h.png") != _pixels("coffee.jpg")).any(-1)
+    assert changed[150, 290] and changed[300, 150]
+    assert not changed[:, :60].any() and not changed[393:].any()
+
+
+@pytest.mark.parametrize(
+    ("place", "word"),
+    [
+        ([], "mask is missing"),
+        (["--box", "1,1,9,9", "--point", "3,3"], "exclude each other"),
+        (["--mask", "mask.png", "--box", "1,1,9,9"], "exclude each other"),
+        (["--point", "3"], "two numbers"),
+        (["--point", "9999,3"], "lies outside"),
+        (["--box", "5,5,2,2"], "give a mask"),
+    ],
+)
+def test_what_is_to_go_is_said_once(
+    place: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["remove", "bg.png", *place, "-o", "r.png", "--method", "telea"]) == 2
+    said = capsys.readouterr().err
+    assert word in said and said.count("\n") == 1 and not Path("r.png").exists()
+
+
 def test_cut_writes_the_cut_out_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cut", "coffee.jpg", "--box", "160,20,280,250", "-o", "c.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verb"] == "cut"

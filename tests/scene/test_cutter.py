@@ -11,7 +11,7 @@ from skimage import data
 
 import inlay
 from inlay.errors import InputError
-from inlay.pictures.arrays import bounds
+from inlay.pictures.arrays import Box, bounds
 from inlay.scene.cutter import SIDE, Cutter, find_subject
 from inlay.scene.subject import cut
 
@@ -98,3 +98,14 @@ def test_without_alpha_or_mask_the_network_cuts_and_says_when_it_is_unsure(
         assert "mask" in str(error)
     else:
         assert "may be wrong" in caplog.text
+
+
+def test_a_point_finds_a_small_thing_that_the_whole_picture_hides() -> None:
+    """The tank of the shuttle behind the astronaut: not the subject, but what the point is on."""
+    photo = data.astronaut().astype(np.float32) / 255
+    tank = Box(395, 0, 43, 187)
+    found, _ = find_subject(photo, points=[(410, 60, True)])
+    place = bounds(found > 0.5)
+    assert place is not None
+    common = place.intersect(tank)
+    assert common is not None and common.area / place.hull(tank).area > 0.7

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.cli.options import Again, Common, Harmony, Out, Phases, Places, Scene, Subjects
+from inlay.cli.options import Again, Common, Harmony, Out, Phases, Places, Removal, Scene, Subjects
 from inlay.cli.outputs import Order
 from inlay.errors import InputError, nearest, show
 
@@ -52,18 +52,24 @@ def harmonize(
     given: Harmony,
 ) -> Order:
     """Make an object that is already pasted belong."""
-    request = {"picture": picture, "mask": given.mask, "background": given.background}
+    request: dict[str, Any] = {"picture": picture, "mask": given.mask}
+    request |= {"background": given.background}
+    request["box"] = given.box and _numbers(given.box)
     return _order({"verb": "harmonize", **request}, output, given)
 
 
 def remove(
     picture: Annotated[str, typer.Argument(help="Picture to take an object out of.")],
     output: Out,
-    mask: Annotated[str, typer.Option(metavar="FILE", help="Mask: white is what goes.")],
-    given: Common,
+    given: Removal,
 ) -> Order:
     """Take an object out."""
-    return _order({"verb": "remove", "picture": picture, "mask": mask}, output, given)
+    request: dict[str, Any] = {"verb": "remove", "picture": picture}
+    request |= {} if given.mask is None else {"mask": given.mask}
+    for name in ("box", "point"):
+        if (text := getattr(given, name)) is not None:
+            request[name] = _numbers(text)
+    return _order(request, output, given)
 
 
 def scene(

@@ -183,7 +183,17 @@ class Harmony(Common):
     """The options of harmonize."""
 
     mask: str | None = flag("Mask: white is the object.", "FILE")
+    box: str | None = flag("Where the object is looked for without a mask.", "X,Y,W,H")
     background: str | None = flag("The picture before pasting.", "CLEAN")
+
+
+@dataclass(frozen=True)
+class Removal(Common):
+    """The options of remove."""
+
+    mask: str | None = flag("Mask: white is what goes.", "FILE")
+    box: str | None = flag("Or what stands out inside it goes.", "X,Y,W,H")
+    point: str | None = flag("Or the thing there goes.", "X,Y")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import InstanceOf, model_serializer
 
@@ -50,6 +50,19 @@ RUN_AS: dict[str, tuple[str, dict[str, str]]] = {
     "harmonize": ("compose", {}),
     "repose": ("compose", {"name": "freecompose", "preset": "semantic"}),
 }
+
+
+class Model(Form):
+    """A checkpoint, as for --model, with its LoRA and textual-inversion files; `family` says of one
+    that `inlay train embedded` made that the embedded one's defaults hold for it.
+    """
+
+    name: str = "embedded"
+    family: Literal["embedded"] | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    loras: tuple[tuple[str, float], ...] = ()
+    textual_inversions: tuple[str, ...] = ()
 
 
 class MethodChoice(Form):

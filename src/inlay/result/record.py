@@ -14,10 +14,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from inlay.errors import InputError, nearest, plain, show, unsaved
-from inlay.methods.registry import main_phase
+from inlay.methods.registry import Model, main_phase
 from inlay.pictures.picture import name_of
 from inlay.pictures.read import MAX_FILE_BYTES, MAX_JSON_BYTES, file_sha256, read_record
-from inlay.request import VERBS, Model, Request
+from inlay.request import VERBS, Request
 from inlay.result import Result
 
 # Of each name in a sentence.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from inlay.pictures.read import read_record
 from inlay.scene.matte import matte
 
 if TYPE_CHECKING:
+    from inlay.scene.cutter import Point
     from inlay.scene.subject import Cutout
 
 _log = logging.getLogger("inlay")
@@ -38,6 +41,9 @@ _LARGEST_PINHOLE = 0.06
 # flatly denies; and the IoU below which its answer is doubtful.
 _SURE, _DENIED = (0.08, 0.9), 0.02
 _DOUBTFUL = 0.75
+# From which alpha on a pixel shows the thing that is to go, and how far round the thing goes too,
+# as a share of the root of its area.
+_FRINGE, _MARGIN = 0.05, 0.015
 # What is thinner than so many pixels is no subject.
 _LEAST_SIDE = 4
 # So many of a record's subjects are looked for.
@@ -73,7 +79,7 @@ def find_alpha(
         # a hard one that went through JPEG has values near 0 and 1 only.
         return white if not hard.any() or softness(white) > 0.25 else matte(rgb, hard, "thin")
     if by == "auto":
-        return _by_network(rgb, box, name)
+        return _by_network(rgb, box, (), name)
     if by in ("box", "grabcut"):
         if by == "box" and box is None:
             raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
@@ -102,13 +108,39 @@ def cleared(picture: Picture, cutout: Cutout) -> Picture:
     return replace(picture, base=samples, mode=f"{picture.kind}A", patches=(), jpeg=b"")
 
 
-def _by_network(rgb: Image, box: Box | None, name: str) -> Image:
+def find_thing(
+    picture: Picture,
+    box: Box | None = None,
+    point: tuple[float, float] | None = None,
+    whole: bool = False,
+) -> Image:
+    """The mask (h, w) of the thing inside a box, or at a point (x, y), in pixels of a picture.
+
+    With `whole` all of it is meant, its soft edge and what little lies round that. Raises
+    InputError for a place outside, or where nothing stands out.
+    """
+    import cv2
+
+    box = None if box is None else picture.clip(box, "box")
+    if point is not None:
+        picture.clip(Box(math.floor(point[0]), math.floor(point[1]), 1, 1), "point")
+    points = () if point is None else ((*point, True),)
+    alpha = _by_network(picture.rgb(), box, points, picture.name)
+    if not whole:
+        return alpha
+    there = alpha > _FRINGE
+    reach = 2 * max(2, round(_MARGIN * there.sum() ** 0.5)) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+    return np.asarray(cv2.dilate(there.astype(np.float32), kernel), np.float32)
+
+
+def _by_network(rgb: Image, box: Box | None, points: Sequence[Point], name: str) -> Image:
     """The alpha of what the network finds; the log says where it is unsure."""
     import cv2
 
     from inlay.scene.cutter import find_subject
 
-    found, expected = find_subject(rgb, box)
+    found, expected = find_subject(rgb, box, points)
     found = found if box is None else box.keep(found)
     seen = bounds(found > 0.5)
     if seen is None or min(seen.width, seen.height) < _LEAST_SIDE:

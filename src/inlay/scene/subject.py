@@ -90,7 +90,7 @@ BoxField = Annotated[
 ]
 Flag = Annotated[bool, checked(as_flag)]
 Text = Annotated[str | None, checked(as_text)]
-_Point = Annotated[
+PointField = Annotated[
     tuple[float, float], checked(partial(as_numbers, count=2, expected="two numbers x, y"))
 ]
 _Scale = Annotated[float, checked(partial(as_number, expected="a number above 0"))]
@@ -114,7 +114,7 @@ class Subject(Form):
     picture: Source
     mask: Source = None
     box: BoxField = None
-    at: _Point | None = None
+    at: PointField | None = None
     scale: _Scale | None = None
     random: Flag = False
     rotate: _Degrees = 0.0
