@@ -292,7 +292,7 @@ class RemoveRequest(Request):
     @classmethod
     def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
         # One that was handed over in memory is null in JSON, but is there.
-        if not values.keys() & set(cls.one_of):
+        if "picture" in values and not values.keys() & set(cls.one_of):
             raise InputError("mask is missing; give a mask, a box or a point of what is to go.")
         return super()._chosen(values)
 

@@ -110,11 +110,14 @@ def _grey_labels(level: NDArray[Any]) -> Image | None:
     if len(known) < 2:
         return None
     if known[-1] > _LARGEST_LABEL:
-        part, most = level[:-1, :-1], 0.95 * np.iinfo(level.dtype).max
-        inner = np.isin(part, known[:-1])
+        if known[-1] >= 0.95 * np.iinfo(level.dtype).max and known[0] >= LEAST_SHARE * known[-1]:
+            return None
+        # By a table: isin() would make indices of all.
+        part, table = level[:-1, :-1], np.zeros(np.iinfo(level.dtype).max + 1, np.bool_)
+        table[known[:-1]] = True
+        inner = np.asarray(table[part])
         flat = inner & (part == level[1:, :-1]) & (part == level[:-1, 1:])
-        soft = known[-1] >= most and known[0] >= LEAST_SHARE * known[-1]
-        if soft or flat.sum() < 0.8 * inner.sum():
+        if flat.sum() < 0.8 * inner.sum():
             return None
     return np.asarray(level >= known[0], np.float32)
 
@@ -127,7 +130,8 @@ def _scaled(level: NDArray[Any]) -> tuple[Image, str]:
     there = level >= max(LEAST_SHARE * largest, 1)
     # JPEG spreads one level to several.
     most = int(np.median(level[level > largest // 2])) if largest else 0
-    one = most > 0.8 * largest and np.mean(np.abs(level[there] / most - 1) <= 0.05) > 0.5
+    near = there & (level >= 0.95 * most) & (level <= 1.05 * most)
+    one = most > 0.8 * largest and np.count_nonzero(near) > 0.5 * np.count_nonzero(there)
     full = most if one else 255 if largest <= 255 else top
     mask = level.astype(np.float32)
     mask /= np.float32(max(full, 1))
