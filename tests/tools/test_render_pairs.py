@@ -196,7 +196,6 @@ def test_warm_light_is_red_daylight_is_nearly_white_and_both_have_luminance_one(
 def test_triples_are_rendered_once_and_agree_outside_the_shadow(
     photos: list[Photos], tmp_path: Path
 ) -> None:
-    pytest.importorskip("mitsuba")
     write_pairs(tmp_path, range(2), 32, 16, photos)
     first = {path: path.read_bytes() for path in tmp_path.rglob("*.webp")}
     (tmp_path / names(1)["other"]).unlink()
