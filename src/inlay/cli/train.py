@@ -33,8 +33,8 @@ class Training(Quiet):
 
 def train(
     kind: Annotated[
-        Literal["embedded", "adapter", "harmonizer"],
-        typer.Argument(help="embedded, adapter or harmonizer."),
+        Literal["embedded", "adapter", "harmonizer", "cutter"],
+        typer.Argument(help="embedded, adapter, harmonizer or cutter."),
     ],
     folder: Annotated[str, typer.Argument(help="Folder of pictures and captions.")],
     output: OutFolder,
@@ -43,8 +43,9 @@ def train(
     """Train weights of your own on a folder of pictures.
 
     KIND is embedded, the small checkpoint that ships with inlay; adapter, a T2I-Adapter, which
-    makes a checkpoint follow lines; or harmonizer, a branch beside a frozen checkpoint that gives
-    a pasted object the light of its place.
+    makes a checkpoint follow lines; harmonizer, a branch beside a frozen checkpoint that gives a
+    pasted object the light of its place; or cutter, which finds a picture's subject, from pictures
+    whose alpha is its mask, or with one in masks/ under their name.
     """
     if not os.path.isdir(folder):
         raise InputError(f"{show(folder)} is not a folder; give a folder of pictures.")

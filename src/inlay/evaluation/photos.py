@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.learning.folder import MASKS, SUFFIXES, image_rows, is_held_out
+from inlay.learning.folder import SUFFIXES, image_rows, is_held_out, mask_file
 from inlay.pictures.arrays import Box, shrink
 from inlay.pictures.mask import read_mask
 from inlay.pictures.read import read_picture
@@ -115,11 +115,7 @@ def _photos_of(folder: str) -> tuple[list[Photo], bool]:
         rows, listed = image_rows(root)
     except OSError as error:
         raise InputError(f"{folder[:80]!r} cannot be read ({type(error).__name__}).") from None
-    photos = []
-    for row in rows:
-        path = root / (row.mask or f"{MASKS}/{PurePosixPath(row.file_name).stem}.png")
-        mask = path if row.mask or path.is_file() else None
-        photos.append(Photo(row.file_name, root / row.file_name, mask))
+    photos = [Photo(row.file_name, root / row.file_name, mask_file(root, row)) for row in rows]
     return photos, listed
 
 

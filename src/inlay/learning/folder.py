@@ -68,6 +68,12 @@ def image_rows(folder: Path) -> tuple[list[Row], bool]:
     return rows, True
 
 
+def mask_file(folder: Path, row: Row) -> Path | None:
+    """The mask that metadata.jsonl names for a picture, or that lies in masks/ under its stem."""
+    path = folder / (row.mask or f"{MASKS}/{PurePosixPath(row.file_name).stem}.png")
+    return path if row.mask or path.is_file() else None
+
+
 def is_held_out(file_name: str, share: int = 20) -> bool:
     """Whether a file belongs to the held-out split: one in `share`, by the hash of its name."""
     digest = hashlib.sha256(file_name.encode()).digest()

@@ -14,10 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inlay.checkpoints.folder import load_weights
 from inlay.pictures.arrays import Box, Image, bounds
 
 # A place in pixels of the picture, and whether it lies on the subject.
@@ -147,11 +147,8 @@ class Cutter(nn.Module):
 @cache
 def load_cutter(folder: Path | None = None) -> Cutter:
     """The network that ships with inlay, or the one that a training wrote to a folder."""
-    own = resources.files("inlay").joinpath("assets/cutter")
     net = Cutter()
-    weights = load_file(str((folder or own).joinpath("model.safetensors")))
-    # What training alone needs, how many batches were counted, is not stored.
-    net.load_state_dict({**net.state_dict(), **weights})
+    load_weights(net, folder or Path(str(resources.files("inlay").joinpath("assets/cutter"))))
     return net.eval().requires_grad_(False)
 
 
@@ -213,11 +210,8 @@ def _view(box: Box, whole: Box) -> Box:
     return wide.intersect(whole) or whole
 
 
-def _look(
-    net: Cutter, rgb: Image, view: Box, box: Box | None, points: Sequence[Point]
-) -> tuple[Image, float]:
-    """What the network says of a part of the picture: the mean of as it is and mirrored."""
-    part = np.clip(rgb[view.slices], 0, 1)
+def as_square(part: Image, view: Box, box: Box | None, points: Sequence[Point]) -> Image:
+    """What the network reads, (256, 256, 5), of a part (h, w, 3) of a picture, at `view` in it."""
     enlarged = min(part.shape[:2]) <= SIDE
     way = cv2.INTER_CUBIC if enlarged else cv2.INTER_AREA
     square = np.zeros((SIDE, SIDE, 5), np.float32)
@@ -233,6 +227,14 @@ def _look(
         centre = int((x - view.x) * across), int((y - view.y) * down)
         cv2.circle(discs, centre, _RADIUS, 1.0 if on else -1.0, -1)
     square[..., 4] = discs
+    return square
+
+
+def _look(
+    net: Cutter, rgb: Image, view: Box, box: Box | None, points: Sequence[Point]
+) -> tuple[Image, float]:
+    """What the network says of a part of the picture: the mean of as it is and mirrored."""
+    square = as_square(np.clip(rgb[view.slices], 0, 1), view, box, points)
     both = torch.from_numpy(np.stack([square, square[:, ::-1]])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         logits, _, expected = net(both.contiguous())

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 from pydantic import Field
 
 from inlay.errors import InputError
-from inlay.learning.folder import image_rows, is_held_out
+from inlay.learning.folder import image_rows, is_held_out, mask_file
 from inlay.learning.settings import TrainingConfig
-from inlay.pictures.arrays import bounds, shrink
+from inlay.pictures.arrays import bounds, shrink, to_uint8
+from inlay.pictures.mask import read_mask
 from inlay.pictures.read import read_picture
 from inlay.training.disturb import disturb, draw
 from inlay.training.geometry import widen
@@ -62,10 +64,10 @@ def load_corpus(
 
     Pictures that cannot be read are left out, and the log says so. The held-out split may be
     empty. Where captions are not needed (`captioned` False) a folder without metadata.jsonl will
-    do: all pictures in it and below it, with empty captions. `alpha` keeps the alpha of pictures
-    with some transparency, which is 255 on their one object and 0 elsewhere. Raises InputError when
-    metadata.jsonl is missing or malformed, or when the training split has no picture that can be
-    read.
+    do: all pictures in it and below it, with empty captions. `alpha` keeps the mask of pictures
+    that have one, or the alpha of those with some transparency, which is 255 on their one object
+    and 0 elsewhere. Raises InputError when metadata.jsonl is missing or malformed, or when the
+    training split has no picture that can be read.
     """
     rows, listed = image_rows(folder)
     if captioned and not (listed and all(row.text is not None for row in rows)):
@@ -78,6 +80,11 @@ def load_corpus(
             continue
         try:
             picture = read_picture(folder / row.file_name).to_pil()
+            mask = mask_file(folder, row) if alpha else None
+            if mask is not None:
+                picture = picture.convert("RGB")
+                white = to_uint8(read_mask(mask, size=picture.size))
+                picture.putalpha(PILImage.fromarray(white))
         except InputError as error:
             _log.warning("left out: %s", error)
             continue
