@@ -110,11 +110,11 @@ def energy(picture: np.ndarray, inside: np.ndarray) -> float:
 def seams(picture: np.ndarray, inside: np.ndarray, overlap: float, backbone: Any) -> float:
     """Differences across window edges over those across all edges of latent patches, which the
     autoencoder may show everywhere; 1 where there is but one window."""
-    level = resolutions(picture.shape[:2], backbone.native_size, backbone.multiple)[-1]
-    if level.size != picture.shape[:2]:
+    if resolutions(picture.shape[:2], backbone.native_size)[-1] != picture.shape[:2]:
         return float("nan")
     factor = backbone.factor
-    patches = level.padded[0] // factor, level.padded[1] // factor
+    padded = [side + -side % backbone.multiple for side in picture.shape[:2]]
+    patches = padded[0] // factor, padded[1] // factor
     tiling = Tiling.of(patches, backbone.native_size // factor, overlap)
     across, down = differences(picture, inside)
     edges, others = [], []

@@ -40,15 +40,7 @@ def starts(length: int, tile: int, overlap: float) -> list[int]:
     return [round(number * (length - tile) / gaps) for number in range(gaps + 1)]
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """A size (height, width) in pixels on the way up, and that size in whole latent patches."""
-
-    size: tuple[int, int]
-    padded: tuple[int, int]
-
-
-def resolutions(size: tuple[int, int], native: int, multiple: int) -> list[Resolution]:
+def resolutions(size: tuple[int, int], native: int) -> list[tuple[int, int]]:
     """The sizes that a scene of (height, width) is made at, the coarse one first.
 
     The coarse one's longer side is `native`, but where the shorter one would be less than half
@@ -60,13 +52,9 @@ def resolutions(size: tuple[int, int], native: int, multiple: int) -> list[Resol
     first = min(max(native / longer, _NARROWEST * native / shorter), _LARGEST * native / longer)
     growth = last / first
     steps = math.ceil(math.log2(growth) - 1e-9) if growth >= _LEAST_GROWTH else 0
-
-    def resolution(factor: float) -> Resolution:
-        inner = [max(1, round(side * factor)) for side in size]
-        outer = [math.ceil(side / multiple) * multiple for side in inner]
-        return Resolution((inner[0], inner[1]), (outer[0], outer[1]))
-
-    return [resolution(first * growth ** (number / max(steps, 1))) for number in range(steps + 1)]
+    factors = [first * growth ** (number / max(steps, 1)) for number in range(steps + 1)]
+    height, width = size
+    return [(max(1, round(height * f)), max(1, round(width * f))) for f in factors]
 
 
 @dataclass(frozen=True)
