@@ -41,9 +41,9 @@ from torch.nn import functional
 from inlay import Box
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone
+from inlay.learning.learn import Learning
 from inlay.learning.lora import lora_layers
 from inlay.learning.photos import find_views, with_places
-from inlay.learning.run import Learning
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
 

@@ -26,11 +26,10 @@ from inlay.cli import main
 from inlay.diffusion.attention import processors
 from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
 from inlay.diffusion.backbone import Backbone, Conditions
-from inlay.learning.learn import learn, run_folder
+from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.loop import Processes
 from inlay.learning.lora import PlainTrainingAttention, TrainingAttention
 from inlay.learning.photos import find_views, with_places
-from inlay.learning.run import Learning
 from inlay.learning.samples import example
 from inlay.learning.settings import LearnConfig
 

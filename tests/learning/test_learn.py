@@ -20,10 +20,9 @@ from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.text import embed_prompt
-from inlay.learning.learn import learn, run_folder
+from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.loop import train
 from inlay.learning.photos import find_views, with_places
-from inlay.learning.run import Learning
 from inlay.learning.samples import (
     Example,
     crop_sample,

@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from skimage import data
 
 from inlay import Box, Composer, InputError
-from inlay.learning.loop import reports
+from inlay.learning.loop import JointOptimizer, reports
 from inlay.learning.samples import random_crop, random_mask
-from inlay.learning.state import JointOptimizer
 from inlay.training.batches import Ahead, CorpusLoader
 from inlay.training.corpus import (
     Corpus,

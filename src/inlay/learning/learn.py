@@ -6,20 +6,49 @@ outside the box attends to the prompt (eq. 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
-from inlay.checkpoints.concept import Concept
+import numpy as np
+import torch
+from torch import Tensor
+
+from inlay import __version__
+from inlay.checkpoints.concept import Base, Concept, write_concept
+from inlay.checkpoints.folder import read_json
 from inlay.checkpoints.load import load_backbone
+from inlay.diffusion.attention_masked import released_tokens
+from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.sample import Sampler
+from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError
-from inlay.learning.loop import Processes, train
+from inlay.learning.loop import (
+    Processes,
+    Run,
+    TrainState,
+    check_state,
+    prediction_error,
+    train,
+    validation_curve,
+)
+from inlay.learning.lora import TrainingAttention, set_up
 from inlay.learning.photos import Photo, find_views
-from inlay.learning.run import Learning
-from inlay.learning.samples import example
-from inlay.learning.settings import LearnConfig
-from inlay.learning.state import check_state
-from inlay.pictures.read import DEFAULT_MAX_PIXELS
-from inlay.pictures.write import check_target
+from inlay.learning.samples import (
+    Example,
+    Pool,
+    class_samples,
+    crop_sample,
+    draw_crop,
+    encode,
+    example,
+    loss_weights,
+)
+from inlay.learning.settings import LearnConfig, pick_token, prompt_for
+from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
+from inlay.pictures.write import check_target, write_picture
 
 
 def run_folder(out: Path) -> Path:
@@ -65,27 +94,266 @@ def learn(
     if resume:
         check_state(folder)
     # Photos first: what is wrong with them is said before a checkpoint is loaded.
-    views = find_views(
-        photos,
-        cut=cut,
-        trust_remote_code=trust_remote_code,
-        max_pixels=max_pixels,
-    )
-    processes = Processes()
-    processes.rows(config.batch)
-    backbone = load_backbone(config.model, device=processes.device or device, dtype="float32")
+    views = find_views(photos, cut, trust_remote_code, max_pixels)
+    shared = Processes()
+    shared.rows(config.batch)
+    backbone = load_backbone(config.model, device=shared.device or device, dtype="float32")
     side = config.resolution or backbone.native_size
+    examples = [example(view, config, side) for view in views]
+    prior = None if class_pictures is None else Path(class_pictures)
     run = Learning(
-        [example(view, config, side) for view in views],
-        name,
-        folder,
-        backbone,
-        config,
-        class_pictures=None if class_pictures is None else Path(class_pictures),
-        resume=resume,
-        processes=processes,
+        examples, name, folder, backbone, config, prior=prior, resume=resume, processes=shared
     )
-    if processes.first:
+    if shared.first:
         log(f"{len(run.examples)} photos, prompt: {run.prompt}")
     train(run, log)
     return run.write(out)
+
+
+class Learning(Run):
+    """One run: the checkpoint, what of it or beside it learns, the encoded photos."""
+
+    config: LearnConfig
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        class_name: str,
+        out: Path,
+        backbone: Backbone,
+        config: LearnConfig,
+        *,
+        prior: Path | None = None,
+        resume: bool = False,
+        processes: Processes | None = None,
+    ) -> None:
+        """`out` is the run's folder, `prior` one of class pictures; the backbone is the run's own.
+
+        Raises InputError for another run's state, and settings that the photos or the checkpoint do
+        not allow.
+        """
+        self.config, self.out, self.backbone = config, out, backbone
+        self.processes = processes or Processes()
+        self.mine = self.processes.rows(config.batch)
+        self.class_name, self.device = class_name, backbone.device
+        self.resolution = config.resolution or backbone.native_size
+        kept = len(examples) - config.held_out
+        if kept < 1:
+            raise InputError(
+                f"held_out is {config.held_out} of {len(examples)} photos; at least one must be "
+                "left to learn from."
+            )
+        if self.resolution % backbone.multiple:
+            raise InputError(
+                f"resolution is {self.resolution}; expected a multiple of {backbone.multiple} for "
+                f"the model {config.model}."
+            )
+        self.examples, self.kept_out = list(examples[:kept]), list(examples[kept:])
+        self.token = config.token or pick_token(backbone.text)
+        self.prompt = prompt_for(config.prompt, self.token, class_name)
+        self.class_prompt = prompt_for(config.prompt, "", class_name)
+        backbone.text.learns = config.text_encoder
+        with torch.no_grad():
+            for prompt in (self.prompt, self.class_prompt):
+                self.conditioning(prompt)
+        others = prior and class_samples(prior, self.resolution, config.seed)
+        recipe = self._recipe(prior is not None)
+        if resume:
+            _check_same(out, recipe)
+        self.trained = set_up(backbone, config)
+        self.state = TrainState(self.trained, "adamw", config.learning_rate, config.ema_decay)
+        inside = released_tokens() if config.layout == "released" else None
+        # Self-attention is masked when the object is put in, not before.
+        self.rule = TrainingAttention(None, "a", config.mask_cross_attention, inside=inside)
+        self.pool = self._encode_crops()
+        self.prior = encode(backbone, others) if others else None
+        self.fixed = {
+            name: encode(backbone, [crop_sample(one, one.frame, self.resolution) for one in those])
+            for name, those in (("photos", self.examples), ("held_out", self.kept_out))
+            if those
+        }
+        # Before anything is learnt, which is what reports compare with.
+        self._before = self._errors() if self.processes.first else {}
+        if resume:
+            self.state.load(out, f"an object for the model {config.model}")
+        if self.processes.first:
+            out.mkdir(exist_ok=True)
+            (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+
+    def _recipe(self, prior: bool) -> dict[str, Any]:
+        """What must be the same for a run to go on; `prior` is whether it has class pictures."""
+        examples = (*self.examples, *self.kept_out)
+        return {
+            "photos": [one.sight.sha256 for one in examples],
+            "boxes": [one.box.as_dict() for one in examples],
+            "class_name": self.class_name,
+            "class_pictures": prior,
+            "model": self.backbone.hash,
+            "settings": self.config.identity(),
+        }
+
+    def conditioning(self, prompt: str) -> Embedding:
+        """A prompt's one row as it is now: from a cache, but where the text encoder learns."""
+        c, size, text = self.config, (self.resolution, self.resolution), self.backbone.text
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=text.learns):
+            return embed_prompt(text, prompt, size, c.layout, c.background_prompt)
+
+    def _encode_crops(self) -> Pool:
+        """The pool of augmented crops, each drawn from (seed, photo, variant)."""
+        samples = []
+        for photo, one in enumerate(self.examples):
+            for variant in range(self.config.variants):
+                rng = np.random.default_rng([self.config.seed, 1, photo, variant])
+                crop = draw_crop(one, self.config, rng)
+                flip = self.config.flip and rng.random() < 0.5
+                samples.append(crop_sample(one, crop, self.resolution, flip))
+        return encode(self.backbone, samples)
+
+    @contextmanager
+    def masked(self, hole: Tensor) -> Iterator[None]:
+        """Inside, attention is masked by latent holes (N, 1, h, w); backward passes belong here."""
+        self.rule.mask = hole
+        with self.backbone.attention(self.rule):
+            yield
+
+    def _error(self, pool: Pool, t: Tensor, noise: Tensor, prompt: str) -> Tensor:
+        """Squared error (N, 1, h, w) of what the U-Net predicts, averaged over channels."""
+        text = self.conditioning(prompt).rows(len(pool))
+        conditions = Conditions(text, mask=pool.hole, masked_latent=pool.seen)
+        error = prediction_error(self.backbone, pool.z, noise, t, conditions)
+        return (error**2).mean(1, keepdim=True)
+
+    def train_step(self) -> float:
+        """One step, on this process's rows of the batch; returns the loss of all of them."""
+        c = self.config
+        parts = [(self.pool, self.prompt, 1.0)]
+        if self.prior is not None:
+            parts.append((self.prior, self.class_prompt, c.prior_weight))
+        told = torch.zeros((), device=self.device)
+        for number, (pool, prompt, share) in enumerate(parts):
+            batch, t, noise, whole = self._draw(pool, number)
+            weight = loss_weights(batch.hole, batch.valid, c.hole_weight)
+            with self.masked(batch.hole):
+                error = self._error(batch, t, noise, prompt)
+                loss = share * (error * weight).sum() / max(whole, 1e-6)
+                loss.backward()
+            told += loss.detach()
+        told = self.processes.add_up(self.trained.parameters(), told)
+        self.state.update(self.learning_rate())
+        if self.processes.first and c.preview_every and self.step % c.preview_every == 0:
+            self._show(self.out / f"preview-{self.step:06d}.png")
+        return float(told)
+
+    def _draw(self, pool: Pool, number: int) -> tuple[Pool, Tensor, Tensor, float]:
+        """This process's rows of a step's batch: samples, timesteps and noise; and what all pixels
+        of the whole batch weigh.
+        """
+        c, count = self.config, len(self.backbone.levels)
+        chosen, t, noise = [], [], []
+        for row in range(c.batch):
+            # Everything random in a step comes from (seed, step, row): a resumed run repeats
+            # nothing, and it does not matter how many processes there are.
+            rng = np.random.default_rng([c.seed, 2, self.step, number, row])
+            chosen.append(int(rng.integers(len(pool))))
+            # Stratified timesteps: the same loss, less variance.
+            u = (row + rng.random()) / c.batch
+            if row in self.mine:
+                t.append(int(u * count))
+                noise.append(rng.standard_normal(pool.z.shape[1:], dtype=np.float32))
+        every = np.array(chosen)
+        whole = loss_weights(pool.hole[every], pool.valid[every], c.hole_weight).sum()
+        batch = pool.rows(every[self.mine], self.device)
+        steps = torch.tensor(t, device=self.device)
+        return batch, steps, torch.from_numpy(np.stack(noise)).to(self.device), float(whole)
+
+    def _show(self, path: Path) -> None:
+        """A preview with the averaged weights: the first photo as the checkpoint gets to see it,
+        and beside it its box filled, by DDIM without guidance.
+        """
+        pool = self.fixed["photos"].rows(np.arange(1), self.device)
+        sampler = Sampler(self.backbone.levels, self.config.preview_steps)
+        # Sampling must not move the global generator that a run may lean on.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with self.state.averaged(), self.masked(pool.hole):
+                text = self.conditioning(self.prompt)
+                conditions = Conditions(text, mask=pool.hole, masked_latent=pool.seen)
+                denoiser = self.backbone.denoiser(conditions)
+                filled = sampler(
+                    denoiser,
+                    pool.z,
+                    strength=1.0,
+                    generator=torch.Generator().manual_seed(0),
+                    keep_outside=denoiser.keep_outside,
+                )
+            z = torch.cat([pool.z, filled * pool.hole + pool.z * (1 - pool.hole)])
+            sides = [self.backbone.decode(each) for each in z.split(1)]
+        image = torch.cat(sides, 3)[0].clamp(-1, 1).cpu().numpy().transpose(1, 2, 0)
+        levels = np.round((image + 1) * 127.5).astype(np.uint8)
+        write_picture(read_picture(np.ascontiguousarray(levels), role="preview"), path)
+
+    def error_in_hole(self, pool: Pool) -> dict[int, float]:
+        """The mean squared error inside the holes of a pool by timestep, always with the same
+        noise and with the averaged weights.
+        """
+        rng = np.random.default_rng([self.config.seed, 3])
+        rows = pool.rows(np.arange(len(pool)), self.device)
+        drawn = rng.standard_normal(rows.z.shape, dtype=np.float32)
+        noise = torch.from_numpy(drawn).to(self.device)
+
+        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
+            return self._error(rows, t, noise, self.prompt), rows.hole * rows.valid
+
+        # At first the average is what is there already.
+        averaged = self.state.averaged() if self.step else nullcontext()
+        with averaged, self.masked(rows.hole):
+            return validation_curve(errors, len(rows), self.device, len(self.backbone.levels))
+
+    def _errors(self) -> dict[str, dict[int, float]]:
+        """error_in_hole() of the photos as they are, and of those held out."""
+        return {name: self.error_in_hole(pool) for name, pool in self.fixed.items()}
+
+    def report(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """_errors() now and before anything was learnt."""
+        row, curves = dict[str, Any](), dict[str, float]()
+        for name, now in self._errors().items():
+            for key, curve in ((name, now), (f"{name}_before", self._before[name])):
+                row[f"loss_in_box_{key}"] = round(float(np.mean(list(curve.values()))), 5)
+            curves |= {f"loss_in_box_{name}/{t}": value for t, value in now.items()}
+        return row, curves
+
+    def write(self, path: Path) -> Concept:
+        """Write the averaged weights and what they were learnt from; returns the latter."""
+        told = {"layout", "background_prompt", "mask_cross_attention", "context"}
+        concept = Concept(
+            kind=self.config.train,
+            inlay=__version__,
+            class_name=self.class_name,
+            token=self.token,
+            prompt=self.prompt,
+            class_prompt=self.class_prompt,
+            **self.config.model_dump(include=told),
+            sights=tuple(one.sight for one in self.examples),
+            base=Base.model_validate(self.backbone, from_attributes=True),
+            steps=self.step,
+            settings=self.config.model_dump(mode="json"),
+        )
+        if self.processes.first:
+            with self.state.averaged():
+                trained = self.trained.state_dict()
+                tensors = {name.replace("/", "."): value for name, value in trained.items()}
+                write_concept(path, concept, tensors, self.config.full_dtype)
+        return concept
+
+
+def _check_same(out: Path, recipe: dict[str, Any]) -> None:
+    """Raises InputError where a run's folder holds another run's state."""
+    before: dict[str, Any] = {}
+    with suppress(InputError):
+        before = read_json(out / "recipe.json")
+    told = json.loads(json.dumps(recipe))
+    other = [key for key in told if before.get(key) != told[key]]
+    if other:
+        raise InputError(
+            f"the run in {out} had other {' and '.join(other).replace('_', ' ')}; expected the "
+            "same as when it began, but for its steps, or leave out --resume."
+        )

@@ -63,7 +63,6 @@ def with_places(
 
 def find_views(
     photos: Sequence[Photo],
-    *,
     cut: str | None = None,
     trust_remote_code: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,

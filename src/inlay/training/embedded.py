@@ -22,7 +22,7 @@ from torch.nn import functional
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.text import Embedding, TextStack
 from inlay.diffusion.unet import UNetBackbone
-from inlay.learning.state import TrainState, check_state
+from inlay.learning.loop import TrainState, check_state
 from inlay.training.batches import Batch, CorpusLoader
 from inlay.training.corpus import load_corpus, with_rendered
 from inlay.training.networks import (

@@ -23,9 +23,15 @@ from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.text import Embedding
 from inlay.errors import InputError
-from inlay.learning.loop import Run, prediction_error, train, validation_curve
+from inlay.learning.loop import (
+    Run,
+    TrainState,
+    check_state,
+    prediction_error,
+    train,
+    validation_curve,
+)
 from inlay.learning.settings import Optimizer, TrainingConfig
-from inlay.learning.state import TrainState, check_state
 from inlay.training.batches import Ahead, Batch, CorpusLoader
 from inlay.training.corpus import Corpus, load_corpus
 from inlay.training.objects import ObjectCache
