@@ -33,7 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.text import Embedding
-from inlay.training.networks import train_tokenizer
+from inlay.training.embedded import train_tokenizer
 
 WIDTH = 32  # of a text encoder
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

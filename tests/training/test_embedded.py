@@ -18,9 +18,10 @@ from skimage import data
 from inlay import Box, Composer, InputError
 from inlay.learning.loop import JointOptimizer, reports
 from inlay.learning.samples import random_crop, random_mask
-from inlay.training.batches import Ahead, CorpusLoader
 from inlay.training.corpus import (
+    Ahead,
     Corpus,
+    CorpusLoader,
     is_held_out,
     load_corpus,
     object_mask,

@@ -28,17 +28,15 @@ from inlay.diffusion.branches import Harmonizer, correct
 from inlay.learning.folder import is_held_out
 from inlay.learning.samples import random_crop
 from inlay.pictures.arrays import Box
-from inlay.training.batches import DisturbedLoader, cover
-from inlay.training.corpus import Corpus
+from inlay.training.corpus import Corpus, DisturbedLoader, cover
 from inlay.training.disturb import TRAINED, Policy, disturb, draw_sample, jitter
 from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
-from inlay.training.geometry import move_object
 from inlay.training.harmonizer import (
     HarmonizerConfig,
     HarmonizerTrainer,
     restoration,
 )
-from inlay.training.objects import ObjectCache
+from inlay.training.objects import ObjectCache, move_object
 from inlay.training.trainer import favoured_timesteps, train_folder
 
 # The hash of the last two files' names holds them out.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inlay.diffusion.branches import ControlAdapter, control_image, new_adapter
 from inlay.learning.samples import random_mask
-from inlay.training.batches import CorpusLoader
+from inlay.training.corpus import CorpusLoader
 from inlay.training.trainer import BranchConfig, BranchTrainer, MaskedConfig, MaskedTrainer
 
 

@@ -21,8 +21,7 @@ from inlay.errors import InputError
 from inlay.learning.samples import random_crop, random_mask
 from inlay.pictures.arrays import blur, bounds, from_levels, luma
 from inlay.pictures.colour import srgb_decode, srgb_encode
-from inlay.training.geometry import move_object, widen
-from inlay.training.objects import ObjectCache
+from inlay.training.objects import ObjectCache, move_object, widen
 
 Rng = np.random.Generator
 Image = NDArray[np.uint8]

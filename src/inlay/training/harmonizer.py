@@ -27,8 +27,7 @@ from inlay.diffusion.backbone import Backbone, Conditions, Guide
 from inlay.diffusion.branches import Harmonizer, correct, few_levels, new_harmonizer
 from inlay.learning.loop import Processes, validation_curve
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
-from inlay.training.batches import DisturbedLoader, Samples, cover
-from inlay.training.corpus import RenderedConfig, with_rendered
+from inlay.training.corpus import DisturbedLoader, RenderedConfig, Samples, cover, with_rendered
 from inlay.training.disturb import Policy
 from inlay.training.trainer import BranchConfig, BranchTrainer, favoured_timesteps
 

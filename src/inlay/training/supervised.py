@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from inlay.checkpoints.folder import load_weights
+from inlay.learning.loop import TrainState, check_state
 from inlay.learning.settings import Optimizer, Rate, TrainingConfig, Warmup
-from inlay.learning.state import TrainState, check_state
-from inlay.training.batches import Ahead
+from inlay.training.corpus import Ahead
 from inlay.training.trainer import Trainer
 
 # Arrays of a shape that all samples share, and tensors with a row for each.

@@ -32,8 +32,7 @@ from inlay.learning.loop import (
     validation_curve,
 )
 from inlay.learning.settings import Optimizer, TrainingConfig
-from inlay.training.batches import Ahead, Batch, CorpusLoader
-from inlay.training.corpus import Corpus, load_corpus
+from inlay.training.corpus import Ahead, Batch, Corpus, CorpusLoader, load_corpus
 from inlay.training.objects import ObjectCache
 
 # Captions come again: as many stay embedded, a few tens of kilobytes each.
