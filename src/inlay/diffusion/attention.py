@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -80,23 +81,6 @@ class AttentionRule:
         return layer.finish(self.attend(layer, *layer.project(hidden, context)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Processor:
-    """A rule in one layer, with the call of diffusers' attention processors."""
-
-    rule: AttentionRule
-    layer: Layer
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        return self.rule.run(self.layer, hidden_states, encoder_hidden_states)
-
-
 def unet_layers(unet: Any) -> list[Layer]:
     """The attention layers of diffusers' U-Net in the order in which they run."""
     # The U-Net registers its middle after its decoder, but runs it before.
@@ -114,7 +98,11 @@ def unet_layers(unet: Any) -> list[Layer]:
 
 def processors(rule: AttentionRule, layers: Sequence[Layer]) -> dict[str, Any]:
     """A rule as diffusers' attention processors, by the names of those layers that it is for."""
-    return {layer.name: _Processor(rule, layer) for layer in rule.layers(layers)}
+
+    def process(layer: Layer, attn: Any, hidden_states: Tensor, **shown: Any) -> Tensor:
+        return rule.run(layer, hidden_states, shown.get("encoder_hidden_states"))
+
+    return {layer.name: partial(process, layer) for layer in rule.layers(layers)}
 
 
 @contextmanager
@@ -146,9 +134,8 @@ def attention_mask_at(mask: Tensor, tokens: int, mode: str = "area") -> Tensor:
 class LocalizedPrompt(AttentionRule):
     """Steers words to the inside or the outside of a mask, on conditional rows only.
 
-    mask is (1, 1, h, w) at latent resolution; inside and outside are bool (keys,), the tokens
-    named for either, and `weights` how strongly each are steered; sigma is the noise over the
-    signal of the sample that is denoised.
+    mask is a latent one (1, 1, h, w); inside and outside are bool (keys,), the tokens named for
+    either, `weights` how strongly each are steered; sigma is the noise over the signal.
     """
 
     mask: Tensor

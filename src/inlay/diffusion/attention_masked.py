@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.diffusion.attention import AttentionRule, Layer, attention_mask_at
+from inlay.diffusion.text import HALF
 
 # Queries of cross-attention that are run at once on a CPU, without gradients.
 _AT_ONCE = 256
@@ -43,19 +44,17 @@ def masked_layers(
     decoder = [layer for layer in own if layer.decoder]
     outer = decoder[len(decoder) - round(2 * len(decoder) / 3) :]
     inner = [layer for layer in own if layer not in outer]
-    chosen = {
-        "a": [], "b": own, "c": outer, "d": inner, "paper": inner, "released": decoder[-5:],
-    }[preset]  # fmt: skip
+    sets = {"a": [], "b": own, "c": outer, "d": inner, "paper": inner, "released": decoder[-5:]}
+    chosen = sets[preset]
     return [layer for layer in layers if layer in chosen or (cross and layer.kind == "cross")]
 
 
 def released_tokens(keys: int = 77) -> Tensor:
-    """The released prompt layout, bool (keys,): the tokens 1 to 38, which hold the object's prompt.
-
-    The start of the text (0) and the background's prompt (39 to 76) are muted for all queries.
+    """The tokens that are read in the released layout, bool (keys,): those of the object's prompt;
+    the start of the text and the background's prompt are muted for all queries.
     """
     place = torch.arange(keys)
-    return (place >= 1) & (place <= 38)
+    return (place >= 1) & (place <= HALF)
 
 
 def inside_at(mask: Tensor, tokens: int) -> Tensor:
@@ -112,10 +111,9 @@ class MaskedAttention(AttentionRule):
     mask r modulo N, which is right for N latents and for [N unconditional, N conditional]. None
     masks nothing. It may be set anew between calls, not between a call and its backward pass.
 
-    Cross-attention (eq. 2): queries inside read all tokens, queries outside none. `inside` and
-    `outside`, bool (keys,), name other tokens for either, such as released_tokens() for `inside`.
-    Self-attention (section 4.3): what is inside and what is outside do not see each other.
-    Both hold for unconditional rows, too. Source: DreamCom (arXiv 2309.15508).
+    Cross-attention (eq. 2): queries inside read all tokens, or those of `inside`, bool (keys,);
+    queries outside none. Self-attention (section 4.3): what is inside and what is outside do not
+    see each other. Both hold for unconditional rows, too. Source: DreamCom (arXiv 2309.15508).
     """
 
     def __init__(
@@ -123,12 +121,9 @@ class MaskedAttention(AttentionRule):
         mask: Tensor | None,
         preset: Preset = "paper",
         cross: bool = True,
-        *,
         inside: Tensor | None = None,
-        outside: Tensor | None = None,
     ) -> None:
-        self.preset, self.cross = preset, cross
-        self.tokens = (inside, outside)
+        self.preset, self.cross, self.inside = preset, cross, inside
         self._regions: dict[tuple[int, bool, torch.device], list[list[Region]]] = {}
         self.mask = mask
 
@@ -162,21 +157,14 @@ class MaskedAttention(AttentionRule):
         """For each mask, the regions of a layer of `tokens` queries."""
         place = (tokens, cross, device)
         if place not in self._regions:
-            if self._mask is None:
-                self._regions[place] = [[Region(None)]]
-            else:
-                # Kept for later calls, which may be of training: inference tensors cannot be.
-                with torch.inference_mode(False), torch.no_grad():
-                    rows = inside_at(self._mask, tokens).to(device)
-                    self._regions[place] = [self._of(row, cross) for row in rows]
+            # Kept for later calls, which may be of training: inference tensors cannot be.
+            with torch.inference_mode(False), torch.no_grad():
+                rows = () if self._mask is None else inside_at(self._mask, tokens).to(device)
+                self._regions[place] = [self._of(row, cross) for row in rows] or [[Region(None)]]
         return self._regions[place]
 
     def _of(self, inside: Tensor, cross: bool) -> list[Region]:
-        first, second = self.tokens if cross else (inside, ~inside)
-        pairs = [(inside, first)]
-        # In cross-attention, None is all tokens inside of the box, but none outside.
-        if second is not None and second.any():
-            pairs.append((~inside, second))
+        pairs = [(inside, self.inside)] if cross else [(inside, inside), (~inside, ~inside)]
         # What stands for everything is None, so that it costs nothing.
         return [
             Region(
@@ -190,7 +178,7 @@ class MaskedAttention(AttentionRule):
 
 def _run(layer: Layer, hidden: Tensor, context: Tensor | None, regions: Sequence[Region]) -> Tensor:
     """A whole attention layer for rows under one mask; hidden is (rows, tokens, channels)."""
-    queries = regions[0].queries if len(regions) == 1 else None
+    queries = regions[0].queries if regions else None
     if context is None or queries is None:
         projected = layer.project(hidden, context)
         return layer.finish(regional_attention(*projected, regions, layer.attn.scale))

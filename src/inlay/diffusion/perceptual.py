@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-
 
 Features = Callable[[Tensor], list[Tensor]]
 Kind = Literal["auto", "encoder", "laplacian", "lpips"]

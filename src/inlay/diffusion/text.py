@@ -16,7 +16,7 @@ from inlay.errors import InputError, show
 _log = logging.getLogger("inlay")
 
 # In the released layout the object's prompt has the places 1 to 38, the background's 39 to 76.
-_HALF = 38
+HALF = 38
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,19 +182,19 @@ def embed_prompt(
     whole = text.embed([prompt], size)
     if layout == "plain":
         return whole
-    if whole.hidden.shape[1] != 2 * _HALF + 1:
+    if whole.hidden.shape[1] != 2 * HALF + 1:
         raise InputError(
-            f"layout is released, which is for text encoders of {2 * _HALF + 1} tokens, but this "
+            f"layout is released, which is for text encoders of {2 * HALF + 1} tokens, but this "
             f"checkpoint's reads {whole.hidden.shape[1]}; use layout=plain."
         )
     for part in (prompt, background):
         # Without start and end, by the tokenizer that needs most.
         numbers = range(len(text.tokenizers))
-        if max(sum(len(text.word_ids(w, n)) for w in part.split()) for n in numbers) > _HALF:
+        if max(sum(len(text.word_ids(w, n)) for w in part.split()) for n in numbers) > HALF:
             raise InputError(
-                f"the prompt {part!r} is longer than the {_HALF} tokens that the released layout "
+                f"the prompt {part!r} is longer than the {HALF} tokens that the released layout "
                 "has for it; use a shorter one or layout=plain."
             )
     second = text.embed([background], size)
-    hidden = torch.cat([whole.hidden[:, : _HALF + 1], second.hidden[:, 1 : _HALF + 1]], 1)
+    hidden = torch.cat([whole.hidden[:, : HALF + 1], second.hidden[:, 1 : HALF + 1]], 1)
     return Embedding(hidden, whole.added)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,9 @@ from torch.nn import functional
 
 from inlay.diffusion.attention import AttentionRule, Layer, processors
 from inlay.diffusion.attention_masked import MaskedAttention
+from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.learning.settings import LearnConfig
-
+from inlay.learning.settings import LearnConfig
 
 ADAPTER = "concept"
 
@@ -151,12 +148,8 @@ class TrainingAttention(MaskedAttention):
         rows, tokens, _ = hidden.shape
         regions = self.regions(tokens, context is not None, hidden.device)
         # A row repeated by expand() is one by its stride.
-        if (
-            context is None
-            or not (len(context) == 1 or context.stride(0) == 0)
-            or len(regions) != rows
-            or any(len(those) > 1 for those in regions)
-        ):
+        one = context is not None and (len(context) == 1 or context.stride(0) == 0)
+        if context is None or not one or len(regions) != rows:
             return super().run(layer, hidden, context)
         flat, heads = hidden.reshape(1, rows * tokens, -1), layer.attn.heads
         # A query that reads nothing.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,17 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.checkpoints.concept import Sight
+from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
 from inlay.learning.folder import image_rows
 from inlay.learning.photos import View, portrait
+from inlay.learning.settings import LearnConfig
 from inlay.pictures.arrays import Box, blur, resize
 from inlay.pictures.read import read_picture
 from inlay.scene.stitch import crop_box
-
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.learning.settings import LearnConfig
-
 
 Image = NDArray[np.float32]
 
