@@ -14,7 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import torch
+from diffusers.utils import logging as diffusers_log
+from transformers.utils import logging as transformers_log
 
 from inlay.checkpoints.concept import is_concept, read_concept
 from inlay.checkpoints.folder import (
@@ -26,6 +29,13 @@ from inlay.checkpoints.folder import (
     read_json,
     read_scheduler,
     weights_stem,
+)
+from inlay.checkpoints.hub import (
+    files_to_fetch,
+    hub_folder,
+    is_complete,
+    is_hub_id,
+    load_file,
 )
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
@@ -122,8 +132,6 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
     Weights come from .safetensors files alone. Raises InputError, one sentence, for anything that
     cannot be loaded or does not fit the backbone.
     """
-    import diffusers
-
     where, half = f"The {kind.what} {name}", backbone.dtype == torch.float16
     stem = "diffusion_pytorch_model"
 
@@ -133,12 +141,8 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
     def complete(folder: Path) -> bool:
         return set(wanted(names := os.listdir(folder))) <= set(names)
 
-    def fetch() -> Path:
-        from inlay.checkpoints.hub import hub_folder
-
-        return hub_folder(name, complete, wanted, kind.what)
-
     with plain_errors(where):
+        fetch = partial(hub_folder, name, complete, wanted, kind.what)
         folder = _folder(name, _ASSETS / _BRANCHES[kind.what], kind.what, fetch)
         found = read_json(folder / "config.json").get("_class_name")
         if found != kind.class_name:
@@ -162,8 +166,6 @@ def _folder(name: str, own: Path, what: str, fetch: Callable[[], Path]) -> Path:
         return own
     if name and os.path.isdir(path := os.path.expanduser(name)):
         return Path(path)
-    from inlay.checkpoints.hub import is_hub_id
-
     if is_hub_id(name):
         return fetch()
     kinds = "a folder, a .safetensors file" if what == "model" else "a folder"
@@ -214,16 +216,10 @@ def _load(name: str, dtype: torch.dtype) -> Parts:
     path = Path(name).expanduser()
     file = path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
     if file and name != "embedded":
-        from inlay.checkpoints.hub import load_file
-
         return load_file(path, dtype)
-
-    def fetch() -> Path:
-        from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete
-
-        half = dtype == torch.float16
-        return hub_folder(name, partial(is_complete, half=half), partial(files_to_fetch, half=half))
-
+    half = dtype == torch.float16
+    complete, wanted = partial(is_complete, half=half), partial(files_to_fetch, half=half)
+    fetch = partial(hub_folder, name, complete, wanted)
     return _load_folder(_folder(name, _ASSETS / "embedded", "model", fetch), name, dtype)
 
 
@@ -259,9 +255,6 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
 @contextmanager
 def plain_errors(what: str) -> Iterator[None]:
     """Turn whatever a library says of a broken file into one sentence, and mute its chatter."""
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
-
     logs = [
         (log, log.get_verbosity(), log.is_progress_bar_enabled())
         for log in (diffusers_log, transformers_log)

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AddedToken
 
 from inlay.checkpoints.folder import check_safetensors, parse_json, read_json
 from inlay.diffusion.backbone import Backbone
@@ -117,8 +121,6 @@ def read_updates(path: Path, backbone: Backbone) -> tuple[dict[str, Update], lis
     Of what PEFT writes of a LoRA, in its header or beside it, the numbers weigh those layers that
     have no alpha of their own; nothing else is read. Raises InputError for tensors of other kinds.
     """
-    from safetensors.torch import load_file
-
     keys, network = check_safetensors(path, "LoRA"), backbone.unet
     layers = _layers(network, backbone.text.encoders)
     (config, files), parts = _config(path, keys), dict[tuple[str, str], dict[str, Tensor]]()
@@ -175,8 +177,6 @@ def _renamed(name: str, config: Any) -> str:
     """A layer of SDXL in diffusers' words, by what the code that it was released with, and so
     kohya, calls it; empty for others.
     """
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
-
     loader: Any = StableDiffusionLoraLoaderMixin
     flat = re.sub(r"^(lora_)?(unet|diffusion_model)_", "lora_unet_", name.replace(".", "_"))
     halves = {f"{flat}.lora_{half}.weight": None for half in ("down", "up")}
@@ -189,8 +189,6 @@ def _renamed(name: str, config: Any) -> str:
 
 def _config(path: Path, keys: Sequence[str]) -> tuple[dict[str, Any], list[Path]]:
     """What PEFT says of a LoRA in its header, or beside one with its own names; the files read."""
-    from safetensors import safe_open
-
     beside = path.with_name("adapter_config.json")
     if any(key.startswith("base_model.") for key in keys) and beside.is_file():
         config = read_json(beside)
@@ -255,8 +253,6 @@ def load_textual_inversion(path: Path, text: TextStack) -> str:
     does, and {"clip_l": (n, D1), "clip_g": (n, D2)} for SDXL, both named by their file. A prompt
     names the token once, whatever the number n of its vectors.
     """
-    from safetensors.torch import load_file
-
     check_safetensors(path, "textual inversion")
     tensors = load_file(path)
     names = list(tensors) if len(tensors) == 1 else ["clip_l", "clip_g"]
@@ -281,8 +277,6 @@ def load_textual_inversion(path: Path, text: TextStack) -> str:
 
 
 def _add(path: Path, token: str, rows: Tensor, text: TextStack, number: int) -> None:
-    from transformers import AddedToken
-
     tokenizer, encoder = text.tokenizers[number], text.encoders[number]
     names = [token, *[f"{token}_{k}" for k in range(1, len(rows))]]
     known = tokenizer.get_vocab()

@@ -1,15 +1,13 @@
 """Networks that work beside a frozen U-Net: T2I-Adapters and harmonizers.
 
 What a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) makes of a control image, lines white on
-black, is added inside the U-Net's blocks on the way down, the same at every timestep and for every
-prompt. Those that are published for Stable Diffusion were trained on Canny's edges, or on soft
-lines as of a pencil.
+black, is added in the U-Net's blocks on the way down, the same at every timestep. Those published
+for Stable Diffusion were trained on Canny's edges, or on soft lines as of a pencil.
 
-A harmonizer is the Inpainting and Harmonizing Module of PhD (Zhang et al. 2023, arXiv 2306.07596)
-in the form of a ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the U-Net's encoder
-whose features are added, through 1x1 convolutions that begin at zero, to what the U-Net's decoder
-reads. It is stored as diffusers' ControlNetModel with four channels of condition: red, green and
-blue of the pasted picture in [-1, 1] and the mask in [0, 1].
+A harmonizer is PhD's Inpainting and Harmonizing Module (Zhang et al. 2023, arXiv 2306.07596) as a
+ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the U-Net's encoder whose features are
+added to what the decoder reads. Its four channels of condition are red, green and blue of the
+pasted picture in [-1, 1] and the mask in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,8 +16,10 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
+from diffusers import ControlNetModel, T2IAdapter
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -81,14 +81,10 @@ class Branch:
         raise NotImplementedError
 
 
-def canny(image: Image, low: float = 100, high: float = 200) -> Lines:
-    """Canny's edges (1986) of an RGB image (H, W, 3), uint8: float32 (H, W), 0 or 1.
-
-    The thresholds on the gradient are those that the published adapters were trained with.
-    """
-    import cv2
-
-    edges = cv2.Canny(np.ascontiguousarray(image), low, high)
+def canny(image: Image) -> Lines:
+    """Canny's edges (1986) of an RGB image (H, W, 3), uint8: float32 (H, W), 0 or 1."""
+    # The thresholds on the gradient that the published adapters were trained with.
+    edges = cv2.Canny(np.ascontiguousarray(image), 100, 200)
     return np.asarray(edges > 0, np.float32)
 
 
@@ -98,8 +94,6 @@ def sketch(image: Image) -> Lines:
     A dodged pencil drawing, white on black: 1 - g / blur(g), times a strength. Lines lie on the
     darker side of an edge; their strength is that of the contrast, whatever the light.
     """
-    import cv2
-
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     sigma = max(1.0, max(grey.shape) * _PENCIL)
     around = cv2.GaussianBlur(grey, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
@@ -171,7 +165,6 @@ class ControlAdapter(Branch):
             with torch.no_grad():
                 made = [tuple(level.shape[1:]) for level in network(blank)]
         except RuntimeError:
-            # Its first layer cuts the picture into squares, which may not be this model's.
             made = []
         # With the middle or without it.
         if made not in (wanted, wanted[:-1]):
@@ -210,8 +203,6 @@ def new_adapter(backbone: Backbone) -> Any:
     A U-Net whose first block attends gets "full_adapter", as SD 1.x and 2.x; else it is
     "full_adapter_xl", as SDXL, which starts one level coarser. Weights come from torch's generator.
     """
-    from diffusers import T2IAdapter
-
     channels = list(backbone.unet.config.block_out_channels)
     attends = getattr(backbone.unet.down_blocks[0], "has_cross_attention", False)
     if backbone.family == "sdxl":
@@ -257,11 +248,9 @@ class Harmonizer(Branch):
 def new_harmonizer(backbone: Backbone) -> Any:
     """An untrained ControlNetModel (float32, on the CPU) that fits a backbone and changes nothing.
 
-    The encoder's weights are the U-Net's; the layers that read the condition come from torch's
-    generator. Raises InputError for a U-Net whose encoder cannot be copied so.
+    The layers that read the condition come from torch's generator. Raises InputError for a U-Net
+    whose encoder cannot be copied.
     """
-    from diffusers import ControlNetModel
-
     unet, halvings = backbone.unet, backbone.factor.bit_length() - 1
     if 2**halvings != backbone.factor:
         raise InputError(
@@ -270,10 +259,8 @@ def new_harmonizer(backbone: Backbone) -> Any:
         )
     widths = (_WIDTHS + _WIDTHS[-1:] * halvings)[: halvings + 1]
     try:
-        network = ControlNetModel.from_unet(
-            unet,
-            conditioning_embedding_out_channels=widths,
-            conditioning_channels=_CHANNELS,
+        network: Any = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=widths, conditioning_channels=_CHANNELS
         )
     except (ValueError, RuntimeError, AttributeError) as error:
         raise InputError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -76,8 +77,6 @@ class FlowLevels(Levels):
     """
 
     def __init__(self, config: Mapping[str, Any], tokens: int, even: bool) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
         self._scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
         self._even = even
         c = self._scheduler.config

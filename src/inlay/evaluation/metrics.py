@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from inlay.errors import InputError
 
@@ -30,8 +31,6 @@ def measure(result: Image, truth: Image, mask: NDArray[np.float32]) -> Figures:
     Pixels count where the mask is above 0.5. delta_e is the mean CIEDE2000 (Sharma, Wu and Dalal
     2005) under D65. Raises InputError where no pixel counts or the sizes differ.
     """
-    from skimage.color import deltaE_ciede2000, rgb2lab
-
     error = fmse(result, truth, mask)
     one, two = (rgb2lab(picture[mask > 0.5][:, None]) for picture in (result, truth))
     return Figures(error, psnr(error), float(np.mean(deltaE_ciede2000(one, two))))

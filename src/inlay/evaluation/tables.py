@@ -6,18 +6,18 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from inlay.errors import __version__
 from inlay.evaluation.harmony import PASTE, Report, summary
+from inlay.pictures.sheet import contact_sheet
 from inlay.pictures.write import replace_file
 from inlay.training.disturb import KINDS
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 
 # Header, key of the row, format.
 COLUMNS = (
@@ -53,8 +53,6 @@ def as_dict(report: Report) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
     names = ("numpy", "opencv-python-headless", "scikit-image", "pillow", "torch", "diffusers")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
@@ -108,12 +106,8 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def sheet(report: Report) -> Image:
+def sheet(report: Report) -> Image.Image:
     """Best, median and worst case of each method by its gain in dB over paste, one row each."""
-    from PIL import Image as PilImage
-
-    from inlay.pictures.sheet import contact_sheet
-
     pictures, labels = [], []
     for label in [label for label in report.methods if label != PASTE] or [PASTE]:
         ranked = sorted(range(len(report.cases)), key=lambda i: -_rank(report.cases[i], label))
@@ -126,7 +120,7 @@ def sheet(report: Report) -> Image:
                 **found,
             }
             for name, caption in captions.items():
-                with PilImage.open(io.BytesIO(views[name])) as view:
+                with Image.open(io.BytesIO(views[name])) as view:
                     pictures.append(view.convert("RGB"))
                 labels.append(caption)
     return contact_sheet(pictures, labels, columns=2 + len(report.methods), cell=_CELL)

@@ -115,12 +115,11 @@ class Models(Protocol):
 class Context:
     """What a run may draw on besides its inputs: randomness, progress, notes, what it is for.
 
-    All randomness comes from `seed`, on the CPU, one draw after the other, so the same seed
-    gives the same bytes on one machine. `verb` is the command (compose, harmonize, remove), for
-    methods that serve several. Of `total` steps `done` were made by earlier samplings; a total of 0
-    is that of the one sampling. `control` is a drawing (H, W) of the background's size in [0, 1],
-    lines 1, where the user gave one; `models` opens what stands beside the checkpoint,
-    and a method puts what it opened into `adapter` and `harmonizer`, for the record.
+    All randomness comes from `seed`, on the CPU, one draw after the other. `verb` is the command,
+    for methods that serve several. Of `total` steps `done` were made by earlier samplings; a total
+    of 0 is that of the one sampling. `control` is a drawing (H, W) of the background's size in
+    [0, 1], lines 1, where the user gave one; `models` opens what stands beside the checkpoint, and
+    a method puts what it opened into `adapter` and `harmonizer`, for the record.
     """
 
     seed: int = 0
@@ -142,12 +141,6 @@ class Context:
 
         return torch.Generator("cpu").manual_seed(self.seed)
 
-    def noise(self, like: torch.Tensor) -> torch.Tensor:
-        """Standard normal noise of the shape, device and dtype of `like`."""
-        from inlay.diffusion.sample import draw_noise
-
-        return draw_noise(like, self.generator)
-
     def progress(self, step: int, total: int, preview: Any | None = None) -> None:
         """Tell the listener; whatever it raises (inlay.Cancelled) ends the run."""
         if self.callback is not None:
@@ -157,11 +150,6 @@ class Context:
         """Say something a user should know, once; it ends in the record and the log."""
         if line not in self.notes:
             self.notes.append(line)
-
-
-# Of a window, the backbone (None for methods that run no model), the method's own settings and a
-# context.
-Run = Callable[[Window, Any, Any, Context], Painted]
 
 
 @dataclass(frozen=True)
@@ -188,10 +176,12 @@ class Method:
         return tuned(self.settings) if family else self.settings
 
     @property
-    def run(self) -> Run:
-        """What makes the picture; its module, which may load torch, is imported now."""
-        run: Run = importlib.import_module(self.module or self.settings.__module__).run
-        return run
+    def run(self) -> Callable[[Window, Any, Any, Context], Painted]:
+        """What makes the picture of a window, the backbone (None for methods that run no model),
+        the settings and a context; its module, which may load torch, is imported now.
+        """
+        module: Any = importlib.import_module(self.module or self.settings.__module__)
+        return module.run  # type: ignore[no-any-return]
 
     @property
     def needs_model(self) -> bool:

@@ -211,7 +211,7 @@ def _one_round(
     work: Workspace, settings: CdcSettings, image: Tensor, mask: Tensor, z_source: Tensor
 ) -> Tensor:
     """One pass over a picture (1, 3, H, W) in [-1, 1]: the latent that comes out."""
-    from inlay.diffusion.sample import descents, repaint, sample, start
+    from inlay.diffusion.sample import descents, draw_noise, repaint, sample, start
 
     backbone, context = work.backbone, work.context
     levels = backbone.levels.run(settings.num_inference_steps, settings.strength)
@@ -222,7 +222,7 @@ def _one_round(
     initial = settings.initial_latent
 
     def noise(like: Tensor) -> Tensor:
-        return context.noise(like) * settings.temperature
+        return draw_noise(like, context.generator) * settings.temperature
 
     pull = LocalizedPull(z_source, latent_mask, settings, noise)
     on_x0 = settings.condition_on == "x0"

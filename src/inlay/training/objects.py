@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from skimage.segmentation import felzenszwalb
 
 from inlay.pictures.arrays import blur, bounds, resize, shrink
 from inlay.scene.cutout import grabcut
@@ -75,8 +76,6 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
 
 def _colour_parts(lab: Floats) -> Iterator[Flags]:
     """Segments of like colour, from fine to coarse, of a sensible size."""
-    from skimage.segmentation import felzenszwalb
-
     smooth = np.asarray(cv2.bilateralFilter(lab, 5, 12, 3), np.float32)
     for scale in _SCALES:
         labels = felzenszwalb(smooth / 100, scale=scale, sigma=0.0, min_size=200, channel_axis=-1)

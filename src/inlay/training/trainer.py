@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -110,8 +111,6 @@ class Trainer(Run):
     def learn_fast(self, *networks: Any) -> None:
         """Explicit attention on CPUs, where the fused kernel's backward is slow."""
         if self.device.type == "cpu":
-            from diffusers.models.attention_processor import AttnProcessor
-
             for network in networks:
                 if hasattr(network, "set_attn_processor"):
                     network.set_attn_processor(AttnProcessor())

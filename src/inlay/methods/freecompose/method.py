@@ -23,7 +23,7 @@ from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.branches import control_image, fit_drawing
 from inlay.diffusion.distill import Descent, Iterate, Side, Span, Term, beside, distill
 from inlay.diffusion.perceptual import latent_loss
-from inlay.diffusion.sample import Denoise, step_count
+from inlay.diffusion.sample import Denoise, draw_noise, step_count
 from inlay.errors import InputError
 from inlay.methods.base import Context
 from inlay.methods.freecompose import FreeComposeSettings
@@ -233,7 +233,8 @@ def _redraw(
         attention = replace(attention, first_call=_since(work, settings, "share", steps)[1])
     solver = work.backbone.solver("DDIMScheduler", settings.redraw_steps)
     steered = partial(_steered, work.backbone, settings)
-    denoise = beside(steered, plan.source, plan.target, work.context.noise(plan.source.z))
+    noise = draw_noise(z, work.context.generator)
+    denoise = beside(steered, plan.source, plan.target, noise)
     conditions = work.conditions(plan.region)
     with work.backbone.attention(attention):
         return work.paint(solver, conditions, z, settings.redraw, denoise=denoise)
