@@ -1,9 +1,8 @@
 """Fine detail of a photo of the object, carried over to a sample of it.
 
-A model that works at a small size garbles text and pattern on an object (DreamCom's own stated
-limitation, arXiv 2309.15508). This is residual decoding turned round: what is coarse is the
-sample's, what is finer than the model's pixels is the photo's, where the two show the same. The
-photo's band takes the place of the sample's: added to it, what both show would be there twice.
+A model that works at a small size garbles text and pattern (DreamCom's own stated limitation, arXiv
+2309.15508). Where the two show the same, what is coarse is the sample's and what is finer than the
+model's pixels the photo's. It takes the place of the sample's: added, it would be there twice.
 """
 
 from __future__ import annotations
@@ -54,10 +53,9 @@ def align(sample: Image, inside: Image, reference: Reference) -> tuple[float, Ma
 
     sample (h, w, 3) in [0, 1] is the box at the model's size, inside (h, w) where the object is in
     it. Returns the normalised cross-correlation of the two's luminance inside the object, and the
-    affine map (2, 3) of a pixel of the sample to one of the photo stretched over it: that which
-    maximises the enhanced correlation coefficient (Evangelidis and Psarakis 2008), from several
-    starts. One of more than 20 degrees, 30% of scale or 25% of shift does not count, nor one that
-    shows less than 30% of the object.
+    affine map (2, 3) of a pixel of the sample to one of the photo stretched over it that maximises
+    the enhanced correlation coefficient (Evangelidis and Psarakis 2008), from several starts. One
+    that turns, scales or moves by much does not count, nor one that shows little of the object.
     """
     size: tuple[int, int] = inside.shape[0], inside.shape[1]
     if min(size) < _LEAST_SIDE:
@@ -84,7 +82,6 @@ def add_details(
     inside: Image,
     model_pixel: tuple[float, float],
     references: Sequence[Reference],
-    *,
     amount: float,
     least: float,
     feather: float,
@@ -121,30 +118,25 @@ def add_details(
 def fine_band(
     reference: Reference, matrix: Matrix, shape: tuple[int, int], sigma: float
 ) -> tuple[Image, Image]:
-    """What of a photo is finer than a Gaussian of `sigma` pixels, and where the photo is.
+    """What of a photo is finer than a Gaussian of `sigma` pixels (h, w, 3), and its alpha (h, w),
+    whose edge does not count as detail.
 
-    matrix (2, 3) takes a pixel of (height, width) to one of the photo stretched over it. The band
-    (h, w, 3) is 0 outside of the photo's alpha (h, w), whose edge does not count as detail.
+    matrix (2, 3) takes a pixel of (height, width) to one of the photo stretched over it.
     """
     # Twice as many pixels keep what two resamplings would blur.
     factor = 2 if shape[0] * shape[1] <= _LARGE else 1
     large = factor * shape[0], factor * shape[1]
     paint = np.dstack([reference.rgb * reference.alpha[..., None], reference.alpha])
     paint = resize(np.ascontiguousarray(paint, np.float32), large)
-    moved = cv2.warpAffine(
-        paint,
-        scale_map(matrix, shape, large),
-        large[::-1],
-        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-    )
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(paint, scale_map(matrix, shape, large), large[::-1], flags=flags)
     moved = resize(np.asarray(moved, np.float32), shape)
     alpha = np.clip(moved[..., 3], 0, 1)
     # Blurred with alpha as weights, so that nothing of the photo's background gets in.
     low = blur(moved, sigma)
-    known = alpha > 0.5
     own = moved[..., :3] / np.maximum(moved[..., 3:], 0.5)
     band = own - low[..., :3] / np.maximum(low[..., 3:], 1e-3)
-    return np.asarray(np.where(known[..., None], band, 0), np.float32), alpha
+    return np.asarray(np.where(alpha[..., None] > 0.5, band, 0), np.float32), alpha
 
 
 def scale_map(matrix: Matrix, size: tuple[int, int], new: tuple[int, int]) -> Matrix:
@@ -175,11 +167,9 @@ class _Pair:
         near = cv2.dilate((self.inside > 0.5).astype(np.uint8), kernel)
         counts = near * (self.shown > 0.5).astype(np.uint8)
         stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ROUNDS, _ENOUGH)
-        first = start.astype(np.float32)
+        told = start.astype(np.float32), cv2.MOTION_AFFINE, stop, counts, 1
         try:
-            score, matrix = cv2.findTransformECC(
-                self.sample, self.photo, first, cv2.MOTION_AFFINE, stop, counts, 1
-            )
+            score, matrix = cv2.findTransformECC(self.sample, self.photo, *told)
         except cv2.error:
             # It gives up where nothing overlaps or nothing varies.
             return None
@@ -194,9 +184,9 @@ class _Pair:
         photo, shown = (
             cv2.warpAffine(one, matrix, size, flags=flags) for one in (self.photo, self.shown)
         )
-        object_ = self.inside > 0.5
-        both = object_ & (shown > 0.5)
-        if not both.any() or both.sum() < _LEAST_SHARED * object_.sum():
+        covered = self.inside > 0.5
+        both = covered & (shown > 0.5)
+        if not both.any() or both.sum() < _LEAST_SHARED * covered.sum():
             return None
         one, other = (image[both] - image[both].mean() for image in (self.sample, photo))
         length = float(np.sqrt((one**2).sum() * (other**2).sum()))
@@ -205,11 +195,10 @@ class _Pair:
 
 def _is_modest(matrix: Matrix, size: tuple[int, int]) -> bool:
     """Whether a map turns, scales and moves a picture of (height, width) by little."""
-    linear = matrix[:, :2]
+    linear, sides = matrix[:, :2], np.array([size[1], size[0]])
     left, scales, right = np.linalg.svd(linear)
-    turn = left @ right
-    middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
-    moved = np.abs(linear @ middle + matrix[:, 2] - middle) / np.array([size[1], size[0]])
+    turn, middle = left @ right, (sides - 1) / 2
+    moved = np.abs(linear @ middle + matrix[:, 2] - middle) / sides
     return bool(
         np.linalg.det(linear) > 0
         and abs(math.degrees(math.atan2(turn[1, 0], turn[0, 0]))) <= _MOST_TURNED

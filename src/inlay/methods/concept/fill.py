@@ -126,7 +126,7 @@ class Filler(Workspace):
         inside = released_tokens() if self.concept.layout == "released" else None
         return MaskedAttention(hole, self.settings.self_attention, masks, inside=inside)
 
-    def outline(self, image: Image, otherwise: str = "") -> Mask | None:
+    def outline(self, image: Image, otherwise: str) -> Mask | None:
         """find_object() in a picture of the window, or None and a note of what is done instead."""
         found = find_object(image, self.window.clean, self.window.region_box())
         if found is None and otherwise:
@@ -135,7 +135,6 @@ class Filler(Workspace):
         return found
 
     def steps(self, strength: float) -> int:
-        """How many steps fill() takes."""
         return step_count(self.settings.num_inference_steps, strength)
 
 
@@ -144,8 +143,8 @@ def find_object(new: Image, old: Image, box: Box) -> Mask | None:
 
     new and old, float32 (h, w, 3) sRGB in [0, 1], are the picture with the box filled and the
     background as it was. GrabCut looks for it inside the box: what is probably the object is far
-    from the old background in CIELAB, and all outside the box is surely background. What covers
-    less than 5% or more than 95% of the box is not sensible.
+    from the old background in CIELAB. What covers next to nothing or all of the box is not
+    sensible.
     """
     height, width = new.shape[:2]
     scale = min(1.0, (_PIXELS / (height * width)) ** 0.5)
@@ -179,10 +178,8 @@ def find_object(new: Image, old: Image, box: Box) -> Mask | None:
 
 
 def blend(fill: Filler, latent: Tensor) -> Painted:
-    """The window with its box, or the object in it, as a latent (1, C, h, w) says.
-
-    It fades into the background over `feather`. Detail comes from the photos, where the settings
-    want it. Where the object does not stand out in its box, the box is laid in.
+    """The window with its box, or the object in it where it stands out, as a latent (1, C, h, w)
+    says, and with details of the photos, as the settings want it.
     """
     window, settings, longer = fill.window, fill.settings, max(fill.window.shape)
     new = resize(fill.image(latent), window.shape)
@@ -200,15 +197,8 @@ def blend(fill: Filler, latent: Tensor) -> Painted:
     if settings.details > 0:
         part = window.region_box().slices
         pixel = window.shape[0] / fill.size[0], window.shape[1] / fill.size[1]
-        new[part], told = add_details(
-            new[part],
-            inside[part],
-            pixel,
-            fill.photos,
-            amount=settings.details,
-            least=settings.details_agreement,
-            feather=settings.feather * longer,
-        )
+        how = settings.details, settings.details_agreement, settings.feather * longer
+        new[part], told = add_details(new[part], inside[part], pixel, fill.photos, *how)
         fill.context.note(told)
     cover = weight[..., None]
     # What the decoder gives beyond white and black is no colour to blend with.
