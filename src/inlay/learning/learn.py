@@ -161,7 +161,7 @@ class Learning(Run):
         if resume:
             _check_same(out, recipe)
         self.trained = set_up(backbone, config)
-        self.state = TrainState(self.trained, "adamw", config.learning_rate, config.ema_decay)
+        self.state = TrainState(self.trained, config)
         inside = released_tokens() if config.layout == "released" else None
         # Self-attention is masked when the object is put in, not before.
         self.rule = TrainingAttention(None, "a", config.mask_cross_attention, inside=inside)

@@ -107,10 +107,11 @@ class JointOptimizer:
 class TrainState:
     """One network, `step` updates into its training; the average is what is kept in the end."""
 
-    def __init__(self, network: Any, optimizer: str, rate: float, ema_decay: float) -> None:
-        self.network, self.ema_decay = network, ema_decay
+    def __init__(self, network: Any, config: TrainingConfig) -> None:
+        self.network, self.ema_decay = network, config.ema_decay
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        self.optimizer = JointOptimizer(network, optimizer, rate)
+        kind = getattr(config, "optimizer", "adamw")
+        self.optimizer = JointOptimizer(network, kind, config.learning_rate)
         self.step = 0
 
     def update(self, learning_rate: float) -> None:

@@ -120,9 +120,8 @@ class Workspace:
         progress: Callable[[Step], None] | None = None,
         denoise: Denoise | None = None,
     ) -> Tensor:
-        """`source` (1, C, h, w) with the conditions' mask painted by a backbone's solver, from the
-        noise of `strength`, at 1 as the settings' `initial_latent` says. `progress` and `denoise`
-        stand in for on_step() and the backbone's denoiser.
+        """`source` (1, C, h, w) with the conditions' mask painted by a solver, from the noise of
+        `strength` on. `progress` and `denoise` stand in for on_step() and the backbone's denoiser.
         """
         denoiser = self.backbone.denoiser(conditions)
         return solver(
@@ -158,10 +157,9 @@ class Workspace:
     def add_texture(self, fill: Image, sample: Image, region: Tensor) -> Image:
         """`fill` with the fine detail of `sample`, as strong as it is round the region.
 
-        fill and sample are float32 (H, W, 3) in [0, 1] of the model's size, region is a latent mask
-        (1, 1, h, w). Only what is finer than a twentieth of the window is taken: what a sample says
-        of colour and of light is noise beside the fill. Strength is the median of luminance's
-        gradients, which an edge in the surroundings does not sway.
+        Both are float32 (H, W, 3) in [0, 1] of the model's size, region is a latent mask. Only what
+        is finer than a twentieth of the window is taken: what a sample says of colour and of light
+        is noise beside the fill. Strength is the median of luminance's gradients.
         """
         change = sample - fill
         detail = change - blur(change, 0.025 * max(self.size))
@@ -189,20 +187,19 @@ class Workspace:
     def add_change(
         self, before: Tensor, after: Tensor, smoothing: float, feather: float | None = None
     ) -> Painted:
-        """Residual decoding: y = x + w * U(D(after) - D(before)).
+        """Residual decoding: y = x + w * U(D(after) - D(before)), for latents (1, C, h, w).
 
-        before and after are latents (1, C, h, w). The autoencoder's own error cancels and detail
-        finer than the model's pixels stays. `smoothing` (window sizes) is the sigma of a blur of
-        the change inside the region, which holds back invented texture. w is 1 on the region and
-        falls to 0 over `feather` (window sizes; by default the settings').
+        The autoencoder's own error cancels and detail finer than the model's pixels stays.
+        `smoothing` (window sizes) is the sigma of a blur of the change inside the region, which
+        holds back invented texture. w is weight() over `feather`, by default the settings'.
         """
         window = self.window
         change = self.image(after) - self.image(before)
         if smoothing > 0:
             mask = resize(window.region(), self.size)
             # Without mixing the two sides.
-            inside = masked_blur(change, mask, smoothing * max(self.size))
-            change = inside * mask[..., None] + change * (1 - mask[..., None])
+            inside, mask = masked_blur(change, mask, smoothing * max(self.size)), mask[..., None]
+            change = inside * mask + change * (1 - mask)
         weight = self.weight(self.settings.feather if feather is None else feather)
         rgb = window.pasted + resize(change, window.shape) * weight[..., None]
         return Painted(rgb, (weight > 0) | window.paste_mask())

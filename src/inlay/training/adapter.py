@@ -67,9 +67,7 @@ class AdapterTrainer(BranchTrainer, MaskedTrainer):
         self, folder: Path, out: Path, config: AdapterConfig, resume: bool = False
     ) -> None:
         super().__init__(folder, out, config, resume)
-        self.adapter = ControlAdapter(
-            self.network, self.backbone, name="to be trained", hasher=lambda: ""
-        )
+        self.adapter = ControlAdapter(self.network, self.backbone, name="to be trained")
         self.loader = CorpusLoader(self.corpus, self.device)
 
     def new_network(self) -> Any:

@@ -157,20 +157,17 @@ class Batch:
     captions: list[str]
 
 
+@dataclass(frozen=True)
 class CorpusLoader:
-    """Pictures of a corpus, cut at random with a random hole in each."""
+    """Pictures of a corpus, cut at random with a random hole in each; the shares are of holes that
+    hide one of the `objects`, and of recoloured pictures.
+    """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        device: torch.device,
-        objects: ObjectCache | None = None,
-        object_mask_share: float = 0.0,
-        recolour_share: float = 0.0,
-    ) -> None:
-        """The shares are of holes that hide one of the `objects`, and of recoloured pictures."""
-        self.corpus, self.device, self.objects = corpus, device, objects
-        self.object_mask_share, self.recolour_share = object_mask_share, recolour_share
+    corpus: Corpus
+    device: torch.device
+    objects: ObjectCache | None = None
+    object_mask_share: float = 0.0
+    recolour_share: float = 0.0
 
     def batch(self, count: int, size: int, rng: Rng) -> Batch:
         """So many pictures, drawn by their weights."""
@@ -241,6 +238,7 @@ class Ahead(Generic[T]):
         return [self._coming.pop((step, row)).result() for row in rows]
 
 
+@dataclass
 class DisturbedLoader:
     """Batches of samples on a device; sample `row` of step `step` hangs on the seed and these two.
 
@@ -248,22 +246,20 @@ class DisturbedLoader:
     step's samples are square, or 3 to 4 where `multiple`, of which sides must be, is given.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        objects: ObjectCache,
-        policy: Policy,
-        size: int,
-        seed: int,
-        device: torch.device,
-        workers: int = 0,
-        multiple: int | None = None,
-    ) -> None:
-        self.corpus, self.objects, self.policy = corpus, objects, policy
-        self.seed, self.device = seed, device
+    corpus: Corpus
+    objects: ObjectCache
+    policy: Policy
+    size: int
+    seed: int
+    device: torch.device
+    workers: int = 0
+    multiple: int | None = None
+
+    def __post_init__(self) -> None:
+        size, multiple = self.size, self.multiple
         short = size if multiple is None else size * 3 // 4 // multiple * multiple or size
         self.shapes = [(size, size), (size, short), (short, size)]
-        self._ahead = Ahead(self._draw, workers)
+        self._ahead = Ahead(self._draw, self.workers)
 
     def batch(self, step: int, rows: Sequence[int]) -> Samples:
         """The samples of these rows of a step, pictures drawn by their weights."""
@@ -271,13 +267,9 @@ class DisturbedLoader:
 
     def of(self, indices: Sequence[int]) -> Samples:
         """A sample of each of these pictures, the kinds in turn: the same in every call."""
-        kinds = self.policy.kinds
-        return self._stack(
-            [
-                self._sample(i, np.random.default_rng([self.seed, 3, i]), kinds[i % len(kinds)])
-                for i in indices
-            ]
-        )
+        kinds, new = self.policy.kinds, np.random.default_rng
+        made = [self._sample(i, new([self.seed, 3, i]), kinds[i % len(kinds)]) for i in indices]
+        return self._stack(made)
 
     def _draw(self, step: int, row: int) -> Sample:
         rng = np.random.default_rng([self.seed, 2, step, row])
@@ -293,10 +285,6 @@ class DisturbedLoader:
     def _stack(self, samples: Sequence[Sample]) -> Samples:
         masks = np.stack([[sample.mask, sample.region] for sample in samples])
         mask, region = torch.from_numpy(masks).to(self.device).split(1, 1)
-        return Samples(
-            _tensor([sample.truth for sample in samples], self.device),
-            _tensor([sample.pasted for sample in samples], self.device),
-            mask,
-            region,
-            [sample.caption for sample in samples],
-        )
+        truth = _tensor([sample.truth for sample in samples], self.device)
+        pasted = _tensor([sample.pasted for sample in samples], self.device)
+        return Samples(truth, pasted, mask, region, [sample.caption for sample in samples])

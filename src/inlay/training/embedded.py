@@ -273,9 +273,7 @@ class EmbeddedTrainer(MaskedTrainer):
         )
         # A backbone's weights are frozen otherwise.
         self.networks.requires_grad_(True).train()
-        self.state = TrainState(
-            self.networks, config.optimizer, config.learning_rate, config.ema_decay
-        )
+        self.state = TrainState(self.networks, config)
         self.objects = ObjectCache()
         shares = config.object_mask_share, config.recolour_share
         self.loader = CorpusLoader(self.corpus, self.device, self.objects, *shares)

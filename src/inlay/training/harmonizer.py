@@ -1,8 +1,7 @@
 """Training of a harmonizer (inlay.diffusion.branches) beside a frozen checkpoint.
 
 Any folder of photos will do: an object of a photo is given another light or tone, and the branch
-learns to give back the photo. Source: the Inpainting and Harmonizing Module of PhD (Zhang et al.
-2023, arXiv 2306.07596), as a ControlNet (Zhang et al. 2023, arXiv 2302.05543).
+learns to give back the photo, after PhD (Zhang et al. 2023, arXiv 2306.07596).
 
 On several GPUs: accelerate launch -m inlay train harmonizer ... Each process takes its share of
 every batch, and the samples are those of a run with one.
@@ -140,12 +139,9 @@ class HarmonizerTrainer(BranchTrainer):
         with torch.no_grad():
             z, seen = backbone.encode(samples.truth), backbone.encode_masked(samples.truth, hole)
             begun = z if from_noise else backbone.encode(samples.pasted)
-        conditions = Conditions(
-            backbone.embed(samples.captions, (samples.mask.shape[2], samples.mask.shape[3])),
-            mask=hole,
-            masked_latent=seen,
-            guide=Guide(self.network, torch.cat([samples.pasted, samples.mask], 1)),
-        )
+        text = backbone.embed(samples.captions, (samples.mask.shape[2], samples.mask.shape[3]))
+        guide = Guide(self.network, torch.cat([samples.pasted, samples.mask], 1))
+        conditions = Conditions(text, mask=hole, masked_latent=seen, guide=guide)
         level = backbone.levels.rows(t)
         noisy = level.add_noise(begun, noise)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -199,8 +195,8 @@ class HarmonizerTrainer(BranchTrainer):
             return {"validation_loss": {}, "restored": {}}, {}
         samples, seed = self.shown.of(range(count)), self.config.seed
         noise = self.noise(np.random.default_rng([seed, 6]), samples.truth)
-        starts, size = range(0, count, self.config.batch), self.config.batch
-        batches = [range(start, min(start + size, count)) for start in starts]
+        size = self.config.batch
+        batches = [range(count)[start : start + size] for start in range(0, count, size)]
 
         def errors(t: Tensor) -> tuple[Tensor, Tensor]:
             parts = [self._errors(self.shown.of(b), t[list(b)], noise[list(b)]) for b in batches]
@@ -227,10 +223,9 @@ def restoration(
 
     The answer is correct() of a single step without a prompt, from the pasted picture noised to
     `timestep`, or where that is None from pure noise. latent and picture are sums of squared errors
-    over those of the pasted ones; the picture is the pasted one plus the decoded change, which in
-    smooth is blurred inside the mask. improved is the share whose smooth picture came nearer to the
-    truth; untouched the squared change where nothing was disturbed, in the unit of `picture`. Empty
-    where no sample shows a change.
+    over those of the pasted ones; in smooth the change is blurred inside the mask. improved is the
+    share whose smooth picture came nearer to the truth; untouched the squared change where nothing
+    was disturbed, in the unit of `picture`. Empty where no sample shows a change.
     """
     cond = backbone.embed([""], (samples.truth.shape[2], samples.truth.shape[3]))
     levels = few_levels(backbone, 1) if timestep is None else [backbone.levels[timestep]]
@@ -257,20 +252,13 @@ def restoration(
             )
             if start is truth:
                 calm = picture
-        rows.append(
-            [_under(after - z, hole), _under(before - z, hole), picture, given, smooth, calm]
-        )
+        latent = _under(after - z, hole), _under(before - z, hole)
+        rows.append([*latent, given, picture, smooth, calm, smooth < given])
     if not rows:
         return {}
-    error = np.array(rows)
-    after_z, before_z, picture_sum, given_sum, smooth_sum, calm_sum = error.sum(0).tolist()
-    return {
-        "latent": after_z / before_z,
-        "picture": picture_sum / given_sum,
-        "smooth": smooth_sum / given_sum,
-        "improved": float((error[:, 4] < error[:, 3]).mean()),
-        "untouched": calm_sum / given_sum,
-    }
+    after_z, before_z, whole, *sums, better = np.array(rows).sum(0).tolist()
+    shares = dict(zip(("picture", "smooth", "untouched"), (x / whole for x in sums), strict=True))
+    return {"latent": after_z / before_z, **shares, "improved": better / len(rows)}
 
 
 def _under(error: Tensor, mask: Tensor) -> float:

@@ -67,9 +67,7 @@ class SupervisedTrainer(Trainer):
             own, begun = resources.files("inlay").joinpath("assets", self.kind), config.start_from
             load_weights(self.network, Path(str(own) if begun == "embedded" else begun))
         self.network.to(self.device).train()
-        self.state = TrainState(
-            self.network, config.optimizer, config.learning_rate, config.ema_decay
-        )
+        self.state = TrainState(self.network, config)
         if resume:
             self.state.load(out, f"a {self.kind}")
         out.mkdir(parents=True, exist_ok=True)

@@ -145,11 +145,8 @@ def train_folder(
     resume: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Train one kind of network on an image folder and return the folder OUT/KIND with it.
-
-    Every `save_every` steps a resumable state, a report (OUT/log.jsonl, and OUT/events for
-    TensorBoard) and the network so far are written. Raises InputError for an unusable folder or
-    checkpoint, or nothing to resume.
+    """Train one kind of network on an image folder, see train(), and return the folder OUT/KIND
+    with it. Raises InputError for an unusable folder or checkpoint, or nothing to resume.
     """
     trainer = kind(folder, out, config, resume)
     if trainer.processes.first:
@@ -281,10 +278,8 @@ class BranchTrainer(Trainer):
         self.config, self.out = config, out
         if resume:
             check_state(out)
-        place = self.processes.device
-        self.backbone = backbone = load_backbone(
-            config.model, device=place or "auto", dtype="float32"
-        )
+        place = self.processes.device or "auto"
+        self.backbone = backbone = load_backbone(config.model, device=place, dtype="float32")
         self.device = backbone.device
         # Half of the checkpoint's own side, to the next multiple that it takes.
         half = -(-backbone.native_size // 2 // backbone.multiple) * backbone.multiple
@@ -295,18 +290,15 @@ class BranchTrainer(Trainer):
                 f"the model {config.model}."
             )
         # Crops go down to about half of a picture.
-        self.short_side = max(288, self.size * 5 // 4)
+        self.short_side = side = max(288, self.size * 5 // 4)
         self.corpus, self.held_out = (
-            load_corpus(folder, held_out, self.short_side, captioned=False)
-            for held_out in (False, True)
+            load_corpus(folder, held, side, captioned=False) for held in (False, True)
         )
         backbone.text.cache_size = _CAPTIONS
         torch.manual_seed(config.seed)
         self.network = self.new_network().to(self.device).train()
         self.learn_fast(backbone.network, self.network)
-        self.state = TrainState(
-            self.network, config.optimizer, config.learning_rate, config.ema_decay
-        )
+        self.state = TrainState(self.network, config)
         if resume:
             article = "an" if self.kind[0] in "aeiou" else "a"
             self.state.load(out, f"{article} {self.kind} for the model {config.model}")

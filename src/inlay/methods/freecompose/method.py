@@ -1,10 +1,9 @@
 """FreeCompose (Chen et al. 2024, arXiv 2407.04947): removal, harmonization and re-posing on frozen
 weights.
 
-Nothing is sampled. The picture's own latent moves along the difference of two noise predictions
-(Delta Denoising Score): that of the picture as it becomes, and that of a source picture. What the
-source is, and what either network call may see, decides what the movement does: that is a plan, one
-for each task and variant. The loop itself is diffusion/distill.py.
+The picture's own latent moves along the difference of two noise predictions (Delta Denoising
+Score): that of the picture as it becomes, and that of a source picture. What the source is and
+what either call may see is a plan, one for each task and variant; the loop is diffusion/distill.py.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,10 +52,9 @@ def _plan(
     """The plan for source and target, each a latent and the picture (1, 3, H, W) it is made of,
     which an inpainting checkpoint is shown round the region or not; lines are control features.
     """
-    verb = work.context.verb
+    verb, drawn = work.context.verb, work.context.control is not None
     guided = settings.guidance_scale != 1
     negative = work.embed(settings.negative_prompt) if guided else None
-    drawn = work.context.control is not None
     prompts, sees = settings.prompts(verb, drawn), settings.sees_surroundings(verb)
 
     def branch(i: int) -> Side:
@@ -78,9 +77,8 @@ def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
         raise InputError("the mask covers all that the model sees; leave some background out.")
     # Both branches start from the fill: a source with the object would bring the object back.
     z = work.smooth_fill(region)[0] if settings.start == "smooth" else work.source()
-    layer, call = _since(work, settings, "hide", settings.num_iterations)
-    hidden = HiddenRegion(region, first_layer=layer, first_call=call)
-    attention = hidden if settings.hide_region else None
+    since = _since(work, settings, "hide", settings.num_iterations)
+    attention = HiddenRegion(region, **since) if settings.hide_region else None
     return _plan(work, settings, region, [(z, work.picture)] * 2, attention)
 
 
@@ -119,9 +117,8 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     or a layer that the model does not have.
     """
     window, context, name = work.window, work.context, settings.adapter
-    layer, call = _since(work, settings, "share", settings.num_iterations)
-    shared = SharedSource(first_layer=layer, first_call=call, t_min=settings.share_t_min)
-    attention = shared if settings.share else None
+    since = _since(work, settings, "share", settings.num_iterations)
+    shared = SharedSource(**since, t_min=settings.share_t_min)
     if not name and work.backbone.name == "embedded":
         name = "embedded"
     if not name:
@@ -144,14 +141,13 @@ def semantic(work: Workspace, settings: FreeComposeSettings) -> Plan:
     region = work.latent_mask(window.mask(work.size), cover=True)
     scale = settings.adapter_conditioning_scale
     lines = [adapter.features(each, scale) for each in (own, drawn)]
+    attention = shared if settings.share else None
     return _plan(work, settings, region, [(work.source(), work.picture)] * 2, attention, lines)
 
 
-def _since(
-    work: Workspace, settings: FreeComposeSettings, word: str, steps: int
-) -> tuple[FirstLayer, int]:
-    """From which layer and which of some steps on attention is to hide or to share, by the word's
-    settings; raises InputError for a layer that the model does not have.
+def _since(work: Workspace, settings: FreeComposeSettings, word: str, steps: int) -> dict[str, Any]:
+    """The rule's layer and call, of some steps, from which on attention is to hide or to share, by
+    the word's settings; raises InputError for a layer that the model does not have.
     """
     told, layers = str(getattr(settings, f"{word}_from_layer")), work.backbone.layers()
     first: FirstLayer = "decoder" if told == "decoder" else int(told)
@@ -161,7 +157,8 @@ def _since(
             f"{word}_from_layer is {told}, but the model has {count} layers of self-attention; "
             f"give 0 to {count - 1}, or decoder."
         )
-    return first, math.ceil(getattr(settings, f"{word}_from_iteration") * steps)
+    call = math.ceil(getattr(settings, f"{word}_from_iteration") * steps)
+    return {"first_layer": first, "first_call": call}
 
 
 def _steered(backbone: Backbone, settings: FreeComposeSettings, conditions: Conditions) -> Denoise:
@@ -198,8 +195,8 @@ def _distill(work: Workspace, settings: FreeComposeSettings, plan: Plan) -> Tens
     told = settings.model_dump(include={"pool_size", "eta", "optimizer", "plateau", "patience"})
     descent = Descent(spans, settings.num_iterations, **told)
 
-    def tell(iterate: Iterate) -> None:
-        work.tell(iterate.number + 1, iterate.total, lambda: work.image(iterate.z))
+    def tell(now: Iterate) -> None:
+        work.tell(now.number + 1, now.total, lambda: work.image(now.z))
 
     outside, near = settings.outside_weight, dilate(plan.region) if pixels else plan.region
     with work.backbone.attention(plan.attention):
@@ -230,7 +227,7 @@ def _redraw(
     attention = plan.attention
     assert plan.source is not None
     if isinstance(attention, SharedSource):
-        attention = replace(attention, first_call=_since(work, settings, "share", steps)[1])
+        attention = replace(attention, **_since(work, settings, "share", steps))
     solver = work.backbone.solver("DDIMScheduler", settings.redraw_steps)
     steered = partial(_steered, work.backbone, settings)
     noise = draw_noise(z, work.context.generator)
@@ -251,10 +248,10 @@ def run(
     Raises InputError where the mask leaves nothing to go by, for a perceptual term that this
     checkpoint or this installation does not have, or an adapter that does not fit.
     """
-    reposes = settings.variant == "semantic"
+    redraws, reposes = 0, settings.variant == "semantic"
     if reposes:
         window = widen_region(window, settings)
-    redraws = step_count(settings.redraw_steps, settings.redraw) if reposes else 0
+        redraws = step_count(settings.redraw_steps, settings.redraw)
     context.total = settings.num_iterations + redraws
     work = Workspace(window, backbone, settings, context)
     if context.verb == "remove":
