@@ -87,12 +87,11 @@ class Sight(_Loose):
 
 
 class Concept(_Loose):
-    """What a file says of the object in it.
+    """What a file says of the object in it; kind is "full" where that holds a whole U-Net.
 
     prompt names the object with its token; class_prompt is the same without it. layout and
     mask_cross_attention say how the prompt was read in training, context how much of its
-    surroundings the object was seen with, in box sizes. sights are of each photo. kind is "full"
-    where the file holds a whole U-Net.
+    surroundings the object was seen with, in box sizes. sights are of each photo.
     """
 
     kind: Literal["lora", "full"] = "lora"

@@ -58,10 +58,7 @@ def hub_cache() -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether a checkpoint can be loaded without the network.
-
-    For a hub id: a snapshot with a model_index.json and the network's weights is there.
-    """
+    """Whether a checkpoint is embedded, or has a snapshot with a network's weights in the cache."""
     if name == "embedded":
         return resources.files("inlay").joinpath("assets/embedded/model_index.json").is_file()
     snapshots = hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
@@ -117,17 +114,17 @@ def hub_folder(
 ) -> Path:
     """The local folder of a hub repository, of the files wanted(all its file names) alone.
 
-    A cached copy that is complete(folder) is used without asking the network. HF_HUB_OFFLINE is
-    respected. `what` is what messages call it. Raises InputError where it cannot be had.
+    A cached copy that is complete(folder) is used without asking the network. `what` is what
+    messages call it. Raises InputError where it cannot be had.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
     with suppress(OSError, ValueError):
         # The index alone is asked for: whether the rest is there, complete() knows better.
-        index = ["model_index.json"]
-        cached = snapshot_download(repo_id, local_files_only=True, allow_patterns=index)
-        if complete(Path(cached)):
-            return Path(cached)
+        index = "model_index.json"
+        cached = Path(snapshot_download(repo_id, local_files_only=True, allow_patterns=index))
+        if complete(cached):
+            return cached
     if constants.HF_HUB_OFFLINE:
         raise InputError(
             f"The {what} {repo_id} is not in the local cache and HF_HUB_OFFLINE forbids to "
@@ -146,10 +143,8 @@ def hub_folder(
 
 
 def load_file(path: Path, dtype: Any) -> Parts:
-    """Load one file whose settings and tokenizer come from a diffusers folder.
-
-    That is the folder of the file's name beside it, else the folder it lies in, else the one
-    that diffusers knows for the kind of checkpoint, from the hub or its local cache.
+    """Load one file whose settings and tokenizer come from a diffusers folder: that of the file's
+    name beside it, else the one it lies in, else the one that diffusers knows, from the hub.
     """
     import torch
     from diffusers.loaders.single_file import load_single_file_sub_model

@@ -67,10 +67,9 @@ def load_backbone(
     """Load a checkpoint, with LoRA files merged into it and textual inversions added.
 
     name_or_path is "embedded", a diffusers folder, a hub id (owner/name; the local cache first,
-    then a download), or a single .safetensors file of SD 1.x, 2.x or XL, whose settings come from
-    a folder of the same name beside it, its own folder, or the hub. loras are (path, scale).
-    device "auto" is cuda, else mps, else cpu; dtype "auto" is float16 on cuda and float32
-    elsewhere. Raises InputError, one sentence, for anything that cannot be loaded.
+    then a download), or a single .safetensors file of SD 1.x, 2.x or XL, see hub.load_file().
+    loras are (path, scale). device "auto" is cuda, else mps, else cpu; dtype "auto" is float16 on
+    cuda and float32 elsewhere. Raises InputError for anything that cannot be loaded.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
@@ -126,11 +125,8 @@ def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) 
 
 def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
     """The harmonizer or T2I-Adapter "embedded" (for the embedded checkpoint), of a folder in
-    diffusers' layout, as save_pretrained() writes it, or of a hub id (the local cache first, then a
-    download); frozen, on the backbone's device and in its dtype.
-
-    Weights come from .safetensors files alone. Raises InputError, one sentence, for anything that
-    cannot be loaded or does not fit the backbone.
+    diffusers' layout or of a hub id; frozen, on the backbone's device and in its dtype. Raises
+    InputError for anything that cannot be loaded or does not fit the backbone.
     """
     where, half = f"The {kind.what} {name}", backbone.dtype == torch.float16
     stem = "diffusion_pytorch_model"
@@ -149,8 +145,7 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
             raise InputError(f"{where} is a {found}, but only a {kind.class_name} can be used.")
         cls = getattr(diffusers, kind.class_name)
         network, files = load_network(folder, cls, stem, where, dtype=backbone.dtype, half=half)
-        network.requires_grad_(False).eval().to(backbone.device)
-        own_weights(network)
+        own_weights(network.requires_grad_(False).eval().to(backbone.device))
     labelled = [(file.name, file) for file in files]
     return kind(network, backbone, name=name, hasher=lambda: fingerprint(labelled))
 

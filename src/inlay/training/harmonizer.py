@@ -256,9 +256,14 @@ def restoration(
         rows.append([*latent, given, picture, smooth, calm, smooth < given])
     if not rows:
         return {}
-    after_z, before_z, whole, *sums, better = np.array(rows).sum(0).tolist()
-    shares = dict(zip(("picture", "smooth", "untouched"), (x / whole for x in sums), strict=True))
-    return {"latent": after_z / before_z, **shares, "improved": better / len(rows)}
+    after_z, before_z, whole, picture, smooth, calm, better = np.array(rows).sum(0).tolist()
+    return {
+        "latent": after_z / before_z,
+        "picture": picture / whole,
+        "smooth": smooth / whole,
+        "improved": better / len(rows),
+        "untouched": calm / whole,
+    }
 
 
 def _under(error: Tensor, mask: Tensor) -> float:
