@@ -122,6 +122,7 @@ def _stack(values: Sequence[Any]) -> Any:
     return values[0] and [torch.cat(x) for x in zip(*values, strict=True)]
 
 
+@dataclass(eq=False)
 class Denoiser:
     """A backbone under some conditions: a function of (z, level).
 
@@ -130,8 +131,8 @@ class Denoiser:
     None.
     """
 
-    def __init__(self, backbone: Backbone, conditions: Conditions) -> None:
-        self.backbone, self.conditions = backbone, conditions
+    backbone: Backbone
+    conditions: Conditions
 
     @property
     def keep_outside(self) -> Tensor | None:

@@ -101,25 +101,24 @@ class Tiling:
         """Windows of (1, C, H * scale, W * scale) as rows (n, C, h * scale, w * scale)."""
         return torch.cat([self.crop(x, number, scale) for number in numbers])
 
-
-class _Mean:
-    """The weighted mean of what windows say, (1, C, H * scale, W * scale)."""
-
-    def __init__(self, tiling: Tiling, channels: int, device: torch.device, scale: int = 1) -> None:
-        self.tiling, self.scale = tiling, scale
-        height, width = (side * scale for side in tiling.size)
-        self.total = torch.zeros(1, channels, height, width, device=device)
-        self.weights = torch.zeros(1, 1, height, width, device=device)
-
-    def add(self, numbers: Sequence[int], rows: Tensor) -> None:
-        weight = self.tiling.weight(self.scale).to(rows.device)
-        for number, row in zip(numbers, rows.float(), strict=True):
-            self.tiling.crop(self.total, number, self.scale).add_(row * weight)
-            self.tiling.crop(self.weights, number, self.scale).add_(weight)
-
-    def result(self) -> Tensor:
-        """The mean; 0 where no window was."""
-        return self.total / torch.where(self.weights > 0, self.weights, 1)
+    def mean(
+        self, numbers: Sequence[int], say: Callable[[Sequence[int]], Tensor], scale: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """What is said of windows, by batches (k, n, C, h * scale, w * scale), as weighted means
+        (k, C, H * scale, W * scale); and the weights (H * scale, W * scale), 0 where no window was.
+        """
+        total: Tensor | None = None
+        weight, weights = self.weight(scale), torch.zeros([side * scale for side in self.size])
+        for some in self.batches(numbers):
+            rows = say(some).float()
+            if total is None:
+                total = rows.new_zeros(len(rows), rows.shape[2], *weights.shape)
+                weight, weights = weight.to(rows.device), weights.to(rows.device)
+            for number, row in zip(some, rows.unbind(1), strict=True):
+                self.crop(total, number, scale).add_(row * weight)
+                self.crop(weights, number, scale).add_(weight)
+        assert total is not None
+        return total / torch.where(weights > 0, weights, 1), weights
 
 
 def in_tiles(
@@ -130,16 +129,10 @@ def in_tiles(
     For an autoencoder, whose memory grows with the picture: reads and makes are its pixels per
     latent pixel and 1, or the other way round. One window is handed through as it is.
     """
-    if len(tiling.corners) == 1:
+    everything = range(len(tiling.corners))
+    if len(everything) == 1:
         return call(x).float()
-    mean: _Mean | None = None
-    for numbers in tiling.batches(range(len(tiling.corners))):
-        rows = call(tiling.stack(x, numbers, reads))
-        if mean is None:
-            mean = _Mean(tiling, rows.shape[1], rows.device, makes)
-        mean.add(numbers, rows)
-    assert mean is not None
-    return mean.result()
+    return tiling.mean(everything, lambda n: call(tiling.stack(x, n, reads))[None], makes)[0]
 
 
 @dataclass
@@ -165,19 +158,18 @@ class TiledDenoiser:
     def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """(eps, x0), both (1, C, H, W) in float32."""
         tiling, whole = self.tiling, self.conditions
-        means = [_Mean(tiling, z.shape[1], z.device) for _ in range(2)]
-        for numbers in tiling.batches(self.used):
-            shown = [
+        noise = (z - level.signal * self.kept) / max(float(level.noise), 1e-4)
+        if not self.used:
+            return noise, self.kept
+
+        def say(numbers: Sequence[int]) -> Tensor:
+            mask, masked = (
                 None if x is None else tiling.stack(x, numbers)
                 for x in (whole.mask, whole.masked_latent)
-            ]
-            part = replace(whole, mask=shown[0], masked_latent=shown[1])
-            both = self.denoiser(part)(tiling.stack(z, numbers), level)
-            for mean, rows in zip(means, both, strict=True):
-                mean.add(numbers, rows)
-        eps, x0 = (mean.result() for mean in means)
-        told = means[0].weights > 0
-        if not bool(told.all()):
-            noise = (z - level.signal * self.kept) / max(float(level.noise), 1e-4)
-            eps, x0 = torch.where(told, eps, noise), torch.where(told, x0, self.kept)
-        return eps, x0
+            )
+            denoise = self.denoiser(replace(whole, mask=mask, masked_latent=masked))
+            return torch.stack(denoise(tiling.stack(z, numbers), level))
+
+        (eps, x0), weights = tiling.mean(self.used, say)
+        known = weights > 0
+        return torch.where(known, eps[None], noise), torch.where(known, x0[None], self.kept)
