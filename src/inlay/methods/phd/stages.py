@@ -91,9 +91,8 @@ def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings) -> Canv
         change = resize(change, window.shape)
     else:
         change = resize(new, window.shape) - window.clean
-    return canvas.with_picture(
-        np.clip(window.pasted + weight * change, 0, 1).astype(np.float32), weight[..., 0] > 0
-    )
+    rgb = np.clip(window.pasted + weight * change, 0, 1).astype(np.float32)
+    return canvas.with_picture(rgb, weight[..., 0] > 0)
 
 
 def harmonize(
@@ -115,21 +114,16 @@ def harmonize(
     region = torch.maximum(window.mask(work.size, reach), mask)
     # As in training: every latent pixel that the mask touches.
     latent_mask = work.latent_mask((region > 1 / 512).float(), cover=True)
-    guide = negative = None
+    own = settings.model_copy(update={"guidance_scale": settings.harmonize_guidance_scale})
+    conditions = replace(work, settings=own).conditions(latent_mask, picture)
     strength = settings.harmonize_strength
     if harmonizer is not None:
         strength = settings.harmonizer_strength
         guide = harmonizer.guide(picture, mask, settings.harmonizer_scale)
-    if settings.harmonize_guidance_scale != 1 and settings.prompt != settings.negative_prompt:
-        negative = work.embed(settings.negative_prompt)
+        conditions = replace(conditions, guide=guide)
     mean, spread = correct(
         backbone,
-        replace(
-            work.conditions(latent_mask, picture),
-            negative=negative,
-            guidance_scale=settings.harmonize_guidance_scale,
-            guide=guide,
-        ),
+        conditions,
         source,
         levels,
         generator=work.context.generator,
@@ -160,17 +154,13 @@ def shrinkage(
 ) -> Tensor:
     """The factor k (1, 1, h, w) in [0, 1] on a change (1, C, h, w) of uncertain size.
 
-    A Wiener filter. The mean of n answers measures the right change d along its own direction
-    u = d / |d|, with an error whose variance is taken as `restraint` times that of one more answer
-    about the mean of n,
+    A Wiener filter, k = |d|^2 / (|d|^2 + restraint * v). The mean of n answers measures the right
+    change d along its own direction u = d / |d|, with the variance of one more answer about it,
 
         v = (n + 1) / (n - 1) * sum_c u_c^2 s_c^2,
 
-    for the deviations s (n in the denominator) of the answers. The right change is taken as drawn
-    round 0 with a variance of |d|^2, the empirical Bayes of James and Stein (1961) without their
-    threshold. The best linear estimate is then k d with
-
-        k = |d|^2 / (|d|^2 + restraint * v).
+    for the deviations s (n in the denominator) of the answers; and d is taken as drawn round 0 with
+    a variance of |d|^2, the empirical Bayes of James and Stein (1961) without their threshold.
 
     d and s^2 are blurred first inside the mask (1, 1, h, w), with a Gaussian of `sigma` in their
     pixels, so that k follows regions. One answer has no spread: then k is 1.
