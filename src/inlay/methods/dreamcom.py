@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from inlay.methods.base import Context, Method
 from inlay.methods.concept import ConceptSettings
-from inlay.pictures.arrays import resize
+from inlay.pictures.arrays import Image, resize
 from inlay.scene.stitch import Painted, Window
 from inlay.settings import published
 
@@ -105,18 +105,14 @@ def _colour_distance(fill: Filler, latent: Tensor) -> float:
     """The mean Hellinger distance, 0 to 1, of RGB histograms (8 x 8 x 8 bins) of box and photos."""
     import cv2
 
+    def histogram(rgb: Image, alpha: Image) -> Any:
+        levels = np.ascontiguousarray(np.clip(rgb * 255, 0, 255).astype(np.uint8))
+        inside = (alpha > 0.5).astype(np.uint8)
+        return cv2.calcHist([levels], [0, 1, 2], inside, [8] * 3, [0, 256] * 3)
+
     image = np.clip(resize(fill.image(latent), fill.window.shape), 0, 1)
-    parts = [(image, fill.window.alpha), *((one.rgb, one.alpha) for one in fill.photos)]
-    here, *known = (
-        cv2.calcHist(
-            [np.ascontiguousarray(np.clip(rgb * 255, 0, 255).astype(np.uint8))],
-            [0, 1, 2],
-            (alpha > 0.5).astype(np.uint8),
-            [8] * 3,
-            [0, 256] * 3,
-        )
-        for rgb, alpha in parts
-    )
+    here = histogram(image, fill.window.alpha)
+    known = (histogram(photo.rgb, photo.alpha) for photo in fill.photos)
     return float(np.mean([cv2.compareHist(here, one, cv2.HISTCMP_HELLINGER) for one in known]))
 
 

@@ -92,17 +92,10 @@ def run(window: Window, backbone: object, settings: ReinhardSettings, context: C
     away = distance(there)
     width = max(settings.reach * float(np.sqrt(alpha.sum())), 3.0)
     ring = (away > 0) & (away <= width)
-    subject = foreground(window.pasted, window.clean, alpha)[effect]
-    changed = from_space(
-        transfer(
-            to_space(subject, settings.space),
-            alpha[effect],
-            to_space(window.clean[ring], settings.space),
-            np.ones(int(ring.sum()), np.float32),
-            settings.limit,
-        ),
-        settings.space,
-    )
+    subject, space = foreground(window.pasted, window.clean, alpha)[effect], settings.space
+    own, around = (to_space(colours, space) for colours in (subject, window.clean[ring]))
+    every = np.ones(len(around), np.float32)
+    changed = from_space(transfer(own, alpha[effect], around, every, settings.limit), space)
     rgb = window.pasted.copy()
     rgb[effect] += settings.amount * alpha[effect][:, None] * (changed - subject)
     return Painted(np.clip(rgb, 0, 1), effect)

@@ -46,7 +46,7 @@ def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Cont
     """
     levels = _levels(settings, backbone, context)
     if context.verb == "scene":
-        return run_scene(window, backbone, settings, context, levels)
+        return run_scene(Workspace(window, backbone, settings, context), settings, levels)
     composes = context.verb == "compose"
     known = not np.array_equal(window.clean, window.pasted)
     canvas = soften_paste(window, settings.paste_blur if composes else 0.0)
@@ -148,14 +148,9 @@ class _Scene:
             made = round(run * (step.number + 1) / step.total)
             work.tell(made, run, lambda: self._decode(step.x0, tiling, size))
 
-        result = work.paint(
-            backbone.solver(settings.sampler(scene=True), steps),
-            conditions,
-            source,
-            strength,
-            tell,
-            TiledDenoiser(backbone.denoiser, conditions, tiling, source),
-        )
+        solver = backbone.solver(settings.sampler(scene=True), steps)
+        denoise = TiledDenoiser(backbone.denoiser, conditions, tiling, source)
+        result = work.paint(solver, conditions, source, strength, tell, denoise)
         work.context.done += run
         return self._decode(result, tiling, size)
 
@@ -166,19 +161,14 @@ class _Scene:
 
 
 @torch.inference_mode()
-def run_scene(
-    window: Window,
-    backbone: Backbone,
-    settings: PhdSettings,
-    context: Context,
-    levels: list[Level],
-) -> Painted:
+def run_scene(work: Workspace, settings: PhdSettings, levels: list[Level]) -> Painted:
     """The window as a scene round the subject, whose region is all but the subject.
 
     window.alpha is 1 less the subject's alpha, window.pasted the subject over any canvas. levels
     are those of the harmonize stage, which is left out where there are none. Raises InputError for
     a scheduler that does not sample the checkpoint.
     """
+    window, backbone, context = work.window, work.backbone, work.context
     for count in (settings.num_inference_steps, settings.refine_steps):
         backbone.solver(settings.sampler(scene=True), count)
     native = backbone.native_size
@@ -186,14 +176,9 @@ def run_scene(
     steps = step_count(settings.refine_steps, settings.refine_strength)
     context.total = settings.num_inference_steps + (len(sizes) - 1) * steps + len(levels)
     last, alpha = sizes[-1], 1 - window.alpha
-    work = Workspace(window, backbone, settings, context)
     work.size = native, native
-    scene = _Scene(
-        work,
-        settings,
-        resize(window.pasted - window.was * window.alpha[..., None], last),
-        resize(alpha, last),
-    )
+    paint = resize(window.pasted - window.was * window.alpha[..., None], last)
+    scene = _Scene(work, settings, paint, resize(alpha, last))
     coarse = made = scene.sample(sizes[0], None, settings.num_inference_steps, 1.0)
     for size in sizes[1:] if steps else ():
         made = resize(made, size)
@@ -209,11 +194,9 @@ def run_scene(
         box = crop_box(bounds(alpha) or window.box, whole, settings.context, least)
         before, alpha = rgb[box.slices].copy(), alpha[box.slices]
         close = Window(box, before, before, alpha, before)
-        work, canvas = (
-            Workspace(close, backbone, settings, context),
-            Canvas(close, alpha, alpha > 0),
-        )
-        rgb[box.slices] = harmonize(work, canvas, settings, levels).window.pasted
+        near = Workspace(close, backbone, settings, context)
+        canvas = harmonize(near, Canvas(close, alpha, alpha > 0), settings, levels)
+        rgb[box.slices] = canvas.window.pasted
     effect = np.ones(window.shape, bool)
 
     def stages() -> Iterator[tuple[str, Painted]]:
