@@ -1,8 +1,8 @@
 """Harmonization against a known truth: photographs whose object was disturbed on purpose.
 
 An object of a photograph is given another light or tone (inlay.training.disturb), every method
-tries to make it belong again, and the untouched photograph is what its result is measured by. Each
-method also runs on untouched photographs: what it changes there is harm.
+tries to make it belong again, and its result is measured by the photograph as it was. Each method
+also runs on untouched photographs: what it changes there is harm.
 
 A case hangs on the photographs, the seed and its own number alone, not on how many there are.
 """
@@ -58,9 +58,9 @@ class Case:
 
     number: int
     name: str
-    truth: NDArray[np.uint8] = field(repr=False)
-    mask: NDArray[np.float32] = field(repr=False)
-    pasted: NDArray[np.uint8] = field(repr=False)
+    truth: NDArray[np.uint8]
+    mask: NDArray[np.float32]
+    pasted: NDArray[np.uint8]
     kind: str
     parameters: list[dict[str, Any]]
 
@@ -70,9 +70,8 @@ class Report:
     """What a run found; plain values that go into JSON as they are.
 
     settings: how the run was asked for. methods: label to method, settings, model, device, dtype.
-    cases: file, kind, parameters, and for each label fmse, fpsnr, delta_e and seconds; harm: the
-    same for untouched photographs. views: small JPEG pictures for the contact sheet, by case and
-    column.
+    cases: file, kind, parameters, and for each label its FIGURES; harm: the same for untouched
+    photographs. views: small JPEG pictures for the contact sheet, by case and column.
     """
 
     settings: dict[str, Any]
@@ -256,25 +255,17 @@ def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:
     harm = [case for case in report.harm if case["number"] in numbers]
     rows = []
     for label in report.methods if cases else ():
-        own, paste = _column(cases, label), _column(cases, PASTE)
+        own, paste, harmed = (_column(*x) for x in ((cases, label), (cases, PASTE), (harm, label)))
         gains = own["fpsnr"] - paste["fpsnr"]
-        means = {name: float(values.mean()) for name, values in own.items()}
-        untouched = _column(harm, label) if harm else {}
-        rows.append(
-            {
-                "label": label,
-                "cases": len(cases),
-                **means,
-                "fmse_ratio": float(own["fmse"].mean() / paste["fmse"].mean()),
-                "gain": float(gains.mean()),
-                "gain_error": float(gains.std(ddof=1) / len(cases) ** 0.5) if cases[1:] else None,
-                "improved": float((own["fmse"] < paste["fmse"]).mean()),
-                **{
-                    f"harm_{name}": float(untouched[name].mean()) if harm else None
-                    for name in ("delta_e", "fpsnr")
-                },
-            }
-        )
+        row: dict[str, Any] = {"label": label, "cases": len(cases)}
+        row |= {name: float(values.mean()) for name, values in own.items()}
+        row["fmse_ratio"] = float(own["fmse"].mean() / paste["fmse"].mean())
+        row["gain"] = float(gains.mean())
+        row["gain_error"] = float(gains.std(ddof=1) / len(cases) ** 0.5) if cases[1:] else None
+        row["improved"] = float((own["fmse"] < paste["fmse"]).mean())
+        for name in ("delta_e", "fpsnr"):
+            row[f"harm_{name}"] = float(harmed[name].mean()) if harm else None
+        rows.append(row)
     return rows
 
 

@@ -68,11 +68,9 @@ class Photo:
 def find_photos(
     folders: Sequence[str], split: str | None = None, include: Sequence[str] = ()
 ) -> list[Photo]:
-    """The photographs of one or more folders, in the order of the folders and of their names.
+    """The photographs of one or more folders, in the order of the folders and of their names, see
+    learning.folder; BUNDLED stands for scikit-image's own.
 
-    A folder's metadata.jsonl (lines with file_name and perhaps mask, relative to the folder) lists
-    its pictures; without one every picture below the folder counts but those in its folder
-    "masks". There, masks/STEM.png is the mask of STEM. BUNDLED stands for scikit-image's own.
     `split` is one of SPLITS, by the hash of the file name that training goes by; None is held-out
     where metadata.jsonl has such pictures, else all. `include` are patterns (fnmatch) of which a
     name, with or without its folder, must match one. Raises InputError for what is no folder, a
