@@ -113,14 +113,8 @@ def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) 
     index = read_json(parts.folder / "model_index.json")
     zeros = len(encoders) == 2 and bool(index.get("force_zeros_for_empty_prompt", True))
     text = (FlowText if flow else partial(TextStack, empty_is_zero=zeros))(tokenizers, encoders)
-    return (FlowBackbone if flow else UNetBackbone)(
-        network,
-        vae,
-        text,
-        parts.scheduler_config,
-        name=name,
-        hasher=lambda: fingerprint(parts.files),
-    )
+    kind, hasher = FlowBackbone if flow else UNetBackbone, partial(fingerprint, parts.files)
+    return kind(network, vae, text, parts.scheduler_config, name=name, hasher=hasher)
 
 
 def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
@@ -235,14 +229,9 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
                 raise InputError(f"The {part} of the model {name} has no vocabulary.")
             loaded[part] = cls.from_pretrained(str(home), local_files_only=True)
             continue
-        loaded[part], files = load_network(
-            home,
-            cls,
-            stem,
-            f"The {part} of the model {name}",
-            dtype=torch.float32 if part == "vae" else dtype,
-            half=dtype == torch.float16,
-        )
+        where, own = f"The {part} of the model {name}", torch.float32 if part == "vae" else dtype
+        half = dtype == torch.float16
+        loaded[part], files = load_network(home, cls, stem, where, dtype=own, half=half)
         used += [(f"{part}/{file.name}", file) for file in files]
     return Parts(folder, loaded, config, used)
 

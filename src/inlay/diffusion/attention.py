@@ -215,10 +215,8 @@ class _Views(AttentionRule):
     first_layer: FirstLayer = "decoder"
     first_call: int = 0
     t_min: int = 0
-    samples: int = field(default=0, init=False)
-    halves: int = field(default=1, init=False)
-    acts: bool = field(default=False, init=False)
-    _call: int = field(default=-1, init=False, repr=False)
+    # Of the call that is about to be made.
+    samples, halves, acts, _call = 0, 1, False, -1
 
     def layers(self, layers: Sequence[Layer]) -> list[Layer]:
         return self_attention_from(layers, self.first_layer)

@@ -1,9 +1,8 @@
 """The optimise-the-latent loop: a pure function of a denoiser, two sides and a budget.
 
-Nothing is trained and nothing is sampled. A latent moves along the difference of two noise
-predictions that share timestep and noise (Delta Denoising Score, Hertz et al. 2023, arXiv
-2304.07090), as FreeCompose (Chen et al. 2024, arXiv 2407.04947) does. No gradient goes through the
-network. `beside` is for sampling such a target beside its source instead.
+A latent moves along the difference of two noise predictions that share timestep and noise (Delta
+Denoising Score, Hertz et al. 2023, arXiv 2304.07090), as FreeCompose (Chen et al. 2024, arXiv
+2407.04947) does. `beside` is for sampling such a target beside its source instead.
 """
 
 from __future__ import annotations
@@ -92,7 +91,6 @@ class Iterate:
 
     number: int
     total: int
-    timestep: int
     g: Tensor
     z: Tensor
 
@@ -184,7 +182,7 @@ def distill(
         g, draw.source = delta(denoiser, source, moved, levels[draw.t], draw.noise, known)
         pull = g if weight is None else g * weight
         z = step(z, pull + _gradient(terms, z, number))
-        progress(Iterate(number, descent.iterations, draw.t, g, z))
+        progress(Iterate(number, descent.iterations, g, z))
         if stands_still(z):
             return z, number + 1
     return z, descent.iterations
