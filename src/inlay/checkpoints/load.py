@@ -30,13 +30,7 @@ from inlay.checkpoints.folder import (
     read_scheduler,
     weights_stem,
 )
-from inlay.checkpoints.hub import (
-    files_to_fetch,
-    hub_folder,
-    is_complete,
-    is_hub_id,
-    load_file,
-)
+from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete, is_hub_id, load_file
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import Branch

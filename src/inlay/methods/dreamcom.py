@@ -124,8 +124,5 @@ METHOD = Method(
     verbs=("compose",),
     settings=DreamComSettings,
     concept=True,
-    presets={
-        "paper": _PAPER,
-        "released": {**_PAPER, "self_attention": "released"},
-    },
+    presets={"paper": _PAPER, "released": {**_PAPER, "self_attention": "released"}},
 )

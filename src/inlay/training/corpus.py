@@ -69,11 +69,7 @@ class Corpus:
 
 
 def load_corpus(
-    folder: Path,
-    held_out: bool,
-    short_side: int = 288,
-    captioned: bool = True,
-    alpha: bool = False,
+    folder: Path, held_out: bool, short_side: int = 288, captioned: bool = True, alpha: bool = False
 ) -> Corpus:
     """Read one split of an image folder; larger pictures are reduced to `short_side` pixels.
 
