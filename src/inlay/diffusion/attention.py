@@ -40,10 +40,8 @@ class Layer:
     attn: Any
 
     def project(self, hidden: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value (rows, heads, tokens, width) of what goes into the layer.
-
-        hidden is (rows, tokens, channels); context is the text of a cross-attention layer, None in
-        self-attention.
+        """Query, key and value (rows, heads, tokens, width) of what goes into the layer, (rows,
+        tokens, channels); context is the text, None in self-attention.
         """
         attn, context = self.attn, hidden if context is None else context
         query, key, value = attn.to_q(hidden), attn.to_k(context), attn.to_v(context)
@@ -153,9 +151,7 @@ class LocalizedPrompt(AttentionRule):
     def bonus(self, scores: Tensor) -> Tensor:
         """Paint-with-Words' bonus for the scores (heads, queries, keys) of one conditional row:
         weight * log(1 + sigma) * max(scores) at the named tokens, inside or outside of the mask.
-
-        Source: Balaji et al. 2022 (eDiff-I, arXiv 2211.01324, section 5), as used by Cross-domain
-        Compositing.
+        Source: Balaji et al. 2022 (eDiff-I, arXiv 2211.01324, section 5).
         """
         mask = attention_mask_at(self.mask, scores.shape[1]).to(scores)[None, :, None]
         # Infinite sigma (zero terminal SNR) would drown the prompt: stop at SD's own largest.
@@ -177,10 +173,9 @@ class LocalizedPrompt(AttentionRule):
 
 
 def token_positions(text: Any, prompt: str, words: Sequence[str]) -> Tensor:
-    """Which of a prompt's tokens spell the given words: bool (tokens,).
+    """Which of a prompt's tokens spell the given words: bool (tokens,); `text` is a TextStack.
 
-    `text` is a backbone's TextStack. Raises LookupError naming the first word that the part of
-    the prompt the encoder reads does not hold.
+    Raises LookupError naming the first word that is not in what the encoder reads of the prompt.
     """
     ids = text.token_ids(prompt)
     found = torch.zeros(len(ids), dtype=torch.bool)
@@ -262,9 +257,8 @@ class HiddenRegion(_Views):
     """Target rows do not see what lies inside a mask.
 
     Keys and values inside M are dropped, M being the latent mask (1, 1, h, w) resized bilinearly to
-    the layer and thresholded at `threshold`: what is in the hole must then be explained by its
-    surroundings. Where M covers a whole layer nothing is dropped. Source: Chen et al. 2024
-    (FreeCompose, arXiv 2407.04947), object removal.
+    the layer and thresholded at `threshold`. Where M covers a whole layer nothing is dropped.
+    Source: Chen et al. 2024 (FreeCompose, arXiv 2407.04947), object removal.
     """
 
     mask: Tensor

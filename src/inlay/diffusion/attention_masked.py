@@ -2,8 +2,7 @@
 
 DreamCom masks the attention map AFTER the softmax, without normalising it again. Such a map need
 never be built: (M o A) V, with M constant over the queries of a region, is A (V o m) for them,
-where m is M's row. So each region's queries make one call of the fused kernel with masked values,
-and as the regions share no query, both calls together cost as much as one plain attention.
+where m is M's row. So each region's queries make one call of the fused kernel with masked values.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def masked_layers(
     The supplement's variants, section 1: "a" no self-attention layer, "b" all, "c" the decoder's
     outer layers alone, "d" all but these. The outer ones are the last 6 of 9 in SD 1.x and 2.x,
     the last two thirds (rounded) in other decoders. "paper" is "d"; "released", the authors' code,
-    masks the last 5 of the decoder. Training masks cross-attention alone: "a". Raises ValueError
-    for another preset. Source: Lu et al. 2023 (DreamCom, arXiv 2309.15508, sections 4.2 and 4.3).
+    masks the last 5 of the decoder. Raises ValueError for another preset. Source: Lu et al. 2023
+    (DreamCom, arXiv 2309.15508, sections 4.2 and 4.3).
     """
     if preset not in get_args(Preset):
         known = ", ".join(get_args(Preset))
@@ -61,8 +60,7 @@ def inside_at(mask: Tensor, tokens: int) -> Tensor:
     """Latent masks (N, 1, h, w) at an attention layer of `tokens` queries: bool (N, tokens).
 
     A query is inside where the mask covers at least half of what it stands for. A mask so thin
-    that it nowhere does keeps the queries it covers most; one that is empty has none. ValueError
-    for a number of queries that no halving of the mask gives.
+    that it nowhere does keeps the queries it covers most; one that is empty has none.
     """
     rows = torch.stack([attention_mask_at(one[None], tokens) for one in mask])
     most = rows.amax(1, keepdim=True)
@@ -72,10 +70,7 @@ def inside_at(mask: Tensor, tokens: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Region:
-    """Queries, by index (n,) or None for all of them, and the keys whose values they get.
-
-    `keys` is bool (keys,), None for all.
-    """
+    """Queries, by index (n,), and the keys, bool (keys,), whose values they get; None is all."""
 
     queries: Tensor | None
     keys: Tensor | None = None

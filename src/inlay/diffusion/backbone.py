@@ -29,10 +29,8 @@ Kind = Literal["plain", "inpaint"]
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """A harmonizer at work on one picture.
-
-    network is diffusers' ControlNetModel; condition is (1 or N, 4, H, W) at the size of the model's
-    picture; scale weighs what the branch adds, and one of scale 0 is not run.
+    """A harmonizer at work on one picture: diffusers' ControlNetModel, its condition (1 or N, 4, H,
+    W), and what its answer is multiplied by; at scale 0 it is not run.
     """
 
     network: Any
@@ -124,11 +122,9 @@ def _stack(values: Sequence[Any]) -> Any:
 
 @dataclass(eq=False)
 class Denoiser:
-    """A backbone under some conditions: a function of (z, level).
-
-    `conditions` may be set anew between calls. keep_outside is the conditions' mask where a sampler
-    has to hold the sample outside of it in place itself, as the network does not read masks; else
-    None.
+    """A backbone under some conditions, which may be set anew between calls: a function of (z,
+    level). keep_outside is their mask where the network does not read it, so that a sampler has to
+    hold the sample outside of it in place itself; else None.
     """
 
     backbone: Backbone
@@ -233,10 +229,8 @@ class Backbone:
         return self.network
 
     def encode(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] to scaled latents (N, C, H / factor, W / factor), float32.
-
-        The mode of the posterior, so no randomness. H and W must be multiples of `factor`. Raises
-        InputError where they are not finite.
+        """(N, 3, H, W) in [-1, 1] to scaled latents (N, C, H / factor, W / factor), float32: the
+        mode of the posterior. Raises InputError where they are not finite.
         """
 
         def latent(vae: Any, x: Tensor) -> Tensor:

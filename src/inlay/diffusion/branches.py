@@ -137,10 +137,8 @@ class ControlAdapter(Branch):
     what, class_name = "adapter", "T2IAdapter"
 
     def features(self, control: Tensor, scale: float = 1.0) -> list[Tensor]:
-        """What a control image (N, 1, H, W) in [0, 1] adds to the U-Net, coarser and coarser.
-
-        Tensors (N, C, h, w) for Conditions.control, times `scale`. An adapter that reads three
-        channels is shown the lines in white.
+        """What a control image (N, 1, H, W) in [0, 1] adds to the U-Net, coarser and coarser:
+        tensors (N, C, h, w) for Conditions.control, times `scale`.
         """
         network = self.network
         shown = control.expand(-1, int(network.config.in_channels), -1, -1)
@@ -178,8 +176,7 @@ def feature_shapes(unet: Any, height: int, width: int) -> list[tuple[int, ...]]:
     """What a U-Net takes for a latent of (height, width): (channels, height, width) of each level.
 
     As diffusers' UNet2DConditionModel adds them: in a block with cross-attention before it shrinks
-    the picture, in one without after. The last shape is the middle's, which takes one more where
-    an adapter has it (that of SDXL does).
+    the picture, in one without after. The last shape is the middle's, which SDXL's adapters have.
     """
     shapes: list[tuple[int, ...]] = []
     size = (height, width)
@@ -299,10 +296,7 @@ def correct(
     level x0 is that of the one prediction, an estimate of the conditional mean. z_pasted is
     (1, C, h, w); conditions are of one row, their guide the harmonizer at work and their mask 1
     where the latent may change. The run begins with pure noise, or with `from_pasted` with z_pasted
-    noised to the first level. Noise is drawn from `generator`, on the CPU. After each step all
-    outside the mask is z_pasted's again.
-
-    Returns the mean over the samples and their standard deviation, float32 (1, C, h, w) each.
+    noised to the first level. After each step all outside the mask is z_pasted's again.
     """
     noises = [level.noise for level in levels]
     if not noises or noises != sorted(set(noises), reverse=True):

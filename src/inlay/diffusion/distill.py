@@ -98,11 +98,9 @@ class Iterate:
 def draw_levels(
     descent: Descent, timesteps: int, like: Tensor, generator: torch.Generator
 ) -> Iterator[Draw]:
-    """One draw an iteration, span after span.
-
-    The timestep comes from `generator`, and the noise, of the shape of `like`. Those of a pool are
-    made when first needed; the same objects come back. Raises ValueError for a span beyond
-    `timesteps` or shares without a sum.
+    """One draw an iteration, span after span, from `generator`, with noise of the shape of `like`;
+    of a pool the same objects come back. Raises ValueError for a span beyond `timesteps` or shares
+    without a sum.
     """
     for span in descent.spans:
         if not 0 <= span.t_min < span.t_max <= timesteps or span.share < 0:
@@ -235,10 +233,9 @@ def _plateau(descent: Descent, weight: Tensor | None) -> Callable[[Tensor], bool
 def beside(denoiser: DenoiserOf, source: Side, target: Side, noise: Tensor) -> Denoise:
     """A denoiser of the target alone whose network gets the rows [source, target].
 
-    The source's latent is under the same noise (1, C, h, w) at every level, so that attention can
-    pass between the two. It is MasaCtrl's way to another pose (Cao et al. 2023, arXiv 2304.08465):
-    the target is sampled by its own prompt and lines, and reads the keys and values of the source,
-    which is noised instead of inverted here.
+    It is MasaCtrl's way to another pose (Cao et al. 2023, arXiv 2304.08465): the target is sampled
+    by its own prompt and lines, and reads the keys and values of the source, which is under the
+    same noise (1, C, h, w) at every level, not inverted.
     """
     denoise = denoiser(Conditions.join(source.conditions, target.conditions))
 

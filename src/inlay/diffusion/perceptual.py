@@ -51,9 +51,8 @@ def laplacian_pyramid(x: Tensor, levels: int = 4, base: bool = True) -> list[Ten
 
 
 def features_of(vae: Any, kind: Kind = "auto", *, base: bool = True) -> Features:
-    """The features of a kind; "auto" is the encoder's where there is one, else the pyramid.
-
-    `base` is the pyramid's. Raises InputError for "encoder" on a linear autoencoder.
+    """The features of a kind; "auto" is the encoder's where there is one, else the pyramid, whose
+    `base` it is. Raises InputError for "encoder" on a linear autoencoder.
     """
     deep = hasattr(getattr(vae, "encoder", None), "down_blocks")
     if kind == "encoder" and not deep:
@@ -101,10 +100,8 @@ def perceptual_loss(
 
 
 def lpips_loss(reference: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """LPIPS (VGG) from `reference`, averaged over the mask (1, 1, H, W); a scalar >= 0.
-
-    Raises InputError where the package `lpips`, or the weights it fetches on first use, are not
-    there.
+    """LPIPS (VGG) from `reference`, averaged over the mask (1, 1, H, W); a scalar >= 0. Raises
+    InputError where the package `lpips`, or the weights it fetches on first use, are not there.
     """
     try:
         import lpips  # type: ignore[import-not-found, unused-ignore]
