@@ -44,6 +44,8 @@ _DRAWS = 8
 
 _log = logging.getLogger("inlay")
 
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.float32]
 Variant = tuple[str, Mapping[str, Any]]
 Progress = Callable[[int, int], None]
 
@@ -58,10 +60,10 @@ class Case:
 
     number: int
     name: str
-    truth: NDArray[np.uint8]
-    mask: NDArray[np.float32]
-    pasted: NDArray[np.uint8]
+    truth: Pixels
+    mask: Mask
     kind: str
+    pasted: Pixels
     parameters: list[dict[str, Any]]
 
 
@@ -106,9 +108,9 @@ def make_cases(
                 barren.add(index)
                 continue
             visits[index] += 1
-            found = _disturb(number, photos[index].name, *prepared, kind, rng)
-            if found is not None:
-                yield found
+            made = _disturb(*prepared, kind, rng)
+            if made is not None:
+                yield Case(number, photos[index].name, *prepared, kind, *made)
                 break
         else:
             raise InputError(
@@ -117,9 +119,7 @@ def make_cases(
             )
 
 
-def _prepare(
-    photo: Photo, short_side: int, visit: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+def _prepare(photo: Photo, short_side: int, visit: int) -> tuple[Pixels, Mask] | None:
     """The picture and one of its objects; the log says why there is none."""
     try:
         picture, given = photo.read(short_side)
@@ -137,20 +137,16 @@ def _prepare(
 
 
 def _disturb(
-    number: int,
-    name: str,
-    truth: NDArray[np.uint8],
-    mask: NDArray[np.float32],
-    kind: str,
-    rng: np.random.Generator,
-) -> Case | None:
-    """The case, or None where no draw of the kind changes this object visibly but plausibly."""
+    truth: Pixels, mask: Mask, kind: str, rng: np.random.Generator
+) -> tuple[Pixels, list[dict[str, Any]]] | None:
+    """A case's pasted picture and its parameters; None where no draw of the kind changes the object
+    visibly but plausibly.
+    """
     for _ in range(_DRAWS):
         changes = draw(kind, rng)
         result = disturb_object(truth, mask, changes)
         if _VISIBLE[0] <= psnr(fmse(result, truth, mask)) <= _VISIBLE[1]:
-            parameters = [{"kind": change.kind, **change.parameters} for change in changes]
-            return Case(number, name, truth, mask, result, kind, parameters)
+            return result, [{"kind": change.kind, **change.parameters} for change in changes]
     return None
 
 
@@ -209,8 +205,8 @@ def run_harmony(
 
 
 def _run(
-    composer: Composer, picture: NDArray[np.uint8], case: Case, variant: Variant, seed: int
-) -> tuple[NDArray[np.uint8], dict[str, float], dict[str, Any]]:
+    composer: Composer, picture: Pixels, case: Case, variant: Variant, seed: int
+) -> tuple[Pixels, dict[str, float], dict[str, Any]]:
     """One method on one picture: what it made, its figures, and how it was set."""
     name, settings = variant
     mask = to_uint8(case.mask)
@@ -225,7 +221,7 @@ def _run(
     return result, figures, about
 
 
-def _views(case: Case, results: Mapping[str, NDArray[np.uint8]]) -> dict[str, bytes]:
+def _views(case: Case, results: Mapping[str, Pixels]) -> dict[str, bytes]:
     """Small pictures of the object and a little round it: truth, mask, and each result."""
     box = bounds(case.mask)
     assert box is not None
