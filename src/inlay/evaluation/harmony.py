@@ -29,7 +29,7 @@ from inlay.evaluation.photos import Photo
 from inlay.methods import registry as methods
 from inlay.pictures.arrays import Box, bounds, to_uint8
 from inlay.settings import validate_settings
-from inlay.training.disturb import KINDS, disturb_object, draw
+from inlay.training.disturb import KINDS, Image, Mask, disturb_object, draw
 from inlay.training.objects import find_objects
 
 PASTE = "paste"
@@ -44,8 +44,6 @@ _DRAWS = 8
 
 _log = logging.getLogger("inlay")
 
-Pixels = NDArray[np.uint8]
-Mask = NDArray[np.float32]
 Variant = tuple[str, Mapping[str, Any]]
 Progress = Callable[[int, int], None]
 
@@ -60,10 +58,10 @@ class Case:
 
     number: int
     name: str
-    truth: Pixels
+    truth: Image
     mask: Mask
     kind: str
-    pasted: Pixels
+    pasted: Image
     parameters: list[dict[str, Any]]
 
 
@@ -119,7 +117,7 @@ def make_cases(
             )
 
 
-def _prepare(photo: Photo, short_side: int, visit: int) -> tuple[Pixels, Mask] | None:
+def _prepare(photo: Photo, short_side: int, visit: int) -> tuple[Image, Mask] | None:
     """The picture and one of its objects; the log says why there is none."""
     try:
         picture, given = photo.read(short_side)
@@ -137,8 +135,8 @@ def _prepare(photo: Photo, short_side: int, visit: int) -> tuple[Pixels, Mask] |
 
 
 def _disturb(
-    truth: Pixels, mask: Mask, kind: str, rng: np.random.Generator
-) -> tuple[Pixels, list[dict[str, Any]]] | None:
+    truth: Image, mask: Mask, kind: str, rng: np.random.Generator
+) -> tuple[Image, list[dict[str, Any]]] | None:
     """A case's pasted picture and its parameters; None where no draw of the kind changes the object
     visibly but plausibly.
     """
@@ -205,8 +203,8 @@ def run_harmony(
 
 
 def _run(
-    composer: Composer, picture: Pixels, case: Case, variant: Variant, seed: int
-) -> tuple[Pixels, dict[str, float], dict[str, Any]]:
+    composer: Composer, picture: Image, case: Case, variant: Variant, seed: int
+) -> tuple[Image, dict[str, float], dict[str, Any]]:
     """One method on one picture: what it made, its figures, and how it was set."""
     name, settings = variant
     mask = to_uint8(case.mask)
@@ -221,7 +219,7 @@ def _run(
     return result, figures, about
 
 
-def _views(case: Case, results: Mapping[str, Pixels]) -> dict[str, bytes]:
+def _views(case: Case, results: Mapping[str, Image]) -> dict[str, bytes]:
     """Small pictures of the object and a little round it: truth, mask, and each result."""
     box = bounds(case.mask)
     assert box is not None

@@ -19,11 +19,9 @@ from inlay.errors import InputError
 from inlay.learning.folder import image_rows
 from inlay.learning.photos import View, portrait
 from inlay.learning.settings import LearnConfig
-from inlay.pictures.arrays import Box, blur, resize
+from inlay.pictures.arrays import Box, Image, blur, resize
 from inlay.pictures.read import read_picture
 from inlay.scene.stitch import crop_box
-
-Image = NDArray[np.float32]
 
 # Of a photo, no more is kept than so many times what the model sees of it.
 _FINEST = 2

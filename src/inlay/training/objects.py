@@ -23,7 +23,6 @@ from inlay.scene.cutout import grabcut
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 Flags = NDArray[np.bool_]
-Floats = NDArray[np.float32]
 
 # Objects are searched for on a picture of this short side, and outlined on twice of it.
 _SEARCH = 144
@@ -74,7 +73,7 @@ def find_objects(picture: Image, limit: int = 3) -> list[Mask]:
     return [_outline(picture, coarse) for coarse in kept]
 
 
-def _colour_parts(lab: Floats) -> Iterator[Flags]:
+def _colour_parts(lab: Mask) -> Iterator[Flags]:
     """Segments of like colour, from fine to coarse, of a sensible size."""
     smooth = np.asarray(cv2.bilateralFilter(lab, 5, 12, 3), np.float32)
     for scale in _SCALES:
@@ -117,7 +116,7 @@ def _solid(part: Flags) -> Flags | None:
     return piece.astype(bool)
 
 
-def _score(mask: Flags, lab: Floats) -> float:
+def _score(mask: Flags, lab: Mask) -> float:
     """How much a part looks like a whole thing; 0 where it does not."""
     share = float(mask.mean())
     touched = [float(rim.mean()) for rim in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]
@@ -142,7 +141,7 @@ def _score(mask: Flags, lab: Floats) -> float:
     return float(contrast * shape * place * min(1.0, share / 0.2) ** 0.3)
 
 
-def _contrast(mask: Flags, lab: Floats) -> float:
+def _contrast(mask: Flags, lab: Mask) -> float:
     """How surely a mask's outline is an edge, 0 to 1: how far colours differ across it.
 
     Half of it is the mean, half the weakest stretches: a patch of floor beside a dark shirt has an
@@ -161,7 +160,7 @@ def _contrast(mask: Flags, lab: Floats) -> float:
     return float(sure.mean() + np.quantile(sure, 0.15)) / 2
 
 
-def _nearby(lab: Floats, flags: NDArray[np.generic]) -> Floats:
+def _nearby(lab: Mask, flags: NDArray[np.generic]) -> Mask:
     """The mean colour of the flagged pixels in a small window round each pixel."""
     weight = flags.astype(np.float32)
     total = cv2.boxFilter(lab * weight[..., None], -1, (9, 9))
