@@ -63,9 +63,8 @@ class Sight(_Loose):
     picture: str | None = None
 
     def image(self) -> Image.Image | None:
-        """The picture, RGB or RGBA, at most 1024 pixels a side; None where there is none.
-
-        Raises InputError where it is larger or no whole WebP picture.
+        """The picture, RGB or RGBA, at most 1024 pixels a side; None where there is none. Raises
+        InputError where it is larger or no whole WebP picture.
         """
         if self.picture is None:
             return None
@@ -125,10 +124,9 @@ def is_concept(path: Path) -> bool:
 
 
 def read_concept(path: Path, backbone: Backbone | None = None) -> Concept:
-    """What a file says of itself, checked against the checkpoint it is to be used with.
-
-    Raises InputError for a file that is not whole, that `inlay learn` did not write, or that was
-    learnt for another checkpoint.
+    """What a file says of itself, checked against the checkpoint it is to be used with. Raises
+    InputError for a file that is not whole, that `inlay learn` did not write, or that was learnt
+    for another checkpoint.
     """
     said, shapes = _header(path)
     if (text := said.get(_KEY)) is None:

@@ -174,7 +174,6 @@ class LocalizedPrompt(AttentionRule):
 
 def token_positions(text: Any, prompt: str, words: Sequence[str]) -> Tensor:
     """Which of a prompt's tokens spell the given words: bool (tokens,); `text` is a TextStack.
-
     Raises LookupError naming the first word that is not in what the encoder reads of the prompt.
     """
     ids = text.token_ids(prompt)

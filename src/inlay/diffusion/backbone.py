@@ -136,7 +136,6 @@ class Denoiser:
 
     def __call__(self, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """(eps, x0), float32 (N, C, h, w) like z, after guidance; both rows of it in one batch.
-
         Raises InputError where they are not finite.
         """
         backbone, conditions, count = self.backbone, self.conditions, len(z)

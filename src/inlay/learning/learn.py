@@ -128,7 +128,6 @@ class Learning(Run):
         processes: Processes | None = None,
     ) -> None:
         """`out` is the run's folder, `prior` one of class pictures; the backbone is the run's own.
-
         Raises InputError for another run's state, and settings that the photos or the checkpoint do
         not allow.
         """

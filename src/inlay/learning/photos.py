@@ -49,9 +49,8 @@ class View:
 def with_places(
     pictures: Sequence[Source], boxes: Sequence[Box] = (), masks: Sequence[Source] = ()
 ) -> list[Photo]:
-    """Photos with boxes or masks in the same order, one for each, or with neither.
-
-    Raises InputError for both, and for another number of them.
+    """Photos with boxes or masks in the same order, one for each, or with neither. Raises
+    InputError for both, and for another number of them.
     """
     if {len(boxes), len(masks)} not in ({0}, {0, len(pictures)}):
         raise InputError(

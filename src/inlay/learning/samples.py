@@ -174,7 +174,6 @@ def _planes(image: Image, side: int) -> Tensor:
 
 def class_samples(folder: Path, resolution: int, seed: int) -> list[Sample]:
     """Pictures of the class at large, for prior preservation: a random square crop and hole each.
-
     Raises InputError where the folder has no picture that can be read.
     """
     samples = []

@@ -45,9 +45,8 @@ class DreamComSettings(ConceptSettings):
 def run(
     window: Window, backbone: Backbone, settings: DreamComSettings, context: Context
 ) -> Painted:
-    """Fill the window's box with its concept; of `best_of` samples the best.
-
-    Raises InputError as filler() does, and for a scheduler that does not sample the model.
+    """Fill the window's box with its concept; of `best_of` samples the best. Raises InputError as
+    filler() does, and for a scheduler that does not sample the model.
     """
     from inlay.methods.concept.fill import blend, filler
 

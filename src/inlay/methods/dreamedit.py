@@ -69,9 +69,8 @@ class DreamEditSettings(ConceptSettings):
 def run(
     window: Window, backbone: Backbone, settings: DreamEditSettings, context: Context
 ) -> Painted:
-    """Put the window's concept into its box, round by round; the stages are the rounds.
-
-    Raises InputError as filler() does, and for a scheduler that does not sample the model.
+    """Put the window's concept into its box, round by round; the stages are the rounds. Raises
+    InputError as filler() does, and for a scheduler that does not sample the model.
     """
     from inlay.methods.concept.fill import blend, filler
 

@@ -50,7 +50,6 @@ def filler(
     window: Window, backbone: Backbone, settings: ConceptSettings, context: Context
 ) -> Iterator[Filler]:
     """Inside, the window's concept is attached to the backbone, which can fill regions with it.
-
     Raises InputError for a file that was learnt for another checkpoint, and for one without photos
     where the settings need them.
     """

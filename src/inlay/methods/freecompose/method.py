@@ -68,9 +68,8 @@ def _plan(
 
 
 def removal(work: Workspace, settings: FreeComposeSettings) -> Plan:
-    """Both branches are the filled hole, the source under a prompt that names a thing in it.
-
-    Raises InputError where the mask leaves nothing to go by.
+    """Both branches are the filled hole, the source under a prompt that names a thing in it. Raises
+    InputError where the mask leaves nothing to go by.
     """
     region = work.latent_mask(work.window.mask(work.size, settings.grow), cover=True)
     if region.all():

@@ -40,9 +40,8 @@ _RESCALE = 0.7
 
 
 def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Context) -> Painted:
-    """Paste, inpaint the ring, harmonize; for harmonize the last stage alone.
-
-    Raises InputError for a harmonizer or a scheduler that does not fit the model.
+    """Paste, inpaint the ring, harmonize; for harmonize the last stage alone. Raises InputError for
+    a harmonizer or a scheduler that does not fit the model.
     """
     levels = _levels(settings, backbone, context)
     if context.verb == "scene":
