@@ -295,7 +295,6 @@ def pick_weights(
 
 def check_safetensors(path: Path, role: str) -> list[str]:
     """The tensors' names in a .safetensors file; InputError for anything that is not a whole one.
-
     Reads the header alone: it states the file's length, so a truncated file is found at once.
     """
     from safetensors import SafetensorError, safe_open

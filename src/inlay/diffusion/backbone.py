@@ -91,9 +91,8 @@ class Conditions:
 
     @staticmethod
     def join(*parts: Conditions) -> Conditions:
-        """The rows of several, in order, as those of one batch; guidance is the first one's.
-
-        What one of them has all must have, and none a guide; ValueError otherwise.
+        """The rows of several, in order, as those of one batch; guidance is the first one's. What
+        one of them has all must have, and none a guide; ValueError otherwise.
         """
         if any(part.guide is not None for part in parts):
             raise ValueError("a guide cannot be joined")

@@ -34,9 +34,8 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """Another pull on the latent: `weight` times the gradient of loss(z), a scalar.
-
-    Where the loss is dear it may be taken at every `every`-th iteration only, then `every`-fold.
+    """Another pull on the latent: `weight` times the gradient of loss(z), a scalar. Where the loss
+    is dear it may be taken at every `every`-th iteration only, then `every`-fold.
     """
 
     weight: float

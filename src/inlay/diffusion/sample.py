@@ -105,9 +105,8 @@ class Levels(ABC):
         """The levels of a sampling from noise in their order, with the one that it ends at."""
 
     def run(self, steps: int, strength: float = 1.0) -> list[Level]:
-        """The levels of a sampling in their order, noisiest first, with the one it ends at.
-
-        With `strength` below 1 the last int(strength * steps) steps alone, which may be none.
+        """The levels of a sampling in their order, noisiest first, with the one it ends at. With
+        `strength` below 1 the last int(strength * steps) steps alone, which may be none.
         """
         steps = min(steps, len(self))
         left = step_count(steps, strength)
@@ -169,9 +168,8 @@ def start(
     initial: InitialLatent = "noise",
     sigma: float = 1.0,
 ) -> Tensor:
-    """What a run begins with: `noised(source, noise)`, but at strength 1 `sigma * noise` alone.
-
-    An `initial` of "source" keeps the signal of the noisiest level, 0.068 in Stable Diffusion.
+    """What a run begins with: `noised(source, noise)`, but at strength 1 `sigma * noise` alone. An
+    `initial` of "source" keeps the signal of the noisiest level, 0.068 in Stable Diffusion.
     """
     return sigma * noise if strength == 1 and initial == "noise" else noised(source, noise)
 

@@ -30,7 +30,6 @@ _BATCH_PIXELS = 1 << 14
 
 def starts(length: int, tile: int, overlap: float) -> list[int]:
     """Where the windows of a side begin: evenly spread, overlapping by at least a share of a tile.
-
     The first begins at 0, the last ends at `length`; one window where the side fits in it.
     """
     if length <= tile:
@@ -59,9 +58,8 @@ def resolutions(size: tuple[int, int], native: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Windows of one size over a latent.
-
-    size and tile are (height, width) in latent pixels, corners the windows' (top, left).
+    """Windows of one size over a latent. size and tile are (height, width) in latent pixels,
+    corners the windows' (top, left).
     """
 
     size: tuple[int, int]
@@ -76,9 +74,8 @@ class Tiling:
         return cls(size, tile, tuple((top, left) for top in rows for left in columns))
 
     def weight(self, scale: int = 1) -> Tensor:
-        """How much each pixel of a window counts, (h * scale, w * scale): a squared sine.
-
-        It falls to almost nothing at the rim, so no seam is seen where a window ends.
+        """How much each pixel of a window counts, (h * scale, w * scale): a squared sine. It falls
+        to almost nothing at the rim, so no seam is seen where a window ends.
         """
         sides = [
             torch.sin((torch.arange(n * scale) + 0.5) * (math.pi / (n * scale))).square()

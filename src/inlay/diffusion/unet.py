@@ -61,9 +61,8 @@ class DdpmLevels(Levels):
 
 
 class UNetBackbone(Backbone):
-    """diffusers' UNet2DConditionModel with its autoencoder, text encoders and schedule.
-
-    family is "sd1", "sd2", "sdxl" or "embedded".
+    """diffusers' UNet2DConditionModel with its autoencoder, text encoders and schedule. family is
+    "sd1", "sd2", "sdxl" or "embedded".
     """
 
     levels: DdpmLevels

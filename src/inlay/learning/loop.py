@@ -273,7 +273,6 @@ def validation_curve(
     learnt: Callable[[int], bool] = lambda t: True,
 ) -> dict[int, float]:
     """The mean error in the masks at some timesteps of `total`, of those that are `learnt` at.
-
     errors(timesteps (N,)) gives an error (N, C, h, w) and the mask (N, 1, h, w) that counts.
     """
     result = {}

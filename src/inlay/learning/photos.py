@@ -79,7 +79,6 @@ def find_views(
 
 def portrait(view: View) -> str:
     """The object's box as a small picture in base64: WebP, at most 512 pixels on the longer side.
-
     RGBA with the object's shape as alpha where that is known, else RGB.
     """
     box = view.box

@@ -196,9 +196,8 @@ def class_samples(folder: Path, resolution: int, seed: int) -> list[Sample]:
 
 @torch.no_grad()
 def encode(backbone: Backbone, samples: Sequence[Sample], rows: int = 8) -> Pool:
-    """Encode samples, each once.
-
-    A latent pixel is hole where the hole touches its patch, and valid where all of it is.
+    """Encode samples, each once. A latent pixel is hole where the hole touches its patch, and valid
+    where all of it is.
     """
     parts: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
     for first in range(0, len(samples), rows):

@@ -154,9 +154,8 @@ def _resampling(source: int, target: int) -> Tensor:
 
 
 def low_pass(x: Tensor, factor: float) -> Tensor:
-    """phi_N: resample (N, C, h, w) down by `factor`, then up again, antialiased bicubic.
-
-    A factor of 1 is the identity; the small size is rounded and at least one pixel.
+    """phi_N: resample (N, C, h, w) down by `factor`, then up again, antialiased bicubic. A factor
+    of 1 is the identity; the small size is rounded and at least one pixel.
     """
     if factor <= 1:
         return x

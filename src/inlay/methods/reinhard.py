@@ -66,7 +66,6 @@ def transfer(
     values: Image, weight: Image, target: Image, target_weight: Image, limit: float
 ) -> Image:
     """Eqs. 10 and 11: shift and stretch channels to the target's mean and standard deviation.
-
     values and target are (n, 3) and (m, 3), the weights (n,) and (m,).
     """
     mean, spread = _statistics(values, weight)

@@ -44,9 +44,8 @@ def noisy_timesteps(u: NDArray[np.float64], power: float, total: int = 1000) -> 
 
 
 def large_holes(mask: Tensor, whole_share: float, rng: np.random.Generator) -> Tensor:
-    """Holes (N, 1, S, S) made larger, as only in a hole the lines alone say what is where.
-
-    A share becomes all of the picture; the others are united with a second random hole.
+    """Holes (N, 1, S, S) made larger, as only in a hole the lines alone say what is where. A share
+    becomes all of the picture; the others are united with a second random hole.
     """
     grown = []
     for hole in mask:

@@ -55,9 +55,8 @@ class RenderedConfig(TrainingConfig):
 
 @dataclass
 class Corpus:
-    """Pictures held in memory, with caption and drawing weight (the weights sum to 1).
-
-    Pictures are uint8 arrays (H, W, 3), or (H, W, 4) where the last channel is 255 on the object.
+    """Pictures held in memory, with caption and drawing weight (the weights sum to 1). Pictures are
+    uint8 arrays (H, W, 3), or (H, W, 4) where the last channel is 255 on the object.
     """
 
     images: list[Image]
@@ -111,9 +110,8 @@ def load_corpus(
 
 
 def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288) -> Corpus:
-    """The corpus and the rendered pictures that a recipe asks for, drawn with their share.
-
-    Those that the hash of their name holds out stay away.
+    """The corpus and the rendered pictures that a recipe asks for, drawn with their share. Those
+    that the hash of their name holds out stay away.
     """
     if config.rendered is None or config.rendered_share == 0:
         return corpus
@@ -131,7 +129,6 @@ def recolour(crop: Image, rng: np.random.Generator) -> Image:
 
 def object_mask(crop: Image, rng: np.random.Generator) -> Mask | None:
     """A hole that hides the object of a crop (H, W, 4), a little widened: its shape, or its box.
-
     None where less than 3% of the crop shows the object.
     """
     found = np.ascontiguousarray((crop[..., 3] > 127).astype(np.uint8))
@@ -196,7 +193,6 @@ def _tensor(pictures: Sequence[Image], device: torch.device) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Samples:
     """truth and pasted (N, 3, h, w) in [-1, 1], mask and region (N, 1, h, w) in [0, 1], captions.
-
     What is learnt is all in the region, which the mask of the object is at least.
     """
 
@@ -209,7 +205,6 @@ class Samples:
 
 def cover(mask: Tensor, factor: int) -> Tensor:
     """The latent pixels that a mask (N, 1, H, W) touches, (N, 1, H / factor, W / factor), 0 or 1.
-
     All that is disturbed lies in there, so that what a U-Net sees of the rest is the truth.
     """
     return functional.max_pool2d((mask > 0).float(), factor)

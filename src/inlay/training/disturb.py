@@ -140,7 +140,6 @@ def _change(linear: Floats, change: Change) -> Floats:
 
 def _lamp(kelvin: float, tint: float) -> Floats:
     """The matrix on linear sRGB that moves the lamp from daylight; a white keeps its luminance.
-
     Adaptation after Lam 1985 (Bradford), on the chromaticities of the Planckian locus.
     """
     there, here = (_BRADFORD @ _planck(k) for k in (kelvin, _DAYLIGHT))
@@ -290,7 +289,6 @@ def _cut(
 
 def _restyle(picture: Image, rng: Rng) -> Image:
     """A picture (H, W, 3) under another light, in other colours and with another tone, as a whole.
-
     What is usual for an object then says nothing about its light: its surroundings have to.
     """
     lit = srgb_decode(disturb(picture, draw("mixed", rng)))
@@ -313,7 +311,6 @@ def _palette(rng: Rng) -> NDArray[np.float64]:
 
 def jitter(shape: NDArray[np.bool_], most: float, rng: Rng) -> Mask:
     """A mask (S, S) of a shape made wider or narrower by up to `most` picture sizes, its edge soft.
-
     As masks come from people and from segmentation: not to the pixel. On the levels of 8 bits.
     """
     mask = shape.astype(np.float32)

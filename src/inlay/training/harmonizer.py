@@ -85,9 +85,8 @@ class HarmonizerConfig(BranchConfig, RenderedConfig, Policy):
 
 
 def local_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """x (N, C, h, w) averaged inside a mask (N, 1, h, w) in [0, 1] about every pixel of it.
-
-    A Gaussian of a sixteenth of the longer side, normalised by what of it is inside the mask.
+    """x (N, C, h, w) averaged inside a mask (N, 1, h, w) in [0, 1] about every pixel of it. A
+    Gaussian of a sixteenth of the longer side, normalised by what of it is inside the mask.
     """
     deviation = max(x.shape[2:]) / 16
     reach = math.ceil(4 * deviation)

@@ -209,9 +209,8 @@ class ObjectCache:
         self._packed: dict[tuple[int, bytes], Image] = {}
 
     def of(self, picture: Image) -> list[Image]:
-        """Masks (H, W), uint8, 255 on the object, of a picture (H, W, 3); perhaps none.
-
-        A picture (H, W, 4) brings its one object in the last channel.
+        """Masks (H, W), uint8, 255 on the object, of a picture (H, W, 3); perhaps none. A picture
+        (H, W, 4) brings its one object in the last channel.
         """
         if picture.shape[2] == 4:
             return [np.ascontiguousarray(picture[..., 3])]

@@ -66,7 +66,6 @@ def favoured_timesteps(
     u: NDArray[np.float64], share: float, above: float, total: int = 1000
 ) -> NDArray[np.int64]:
     """Numbers in [0, 1) to timesteps: uniform, but for a share that is above `above` * total alone.
-
     There colour, light and what the picture shows are settled.
     """
     bounds = np.interp(u, [0.0, above * (1 - share), 1.0], [0.0, above * total, total])
@@ -156,9 +155,8 @@ def train_folder(
 
 
 class MaskedTrainer(Trainer):
-    """A run on pictures with holes, which its `loader` gives.
-
-    A subclass says what timesteps are learned at, and may say more of its batches and its loss.
+    """A run on pictures with holes, which its `loader` gives. A subclass says what timesteps are
+    learned at, and may say more of its batches and its loss.
     """
 
     config: MaskedConfig
@@ -267,9 +265,8 @@ class MaskedTrainer(Trainer):
 
 
 class BranchTrainer(Trainer):
-    """One run: the frozen checkpoint, the photos, and the network that learns beside it.
-
-    A subclass makes that network.
+    """One run: the frozen checkpoint, the photos, and the network that learns beside it. A subclass
+    makes that network.
     """
 
     config: BranchConfig

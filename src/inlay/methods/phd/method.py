@@ -71,9 +71,8 @@ def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Cont
 
 
 def _levels(settings: PhdSettings, backbone: Backbone, context: Context) -> list[Level]:
-    """The levels of the harmonize stage, noisiest first; none where it changes nothing.
-
-    They are the trained module's where there is one; it is opened here, unless it would not count.
+    """The levels of the harmonize stage, noisiest first; none where it changes nothing. They are
+    the trained module's where there is one; it is opened here, unless it would not count.
     """
     if not settings.harmonize:
         return []
