@@ -102,7 +102,7 @@ def learnt(subject: Subject, count: int, settings: dict[str, Any], folder: Path)
 
 def loss(composer: Composer, file: Path, subject: Subject, scale: float) -> np.ndarray:
     """Denoising loss in the held-out photo's box at each of LEVELS, what was learnt scaled."""
-    with attach(composer.backbone, [(file, 1.0)]) as (about,):
+    with attach(composer.backbone, file) as about:
         prompt = about.prompt.replace(about.class_name, subject.class_name)
     picture, box = read_picture(subject.photos[-1]), subject.boxes[-1]
     mask = np.zeros((picture.height, picture.width), np.float32)

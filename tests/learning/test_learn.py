@@ -340,7 +340,7 @@ def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
     model = str(built("sd1_inpaint"))
     base = load_backbone(model, device="cpu")
     plain, before = _prediction(base), _weights(base)
-    with attach(base, [(learnt, 1.0)]) as (concept,):
+    with attach(base, learnt) as concept:
         inside = _prediction(base)
         assert concept.prompt == "a photo of q cup"
     assert torch.equal(_prediction(base), plain)
@@ -348,7 +348,7 @@ def test_the_file_is_the_same_in_inlay_and_diffusers(learnt: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert (inside - plain).abs().max() > 1e-2
-    with attach(base, [(learnt, 0.0)]):
+    with attach(base, learnt, 0.0):
         torch.testing.assert_close(_prediction(base), plain, atol=1e-6, rtol=0)
     merged = load_backbone(model, device="cpu", loras=[(learnt, 1.0)])
     torch.testing.assert_close(_prediction(merged), inside, atol=1e-4, rtol=0)
@@ -386,7 +386,7 @@ def test_files_that_do_not_fit_are_refused(learnt: Path, tmp_path: Path) -> None
             read_concept(learnt, loaded(other))
         assert str(error.value).count(".") == str(error.value).count(".safetensors") + 1
     stranger = load_backbone(str(built("sd1")), device="cpu")
-    with pytest.raises(InputError, match="has other weights"), attach(stranger, [(learnt, 1.0)]):
+    with pytest.raises(InputError, match="has other weights"), attach(stranger, learnt):
         raise AssertionError
     plain = tmp_path / "plain.safetensors"
     save_file({"x": torch.zeros(1)}, plain)

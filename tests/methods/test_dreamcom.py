@@ -73,9 +73,9 @@ class ByHand:
     def samples(self, count: int = 1, seed: int = 3) -> list[torch.Tensor]:
         backbone, generator = self.backbone, torch.Generator().manual_seed(seed)
         config = {**backbone.scheduler_config, "clip_sample": False, "skip_prk_steps": True}
-        files = [] if self.lora_scale is None else [(self.path, self.lora_scale)]
-        found = []
-        with attach(backbone, files) if files else nullcontext(), torch.no_grad():
+        scale, found = self.lora_scale, []
+        known = nullcontext() if scale is None else attach(backbone, self.path, scale)
+        with known, torch.no_grad():
             words, none = (backbone.embed([text], self.size) for text in (self.prompt, ""))
             for _ in range(count):
                 solver = EulerAncestralDiscreteScheduler.from_config(config)
@@ -193,7 +193,7 @@ def test_the_best_sample_is_the_likeliest() -> None:
     samples = hand.samples(3)
     backbone, concept = hand.backbone, hand.concept
     scores = []
-    with attach(backbone, [(hand.path, 1.0)]), torch.no_grad():
+    with attach(backbone, hand.path), torch.no_grad():
         for z in samples:
             errors = []
             for prompt in (concept.class_prompt, concept.prompt):

@@ -5,7 +5,7 @@ that using it needs.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -184,29 +184,18 @@ def write_concept(
 
 
 @contextmanager
-def attach(
-    backbone: Backbone, files: Sequence[tuple[Path, float]]
-) -> Iterator[tuple[Concept, ...]]:
-    """Inside, a checkpoint knows the objects of some files, each (path, scale); afterwards it is
-    as it was, to the bit. Gives what the files say.
-
-    Raises InputError for a file that is not one of ours, was learnt for another checkpoint or does
-    not fit it, and for a whole U-Net beside another file.
+def attach(backbone: Backbone, path: Path, scale: float = 1.0) -> Iterator[Concept]:
+    """Inside, a checkpoint knows the object of a file; afterwards it is as it was, to the bit.
+    Gives what the file says. Raises InputError for one that is not ours, was learnt for another
+    checkpoint or does not fit it.
     """
-    found = tuple(read_concept(path, backbone) for path, _ in files)
-    before: dict[Any, Tensor] = {}
+    concept, before = read_concept(path, backbone), dict[Any, Tensor]()
     try:
-        for (path, scale), concept in zip(files, found, strict=True):
-            if concept.kind == "full" and len(files) > 1:
-                raise InputError(
-                    f"{path.name} holds a whole U-Net, which goes with no other concept; use it "
-                    "alone, or learn the object as a LoRA."
-                )
-            for parameter, value in _changes(backbone, path, scale, concept.kind):
-                before.setdefault(parameter, parameter.data)
-                parameter.data = value
+        for parameter, value in _changes(backbone, path, scale, concept.kind):
+            before.setdefault(parameter, parameter.data)
+            parameter.data = value
         backbone.text.clear()
-        yield found
+        yield concept
     finally:
         for parameter, value in before.items():
             parameter.data = value

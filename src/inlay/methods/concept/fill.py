@@ -54,9 +54,8 @@ def filler(
     where the settings need them.
     """
     assert window.concept is not None
-    files = [(window.concept, settings.lora_scale)]
     # Attached first: what is trained on later must not be an inference tensor.
-    with attach(backbone, files) as (concept,), torch.inference_mode():
+    with attach(backbone, window.concept, settings.lora_scale) as concept, torch.inference_mode():
         photos = _photos(concept, window, settings.needs_photos())
         yield Filler(window, backbone, settings, context, concept, photos)
 
