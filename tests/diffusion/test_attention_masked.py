@@ -173,7 +173,7 @@ def test_every_format_is_the_literal_formula(name: str) -> None:
     plain = run()
     with backbone.attention(rule):
         ours = run()
-    with by_literal(unet, Literal(masks, None, None), rule.layers(backbone.layers())):
+    with by_literal(unet, Literal(masks, None), rule.layers(backbone.layers())):
         expected = run()
     # The guidance multiplies what rounding leaves.
     torch.testing.assert_close(ours, expected, atol=5e-5, rtol=0)
@@ -245,7 +245,7 @@ def test_gradients_are_those_of_the_literal_formula() -> None:
         return {k: p.grad.clone() for k, p in unet.named_parameters() if p.grad is not None}
 
     rule, layers = MaskedAttention(masks, "b"), unet_layers(unet)
-    expected = gradients(by_literal(unet, Literal(masks, None, None), layers))
+    expected = gradients(by_literal(unet, Literal(masks, None), layers))
     # A preview between two steps leaves nothing behind that a backward pass would refuse.
     with torch.inference_mode(), change_attention(unet, rule, layers):
         unet(x, 10, text)
