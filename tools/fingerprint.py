@@ -97,6 +97,8 @@ CDC: dict[str, Any] = {"method": "cdc", **STRONG["cdc"]}
 # Settings beside the presets and the choices, which are listed by the methods themselves:
 # method, the commands they are for, settings.
 ALL = ("compose", "harmonize", "remove", "scene")
+# What the methods make is compared, as it was before there were shadows.
+BARE = {"shadow": "none"}
 EXTRAS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("cdc", ALL, {"prompt": PROMPT, "negative_prompt": "a dog", "guidance_scale": 7.5}),
     ("cdc", ALL, {"guidance_scale": 1.0, "strength": 0.7}),
@@ -627,7 +629,7 @@ class Cases:
             picture, subject = background(), cup()
             if method in LEARNT:
                 picture, subject = helmet(), self.kept.learnt(model)
-            return prints(composer.compose(picture, subject, box=BOX, **more))
+            return prints(composer.compose(picture, subject, box=BOX, **BARE, **more))
         if verb == "scene":
             more = {"prompt": "a photo of a landscape", "size": (150, 128), **more}
             return prints(composer.scene(cup(), **more))
@@ -675,7 +677,9 @@ class Cases:
 
         def extended(model: str, opened: Callable[[], dict[str, Any]]) -> Prints:
             how = {"prompt": "a <my-cup> on a table", "seed": SEED, "box": BOX, **CDC}
-            return prints(self.composer(model, **opened()).compose(background(), cup(), **how))
+            return prints(
+                self.composer(model, **opened()).compose(background(), cup(), **BARE, **how)
+            )
 
         kept = self.kept
         for label, model, opened in (
@@ -701,7 +705,7 @@ class Cases:
                 more |= own
             picture = more.pop("background", None)
             picture = background() if picture is None else picture
-            return prints(self.composer().compose(picture, given, **{"seed": SEED, **more}))
+            return prints(self.composer().compose(picture, given, **{"seed": SEED, **BARE, **more}))
 
         self.add(name, run)
 
@@ -921,7 +925,8 @@ class Cases:
         """Backgrounds of every kind, and what is written of them."""
 
         def kind(name: str, out: str, **keywords: Any) -> Prints:
-            result = self.composer().compose(self.path(name), cup(), box=BOX, seed=SEED, **keywords)
+            given = {"box": BOX, "seed": SEED, **BARE, **keywords}
+            result = self.composer().compose(self.path(name), cup(), **given)
             written = self.work / f"written-{name}-{out}"
             result.save(written)
             return {**prints(result), "file": _of_file(written)}
@@ -1061,6 +1066,7 @@ class Cases:
             folder = Path(tempfile.mkdtemp(dir=self.work))
             said = [word() if callable(word) else word for word in words]
             quick = ["--device", "cpu"] if said[0] != "cut" else []
+            quick += ["--shadow", "none"] if said[0] == "compose" else []
             command(*said, *quick, "--quiet", "-o", folder / out)
             if again:
                 made = sorted(path for path in folder.iterdir() if path.is_file())

@@ -130,6 +130,9 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
             if not any(choice.settings.follows_control() for choice in choices):
                 names = ", ".join(choice.name for choice in choices)
                 notes.append(f"{names}: the control picture is not used")
+        if request.shadow.kind in ("contact", "cast"):
+            concepts = (each.concept for each in request.subjects if each.concept)
+            notes += [f"{path.name} is a concept, which has no shadow" for path in concepts]
         if "remove" in request.phases:
             masked = request.remove_mask is not None
             region = (

@@ -29,6 +29,7 @@ from inlay.methods.registry import (
 )
 from inlay.pictures.picture import name_of
 from inlay.pictures.read import MAX_JSON_BYTES, read_file
+from inlay.scene.shadow import Shadow, ShadowField
 from inlay.scene.subject import BoxField, Flag, PointField, Source, Subject, as_size, as_subjects
 from inlay.settings import MAX_PICTURES, Form, as_whole, checked
 
@@ -166,6 +167,7 @@ class ComposeRequest(Request):
     remove and repose are those phases' own. keep_phases hands back each phase's picture, or
     without phases each stage's of a method that has some. control is a drawing, white lines on
     black, that freecompose's variant "semantic" (the phase repose) redraws the subjects by.
+    shadow is what each subject gives what lies below it.
     """
 
     verb: ClassVar[str] = "compose"
@@ -178,6 +180,7 @@ class ComposeRequest(Request):
     remove: MethodChoice | None = None
     remove_mask: Source = None
     repose: MethodChoice | None = None
+    shadow: ShadowField = Shadow()
     control: Source = None
     keep_phases: Flag = False
 

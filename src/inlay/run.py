@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from inlay.methods.base import Callback, Context, Models, Settings
-from inlay.methods.registry import Model, Step
+from inlay.methods.registry import Model
 from inlay.pictures.arrays import Box, Image, grow
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
@@ -21,6 +21,7 @@ from inlay.request import Request
 from inlay.result import Result, Used, identify, record_of
 from inlay.scene.fill import mend_alpha
 from inlay.scene.pieces import piecewise
+from inlay.scene.shadow import Ground, shade
 from inlay.scene.stitch import GROWN, Painted, Scene, Window, stitch
 from inlay.settings import as_flag
 
@@ -114,8 +115,9 @@ def run(request: Request, checkpoint: Checkpoint, options: Options | None = None
                     passes.options.on_phase(planned.step.phase)
                 state = None if planned.on is None else states[planned.on]
                 for scene in planned.scenes:
+                    state = passes.shaded(planned, scene, state, before=True)
                     window = passes.window(planned, scene, state, states)
-                    state = passes.advance(planned.step, window, state, seed, notes)
+                    state = passes.advance(planned, scene, window, state, seed, notes)
                 assert state is not None
                 states.append(state)
             if result is None:
@@ -180,10 +182,40 @@ class _Passes:
             self.windows[scene] = window
         return window
 
+    def shaded(
+        self, planned: PlannedStep, scene: Scene, state: State | None, before: bool
+    ) -> State | None:
+        """The state with the shadows of what a scene lays into the picture, if it is time for them.
+
+        Checkpoints see those on the ground before they work, but for the embedded one and its kind.
+        """
+        shadow, method = getattr(self.request, "shadow", None), planned.step.choice.method
+        sees = method.needs_model and self.backbone and self.backbone.family != "embedded"
+        if shadow is None or scene.layer is None or (before and not sees):
+            return state
+        on: Ground = "all" if not sees else "picture" if before else "subjects"
+        layers = self.plan.layers if len(planned.scenes) == 1 else [scene.layer]
+        for number in range(on == "subjects", len(layers)):
+            picture, used = self.inputs.picture, Used()
+            if state is not None:
+                picture, used = state.picture, state.used
+            if (made := shade(picture, layers, number, shadow, on)) is not None:
+                window, painted = made
+                later = State(*stitch(picture, window, painted), window.box, used)
+                state = later if state is None else state.then(later)
+        return state
+
     def advance(
-        self, step: Step, window: Window, state: State | None, seed: int, notes: list[str]
+        self,
+        planned: PlannedStep,
+        scene: Scene,
+        window: Window,
+        state: State | None,
+        seed: int,
+        notes: list[str],
     ) -> State:
         """The state after one run of a step's method; what it has to say is added to notes."""
+        step = planned.step
         method, settings = step.choice.method, step.choice.settings
         context = Context(seed, self.progress.next(), self.options.previews, verb=step.verb)
         context.control, context.models = self.inputs.drawing, self.checkpoint
@@ -212,7 +244,8 @@ class _Passes:
         def after(part: Painted, used: Used) -> State:
             picture = self.inputs.picture if state is None else state.picture
             made = State(*stitch(picture, window, part), window.box, used)
-            return made if state is None else state.then(made)
+            made = made if state is None else state.then(made)
+            return self.shaded(planned, scene, made, before=False) or made
 
         made, stages = after(painted, used), {}
         for name, part in painted.stages if self.keep else ():

@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 from skimage import data
 
 import profiles
-from inlay.pictures.arrays import from_levels
-from inlay.pictures.colour import check_profile, convert, from_srgb, srgb_encode, to_srgb
+from inlay.pictures.arrays import from_levels, srgb_encode
+from inlay.pictures.colour import check_profile, convert, from_srgb, to_srgb
 
 ADOBE = profiles.matrix_profile(profiles.ADOBE, profiles.gamma(2.2))
 PROPHOTO = profiles.matrix_profile(profiles.PROPHOTO, profiles.gamma(1.8))

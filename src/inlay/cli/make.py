@@ -41,7 +41,7 @@ def compose(
             raise InputError(f"{_option(name)} goes with --phases; say which.")
     request: dict[str, Any] = {"verb": "compose", "background": background}
     request |= {"subjects": _subjects(subject, given), "remove": given.remove_method}
-    for name in ("phases", "together", "control", "remove_mask", "keep_phases"):
+    for name in ("shadow", "phases", "together", "control", "remove_mask", "keep_phases"):
         request[name] = getattr(given, name)
     return _order(request, output, given)
 

@@ -8,8 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Settings
-from inlay.pictures.arrays import FAINT, Image, distance
-from inlay.pictures.colour import srgb_decode, srgb_encode
+from inlay.pictures.arrays import FAINT, Image, distance, srgb_decode, srgb_encode
 from inlay.scene.fill import foreground
 from inlay.scene.stitch import Painted, Window
 

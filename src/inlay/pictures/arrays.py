@@ -168,6 +168,18 @@ def luma(rgb: Image) -> Image:
     return rgb @ _LUMA
 
 
+def srgb_encode(linear: NDArray[Any]) -> NDArray[Any]:
+    """Linear light in [0, 1] to sRGB values (IEC 61966-2-1), of any shape; floats stay as deep."""
+    curved = 1.055 * np.power(linear, 1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, linear * 12.92, curved)
+
+
+def srgb_decode(values: NDArray[Any]) -> NDArray[Any]:
+    """Inverse of srgb_encode(): sRGB values in [0, 1] to linear light; floats stay as deep."""
+    curved = np.power((values + 0.055) / 1.055, 2.4)
+    return np.where(values <= 0.04045, values / 12.92, curved)
+
+
 def resize(image: NDArray[T], size: tuple[int, int]) -> NDArray[T]:
     """Resample (h, w) or (h, w, c) to (height, width): area down, cubic up.
 
@@ -219,15 +231,16 @@ def samples_of(image: pyvips.Image) -> NDArray[Any]:
     return np.asarray(image.numpy()).reshape(shape[:2] if image.bands == 1 else shape)
 
 
-def blur(image: Image, sigma: float, *, mirror: bool = False) -> Image:
-    """A Gaussian of `sigma` pixels, each channel for itself.
+def blur(image: Image, sigma: float, *, down: float = 0, mirror: bool = False) -> Image:
+    """A Gaussian of `sigma` pixels, of `down` pixels along columns if given, for each channel.
 
     Beyond the border the outermost pixels go on, or, with `mirror`, the image in a mirror.
     """
     import cv2
 
     border = cv2.BORDER_REFLECT_101 if mirror else cv2.BORDER_REPLICATE
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=border), np.float32)
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma, sigmaY=down, borderType=border)
+    return np.asarray(blurred, np.float32)
 
 
 def masked_blur(image: Image, mask: Image, sigma: float, *, mirror: bool = False) -> Image:

@@ -20,25 +20,22 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import Image, from_levels, row_bands, samples_of, to_levels, vips_image
+from inlay.pictures.arrays import (
+    Image,
+    from_levels,
+    row_bands,
+    samples_of,
+    srgb_decode,
+    srgb_encode,
+    to_levels,
+    vips_image,
+)
 
 # Luminance of linear sRGB under D50, the white of the profile connection space.
 _LUMINANCE = np.array([0.2225045, 0.7168786, 0.0606169])
 _SPACES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 # Where a profile's tag table ends that has as many tags as any.
 _TAGS = 2532
-
-
-def srgb_encode(linear: NDArray[Any]) -> NDArray[Any]:
-    """Linear light in [0, 1] to sRGB values (IEC 61966-2-1), of any shape; floats stay as deep."""
-    curved = 1.055 * np.power(linear, 1 / 2.4) - 0.055
-    return np.where(linear <= 0.0031308, linear * 12.92, curved)
-
-
-def srgb_decode(values: NDArray[Any]) -> NDArray[Any]:
-    """Inverse of srgb_encode(): sRGB values in [0, 1] to linear light; floats stay as deep."""
-    curved = np.power((values + 0.055) / 1.055, 2.4)
-    return np.where(values <= 0.04045, values / 12.92, curved)
 
 
 def to_srgb(samples: NDArray[Any], icc: bytes | None) -> Image:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image as PILImage
@@ -43,6 +43,18 @@ class Used:
     adapter: ControlAdapter | None = None
     harmonizer: Harmonizer | None = None
     notes: tuple[str, ...] = ()
+
+
+class Laid(NamedTuple):
+    """A subject as it was laid: PIL "RGBA", and the box in the picture that it fills."""
+
+    image: PILImage.Image
+    box: Box
+
+    @property
+    def mask(self) -> PILImage.Image:
+        """Where it lies in its box, not where its method or shadow had an effect: PIL "L"."""
+        return self.image.getchannel("A")
 
 
 @dataclass(eq=False)
@@ -87,13 +99,13 @@ class Result:
         return {name: picture for name, (picture, _) in (self.kept or [{}])[0].items()}
 
     @property
-    def layers(self) -> list[tuple[PILImage.Image, Box]]:
-        """Each subject as it was laid into the first picture: PIL "RGBA", and where."""
+    def layers(self) -> list[Laid]:
+        """Each subject by itself, as it was laid into the first picture."""
         colours = [convert(layer.rgb, self.picture.space, None) for layer in self.laid]
         pairs = zip(colours, self.laid, strict=True)
         samples = [to_uint8(np.dstack([rgb, layer.alpha])) for rgb, layer in pairs]
         images = (PILImage.fromarray(each, "RGBA") for each in samples)
-        return [(image, layer.box) for image, layer in zip(images, self.laid, strict=True)]
+        return [Laid(image, layer.box) for image, layer in zip(images, self.laid, strict=True)]
 
     @property
     def mask(self) -> PILImage.Image:

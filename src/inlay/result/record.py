@@ -122,6 +122,9 @@ def read_back(path: str | os.PathLike[str]) -> Record:
         verb = None if sheet else data["request"].get("verb", data.get("verb"))
         if verb in VERBS and "verb" not in data["request"]:
             data = {**data, **_from_0_1(data)}
+        if verb == "compose":
+            # There were none before they could be asked for.
+            data["request"] = {"shadow": "none", **data["request"]}
         record = None if sheet or verb not in VERBS else Record.model_validate(data)
         if record is not None:
             Request.of(record.request)

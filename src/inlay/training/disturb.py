@@ -19,8 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inlay.errors import InputError
 from inlay.learning.samples import random_crop, random_mask
-from inlay.pictures.arrays import blur, bounds, from_levels, luma
-from inlay.pictures.colour import srgb_decode, srgb_encode
+from inlay.pictures.arrays import blur, bounds, from_levels, luma, srgb_decode, srgb_encode
 from inlay.training.objects import ObjectCache, move_object, widen
 
 Rng = np.random.Generator
