@@ -90,7 +90,7 @@ def test_no_byte_changes_outside_the_union(phases: tuple[str, ...], together: bo
     more: dict[str, Any] = {"method": "poisson"} if "harmonize" in phases else {}
     result = Composer().compose(
         data.chelsea(), placed(boxes, cup(), cat), phases=phases, together=together,
-        **telea(dilate=0), **more,
+        shadow="none", **telea(dilate=0), **more,
     )  # fmt: skip
     differs = (pixels(result) != data.chelsea()).any(-1)
     may = np.asarray(result.mask) > 0

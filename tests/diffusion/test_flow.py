@@ -267,7 +267,8 @@ def pixels(result: Result) -> Photo:
 
 def compose(name: str, method: str = "cdc", **settings: Any) -> Result:
     background, cup, _, _ = scene()
-    return composer(name).compose(background, cup, box=BOX, method=method, **{**FEW, **settings})
+    settings = {"method": method, "shadow": "none", **FEW, **settings}
+    return composer(name).compose(background, cup, box=BOX, **settings)
 
 
 def remove(name: str, method: str = "inpaint", **settings: Any) -> Result:
@@ -283,7 +284,7 @@ def freecompose(name: str, verb: str, **settings: Any) -> Result:
     }  # fmt: skip
     few |= settings
     if verb == "compose":
-        return composer(name).compose(background, cup, box=BOX, **few)
+        return composer(name).compose(background, cup, box=BOX, shadow="none", **few)
     if verb == "harmonize":
         return composer(name).harmonize(picture, mask=mask, background=background, **few)
     return composer(name).remove(picture, mask=mask, **few)
@@ -326,7 +327,8 @@ def test_every_method_makes_a_picture_inside_its_region_only(name: str, run: str
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_to_do_changes_nothing(name: str) -> None:
     background, cup, picture, _ = scene()
-    paste = pixels(composer(name).compose(background, cup, box=BOX, method="paste"))
+    plain = {"method": "paste", "shadow": "none"}
+    paste = pixels(composer(name).compose(background, cup, box=BOX, **plain))
     assert np.array_equal(pixels(compose(name, strength=0.0)), paste)
     # Conditioned on the picture to the end, inside and outside, at all frequencies.
     held = pixels(compose(name, T_in=1.0, decoding="residual")).astype(int) - paste

@@ -94,8 +94,8 @@ def test_compose_pastes_and_then_harmonizes(name: str) -> None:
 
     background = scene()[0]
     cup = cutout(data.coffee()[::4, ::4], Box(30, 5, 60, 50))
-    made = composer(name).compose(background, cup, box=BOX, **{**FEW, "eta": 3.0})
-    paste = composer(name).compose(background, cup, box=BOX, method="paste")
+    made = composer(name).compose(background, cup, box=BOX, shadow="none", **{**FEW, "eta": 3.0})
+    paste = composer(name).compose(background, cup, box=BOX, method="paste", shadow="none")
     assert only_inside(made, background)
     assert not np.array_equal(pixels(made), pixels(paste))
     assert made.record["notes"] == []

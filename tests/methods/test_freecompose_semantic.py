@@ -29,6 +29,7 @@ from reruns import rerun
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]
 BOX = Box(40, 30, 60, 50)
+PASTE: dict[str, Any] = {"method": "paste", "shadow": "none"}
 # Few steps at timesteps that see the lines, and long ones: these adapters have learned nothing.
 FEW: dict[str, Any] = {
     "method": "freecompose", "variant": "semantic", "num_iterations": 3, "seed": 3, "eta": 2.0,
@@ -76,7 +77,7 @@ def drawing() -> Photo:
 
 
 def repose(root: Path, name: str = "embedded", drawn: bool = True, **settings: Any) -> Result:
-    values = {"box": BOX, "adapter": str(root / name), **FEW, **settings}
+    values = {"box": BOX, "adapter": str(root / name), "shadow": "none", **FEW, **settings}
     if drawn:
         values.setdefault("control", drawing())
     return composer(name).compose(background(), cup(), **values)
@@ -101,7 +102,7 @@ def test_every_format_is_reposed_inside_the_region_and_stays_as_it_was(
     result = repose(adapters, name)
     outside = np.asarray(result.mask) == 0
     assert np.array_equal(pixels(result)[outside], background()[outside])
-    plain = composer(name).compose(background(), cup(), box=BOX, method="paste")
+    plain = composer(name).compose(background(), cup(), box=BOX, **PASTE)
     assert not np.array_equal(pixels(result), pixels(plain))
     assert result.record["notes"] == []
     assert set(result.record["inputs"]) == {"background", "subjects.0.picture", "control"}
@@ -170,7 +171,7 @@ def test_the_difference_of_noise_is_the_only_pull(adapters: Path, reposed: Photo
     again = pixels(repose(adapters))
     assert np.array_equal(reposed, again)
     nothing = repose(adapters, num_iterations=0)
-    plain = composer("embedded").compose(background(), cup(), box=BOX, method="paste")
+    plain = composer("embedded").compose(background(), cup(), box=BOX, **PASTE)
     assert np.array_equal(pixels(nothing), pixels(plain))
 
 

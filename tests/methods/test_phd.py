@@ -33,6 +33,7 @@ BOX = Box(40, 150, 130, 120)
 QUICK: dict[str, Any] = {
     "inpaint": True, "num_inference_steps": 6, "harmonize_steps": 8, "harmonizer_samples": 2,
 }  # fmt: skip
+PASTE: dict[str, Any] = {"method": "paste", "shadow": "none"}
 OFF: dict[str, Any] = {"inpaint": False, "harmonize": False, "paste_blur": 0.0}
 
 
@@ -42,7 +43,7 @@ def composer() -> Composer:
 
 
 def composed(**settings: Any) -> Result:
-    settings = {"method": "phd", "seed": 3, **QUICK, **settings}
+    settings = {"method": "phd", "seed": 3, "shadow": "none", **QUICK, **settings}
     return composer().compose(data.chelsea(), cup(), box=BOX, **settings)
 
 
@@ -52,7 +53,7 @@ def pixels(result: Result) -> Photo:
 
 @cache
 def paste() -> Photo:
-    return pixels(composer().compose(data.chelsea(), cup(), box=BOX, method="paste"))
+    return pixels(composer().compose(data.chelsea(), cup(), box=BOX, **PASTE))
 
 
 @cache
@@ -60,7 +61,7 @@ def alpha() -> np.ndarray:
     """The subject's alpha (h, w) in the background, in [0, 1]."""
     white = np.dstack([np.full_like(cup()[..., :3], 255), cup()[..., 3]])
     black = np.zeros_like(data.chelsea())
-    made = composer().compose(black, white, box=BOX, method="paste")
+    made = composer().compose(black, white, box=BOX, **PASTE)
     return pixels(made)[..., 0].astype(np.float64) / 255
 
 

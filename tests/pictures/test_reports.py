@@ -31,7 +31,7 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf/></x:xmpmeta>'
 # One IPTC data set, the city of Bremen, as Photoshop stores it.
 IPTC = b"\x1c\x02\x5a\x00\x06Bremen"
 COMPOSER = Composer()
-PASTE = {"method": "paste"}
+PASTE = {"method": "paste", "shadow": "none"}
 
 
 def exif(**more: object) -> Image.Exif:

@@ -26,6 +26,7 @@ def cat() -> Photo:
 
 
 def composed(boxes: list[Box], method: str = "paste", **more: Any) -> Result:
+    more = {"shadow": "none", **more}
     return Composer().compose(data.chelsea(), placed(boxes), method=method, **more)
 
 
@@ -118,19 +119,15 @@ def test_see_through_and_deep_backgrounds_hold_several() -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_random_places_keep_apart(seed: int) -> None:
     subjects = [Subject(each, random=True, scale=0.3) for each in (cup(), cat(), cup())]
-    result = Composer().compose(data.rocket(), subjects, method="paste", seed=seed)
-    alone = Composer().compose(data.rocket(), subjects[0], method="paste", seed=seed)
+    paste: dict[str, Any] = {"method": "paste", "shadow": "none", "seed": seed}
+    result = Composer().compose(data.rocket(), subjects, **paste)
+    alone = Composer().compose(data.rocket(), subjects[0], **paste)
     may = np.asarray(result.mask) > 0
     assert (may[np.asarray(alone.mask) > 0]).all()
     # As many changed pixels as the three have alone: none lies over another.
-    areas = [
-        np.count_nonzero(
-            Composer().compose(data.rocket(), s, method="paste", seed=seed).mask
-        )
-        for s in subjects
-    ]  # fmt: skip
+    areas = [np.count_nonzero(Composer().compose(data.rocket(), s, **paste).mask) for s in subjects]
     assert np.count_nonzero(may) == sum(areas)
-    again = Composer().compose(data.rocket(), subjects, method="paste", seed=seed)
+    again = Composer().compose(data.rocket(), subjects, **paste)
     assert np.array_equal(pixels(again), pixels(result))
 
 
