@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from inlay.checkpoints.folder import family_of
 from inlay.errors import InputError
-from inlay.methods.base import Callback
+from inlay.methods.base import Callback, Checkpoint
 from inlay.pictures.arrays import Box
 from inlay.pictures.read import Source
 from inlay.request import ComposeRequest, HarmonizeRequest, RemoveRequest, Request, SceneRequest
@@ -18,37 +14,12 @@ from inlay.result import Result
 from inlay.run import Options, run
 from inlay.scene.subject import Subject
 
-if TYPE_CHECKING:
-    from inlay.diffusion.backbone import Backbone
-    from inlay.diffusion.branches import ControlAdapter, Harmonizer
 
-
-_OWN_HARMONIZER = Path(__file__).parent / "assets" / "harmonizer" / "config.json"
-
-
-class Composer:
+class Composer(Checkpoint):
     """Sets objects into pictures with one checkpoint, loaded when a method first needs it.
 
     Several threads may use one composer: while a method runs on the checkpoint the others wait.
     """
-
-    def __init__(
-        self,
-        model: str = "embedded",
-        *,
-        family: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        loras: Sequence[tuple[str, float]] = (),
-        textual_inversions: Sequence[str] = (),
-    ) -> None:
-        self.model, self.device, self.dtype = os.fspath(model), device, dtype
-        self.named = {"name": self.model, "family": family or family_of(self.model)}
-        self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
-        self.lock = RLock()
-        self._backbone: Backbone | None = None
-        self._adapters: dict[str, ControlAdapter] = {}
-        self._harmonizers: dict[str, Harmonizer | None] = {}
 
     @classmethod
     def from_pretrained(cls, model: str = "embedded", **options: Any) -> Composer:
@@ -60,47 +31,6 @@ class Composer:
         cannot be loaded.
         """
         return cls(model, **options)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The loaded checkpoint."""
-        with self.lock:
-            if self._backbone is None:
-                from inlay.checkpoints.load import load_backbone
-
-                self._backbone = load_backbone(
-                    self.model,
-                    device=self.device,
-                    dtype=self.dtype,
-                    loras=self.loras,
-                    textual_inversions=self.textual_inversions,
-                )
-            return self._backbone
-
-    def adapter(self, name: str) -> ControlAdapter:
-        """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
-        if name not in self._adapters:
-            from inlay.checkpoints.load import load_branch
-            from inlay.diffusion.branches import ControlAdapter
-
-            self._adapters[name] = load_branch(ControlAdapter, name, self.backbone)
-        return self._adapters[name]
-
-    def harmonizer(self, name: str = "auto") -> Harmonizer | None:
-        """A trained harmonizer for the checkpoint, by folder, hub id or "embedded"; loaded once.
-
-        "auto" is that of the embedded checkpoint; None where there is none.
-        """
-        if name not in self._harmonizers:
-            from inlay.checkpoints.load import load_branch
-            from inlay.diffusion.branches import Harmonizer
-
-            own = self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file()
-            if name != "auto":
-                self._harmonizers[name] = load_branch(Harmonizer, name, self.backbone)
-            else:
-                self._harmonizers[name] = self.harmonizer("embedded") if own else None
-        return self._harmonizers[name]
 
     def run(self, request: Request, options: Options | None = None, **given: Any) -> Result:
         """Make what a request asks for.

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from threading import RLock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inlay.methods.base import Callback, Context, Models, Settings
+from inlay.methods.base import Callback, Checkpoint, Context, Settings
 from inlay.methods.registry import Model
 from inlay.pictures.arrays import Box, Image, grow
 from inlay.pictures.picture import Picture
@@ -31,17 +30,6 @@ if TYPE_CHECKING:
 
 # A window of a classical method is not enlarged, so it needs this many pixels a side.
 _LEAST = 64
-
-
-class Checkpoint(Models, Protocol):
-    """A checkpoint that is opened when it is first needed; a Composer is one."""
-
-    lock: RLock
-    loras: tuple[tuple[str, float], ...]
-    textual_inversions: tuple[str, ...]
-
-    @property
-    def backbone(self) -> Backbone: ...
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,13 @@ class Order:
 
         check is called before anything is put in place, and raises where the user interrupted.
         """
-        from inlay.composer import Composer
+        from inlay.methods.base import Checkpoint
         from inlay.run import Options, run
 
         given, model = self.given, self.requests[0][1].model
         out, targets, preview = self._targets()
         opened = {} if model is None else dict(model)
-        composer = Composer(opened.pop("name", "embedded"), **opened)
+        checkpoint = Checkpoint(opened.pop("name", "embedded"), **opened)
         with (
             listening(quiet=given.quiet, bar=not given.json, preview_file=preview) as listener,
             staging(out, targets) as outputs,
@@ -72,7 +72,7 @@ class Order:
             count = len(self.requests)
             for number, (label, request) in enumerate(self.requests, 1):
                 listener.label = f"{number} of {count}: {label}" if count > 1 else label
-                result = run(request, composer, how)
+                result = run(request, checkpoint, how)
                 if self.record is not None:
                     self.record.check(result)
                 check()

@@ -6,13 +6,17 @@ Nothing here imports torch: listing methods and checking settings must stay inst
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inlay.checkpoints.folder import family_of
 from inlay.scene.stitch import Painted, Window
 from inlay.settings import default, tuned
 
@@ -21,8 +25,11 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.branches import ControlAdapter, Harmonizer
 
+
+_OWN_HARMONIZER = Path(__file__).parents[1] / "assets" / "harmonizer" / "config.json"
 
 Callback = Callable[[int, int, "Any | None"], None]
 # The class name of one of diffusers' schedulers.
@@ -101,14 +108,67 @@ class DiffusionSettings(ModelSettings):
     """how far the picture goes back to noise first: 1 starts from pure noise, 0 changes nothing"""
 
 
-class Models(Protocol):
-    """Opens what stands beside a checkpoint; a Composer does."""
+class Checkpoint:
+    """A checkpoint, and what stands beside it, that is opened when it is first needed and kept."""
+
+    def __init__(
+        self,
+        model: str = "embedded",
+        *,
+        family: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        loras: Sequence[tuple[str, float]] = (),
+        textual_inversions: Sequence[str] = (),
+    ) -> None:
+        self.model, self.device, self.dtype = os.fspath(model), device, dtype
+        self.named = {"name": self.model, "family": family or family_of(self.model)}
+        self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
+        self.lock = RLock()
+        self._backbone: Backbone | None = None
+        self._adapters: dict[str, ControlAdapter] = {}
+        self._harmonizers: dict[str, Harmonizer | None] = {}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The loaded checkpoint."""
+        with self.lock:
+            if self._backbone is None:
+                from inlay.checkpoints.load import load_backbone
+
+                self._backbone = load_backbone(
+                    self.model,
+                    device=self.device,
+                    dtype=self.dtype,
+                    loras=self.loras,
+                    textual_inversions=self.textual_inversions,
+                )
+            return self._backbone
 
     def adapter(self, name: str) -> ControlAdapter:
-        """A T2I-Adapter by folder, hub id or "embedded"."""
+        """A T2I-Adapter for the checkpoint, by folder, hub id or "embedded"; loaded once."""
+        if name not in self._adapters:
+            from inlay.checkpoints.load import load_branch
+            from inlay.diffusion.branches import ControlAdapter
+
+            self._adapters[name] = load_branch(ControlAdapter, name, self.backbone)
+        return self._adapters[name]
 
     def harmonizer(self, name: str = "auto") -> Harmonizer | None:
-        """A trained harmonizer, likewise; None where "auto" finds none."""
+        """A trained harmonizer for the checkpoint, by folder, hub id or "embedded"; loaded once.
+
+        "auto" is that of the embedded checkpoint; None where there is none.
+        """
+        if name not in self._harmonizers:
+            from inlay.checkpoints.load import load_branch
+            from inlay.diffusion.branches import Harmonizer
+
+            own = self.backbone.name == "embedded" and _OWN_HARMONIZER.is_file()
+            if name != "auto":
+                self._harmonizers[name] = load_branch(Harmonizer, name, self.backbone)
+            else:
+                self._harmonizers[name] = self.harmonizer("embedded") if own else None
+        return self._harmonizers[name]
 
 
 @dataclass
@@ -130,7 +190,7 @@ class Context:
     done: int = 0
     total: int = 0
     control: NDArray[np.float32] | None = None
-    models: Models | None = None
+    models: Checkpoint | None = None
     adapter: ControlAdapter | None = None
     harmonizer: Harmonizer | None = None
 
