@@ -2,7 +2,8 @@
 
 A 12-megapixel JPEG as background, PNG as output, through the command line, every method of every
 verb; those for concepts get one that was learnt in a few steps. Prints the number of
-differing pixels outside the region (0 is right) and region / window.
+differing pixels outside the region (0 is right) and region / window. Compose is run with the
+default shadow and with a cast one.
 
     python benchmarks/exactness.py [MODEL ...]
 """
@@ -53,16 +54,18 @@ def main(models: list[str]) -> int:
         folder = Path(name)
         prepare(folder)
         before = np.asarray(Image.open(folder / "background.jpg").convert("RGB"))
-        arguments = {
-            "compose": ["background.jpg", "cup.png", "--box", "1500,900,620,580"],
-            "harmonize": ["background.jpg", "--mask", "mask.png"],
-            "remove": ["background.jpg", "--mask", "mask.png"],
-        }
+        put = ["background.jpg", "cup.png", "--box", "1500,900,620,580"]
+        arguments = [
+            ("compose", put),
+            ("compose", [*put, "--shadow", "cast"]),
+            ("harmonize", ["background.jpg", "--mask", "mask.png"]),
+            ("remove", ["background.jpg", "--mask", "mask.png"]),
+        ]
         print(
             f"{'model':12s} {'verb':10s} {'method':10s} {'outside':>8s} {'changed':>9s}"
             "  region / window"
         )
-        for verb, words in arguments.items():
+        for verb, words in arguments:
             for method in all_methods().values():
                 if verb not in method.verbs:
                     continue
