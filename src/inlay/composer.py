@@ -72,8 +72,8 @@ class Composer(Checkpoint):
         For one subject that is a picture, box, at, scale, mask and cut, and random, rotate, flip
         and cut_box likewise, are those of Subject; several are a list of Subject objects. Further
         keywords are those of ComposeRequest (together, phases, remove, remove_mask, repose,
-        control, keep_phases, shadow) and of Options (previews, on_phase, max_pixels, trust_remote_code);
-        all others are the method's settings. Raises InputError.
+        control, keep_phases, shadow) and of Options (previews, on_phase, max_pixels,
+        trust_remote_code); all others are the method's settings. Raises InputError.
         """
         place = {"box": box, "at": at, "scale": scale, "mask": mask, "cut": cut}
         more |= {key: value for key, value in place.items() if value is not None}

@@ -40,10 +40,9 @@ _SIDE, _FAINT = 384, 0.004
 # narrow shadow and a wide one.
 _TOUCHING = 0.28
 _NARROW, _WIDE = (0.45, 0.06, 0.02), (0.4, 0.25, 0.15)
-# Cast: direction and length where none is given; its darkness, and how much of that is left at its
-# far end; its blur there in the same units, at its foot over that, and its height over its width.
-_DIRECTION, _LENGTH, _CAST, _FAR = 20.0, 0.5, 0.45, 0.35
-_BLUR, _SHARP, _SQUASH = 0.09, 0.12, 0.6
+# Cast: its darkness, and how much of that is left at its far end; its blur there in the same units,
+# that at its foot over it, and its height over its width.
+_CAST, _FAR, _BLUR, _SHARP, _SQUASH = 0.45, 0.35, 0.09, 0.12, 0.6
 # So many blurs stand for all; the least height of a cast shadow, over its length: a plane that is
 # seen from its edge has none.
 _LEVELS, _FLATTEST = 5, 0.12
@@ -66,8 +65,8 @@ class Shadow(Form):
     """
 
     kind: Literal["auto", "none", "contact", "cast"] = "auto"
-    direction: float | None = Field(None, ge=-360, le=360)
-    length: float | None = Field(None, ge=0, le=5)
+    direction: float = Field(20.0, ge=-360, le=360)
+    length: float = Field(0.5, ge=0, le=5)
     softness: float = Field(1.0, ge=0, le=5)
     opacity: float = Field(1.0, ge=0, le=1)
     ground: float | None = Field(None, ge=-1e6, le=1e6)
@@ -169,8 +168,7 @@ def darkness(
 def _drawn(size: tuple[int, int], layer: Layer, ground: float, shadow: Shadow) -> tuple[Box, Image]:
     """A contact shadow or a cast one, reduced, in a picture of (width, height), and its box."""
     unit = float(np.sqrt(layer.alpha.sum())) * shadow.softness
-    length = _LENGTH if shadow.length is None else shadow.length
-    angle = math.radians(_DIRECTION if shadow.direction is None else shadow.direction)
+    length, angle = shadow.length, math.radians(shadow.direction)
     across, down = length * math.cos(angle), -length * math.sin(angle)
     down = math.copysign(max(abs(down), _FLATTEST * length, 1e-3), down)
     box, tall = layer.box, max(ground - layer.box.y, 0)
