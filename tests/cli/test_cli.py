@@ -71,6 +71,7 @@ def test_compose_changes_nothing_outside_the_region(capsys: pytest.CaptureFixtur
     assert (before[rows, columns] != after[rows, columns]).any()
     before[rows, columns] = after[rows, columns] = 0
     assert np.array_equal(before, after)
+    box = record["subjects"][0]["box"]
     assert box["x"] >= 100 and box["x"] + box["width"] <= 190
     assert box["y"] >= 120 and box["y"] + box["height"] <= 200
 
@@ -99,6 +100,7 @@ def test_the_subject_can_be_cut_by_box_and_by_mask() -> None:
     )
     for cut in (["--mask", "cupmask.png"], ["--cut", "box", "--cut-box", "160,20,280,250"]):
         arguments = ["compose", "bg.png", "coffee.jpg", "--method", "paste", *cut, "-o", "o.png"]
+        arguments += ["--shadow", "none"]
         assert main([*arguments, "--box", "10,10,100,100"]) == 0
         changed = (_pixels("o.png") != _pixels("bg.png")).any(-1)
         assert changed[10:110, 10:110].mean() > 0.2

