@@ -189,7 +189,8 @@ def attach(backbone: Backbone, path: Path, scale: float = 1.0) -> Iterator[Conce
     Gives what the file says. Raises InputError for one that is not ours, was learnt for another
     checkpoint or does not fit it.
     """
-    concept, before = read_concept(path, backbone), dict[Any, Tensor]()
+    concept = read_concept(path, backbone)
+    before: dict[Any, Tensor] = {}
     try:
         for parameter, value in _changes(backbone, path, scale, concept.kind):
             before.setdefault(parameter, parameter.data)
