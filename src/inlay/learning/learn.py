@@ -73,12 +73,9 @@ def learn(
     """Learn an object of a class from 1 to 10 photos and write it to OUTPUT, a .safetensors file.
 
     A photo's box or mask says where it is, else its alpha does, else a cutout by `cut`. State, log
-    and previews go to a folder beside the file, see run_folder(), from which `resume` goes on.
-    Raises InputError for photos, boxes, masks or settings that cannot be used, an output that
-    cannot be written and a checkpoint that cannot be loaded, before anything is written.
-
-    Where `accelerate launch` has started several processes, each has a device of its own, `device`
-    goes for none of them, and the first one writes and logs.
+    and previews go to run_folder(), from which `resume` goes on. Raises InputError, before anything
+    is written, for what cannot be used, loaded or written. Where `accelerate launch` has started
+    several processes, each has a device of its own, and the first one writes and logs.
     """
     config = config or LearnConfig()
     name = " ".join(class_name.split())
@@ -244,9 +241,7 @@ class Learning(Run):
         return float(told)
 
     def _draw(self, pool: Pool, number: int) -> tuple[Pool, Tensor, Tensor, float]:
-        """This process's rows of a step's batch: samples, timesteps and noise; and what all pixels
-        of the whole batch weigh.
-        """
+        """This process's samples, timesteps and noise of a step; what the whole batch weighs."""
         c, count = self.config, len(self.backbone.levels)
         chosen, t, noise = [], [], []
         for row in range(c.batch):
@@ -266,9 +261,7 @@ class Learning(Run):
         return batch, steps, torch.from_numpy(np.stack(noise)).to(self.device), float(whole)
 
     def _show(self, path: Path) -> None:
-        """A preview with the averaged weights: the first photo as the checkpoint gets to see it,
-        and beside it its box filled, by DDIM without guidance.
-        """
+        """A preview with the averaged weights: the first photo, and beside it its box filled."""
         pool = self.fixed["photos"].rows(np.arange(1), self.device)
         sampler = Sampler(self.backbone.levels, self.config.preview_steps)
         # Sampling must not move the global generator that a run may lean on.
@@ -291,9 +284,7 @@ class Learning(Run):
         write_picture(read_picture(np.ascontiguousarray(levels), role="preview"), path)
 
     def error_in_hole(self, pool: Pool) -> dict[int, float]:
-        """The mean squared error inside the holes of a pool by timestep, always with the same
-        noise and with the averaged weights.
-        """
+        """The mean squared error in a pool's holes by timestep, with the averaged weights."""
         rng = np.random.default_rng([self.config.seed, 3])
         rows = pool.rows(np.arange(len(pool)), self.device)
         drawn = rng.standard_normal(rows.z.shape, dtype=np.float32)
