@@ -99,43 +99,31 @@ def regional_attention(
     return result
 
 
+@dataclass(eq=False)
 class MaskedAttention(AttentionRule):
     """Masked cross- and self-attention, in the layers of masked_layers().
 
     mask is (1 or N, 1, h, w) at latent resolution, 1 in the object's box; row r of a batch is under
-    mask r modulo N, which is right for N latents and for [N unconditional, N conditional]. None
-    masks nothing. It may be set anew between calls, not between a call and its backward pass.
+    mask r modulo N, which is right for N latents and for [N unconditional, N conditional].
+    ValueError for another layout.
 
     Cross-attention (eq. 2): queries inside read all tokens, or those of `inside`, bool (keys,);
     queries outside none. Self-attention (section 4.3): what is inside and what is outside do not
     see each other. Both hold for unconditional rows, too. Source: DreamCom (arXiv 2309.15508).
     """
 
-    def __init__(
-        self,
-        mask: Tensor | None,
-        preset: Preset = "paper",
-        cross: bool = True,
-        inside: Tensor | None = None,
-    ) -> None:
-        self.preset, self.cross, self.inside = preset, cross, inside
+    mask: Tensor
+    preset: Preset = "paper"
+    cross: bool = True
+    inside: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim != 4 or self.mask.shape[1] != 1 or not self.mask.numel():
+            raise ValueError(f"a latent mask is (N, 1, h, w), not {tuple(self.mask.shape)}")
         self._regions: dict[tuple[int, bool, torch.device], list[list[Region]]] = {}
-        self.mask = mask
 
     def layers(self, layers: Sequence[Layer]) -> list[Layer]:
         return masked_layers(layers, self.preset, self.cross)
-
-    @property
-    def mask(self) -> Tensor | None:
-        """The latent masks in force; setting a tensor of another layout raises ValueError."""
-        return self._mask
-
-    @mask.setter
-    def mask(self, mask: Tensor | None) -> None:
-        if mask is not None and (mask.ndim != 4 or mask.shape[1] != 1 or not mask.numel()):
-            raise ValueError(f"a latent mask is (N, 1, h, w), not {tuple(mask.shape)}")
-        self._mask = mask
-        self._regions.clear()
 
     def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
         regions = self.regions(hidden.shape[1], context is not None, hidden.device)
@@ -154,8 +142,8 @@ class MaskedAttention(AttentionRule):
         if place not in self._regions:
             # Kept for later calls, which may be of training: inference tensors cannot be.
             with torch.inference_mode(False), torch.no_grad():
-                rows = () if self._mask is None else inside_at(self._mask, tokens).to(device)
-                self._regions[place] = [self._of(row, cross) for row in rows] or [[Region(None)]]
+                rows = inside_at(self.mask, tokens).to(device)
+                self._regions[place] = [self._of(row, cross) for row in rows]
         return self._regions[place]
 
     def _of(self, inside: Tensor, cross: bool) -> list[Region]:

@@ -158,9 +158,6 @@ class Learning(Run):
             _check_same(out, recipe)
         self.trained = set_up(backbone, config)
         self.state = TrainState(self.trained, config)
-        inside = released_tokens() if config.layout == "released" else None
-        # Self-attention is masked when the object is put in, not before.
-        self.rule = TrainingAttention(None, "a", config.mask_cross_attention, inside=inside)
         self.pool = self._encode_crops()
         self.prior = encode(backbone, others) if others else None
         self.fixed = {
@@ -208,8 +205,10 @@ class Learning(Run):
     @contextmanager
     def masked(self, hole: Tensor) -> Iterator[None]:
         """Inside, attention is masked by latent holes (N, 1, h, w); backward passes belong here."""
-        self.rule.mask = hole
-        with self.backbone.attention(self.rule):
+        inside = released_tokens() if self.config.layout == "released" else None
+        # Self-attention is masked when the object is put in, not before.
+        rule = TrainingAttention(hole, "a", self.config.mask_cross_attention, inside)
+        with self.backbone.attention(rule):
             yield
 
     def _error(self, pool: Pool, t: Tensor, noise: Tensor, prompt: str) -> Tensor:
