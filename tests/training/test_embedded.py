@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from skimage import data
 
 from inlay import Box, Composer, InputError
+from inlay.learning.folder import is_held_out
 from inlay.learning.loop import JointOptimizer, reports
 from inlay.learning.samples import random_crop, random_mask
 from inlay.training.corpus import (
     Ahead,
     Corpus,
     CorpusLoader,
-    is_held_out,
     load_corpus,
     object_mask,
     recolour,

@@ -21,75 +21,72 @@ class Benchmark(Checkpoint, Saying):
     """The options of bench."""
 
     methods: str = flag(
-        "Methods that harmonize; NAME:KEY=VALUE:KEY=VALUE is one with settings.", "A,B",
+        "Methods; NAME:KEY=VALUE:KEY=VALUE is one with settings, or with shadow=KIND.", "A,B",
         default="reinhard,poisson,cdc",
     )  # fmt: skip
-    cases: int = flag("Disturbed photos to run on.", "N", default=100, least=1)
-    harmless: int | None = flag("Untouched photos to run on; all by default.", "N")
+    cases: int = flag("Cases to run on; relight: at most.", "N", default=100, least=1)
+    harmless: int | None = flag("Of these, undisturbed ones to run on; all by default.", "N")
     seed: int = flag("Of all randomness.", "N", default=0)
     split: Literal["held-out", "training", "all"] | None = flag(
-        "Which photos; held-out is the default where metadata.jsonl has any."
+        "Which pictures; held-out is the default where metadata.jsonl has any."
     )
     include: list[str] | None = flag("Only such names; may be repeated.", "PATTERN")
-    short_side: int = flag("Reduce photos to this short side.", "N", default=384, least=1)
+    short_side: int = flag("Reduce pictures to this short side.", "N", default=384, least=1)
     set: list[str] | None = flag("A setting of one of the methods.", "METHOD.KEY=VALUE")
 
 
 def bench(
-    benchmark: Annotated[Literal["harmony"], typer.Argument(help="Which benchmark: harmony.")],
+    benchmark: Annotated[Literal["harmony", "relight"], typer.Argument(help="Which benchmark.")],
     folder: Annotated[
-        list[str], typer.Argument(help="Folders of photos; scikit-image means those it ships.")
+        list[str], typer.Argument(help="Folders of pictures; scikit-image means its photos.")
     ],
     output: OutFolder,
     given: Benchmark,
 ) -> None:
     """Measure methods on known truths.
 
-    harmony: objects of photos, disturbed on purpose; writes harmony.json, harmony.md and
-    sheet.png.
+    harmony: objects of photos, disturbed on purpose. relight: rendered objects that come from
+    another light, of tools/render_pairs.py. Writes NAME.json, NAME.md and sheet.png.
     """
-    variants = _variants(given.methods, given.set or [])
-
     from inlay.composer import Composer
-    from inlay.evaluation.harmony import run_harmony, summary
+    from inlay.evaluation.benchmark import run
+    from inlay.evaluation.harmony import Harmony
     from inlay.evaluation.photos import find_photos
-    from inlay.evaluation.tables import COLUMNS, as_dict, cells, kind_cells, write_report
-    from inlay.training.disturb import KINDS
+    from inlay.evaluation.relight import Relight, find_triples
+    from inlay.evaluation.tables import as_dict, tables, write_report
 
-    photos = find_photos(folder, given.split, given.include or [])
+    kind, find = (Harmony, find_photos) if benchmark == "harmony" else (Relight, find_triples)
+    include = given.include or []
+    sources = find(folder, given.split, include)
+    chosen = kind(sources, given.cases, given.seed, given.harmless, given.short_side)
+    variants = _variants(given.methods, given.set or [], str(chosen.blank["verb"]))
     composer = Composer(given.model, device=given.device, dtype=given.dtype)
     with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
-        heard.label = "harmonizing"
-        report = run_harmony(
-            photos,
-            variants,
-            count=given.cases,
-            seed=given.seed,
-            harmless=given.harmless,
-            short_side=given.short_side,
-            composer=composer,
-            progress=heard.step,
-        )
-        include = given.include or []
+        heard.label = "measuring"
+        report = run(chosen, variants, composer, heard.step)
         report.settings |= {"folders": folder, "split": given.split, "include": include}
-        report.settings |= {"photos": len(photos), "model": given.model}
+        report.settings["model"] = given.model
         written = write_report(report, out)
     if given.json:
         say(json.dumps(as_dict(report), allow_nan=False, indent=1))
     elif not given.quiet:
-        say(table([header for header, _, _ in COLUMNS], cells(summary(report)), "all cases"))
-        kinds = kind_cells(report)
-        say(table(["method", *KINDS], kinds, "fPSNR (improved) by kind"))
+        for heading, headers, rows in tables(report):
+            say(table(headers, rows, heading))
         for path in written:
             say(path)
 
 
-def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+def _variants(text: str, sets: Sequence[str], verb: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """Read --methods and --set; the text of each variant is its label."""
+    from inlay.evaluation.benchmark import OF_REQUEST
     from inlay.methods import registry as methods
     from inlay.settings import parse_sets
 
-    known = [name for name, method in methods.all_methods().items() if "harmonize" in method.verbs]
+    known = [
+        name
+        for name, method in methods.all_methods().items()
+        if verb in method.verbs and not method.concept
+    ]
     labels = [label.strip() for label in text.split(",") if label.strip()]
     if not labels:
         raise InputError(f"--methods is {show(text)}; expected names like reinhard,cdc.")
@@ -107,12 +104,14 @@ def _variants(text: str, sets: Sequence[str]) -> dict[str, tuple[str, dict[str, 
     variants = {}
     for label, name in names.items():
         own = (item.partition(".")[2] for item in sets if item.startswith(f"{name}."))
-        items = [*label.split(":")[1:], *own]
-        found = parse_sets(items, methods.get(name).settings)
+        items = [item.partition("=") for item in (*label.split(":")[1:], *own)]
+        request = {key: value for key, _, value in items if key in OF_REQUEST}
+        rest = ["".join(item) for item in items if item[0] not in OF_REQUEST]
+        found = parse_sets(rest, methods.get(name).settings)
         if len(found) > 1:
             raise InputError(
                 f"a list stands for a setting of {name}; give one variant for each value, as in "
                 f"{name}:KEY=A,{name}:KEY=B."
             )
-        variants[label] = (name, found[0][1])
+        variants[label] = (name, found[0][1] | request)
     return variants

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -16,24 +14,17 @@ Image = NDArray[np.uint8]
 MAX_PSNR = 60.0
 
 
-@dataclass(frozen=True)
-class Figures:
-    """fmse in squared 8-bit levels, fpsnr in dB, delta_e in units of CIEDE2000."""
-
-    fmse: float
-    fpsnr: float
-    delta_e: float
-
-
-def measure(result: Image, truth: Image, mask: NDArray[np.float32]) -> Figures:
+def measure(result: Image, truth: Image, mask: NDArray[np.float32]) -> dict[str, float]:
     """All figures of a result; pictures are uint8 (h, w, 3) sRGB, the mask float32 (h, w).
 
-    Pixels count where the mask is above 0.5. delta_e is the mean CIEDE2000 (Sharma, Wu and Dalal
-    2005) under D65. Raises InputError where no pixel counts or the sizes differ.
+    Pixels count where the mask is above 0.5. fmse is in squared 8-bit levels, fpsnr in dB, delta_e
+    the mean CIEDE2000 (Sharma, Wu and Dalal 2005) under D65. Raises InputError where no pixel
+    counts or the sizes differ.
     """
     error = fmse(result, truth, mask)
     one, two = (rgb2lab(picture[mask > 0.5][:, None]) for picture in (result, truth))
-    return Figures(error, psnr(error), float(np.mean(deltaE_ciede2000(one, two))))
+    delta_e = float(np.mean(deltaE_ciede2000(one, two)))
+    return {"fmse": error, "fpsnr": psnr(error), "delta_e": delta_e}
 
 
 def fmse(result: Image, truth: Image, mask: NDArray[np.float32]) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.learning.folder import SUFFIXES, image_rows, is_held_out, mask_file
+from inlay.learning.folder import SUFFIXES, Row, image_rows, mask_file
 from inlay.pictures.arrays import Box, shrink
 from inlay.pictures.mask import read_mask
 from inlay.pictures.read import read_picture
@@ -71,28 +71,19 @@ def find_photos(
     """The photographs of one or more folders, in the order of the folders and of their names, see
     learning.folder; BUNDLED stands for scikit-image's own.
 
-    `split` is one of SPLITS, by the hash of the file name that training goes by; None is held-out
-    where metadata.jsonl has such pictures, else all. `include` are patterns (fnmatch) of which a
-    name, with or without its folder, must match one. Raises InputError for what is no folder, a
-    malformed metadata.jsonl, or when no photograph is left.
+    `split` is one of SPLITS, as training goes by it; None is held-out where metadata.jsonl has such
+    pictures, else all. `include` are patterns (fnmatch) of which a name, with or without its
+    folder, must match one. Raises InputError for what is no folder, a malformed metadata.jsonl, or
+    when no photograph is left.
     """
-    if split is not None and split not in SPLITS:
-        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
     photos: list[Photo] = []
     for folder in folders:
         if folder == BUNDLED:
             photos += _bundled_photos()
             continue
-        listed, known = _photos_of(folder)
-        sides = {"held-out": [photo for photo in listed if is_held_out(photo.name)], "all": listed}
-        sides["training"] = [photo for photo in listed if not is_held_out(photo.name)]
-        photos += sides[split or ("held-out" if known and sides["held-out"] else "all")]
-    photos = [
-        photo
-        for photo in photos
-        if not include
-        or any(fnmatchcase(n, p) for p in include for n in (photo.name, photo.path.name))
-    ]
+        root, rows = folder_rows(folder, split)
+        photos += [Photo(row.file_name, root / row.file_name, mask_file(root, row)) for row in rows]
+    photos = [photo for photo in photos if is_included(include, photo.name, photo.path.name)]
     if not photos:
         kept = " that --split and --include leave" if split or include else ""
         raise InputError(
@@ -102,8 +93,10 @@ def find_photos(
     return photos
 
 
-def _photos_of(folder: str) -> tuple[list[Photo], bool]:
-    """A folder's photos, and whether its metadata.jsonl lists them."""
+def folder_rows(folder: str, split: str | None) -> tuple[Path, list[Row]]:
+    """A folder, and the rows of its pictures that a split leaves; see find_photos()."""
+    if split is not None and split not in SPLITS:
+        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
     root = Path(folder)
     try:
         if "\0" in folder or not root.is_dir():
@@ -113,8 +106,15 @@ def _photos_of(folder: str) -> tuple[list[Photo], bool]:
         rows, listed = image_rows(root)
     except OSError as error:
         raise InputError(f"{folder[:80]!r} cannot be read ({type(error).__name__}).") from None
-    photos = [Photo(row.file_name, root / row.file_name, mask_file(root, row)) for row in rows]
-    return photos, listed
+    held = [row for row in rows if row.is_held_out()]
+    if split == "all" or (split is None and not (listed and held)):
+        return root, rows
+    return root, [row for row in rows if row.is_held_out() == (split != "training")]
+
+
+def is_included(patterns: Sequence[str], *names: str) -> bool:
+    """Whether one of the names matches one of the patterns (fnmatch), or there are none."""
+    return not patterns or any(fnmatchcase(name, p) for p in patterns for name in names)
 
 
 def _bundled_photos() -> list[Photo]:

@@ -1,11 +1,10 @@
-"""A report of the harmonization benchmark as tables, files and a contact sheet."""
+"""A report of a benchmark as tables, files and a contact sheet."""
 
 from __future__ import annotations
 
 import io
 import json
 import platform
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from operator import methodcaller
 from pathlib import Path
@@ -14,137 +13,106 @@ from typing import Any
 from PIL import Image
 
 from inlay.errors import __version__
-from inlay.evaluation.harmony import PASTE, Report, summary
+from inlay.evaluation.benchmark import PASTE, Report, summary
 from inlay.pictures.sheet import contact_sheet
 from inlay.pictures.write import replace_file
-from inlay.training.disturb import KINDS
 
-# Header, key of the row, format.
-COLUMNS = (
-    ("method", "label", "{}"),
-    ("fMSE", "fmse", "{:.1f}"),
-    ("of paste's", "fmse_ratio", "{:.3f}"),
-    ("fPSNR", "fpsnr", "{:.2f}"),
-    ("gain dB", "gain", "{:+.2f}"),
-    ("± s.e.", "gain_error", "{:.2f}"),
-    ("ΔE2000", "delta_e", "{:.2f}"),
-    ("improved", "improved", "{:.0%}"),
-    ("harm ΔE2000", "harm_delta_e", "{:.2f}"),
-    ("harm fPSNR", "harm_fpsnr", "{:.2f}"),
-    ("s/picture", "seconds", "{:.2f}"),
-)
-
-_CELL = 200
+_PACKAGES = ("numpy", "opencv-python-headless", "scikit-image", "pillow", "torch", "diffusers")
 
 
 def as_dict(report: Report) -> dict[str, Any]:
-    """Everything that was found, for harmony.json."""
+    """Everything that was found, for the JSON file."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     return {
         "inlay": __version__,
-        "benchmark": "harmony",
+        "benchmark": report.benchmark.name,
         "settings": report.settings,
-        "versions": _versions(),
+        "versions": versions,
         "methods": report.methods,
         "overall": summary(report),
-        "by_kind": {kind: summary(report, kind) for kind in KINDS},
+        "by_kind": {kind: summary(report, kind) for kind in report.benchmark.kinds},
         "cases": report.cases,
         "harm": report.harm,
     }
 
 
-def _versions() -> dict[str, str]:
-    names = ("numpy", "opencv-python-headless", "scikit-image", "pillow", "torch", "diffusers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The rows of a summary as text, in the order of COLUMNS; "-" where there is no figure."""
-    return [
-        ["-" if row[key] is None else form.format(row[key]) for _, key, form in COLUMNS]
-        for row in rows
+def tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Heading, headers and rows of each table; "-" where there is no figure."""
+    columns, kinds = report.benchmark.columns, report.benchmark.kinds
+    overall = [
+        ["-" if row[key] is None else form.format(row[key]) for _, key, form in columns]
+        for row in summary(report)
     ]
-
-
-def kind_cells(report: Report) -> list[list[str]]:
-    """For each method, fPSNR and the share of improved cases by kind; the kinds head the rest."""
-    table = [[label] for label in report.methods]
-    for kind in KINDS:
+    by_kind = [[label] for label in report.methods]
+    for kind in kinds:
         rows = summary(report, kind)
         texts = [f"{row['fpsnr']:.2f} ({row['improved']:.0%})" for row in rows]
-        for line, text in zip(table, texts or ["-"] * len(table), strict=True):
+        for line, text in zip(by_kind, texts or ["-"] * len(by_kind), strict=True):
             line.append(text)
-    return table
+    heading = f"fPSNR in dB, and the share of improved cases, by {report.benchmark.nouns[2]}"
+    return [
+        ("all cases", [header for header, _, _ in columns], overall),
+        (heading, ["method", *kinds], by_kind),
+    ]
 
 
 def markdown(report: Report) -> str:
     """The tables as Markdown, with what one must know to read them."""
-    settings = report.settings
+    settings, (sources, untouched, _) = report.settings, report.benchmark.nouns
     models = {
         f"{model['name']} ({model['hash'][:12]})"
         for about in report.methods.values()
         if (model := about["model"]) is not None
     }
     lines = [
-        "# Harmonization against a known truth",
-        "",
-        f"inlay {__version__}, {len(report.cases)} cases, seed {settings['seed']}, short side "
-        f"{settings['short_side']} pixels, model {', '.join(sorted(models)) or 'none needed'}. "
-        f"Harm is measured on {len(report.harm)} untouched photographs.",
-        "",
-        *_table([header for header, _, _ in COLUMNS], cells(summary(report))),
-        "",
-        "fPSNR in dB, and the share of improved cases, by kind of disturbance:",
-        "",
-        *_table(["method", *KINDS], kind_cells(report)),
+        f"# {report.benchmark.title}\n",
+        f"inlay {__version__}, {len(report.cases)} cases of {settings[sources]} {sources}, seed "
+        f"{settings['seed']}, short side {settings['short_side']} pixels, model "
+        f"{', '.join(sorted(models)) or 'none needed'}. "
+        f"Harm is measured on {len(report.harm)} untouched {untouched}.",
     ]
+    for heading, headers, rows in tables(report):
+        cells = [headers, ["---", *["---:"] * (len(headers) - 1)]]
+        cells += [[text.replace("|", "\\|") for text in row] for row in rows]
+        lines += [f"\n{heading[0].upper()}{heading[1:]}:\n"]
+        lines += [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(lines) + "\n"
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [list(headers), ["---", *["---:"] * (len(headers) - 1)]]
-    lines += [[text.replace("|", "\\|") for text in row] for row in rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def sheet(report: Report) -> Image.Image:
     """Best, median and worst case of each method by its gain in dB over paste, one row each."""
-    pictures, labels = [], []
+    pictures, labels, rank = [], [], report.benchmark.rank
     for label in [label for label in report.methods if label != PASTE] or [PASTE]:
-        ranked = sorted(range(len(report.cases)), key=lambda i: -_rank(report.cases[i], label))
+        found = [case["results"] for case in report.cases]
+        base = [0.0 if label == PASTE else each[PASTE][rank] for each in found]
+        ranked = sorted(range(len(found)), key=lambda i: base[i] - found[i][label][rank])
         for word, place in (("best", 0), ("median", len(ranked) // 2), ("worst", -1)):
             case, views = report.cases[ranked[place]], report.views[ranked[place]]
-            found = {n: f"{n} {f['fpsnr']:.1f} dB" for n, f in case["results"].items()}
             captions = {
                 "truth": f"{label} {word}: {case['file']}",
                 "mask": f"case {case['number']}: {case['kind']}",
-                **found,
+                **{n: f"{n} {f[rank]:.1f} dB" for n, f in case["results"].items()},
             }
             for name, caption in captions.items():
                 with Image.open(io.BytesIO(views[name])) as view:
                     pictures.append(view.convert("RGB"))
                 labels.append(caption)
-    return contact_sheet(pictures, labels, columns=2 + len(report.methods), cell=_CELL)
-
-
-def _rank(case: Mapping[str, Any], label: str) -> float:
-    found = case["results"]
-    base = 0.0 if label == PASTE else found[PASTE]["fpsnr"]
-    return float(found[label]["fpsnr"] - base)
+    return contact_sheet(pictures, labels, columns=2 + len(report.methods), cell=200)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write harmony.json, harmony.md and sheet.png into a folder that is there.
+    """Write NAME.json, NAME.md (of the benchmark) and sheet.png into a folder that is there.
 
     Each file appears whole or not at all; those of an earlier run are replaced. Raises InputError
     where one cannot be written.
     """
-    picture = io.BytesIO()
+    picture, name = io.BytesIO(), report.benchmark.name
     sheet(report).save(picture, format="PNG")
     files = {
         "sheet.png": picture.getvalue(),
-        "harmony.md": markdown(report).encode(),
-        "harmony.json": (json.dumps(as_dict(report), allow_nan=False, indent=1) + "\n").encode(),
+        f"{name}.md": markdown(report).encode(),
+        f"{name}.json": (json.dumps(as_dict(report), allow_nan=False, indent=1) + "\n").encode(),
     }
-    for name, data in files.items():
-        replace_file(folder / name, methodcaller("write", data))
-    return [folder / name for name in files]
+    for file, data in files.items():
+        replace_file(folder / file, methodcaller("write", data))
+    return [folder / file for file in files]

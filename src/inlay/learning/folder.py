@@ -21,20 +21,32 @@ _MOST_BYTES, _MOST_LETTERS = 1 << 26, 1 << 16
 
 
 class Row(BaseModel):
-    """A picture of a folder: names relative to the folder, caption, and how often it is drawn."""
+    """A picture of a folder: names relative to the folder, caption, and how often it is drawn.
+
+    Of a rendered triple (tools/render_pairs.py) also: whether it is held out, the picture without
+    the object, that with its object in other light, and its pose.
+    """
 
     file_name: str
     text: str | None = None
     mask: str | None = None
     weight: float = Field(1.0, gt=0, lt=1e6)
+    held_out: bool | None = None
+    place: str | None = None
+    other: str | None = None
+    pose: str = ""
 
-    @field_validator("file_name", "mask")
+    @field_validator("file_name", "mask", "place", "other")
     @classmethod
     def _is_inside(cls, name: str | None) -> str | None:
         path = PurePosixPath(name or "")
         if path.is_absolute() or ".." in path.parts or "\0" in str(path):
             raise ValueError("not inside the folder")
         return name
+
+    def is_held_out(self) -> bool:
+        """Whether it stays out of training: as it says, else by the hash of its name."""
+        return is_held_out(self.file_name) if self.held_out is None else self.held_out
 
 
 def image_rows(folder: Path) -> tuple[list[Row], bool]:

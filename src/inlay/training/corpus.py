@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.errors import InputError
-from inlay.learning.folder import image_rows, is_held_out, mask_file
+from inlay.learning.folder import image_rows, mask_file
 from inlay.learning.samples import random_crop, random_mask
 from inlay.learning.settings import TrainingConfig
 from inlay.pictures.arrays import bounds, shrink, to_uint8
@@ -86,7 +86,7 @@ def load_corpus(
         )
     images, captions, weights = list[Image](), list[str](), list[float]()
     for row in rows:
-        if is_held_out(row.file_name) != held_out:
+        if row.is_held_out() != held_out:
             continue
         try:
             picture = read_picture(folder / row.file_name).to_pil()
@@ -111,7 +111,7 @@ def load_corpus(
 
 def with_rendered(corpus: Corpus, config: RenderedConfig, short_side: int = 288) -> Corpus:
     """The corpus and the rendered pictures that a recipe asks for, drawn with their share. Those
-    that the hash of their name holds out stay away.
+    that are held out stay away.
     """
     if config.rendered is None or config.rendered_share == 0:
         return corpus
