@@ -51,6 +51,37 @@ def calls(composer: Composer) -> dict[str, Callable[[], Result]]:
     }  # fmt: skip
 
 
+def test_what_the_embedded_checkpoint_is_too_small_for_is_said_before_it_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the record, and in the log before the first step; on other checkpoints, or where nothing
+    new is painted, it is not.
+    """
+    caplog.set_level("INFO", "inlay")
+    told, heard = "the embedded checkpoint paints textures, not things; for {} use", list[str]()
+    few: dict[str, Any] = {"box": BOX, "num_inference_steps": 1}
+    composer = Composer(device="cpu")
+    for given, name in (
+        ({"method": "cdc", "preset": "texture"}, "texture"),
+        ({"method": "cdc"}, None),
+        ({"method": "freecompose", "preset": "semantic", "prompt": "a red cup",
+          "source_prompt": "a cup", "box": BOX}, "semantic"),
+    ):  # fmt: skip
+        caplog.clear()
+        own = given if "box" in given else {**few, **given}
+
+        def hear(step: int, total: int, preview: Any) -> None:
+            heard.append(caplog.text)
+
+        result = composer.compose(data.chelsea(), cup(), callback=hear, **own)
+        notes = [note for note in result.record["notes"] if "embedded" in note]
+        assert [note.startswith(told.format(name)) for note in notes] == [True] * bool(name)
+        assert ("not things" in heard[-1]) == ("not things" in caplog.text) == bool(name)
+    other = Composer(str(built("sd1")), device="cpu")
+    result = other.compose(data.chelsea(), cup(), method="cdc", preset="texture", **few)
+    assert not any("embedded" in note for note in result.record["notes"])
+
+
 def test_threads_that_share_a_composer_get_what_each_would_get_alone() -> None:
     composer = Composer(device="cpu")
     alone = {name: pixels(call()) for name, call in calls(composer).items()}

@@ -44,8 +44,8 @@ _LAZY = {
 def cut(picture: Source, **options: Any) -> Image:
     """Cut the subject out of its picture: PIL "RGBA" of the picture's size.
 
-    Options are those of inlay.scene.subject.cut: by ("auto", "alpha", "mask", "box", "grabcut" or
-    the name of a segmentation model), mask, box, max_pixels. Raises InputError.
+    Options are those of inlay.scene.subject.cut: by ("auto", "alpha", "mask", "box", "grabcut",
+    "rembg" or the name of a segmentation model), mask, box, points, max_pixels. Raises InputError.
     """
     from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
     from inlay.scene.cutout import cleared

@@ -30,7 +30,7 @@ from inlay.methods.registry import (
 from inlay.pictures.picture import name_of
 from inlay.pictures.read import MAX_JSON_BYTES, read_file
 from inlay.scene.shadow import Shadow, ShadowField
-from inlay.scene.subject import BoxField, Flag, PointField, Source, Subject, as_size, as_subjects
+from inlay.scene.subject import BoxField, Flag, PointField, Side, Source, Subject, as_subjects
 from inlay.settings import MAX_PICTURES, Form, as_whole, checked
 
 _SEED = checked(partial(as_whole, least=0, most=2**63 - 1, spelt="2^63 - 1"))
@@ -310,7 +310,7 @@ class SceneRequest(Request):
     verb: ClassVar[str] = "scene"
 
     subjects: tuple[Subject, ...]
-    size: Annotated[tuple[int, int], checked(as_size)]
+    size: tuple[Side, Side]
     keep_phases: Flag = False
 
     @classmethod

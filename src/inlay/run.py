@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 # A window of a classical method is not enlarged, so it needs this many pixels a side.
 _LEAST = 64
+_TOO_SMALL = (
+    "the embedded checkpoint paints textures, not things; for {} use --model with a larger one, "
+    "see inlay models"
+)
+_log = logging.getLogger("inlay")
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def run(request: Request, checkpoint: Checkpoint, options: Options | None = None
         for seed in range(request.seed, request.seed + request.num_images):
             started = time.perf_counter()
             states: list[State] = []
-            notes = [*passes.inputs.notes, *(passes.backbone.notes if passes.backbone else ())]
+            notes = [*passes.notes, *(passes.backbone.notes if passes.backbone else ())]
             for planned in passes.plan_for(seed).steps:
                 if passes.options.on_phase is not None and planned.step.phase:
                     passes.options.on_phase(planned.step.phase)
@@ -125,6 +131,12 @@ class _Passes:
         self.keep = bool(request.kept_names())
         self.inputs = read_inputs(request, options.max_pixels, options.trust_remote_code)
         self.hashes = {place: identify(source) for place, source in self.inputs.read.items()}
+        model, names = request.model, [step.invents() for step in request.steps()]
+        small = model is None or "embedded" in (model.name, model.family)
+        weak = [_TOO_SMALL.format(name) for name in names if name and small]
+        for line in weak:
+            _log.info(line)
+        self.notes = [*self.inputs.notes, *weak]
         self.plan = plan_of(request, self.inputs, request.seed)
         self.needs_model = any(each.choice.method.needs_model for each in request.steps())
         self.backbone: Backbone | None = None

@@ -107,6 +107,21 @@ def test_the_subject_can_be_cut_by_box_and_by_mask() -> None:
         assert changed.sum() == changed[10:110, 10:110].sum()
 
 
+def test_points_say_what_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    on = ["--point", "290,150", "--cut-point", "300,330"]
+    assert main(["cut", "coffee.jpg", *on, "-o", "cup.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["points"] == [[290, 150], [300, 330]]
+    alpha = np.asarray(Image.open("cup.png"))[..., 3]
+    assert alpha[150, 290] == 255 and alpha[330, 300] == 255 and alpha[20, 560] == 0
+    arguments = ["compose", "bg.png", "coffee.jpg", "--method", "paste", "--box", "10,10,100,100"]
+    cuts = ["--cut-point", "290,150", "--cut-point", "300,330"]
+    assert main([*arguments, *cuts, "-o", "o.png", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["request"]["subjects"][0]["cut_points"] == [[290, 150], [300, 330]]
+    assert main([*arguments, "--cut-point", "1", "-o", "p.png"]) == 2
+    assert "two numbers x, y" in capsys.readouterr().err
+
+
 def test_harmonize_and_remove() -> None:
     assert (
         main(["harmonize", "bg.png", "--mask", "mask.png", "-o", "h.png", "--method", "reinhard"])

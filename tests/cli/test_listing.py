@@ -28,6 +28,9 @@ def test_methods_and_models_as_json_and_as_tables(capsys: pytest.CaptureFixture[
         "remove",
         "scene",
     ]
+    assert listed["dreamcom"]["invents"] == ["dreamcom"] and listed["paste"]["invents"] == []
+    assert main(["methods"]) == 0
+    assert "a larger one for augment, scribble, stylize, texture" in capsys.readouterr().out
     assert main(["methods", "cdc"]) == 0
     table = capsys.readouterr().out
     for setting in listed["cdc"]["settings"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -55,6 +57,32 @@ def test_a_point_takes_one_thing_and_a_point_off_it_leaves_the_other() -> None:
     found, _ = find_subject(picture, points=[(90, 170, True), (290, 170, False)])
     assert iou(found, red) > 0.8
     assert (found[blue] > 0.5).mean() < 0.1
+
+
+def test_points_name_one_of_two_things_for_the_whole_cut() -> None:
+    picture, red, blue = two_mugs()
+    eight = (picture * 255).astype(np.uint8)
+    alpha = np.asarray(inlay.cut(eight, points=[(90, 150), (90, 200)]), np.float32)[..., 3] / 255
+    assert iou(alpha, red) > 0.9 and not (alpha[blue] > 0.5).any()
+    both = np.asarray(inlay.cut(eight, points=[(90, 170), (290, 170)]), np.float32)[..., 3] / 255
+    assert iou(both, red | blue) > 0.8
+    # What is transparent stays so; a point says which of the rest is meant.
+    clear = np.dstack([eight, np.uint8(255) * (red | blue)])
+    alpha = np.asarray(inlay.cut(clear, points=[(290, 170)]), np.float32)[..., 3] / 255
+    assert iou(alpha, blue) > 0.9 and not (alpha[red] > 0.5).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"points": [(420, 10)]}, "the point 420,10 lies outside"),
+        ({"points": [(9, 9)], "by": "grabcut"}, "points are given but the cut is by grabcut"),
+        ({"points": [(9, 9)], "mask": np.ones((300, 420), bool)}, "the cut is by mask"),
+    ],
+)
+def test_points_that_do_not_go(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        inlay.cut((two_mugs()[0] * 255).astype(np.uint8), **options)
 
 
 def test_the_coffee_cup_is_found_with_its_saucer_and_spoon() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from skimage import data
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import Box
+from inlay.scene.cutter import of_points
 from inlay.scene.segment import segment
 
 PHOTO = (data.chelsea()[:120, :150] / 255).astype(np.float32)
@@ -168,6 +170,52 @@ def test_sam_2(tmp_path: Path) -> None:
     outside[box.slices] = False
     assert found.any() and not found[outside].any()
     assert reach is not None and 120 / 64 < reach < 20
+
+
+def test_sam_is_asked_with_points_as_with_its_own_prompts(tmp_path: Path) -> None:
+    """Its answer is the one to the points in its own pixels, kept to the pieces they lie on."""
+    from transformers import SamImageProcessorPil, SamModel
+
+    # As large as it reads, so that both read the same.
+    photo, points = PHOTO[:100, :128], [(20.0, 90.0, True), (60.0, 50.0, True)]
+    model = _sam(tmp_path / "sam")
+    processor = SamImageProcessorPil(
+        size={"longest_edge": 128}, pad_size={"height": 128, "width": 128}
+    )
+    inputs = processor((photo * 255).round().astype(np.uint8), return_tensors="pt")
+    with torch.inference_mode():
+        answer = SamModel.from_pretrained(model)(
+            pixel_values=inputs["pixel_values"], multimask_output=False,
+            input_points=torch.tensor([[[[x, y] for x, y, _ in points]]]),
+            input_labels=torch.tensor([[[1, 1]]]),
+        )  # fmt: skip
+    wanted = processor.post_process_masks(
+        answer.pred_masks, [[100, 128]], inputs["reshaped_input_sizes"]
+    )[0][0, 0].numpy()
+    kept = of_points(wanted.astype(np.float32), points) > 0.5
+    # Random weights say anything: the pieces at the points have to say something for the test.
+    assert 0.05 < kept.mean() < 0.95
+    found, _ = segment(photo, model, points=points)
+    assert ((found > 0.5) == kept).mean() > 0.999
+
+
+def test_points_choose_among_what_a_segmenter_finds(front: str) -> None:
+    """Two green things on pink: the one that the point lies on is meant."""
+    photo = np.full((100, 160, 3), (0.8, 0.5, 0.5), np.float32)
+    photo[20:60, 10:50] = photo[30:80, 100:140] = (0, 1, 0)
+    found, _ = segment(photo, front, points=[(120, 50, True)], trust_remote_code=True)
+    assert found[50, 120] > 0.9 and found[:, :80].max() < 0.5
+    with pytest.raises(InputError, match="found no subject"):
+        segment(photo, front, points=[(80, 5, True)], trust_remote_code=True)
+
+
+def test_what_rembg_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no model 'birefnet-generl'; did you mean birefnet-gener"):
+        segment(PHOTO, "rembg:birefnet-generl")
+    monkeypatch.setitem(sys.modules, "rembg.session_factory", None)
+    for how in ("rembg", "rembg:birefnet-general"):
+        with pytest.raises(InputError, match=r"pip install inlay\[rembg\]"):
+            segment(PHOTO, how)
 
 
 def test_sam_needs_a_box(tmp_path: Path) -> None:

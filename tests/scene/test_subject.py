@@ -271,6 +271,8 @@ BOXES = ["--box", "20,150,110,120", "--box", "300,30,120,100"]
          "--mask=-", "--mask", "mask.png", "--rotate", "0", "--rotate", "45"],
         ["compose", "bg.png", "coffee.png", "cup.png", "--method", "paste", *BOXES,
          "--cut", "box", "--cut=-", "--cut-box", "160,20,280,250", "--cut-box=-"],
+        ["compose", "bg.png", "coffee.png", "cup.png", "--method", "paste", *BOXES,
+         "--cut-point", "290,150 300,300", "--cut-point=-"],
     ],
 )  # fmt: skip
 def test_rerun_makes_the_same_file(folder: Path, arguments: list[str], capsys: Capture) -> None:
@@ -316,6 +318,10 @@ def test_a_changed_subject_is_named(folder: Path, capsys: Capture) -> None:
          "each."),
         ([*BOXES, "--cut-box", "1,1,9,9"], "--cut-box is given once for 2 subjects; give it once "
          "for each."),
+        ([*BOXES, "--cut-point", "1,1"], "--cut-point is given once for 2 subjects; give it once "
+         "for each."),
+        ([*BOXES, "--cut-point", "1,1", "--cut-point", "2"], "subject 2: cut_points is [2.0]; "
+         "expected two numbers x, y."),
         ([*BOXES, "--cut", "mask", "--mask", "mask.png", "--mask=-"], "--cut mask needs --mask "
          "FILE."),
         ([*BOXES, "--random"], "--box and --random exclude each other; give one of them."),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from inlay.cli.options import Cut, Out, Reading, flag
+from inlay.cli.make import numbers
+from inlay.cli.options import CUTS, Out, Reading, cut_names, flag
 from inlay.cli.outputs import check_out, listening, tell
-from inlay.errors import InputError
+from inlay.errors import InputError, nearest, show
 
 _WITH_ALPHA = (".png", ".webp", ".avif", ".tif", ".tiff")
 
@@ -21,7 +23,10 @@ class Cutting(Reading):
     box: str | None = flag("Where the subject is.", "X,Y,W,H")
     mask: str | None = flag("Mask: white is the object.", "FILE")
     model: str | None = flag("Segmentation model: a hub id or a folder, by transformers.", "MODEL")
-    cut: Cut | None = flag("How the subject is found.")
+    cut: str | None = flag("How the subject is found, as for compose.", "HOW", complete=cut_names)
+    point: list[str] | None = flag(
+        "A point on the subject; may be repeated.", "X,Y", names=("--point", "--cut-point")
+    )
 
 
 def cut(
@@ -35,17 +40,23 @@ def cut(
     """
     if given.cut is not None and given.model is not None:
         raise InputError("--cut and --model exclude each other; give one of them.")
-    by = given.cut or given.model
+    by, own = given.cut or given.model, given.cut or "auto"
+    if own.partition(":")[0] not in CUTS and "/" not in own and not os.path.exists(own):
+        raise InputError(f"--cut is {show(own)}; {nearest(own, CUTS)}")
     from inlay.pictures.arrays import Box
 
     box = None if given.box is None else Box.parse(given.box, "--box")
+    points = [numbers(text) for text in given.point or ()]
 
     from inlay.errors import __version__
     from inlay.pictures.read import read_picture
     from inlay.pictures.write import write_picture
     from inlay.result import identify
     from inlay.scene.cutout import cleared
+    from inlay.scene.subject import Subject
     from inlay.scene.subject import cut as cut_out
+
+    named = Subject(picture, cut_points=points or None).cut_points or ()
 
     inputs = {"picture": picture} | ({} if given.mask is None else {"mask": given.mask})
     out = check_out(output, inputs)
@@ -60,11 +71,12 @@ def cut(
             by=by,
             mask=given.mask,
             box=box,
+            points=named,
             max_pixels=given.max_pixels,
             trust_remote_code=given.trust_remote_code,
         )
         write_picture(cleared(whole, cutout), out)
-    request = {"cut": by, "box": None if box is None else box.as_dict()}
+    request = {"cut": by, "box": None if box is None else box.as_dict(), "points": named}
     record = {
         "inlay": __version__,
         "verb": "cut",

@@ -85,6 +85,7 @@ def _facts(method: Method, family: str | None) -> dict[str, Any]:
         "verbs": list(method.verbs),
         "default_for": [verb for verb in method.verbs if default_for(verb) == method.name],
         "needs_model": method.needs_model,
+        "invents": list(method.invents),
         "presets": {key: dict(values) for key, values in method.presets.items()},
         "settings": [knob.as_dict() for knob in knobs(method.settings_on(family)).values()],
     }
@@ -95,7 +96,9 @@ def _overview(found: dict[str, Method]) -> None:
     for name, method in found.items():
         facts = _facts(method, None)
         verbs = [v + ("*" if v in facts["default_for"] else "") for v in method.verbs]
-        rows.append([name, ", ".join(verbs), "yes" if method.needs_model else "no", method.summary])
+        model = "yes" if method.needs_model else "no"
+        model += f"; a larger one for {', '.join(method.invents)}" if method.invents else ""
+        rows.append([name, ", ".join(verbs), model, method.summary])
     print(table(["method", "serves (* by default)", "model", "what it does"], rows))
 
 
@@ -105,6 +108,8 @@ def _details(method: Method, family: str | None) -> None:
     print(f"{method.name}: {method.summary}")
     print(f"source: {method.source}")
     print(f"serves: {', '.join(method.verbs)}")
+    if method.invents:
+        print(f"too much for the embedded checkpoint: {', '.join(method.invents)}")
     rows = [
         [knob.name, knob.type, _text(knob.default), knob.bounds, knob.description]
         for knob in knobs(method.settings_on(family)).values()

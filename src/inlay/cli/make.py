@@ -24,7 +24,7 @@ Choices = list[tuple[str, dict[str, Any]]]
 
 # What stands for "none for this subject" where several have one each, and of what.
 _NONE = "-"
-_SKIPS = ("--mask", "--cut", "--cut-box")
+_SKIPS = ("--mask", "--cut", "--cut-box", "--cut-point")
 # The settings that have an option of their own.
 _DIRECT = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
 
@@ -54,7 +54,7 @@ def harmonize(
     """Make an object that is already pasted belong."""
     request: dict[str, Any] = {"picture": picture, "mask": given.mask}
     request |= {"background": given.background}
-    request["box"] = given.box and _numbers(given.box)
+    request["box"] = given.box and numbers(given.box)
     return _order({"verb": "harmonize", **request}, output, given)
 
 
@@ -68,7 +68,7 @@ def remove(
     request |= {} if given.mask is None else {"mask": given.mask}
     for name in ("box", "point"):
         if (text := getattr(given, name)) is not None:
-            request[name] = _numbers(text)
+            request[name] = numbers(text)
     return _order(request, output, given)
 
 
@@ -271,14 +271,18 @@ def _subjects(pictures: Sequence[str], given: Places) -> list[dict[str, Any]]:
     if given.scale and where and where != ["--at"]:
         raise InputError(f"--scale does not go with {where[0]}; give it with --at.")
     count = len(pictures)
+    points = given.cut_point
+    if points and count == 1:
+        points = [" ".join(points)]
     columns = {
-        "box": _each(given.box, "--box", count, _numbers),
-        "at": _each(given.at, "--at", count, _numbers),
+        "box": _each(given.box, "--box", count, numbers),
+        "at": _each(given.at, "--at", count, numbers),
         "scale": _each(given.scale, "--scale", count, _number, all_at_once=True),
         "rotate": _each(given.rotate or ["0"], "--rotate", count, _number, all_at_once=True),
         "mask": _each(given.mask, "--mask", count),
         "cut": _each(given.cut, "--cut", count, all_at_once=True),
-        "cut_box": _each(given.cut_box, "--cut-box", count, _numbers),
+        "cut_box": _each(given.cut_box, "--cut-box", count, numbers),
+        "cut_points": _each(points, "--cut-point", count, _points),
     }
     subjects = []
     for picture, *values in zip(pictures, *columns.values(), strict=True):
@@ -321,5 +325,9 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _numbers(text: str) -> list[float | str]:
+def _points(text: str) -> list[list[float | str]]:
+    return [numbers(part) for part in text.split()]
+
+
+def numbers(text: str) -> list[float | str]:
     return [_number(part) for part in text.split(",")]

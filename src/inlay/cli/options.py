@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Cut = Literal["auto", "alpha", "mask", "box", "grabcut"]
+CUTS = ("auto", "alpha", "mask", "box", "grabcut", "rembg")
 
 
 def flag(
@@ -35,7 +35,7 @@ def flag(
 
 
 def cut_names(incomplete: str) -> list[str]:
-    return [name for name in get_args(Cut) if name.startswith(incomplete)]
+    return [name for name in CUTS if name.startswith(incomplete)]
 
 
 def method_names(incomplete: str) -> list[str]:
@@ -148,10 +148,13 @@ class Places:
     flip: bool = flag("Mirror the subjects left to right.", default=False)
     mask: list[str] | None = flag("Mask: white is the object.", "FILE")
     cut: list[str] | None = flag(
-        "How the subject is cut out: auto, alpha, mask, box, grabcut or a segmentation model; "
-        "once is for all.", "HOW", complete=cut_names,
+        "How the subject is cut out: auto, alpha, mask, box, grabcut, rembg or a segmentation "
+        "model; once is for all.", "HOW", complete=cut_names,
     )  # fmt: skip
     cut_box: list[str] | None = flag("Where the subject is in its own picture.", "X,Y,W,H")
+    cut_point: list[str] | None = flag(
+        "Or a point on it there; for one subject may be repeated.", "X,Y"
+    )
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,9 @@ class Method:
 
     `verbs` are the commands it serves (compose, harmonize, remove, scene); `presets` map a task's
     name to the settings that differ from the defaults for it. `concept`: the subject is a file that
-    `inlay learn` wrote, not a picture. `module` is the one with run(); where it is empty, that of
-    the settings.
+    `inlay learn` wrote, not a picture. `invents` are the presets, variants and verbs, or the method
+    itself, that paint what is not there yet, for which the embedded checkpoint is too small.
+    `module` is the one with run(); where it is empty, that of the settings.
     """
 
     name: str
@@ -229,6 +230,7 @@ class Method:
     settings: type[Settings]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     concept: bool = False
+    invents: tuple[str, ...] = ()
     module: str = ""
 
     def settings_on(self, family: str | None) -> type[Settings]:

@@ -289,4 +289,5 @@ METHOD = Method(
     verbs=("compose", "harmonize"),
     settings=CdcSettings,
     presets=_PRESETS,
+    invents=("augment", "scribble", "stylize", "texture"),
 )

@@ -123,5 +123,6 @@ METHOD = Method(
     verbs=("compose",),
     settings=DreamComSettings,
     concept=True,
+    invents=("dreamcom",),
     presets={"paper": _PAPER, "released": {**_PAPER, "self_attention": "released"}},
 )

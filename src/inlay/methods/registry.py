@@ -131,6 +131,12 @@ class Step(NamedTuple):
     verb: str
     choice: MethodChoice
 
+    def invents(self) -> str | None:
+        """What of it paints things that are not there yet, as Method.invents calls it."""
+        settings, method = self.choice.settings, self.choice.method
+        names = (self.choice.preset, getattr(settings, "variant", None), self.verb, method.name)
+        return next((name for name in names if name in method.invents), None)
+
 
 def as_phases(value: Any, name: str) -> tuple[str, ...]:
     """Names of phases, as a list or comma-separated text; None is none."""

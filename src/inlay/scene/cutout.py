@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from inlay.errors import InputError
 from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, resize, softness, to_uint8
 from inlay.pictures.mask import LEAST_SHARE, read_mask
 from inlay.pictures.picture import Picture
-from inlay.pictures.read import read_record
+from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_record
 from inlay.scene.matte import matte
 
 if TYPE_CHECKING:
@@ -54,19 +54,20 @@ def find_alpha(
     name: str,
     rgb: Image,
     by: str,
-    mask: Any,
-    box: Box | None,
-    max_pixels: int,
-    trust_remote_code: bool,
+    mask: Any = None,
+    box: Box | None = None,
+    points: Sequence[Point] = (),
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    trust_remote_code: bool = False,
 ) -> Image:
     """The alpha (h, w) in [0, 1] of the subject in a picture (h, w, 3).
 
     by: "auto" asks the network of inlay.scene.cutter, whose answer GrabCut (Rother, Kolmogorov and
-    Blake 2004) settles at the picture's own scale; "mask" takes `mask` (white is the subject; a
-    soft one is the alpha itself, a hard one gets a matte along its edge); "box" and "grabcut" are
-    GrabCut alone, inside `box`, or without one inside the picture less a narrow rim; anything else
-    is the hub id or folder of a segmentation model. `name` is what sentences call the picture.
-    Raises InputError.
+    Blake 2004) settles at the picture's own scale; so does the folder of one that `inlay train
+    cutter` wrote; "mask" takes `mask` (white is the subject; a soft one is the alpha itself, a hard
+    one gets a matte along its edge); "box" and "grabcut" are GrabCut alone, inside `box`, or
+    without one inside the picture less a narrow rim; anything else is for inlay.scene.segment.
+    `name` is what sentences call the picture. Raises InputError.
     """
     if by == "mask":
         if mask is None:
@@ -78,15 +79,16 @@ def find_alpha(
         # A soft edge has many in-between values for its length, an antialiased one one a pixel;
         # a hard one that went through JPEG has values near 0 and 1 only.
         return white if not hard.any() or softness(white) > 0.25 else matte(rgb, hard, "thin")
-    if by == "auto":
-        return _by_network(rgb, box, (), name)
+    own = Path(by, "model.safetensors").is_file() and not Path(by, "config.json").exists()
+    if by == "auto" or own:
+        return _by_network(rgb, box, points, name, Path(by) if own else None)
     if by in ("box", "grabcut"):
         if by == "box" and box is None:
             raise InputError("the cut is by box but there is no box; give one as X,Y,W,H.")
         return matte(rgb, _grabcut(rgb, box, name), "wide")
     from inlay.scene.segment import segment
 
-    found, reach = segment(rgb, by, box=box, trust_remote_code=trust_remote_code)
+    found, reach = segment(rgb, by, box=box, points=points, trust_remote_code=trust_remote_code)
     return found if reach is None else matte(rgb, found > 0.5, "wide", reach)
 
 
@@ -122,10 +124,8 @@ def find_thing(
     import cv2
 
     box = None if box is None else picture.clip(box, "box")
-    if point is not None:
-        picture.clip(Box(math.floor(point[0]), math.floor(point[1]), 1, 1), "point")
-    points = () if point is None else ((*point, True),)
-    alpha = _by_network(picture.rgb(), box, points, picture.name)
+    points = on_thing(picture, () if point is None else (point,))
+    alpha = find_alpha(picture.name, picture.rgb(), "auto", None, box, points)
     if not whole:
         return alpha
     there = alpha > _FRINGE
@@ -134,13 +134,26 @@ def find_thing(
     return np.asarray(cv2.dilate(there.astype(np.float32), kernel), np.float32)
 
 
-def _by_network(rgb: Image, box: Box | None, points: Sequence[Point], name: str) -> Image:
+def on_thing(picture: Picture, points: Sequence[tuple[float, float]]) -> list[Point]:
+    """Points (x, y) as ones on the thing that is meant; raises InputError for one outside."""
+    for x, y in points:
+        if not (0 <= x < picture.width and 0 <= y < picture.height):
+            raise InputError(
+                f"the point {x:g},{y:g} lies outside {picture.name}, which is {picture.width} x "
+                f"{picture.height} pixels."
+            )
+    return [(x, y, True) for x, y in points]
+
+
+def _by_network(
+    rgb: Image, box: Box | None, points: Sequence[Point], name: str, folder: Path | None
+) -> Image:
     """The alpha of what the network finds; the log says where it is unsure."""
     import cv2
 
-    from inlay.scene.cutter import find_subject
+    from inlay.scene.cutter import find_subject, load_cutter
 
-    found, expected = find_subject(rgb, box, points)
+    found, expected = find_subject(rgb, box, points, load_cutter(folder))
     found = found if box is None else box.keep(found)
     seen = bounds(found > 0.5)
     if seen is None or min(seen.width, seen.height) < _LEAST_SIDE:
@@ -262,7 +275,7 @@ def guess_mask(picture: Picture, notes: list[str]) -> Image:
     notes.append("no mask was given: the object is looked for where the picture's record says")
     rgb, mask = picture.rgb(), np.zeros((picture.height, picture.width), np.float32)
     for box in boxes:
-        mask = np.maximum(mask, find_alpha(picture.name, rgb, "auto", None, box, 1, False))
+        mask = np.maximum(mask, find_alpha(picture.name, rgb, "auto", box=box))
     return mask
 
 

@@ -166,10 +166,10 @@ def find_subject(
     if box is not None:
         return _look(net, rgb, _view(box, whole), box, points)
     found, expected = _look(net, rgb, whole, None, points)
-    found = _of_points(found, points)
+    found = of_points(found, points)
     for view in _squares(whole, points):
         other, promised = _look(net, rgb, view, None, points)
-        other = _of_points(other, points)
+        other = of_points(other, points)
         seen = bounds(other > 0.5)
         # What the view cuts off is not the whole thing.
         if seen is None or seen.grown(1).intersect(whole) != seen.grown(1).intersect(view):
@@ -180,7 +180,7 @@ def find_subject(
     if near is None or near.area > _LARGE * whole.area:
         return found, expected
     nearer, also = _look(net, rgb, _view(near, whole), near, points)
-    return _of_points((1 - _NEARER) * found + _NEARER * nearer, points), min(expected, also)
+    return of_points((1 - _NEARER) * found + _NEARER * nearer, points), min(expected, also)
 
 
 def _squares(whole: Box, points: Sequence[Point]) -> Iterator[Box]:
@@ -191,7 +191,7 @@ def _squares(whole: Box, points: Sequence[Point]) -> Iterator[Box]:
         yield Box(x, y, side, side).intersect(whole) or whole
 
 
-def _of_points(found: Image, points: Sequence[Point]) -> Image:
+def of_points(found: Image, points: Sequence[Point]) -> Image:
     """Of what was found the pieces that points lie on; all of it without a point."""
     _, labels = cv2.connectedComponents((found > 0.5).astype(np.uint8))
     height, width = found.shape

@@ -1,21 +1,24 @@
 """Segmentation models from the hub or a folder, through transformers, loaded when asked for.
 
 Three kinds: models with classes (DeepLabV3 and everything that transformers calls
-...ForSemanticSegmentation), the SAM family (asked with a box), and models that bring their own
-code and give a soft foreground map (BiRefNet and its kin), which run only when that is allowed.
+...ForSemanticSegmentation), the SAM family (asked with a box or points), and models that bring
+their own code and give a soft foreground map (BiRefNet and its kin), which run only when that is
+allowed. And those of the package rembg, which fetches them itself.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from inlay.checkpoints.hub import is_hub_id
-from inlay.errors import InputError
-from inlay.pictures.arrays import Box, Image, resize, to_uint8
+from inlay.errors import InputError, nearest, show
+from inlay.pictures.arrays import Box, Image, from_levels, resize, to_uint8
+from inlay.scene.cutter import Point, of_points
 
 _log = logging.getLogger("inlay")
 
@@ -25,6 +28,8 @@ _BACKGROUND = {"background", "__background__", "unlabeled", "void", "label_0"}
 # What these models were trained with, where the checkpoint does not say.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SIDE = 1024
+# Of rembg, where none is named: its own first one, which is free for all uses.
+_REMBG = "u2net"
 
 
 # A mask (h, w) in [0, 1], and by how many pixels its outline may be off, a cell of the model's map;
@@ -33,23 +38,31 @@ Found = tuple[Image, float | None]
 
 
 def segment(
-    rgb: Image, model: str, *, box: Box | None = None, trust_remote_code: bool = False
+    rgb: Image,
+    model: str,
+    *,
+    box: Box | None = None,
+    points: Sequence[Point] = (),
+    trust_remote_code: bool = False,
 ) -> Found:
     """Find the subject in a picture, float32 (h, w, 3) in [0, 1].
 
-    model is a folder or a hub id; the local cache is tried before the network. box says where
-    the subject is; the SAM family needs one. A model with classes gives the class that fills
-    most of the box, or of the picture's middle, background left out. Raises InputError where the
-    model cannot be had, is of another kind, or finds nothing.
+    model is rembg or rembg:NAME, or a folder or a hub id; the local cache is tried before the
+    network. box and points say where the subject is; the SAM family needs some. A model with
+    classes gives the class that fills most of the box, or of the picture's middle, background left
+    out. Raises InputError where the model cannot be had, is of another kind, or finds nothing.
     """
+    own, _, name = model.partition(":")
+    if own == "rembg":
+        return _checked(_rembg(rgb, name or _REMBG, box), model, box, points), None
     import torch
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto as kinds
 
     if not os.path.isdir(model) and not is_hub_id(model):
         raise InputError(
-            f"cannot cut by {model}; expected alpha, mask, box, grabcut, a model's folder or its "
-            "hub id owner/name."
+            f"cannot cut by {model}; expected alpha, mask, box, grabcut, rembg, the folder of a "
+            "model or its hub id owner/name."
         )
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     fault = (
@@ -62,7 +75,7 @@ def segment(
         if config.model_type in kinds.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES:
             mask, reach = _semantic(rgb, model, box, options)
         elif config.model_type in kinds.MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
-            mask, reach = _prompted(rgb, model, box, options)
+            mask, reach = _prompted(rgb, model, box, points, options)
         elif custom:
             mask, reach = _foreground(rgb, model, options)
         else:
@@ -70,11 +83,44 @@ def segment(
                 f"{model} is a {config.model_type} model, which is no segmenter inlay can use; "
                 "give one for semantic segmentation, of the SAM family, or like BiRefNet."
             )
-    if box is not None:
-        mask = box.keep(mask)
+    return _checked(mask, model, box, points), reach
+
+
+def _checked(mask: Image, model: str, box: Box | None, points: Sequence[Point]) -> Image:
+    """What of a mask is in the box and on the points; raises InputError where that is nothing."""
+    mask = of_points(mask if box is None else box.keep(mask), points)
     if not (mask > 0.5).any():
         raise InputError(f"{model} found no subject; give a mask or another box.")
-    return mask, reach
+    return mask
+
+
+def _rembg(rgb: Image, name: str, box: Box | None) -> Image:
+    """A soft map of what stands out in a picture, or in a box and round it, by a model of rembg."""
+    from PIL import Image as PILImage
+
+    try:
+        from rembg.session_factory import new_session
+        from rembg.sessions import sessions_names
+    except (ImportError, SystemExit):
+        # Without onnxruntime it would end the process.
+        raise InputError(
+            "the cut by rembg needs a package that is not here; pip install inlay[rembg]."
+        ) from None
+    if name not in sessions_names:
+        raise InputError(f"rembg has no model {show(name)}; {nearest(name, sessions_names)}")
+    whole = Box.of_size((rgb.shape[1], rgb.shape[0]))
+    wide = whole if box is None else box.grown(max(box.width, box.height) // 4)
+    view = wide.intersect(whole) or whole
+    try:
+        maps = new_session(name).predict(PILImage.fromarray(to_uint8(rgb[view.slices])))
+    except Exception as error:  # whatever its downloads and onnxruntime raise
+        raise InputError(
+            f"rembg cannot run its model {name} ({type(error).__name__}); it downloads it when it "
+            "is first used, which needs the network."
+        ) from error
+    found = np.zeros(rgb.shape[:2], np.float32)
+    found[view.slices] = from_levels(np.max([np.asarray(each) for each in maps], axis=0))
+    return found
 
 
 def _read(auto: Any, model: str, options: dict[str, Any], fault: str, **more: Any) -> Any:
@@ -155,12 +201,14 @@ def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
     raise InputError(f"{model} sees only background; give a mask or a box round the subject.")
 
 
-def _prompted(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) -> Found:
-    """The SAM family: the outline of the one thing inside a box."""
+def _prompted(
+    rgb: Image, model: str, box: Box | None, points: Sequence[Point], options: dict[str, Any]
+) -> Found:
+    """The SAM family: the outline of the one thing inside a box, or at points."""
     import torch
     from transformers import AutoModelForMaskGeneration
 
-    if box is None:
+    if box is None and not points:
         raise InputError(f"{model} has to be asked with a box; give the cut box X,Y,W,H.")
     net = _network(AutoModelForMaskGeneration, model, options)
     side = net.config.prompt_encoder_config.image_size
@@ -175,10 +223,14 @@ def _prompted(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
     pixels = torch.zeros(1, 3, side, side)
     pixels[..., : shape[0], : shape[1]] = _tensor(rgb, shape, model, options)
     fx, fy = shape[1] / width, shape[0] / height
-    corners = [[[box.x * fx, box.y * fy, box.right * fx, box.bottom * fy]]]
-    answer = net(
-        pixel_values=pixels, input_boxes=torch.tensor(corners), multimask_output=False
-    ).pred_masks.float()
+    prompts: dict[str, Any] = {}
+    if box is not None:
+        corners = [[[box.x * fx, box.y * fy, box.right * fx, box.bottom * fy]]]
+        prompts["input_boxes"] = torch.tensor(corners)
+    if points:
+        prompts["input_points"] = torch.tensor([[[[x * fx, y * fy] for x, y, _ in points]]])
+        prompts["input_labels"] = torch.tensor([[[int(on) for _, _, on in points]]])
+    answer = net(pixel_values=pixels, **prompts, multimask_output=False).pred_masks.float()
     logits = answer.reshape(-1, 1, *answer.shape[-2:])[:1]
     reach = max(height, width) / min(shape) * side / logits.shape[-1]
     resize = torch.nn.functional.interpolate

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,15 +20,13 @@ from inlay.pictures.mask import LEAST_SHARE
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
 from inlay.scene.fill import clean_rim, extend
-from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, checked
+from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, as_whole, checked
 
 Size = tuple[int, int]
 Seed = int | Sequence[int]
 
 _CONCEPT = ".safetensors"
 _MOST = 1000
-# Of a scene, in pixels.
-LEAST_SIDE, LARGEST_SIDE = 64, 8192
 # The longer side of what stands for a concept, where no box says it; a scale is a factor on it.
 _STAND_IN = 512
 # Where no scale is asked for, the subject's longer side over the background's shorter side; the
@@ -51,20 +48,6 @@ def as_box(value: Any, name: str) -> Box | None:
 
 def path_of(source: Any) -> str | None:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-
-
-def as_size(value: Any, name: str) -> tuple[int, int]:
-    """A scene's (width, height); raises InputError."""
-    expected = "two whole numbers, width and height"
-    width, height = (int(side) for side in as_numbers(value, name, 2, expected))
-    if not all(isinstance(side, Integral) for side in value):
-        raise InputError(f"{name} is {show(value)}; expected {expected}.")
-    if not all(LEAST_SIDE <= side <= LARGEST_SIDE for side in (width, height)):
-        raise InputError(
-            f"{name} is {show(f'{width}x{height}')}; expected sides of {LEAST_SIDE} to "
-            f"{LARGEST_SIDE} pixels."
-        )
-    return width, height
 
 
 def as_source(value: Any, name: str) -> Any:
@@ -93,6 +76,8 @@ Text = Annotated[str | None, checked(as_text)]
 PointField = Annotated[
     tuple[float, float], checked(partial(as_numbers, count=2, expected="two numbers x, y"))
 ]
+# Of a scene, in pixels.
+Side = Annotated[int, checked(partial(as_whole, least=64, most=8192, spelt="8192"))]
 _Scale = Annotated[float, checked(partial(as_number, expected="a number above 0"))]
 _Degrees = Annotated[float, checked(partial(as_number, expected="a finite number of degrees"))]
 
@@ -100,8 +85,9 @@ _Degrees = Annotated[float, checked(partial(as_number, expected="a finite number
 class Subject(Form):
     """What goes into a background: its picture, what it is in there, and where it goes.
 
-    mask, cut ("auto", "alpha", "mask", "box", "grabcut" or a segmentation model) and cut_box
-    say what of the picture it is. The picture may be a file that `inlay learn` wrote.
+    mask, cut ("auto", "alpha", "mask", "box", "grabcut", "rembg" or a segmentation model), cut_box
+    and cut_points, (x, y) on it, say what of the picture it is. The picture may be a file that
+    `inlay learn` wrote.
 
     One of box, at and random says where it goes, else it lies in the middle. box: background
     pixels; it keeps its aspect and is centred there. at: its centre, in background pixels; scale:
@@ -121,6 +107,7 @@ class Subject(Form):
     flip: Flag = False
     cut: Text = None
     cut_box: BoxField = None
+    cut_points: tuple[PointField, ...] | None = None
 
     def __init__(self, picture: Any = None, /, **values: Any) -> None:
         super().__init__(**({} if picture is None else {"picture": picture}), **values)
@@ -136,7 +123,7 @@ class Subject(Form):
         if self.scale is not None and not 0 < self.scale <= 1e6:
             raise InputError(f"scale is {self.scale}; expected a number above 0, at most 1e6.")
         if self.concept is not None:
-            for name in ("mask", "cut", "cut_box", "rotate", "flip"):
+            for name in ("mask", "cut", "cut_box", "cut_points", "rotate", "flip"):
                 value = getattr(self, name)
                 if value is not None and not (isinstance(value, (bool, float)) and not value):
                     raise InputError(
@@ -170,6 +157,7 @@ class Subject(Form):
                 by=self.cut,
                 mask=self.mask,
                 box=self.cut_box,
+                points=self.cut_points or (),
                 max_pixels=max_pixels,
                 trust_remote_code=trust_remote_code,
             )
@@ -296,14 +284,16 @@ def cut(
     by: str | None = None,
     mask: Any = None,
     box: Box | None = None,
+    points: Sequence[tuple[float, float]] = (),
     max_pixels: int = DEFAULT_MAX_PIXELS,
     trust_remote_code: bool = False,
 ) -> Cutout:
     """Cut a subject out of its picture: a path, a PIL picture, a uint8 array or a Picture.
 
     by: "alpha" takes the picture's transparency, `box` what of it counts; "auto" or None the mask
-    where one is given, alpha where the picture has some, else our own network, in the box where one
-    is given; anything else is one of the ways of inlay.scene.cutout.find_alpha. Colours are
+    where one is given, alpha where the picture has some and no points are given, else our own
+    network, in the box and at the points, which lie on the subject, where some are given; anything
+    else is one of the ways of inlay.scene.cutout.find_alpha. Colours are
     multi-level foreground estimation (Germer et al. 2020). Raises InputError where nothing is found
     or inputs do not fit.
     """
@@ -314,9 +304,11 @@ def cut(
     opacity = picture.samples[..., -1] if picture.mode in ("LA", "RGBA") else None
     if by in (None, "auto"):
         clear = opacity is not None and opacity.min() < np.iinfo(opacity.dtype).max
-        by = "mask" if mask is not None else "alpha" if clear else "auto"
+        by = "mask" if mask is not None else "alpha" if clear and not points else "auto"
     if mask is not None and by != "mask":
         raise InputError(f"a mask is given but the cut is by {by}; leave out one of the two.")
+    if points and by in ("alpha", "mask", "box", "grabcut"):
+        raise InputError(f"points are given but the cut is by {by}; leave out one of the two.")
     box = None if box is None else picture.clip(box, "cut box")
     if by == "alpha":
         if opacity is None:
@@ -332,13 +324,14 @@ def cut(
         if ((alpha > 0) & (alpha < 1)).any():
             own = clean_rim(own, alpha, picture.name)
     else:
-        from inlay.scene.cutout import find_alpha
+        from inlay.scene.cutout import find_alpha, on_thing
         from inlay.scene.matte import colours
 
         rgb, own = picture.rgb(), picture.colours()
         if opacity is not None:
             rgb, own = extend(rgb, opacity > 0), extend(own, opacity > 0)
-        alpha = find_alpha(picture.name, rgb, by, mask, box, max_pixels, trust_remote_code)
+        on = on_thing(picture, points)
+        alpha = find_alpha(picture.name, rgb, by, mask, box, on, max_pixels, trust_remote_code)
         if opacity is not None:
             alpha = alpha * from_levels(opacity)
         seen = bounds(alpha)

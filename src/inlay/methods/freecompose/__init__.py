@@ -191,6 +191,7 @@ METHOD = Method(
     source="Chen et al. 2024, arXiv 2407.04947; Delta Denoising Score: arXiv 2304.07090",
     verbs=("compose", "harmonize", "remove"),
     settings=FreeComposeSettings,
+    invents=("semantic",),
     module="inlay.methods.freecompose.method",
     presets={
         "released": {**_PUBLISHED, "start": "object"},

@@ -113,6 +113,7 @@ METHOD = Method(
     source="Zhang et al. 2023, arXiv 2306.07596",
     verbs=("compose", "harmonize", "scene"),
     settings=PhdSettings,
+    invents=("scene",),
     module="inlay.methods.phd.method",
     presets={"paper": published(PhdSettings, decoding="plain")},
 )
