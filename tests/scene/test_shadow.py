@@ -44,7 +44,7 @@ def dark(picture: Picture, layer: Layer, **how: Any) -> Photo:
     """The darkness over the whole picture (h, w)."""
     whole = np.zeros((picture.height, picture.width), np.float32)
     if (found := darkness(picture, layer, Shadow(**how))) is not None:
-        whole[found[0].slices] = found[1]
+        whole[found[0].slices] = found[1][..., 0]
     return whole
 
 

@@ -1,8 +1,8 @@
 """The shadow that a subject gives what lies below it, at its contact with the ground or cast.
 
-A shadow is a darkness, (h, w) or (h, w, 3), from 0 to below 1 on a box: by so much the linear light
-there is less. It is found on a reduced window and enlarged smoothly; the subject's own rim stays as
-sharp as its alpha. Beyond a finite reach it is 0.
+A shadow is a darkness from 0 to below 1 on a box, (h, w, 1) or (h, w, 3): by so much the linear
+light there is less. It is found on a reduced window and enlarged smoothly; the subject's own rim
+stays as sharp as its alpha. Beyond a finite reach it is 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from inlay.scene.stitch import Layer, Painted, Scene, Window
 from inlay.settings import Form, checked
 
 # The longer side of the reduced window, in pixels; a darkness below this is none.
-_SIDE, _FAINT = 384, 0.004
+_SIDE, _FAINT = 384, 0.006
 # Contact: what of the lower outline is no higher above the ground touches it, in heights of the
 # subject; how dark it is, and its width and height in units of the root of the subject's area, of a
 # narrow shadow and a wide one.
@@ -113,19 +113,18 @@ def shade(
         free = np.where(rest > FAINT, rest / np.maximum(under, FAINT), 0)
     if on == "subjects":
         free *= 1 - _uncovered(layers[:number], box)
-    mask = (free > 0) & (dark.reshape(*free.shape, -1) > 0).any(-1)
-    rgb, own = was.copy(), dark.reshape(*free.shape, -1)[mask]
-    rgb[mask] += free[mask][:, None] * (darkened(was[mask], own, picture.space) - was[mask])
+    mask = (free > 0) & (dark > 0).any(-1)
+    rgb = was + free[..., None] * (darkened(was, dark, picture.space) - was)
     return Window(box, was, was, free, was, under, space=picture.space), Painted(rgb, mask)
 
 
 def darkened(colours: Image, dark: Image, space: bytes | None) -> Image:
-    """Colours (n, 3) in the space of a profile with so much less light; None is sRGB."""
+    """Colours (..., 3) in the space of a profile with so much less light; None is sRGB."""
     if space is None:
         return np.asarray(srgb_encode(srgb_decode(colours) * (1 - dark)), np.float32)
     # The space's own curve, along its greys.
     steps = np.linspace(0, 1, 1025, dtype=np.float32)
-    greys = np.ascontiguousarray(np.broadcast_to(steps[None, :, None], (1, steps.size, 3)))
+    greys = np.repeat(steps[None, :, None], 3, axis=-1)
     light = np.maximum.accumulate(srgb_decode(convert(greys, space, None))[0].mean(-1))
     linear = np.interp(colours, steps, light) * (1 - dark)
     return np.asarray(np.interp(linear, light, steps), np.float32)
@@ -144,7 +143,7 @@ def _uncovered(layers: Sequence[Layer], box: Box) -> Image:
 def darkness(
     picture: Picture, layer: Layer, shadow: Shadow, laid: bool = False
 ) -> tuple[Box, Image] | None:
-    """The box in which a layer's shadow on a picture lies, and that, (h, w) or (h, w, 3).
+    """The box in which a layer's shadow on a picture lies, and that, (h, w, 1) or (h, w, 3).
 
     It runs on below the layer, which the picture shows if it is `laid`. None where there is none:
     a concept has no outline yet, and what the picture cuts off below stands on nothing in it.
@@ -161,7 +160,8 @@ def darkness(
         room, dark = _drawn(picture.size, layer, ground, shadow)
     dark = np.asarray(np.maximum(shadow.opacity * dark - _FAINT, 0) / (1 - _FAINT), np.float32)
     dark = np.clip(resize(dark, (room.height, room.width)), 0, 1 - _FAINT)
-    near = bounds(dark.reshape(room.height, room.width, -1).max(-1), 0)
+    dark = dark.reshape(room.height, room.width, -1)
+    near = bounds(dark.max(-1), 0)
     return None if near is None else (near.shifted(room.x, room.y), dark[near.slices])
 
 
