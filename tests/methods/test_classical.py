@@ -55,7 +55,8 @@ def given_picture(picture: Array, mask: Array) -> Window:
 
 
 def run(method: Method, window: Window, **knobs: object) -> Painted:
-    return method.run(window, None, method.settings(**knobs), Context())
+    full = {"amount": 1.0} if "amount" in method.settings.model_fields else {}
+    return method.run(window, None, method.settings(**(full | knobs)), Context())
 
 
 def laplacian(image: Array) -> Array:

@@ -293,7 +293,8 @@ def test_a_picture_with_a_shadow_can_be_made_again(
         assert Path(name).read_bytes() == Path("out.png").read_bytes()
     assert main([*words[:6], "--shadow", "none", *words[6 + len(shadow) :], "-o", "bare.png"]) == 0
     bare, made = (np.asarray(Image.open(name)) for name in ("bare.png", "out.png"))
-    assert (made != bare).any()
+    # Whether something stands there auto decides by itself.
+    assert not shadow or (made != bare).any()
 
 
 def test_records_without_a_shadow_had_none(folder: Path) -> None:

@@ -198,7 +198,9 @@ def _windows(world: World, rng: Rng, bounds: tuple[float, ...]) -> None:
         half = rng.uniform(0.45, 1.4, 2)
         low = floor + 1.0 + half[1]
         z = float(np.clip(rng.uniform(low, low + 2), floor + half[1], top - half[1] - 0.05))
-        y = float(rng.uniform(max(front + half[0], -4), min(back - half[0], 1.5)))
+        # A wide window in a short room lies as far back as it can.
+        most = min(back - half[0], 1.5)
+        y = float(rng.uniform(min(max(front + half[0], -4), most), most))
         if kind == "panel":
             at = (float(rng.uniform(-1.5, 1.5)), float(rng.uniform(-2, 1)), top - 0.02)
             sides = ((half[0], 0, 0), (0, -half[1], 0))

@@ -33,8 +33,8 @@ class Training(Quiet):
 
 def train(
     kind: Annotated[
-        Literal["embedded", "adapter", "harmonizer", "cutter"],
-        typer.Argument(help="embedded, adapter, harmonizer or cutter."),
+        Literal["embedded", "adapter", "harmonizer", "cutter", "shadow"],
+        typer.Argument(help="embedded, adapter, harmonizer, cutter or shadow."),
     ],
     folder: Annotated[str, typer.Argument(help="Folder of pictures and captions.")],
     output: OutFolder,
@@ -44,8 +44,9 @@ def train(
 
     KIND is embedded, the small checkpoint that ships with inlay; adapter, a T2I-Adapter, which
     makes a checkpoint follow lines; harmonizer, a branch beside a frozen checkpoint that gives a
-    pasted object the light of its place; or cutter, which finds a picture's subject, from pictures
-    whose alpha is its mask, or with one in masks/ under their name.
+    pasted object the light of its place; cutter, which finds a picture's subject, from pictures
+    whose alpha is its mask, or with one in masks/ under their name; or shadow, which says what
+    shadow an object casts, from rendered triples.
     """
     if not os.path.isdir(folder):
         raise InputError(f"{show(folder)} is not a folder; give a folder of pictures.")

@@ -18,8 +18,8 @@ class PoissonSettings(Settings):
     """normal keeps the subject's gradients; mixed takes the stronger of subject and background, for
     see-through things, smoke and writing
     """
-    amount: float = Field(1.0, ge=0, le=1)
-    """how much of the change is made; 0 leaves the paste as it is"""
+    amount: float = Field(0.15, ge=0, le=1)
+    """how much of the change is made: 0 leaves the paste as it is, 1 is as published"""
 
 
 def clone(source: Image, target: Image, inside: Mask, gradients: str) -> Image:
@@ -71,4 +71,5 @@ METHOD = Method(
     source="Pérez, Gangnet and Blake, Poisson image editing, SIGGRAPH 2003",
     verbs=("compose", "harmonize"),
     settings=PoissonSettings,
+    presets={"paper": {"amount": 1.0}},
 )

@@ -28,8 +28,8 @@ _DARK = 1 / 512
 
 
 class ReinhardSettings(Settings):
-    amount: float = Field(1.0, ge=0, le=1)
-    """how much of the change is made; 0 leaves the paste as it is"""
+    amount: float = Field(0.15, ge=0, le=1)
+    """how much of the change is made: 0 leaves the paste as it is, 1 is as published"""
     space: Literal["lalphabeta", "cielab"] = "lalphabeta"
     """colour space in which mean and spread are matched"""
     reach: float = Field(0.5, ge=0.02, le=4)
@@ -105,4 +105,5 @@ METHOD = Method(
     source="Reinhard, Ashikhmin, Gooch and Shirley, Color transfer between images, 2001",
     verbs=("compose", "harmonize"),
     settings=ReinhardSettings,
+    presets={"paper": {"amount": 1.0}},
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -49,6 +48,8 @@ _LEVELS, _FLATTEST = 5, 0.12
 # What the network sees round a subject, in units of its longer side; the share of that window at
 # each side over which what it says fades out; from where to where it is sure of a ground.
 _CONTEXT, _FADE, _STANDING = 0.5, 0.12, (0.3, 0.7)
+# How much of a contact shadow is added to what it says, which is softer there.
+_ADDED = 0.3
 
 # What a shadow falls on.
 Ground = Literal["all", "picture", "subjects"]
@@ -151,9 +152,8 @@ def darkness(
     ground = layer.box.bottom if shadow.ground is None else shadow.ground
     if shadow.kind == "none" or layer.concept is not None:
         return None
-    weights = resources.files("inlay").joinpath("assets/lighting/model.safetensors")
-    if shadow.kind == "auto" and weights.is_file():
-        room, dark = _predicted(picture, layer, laid)
+    if shadow.kind == "auto":
+        room, dark = _predicted(picture, layer, ground, laid)
     elif shadow.ground is None and ground >= picture.height:
         return None
     else:
@@ -234,8 +234,11 @@ def cast(alpha: Image, foot: float, unit: float, across: float, down: float) -> 
     return np.asarray(dark * (_CAST * (1 - (1 - _FAR) * share))[:, None], np.float32)
 
 
-def _predicted(picture: Picture, layer: Layer, laid: bool) -> tuple[Box, Image]:
-    """What the network says, (h, w, 3), reduced, and of which box; none of what does not stand."""
+def _predicted(picture: Picture, layer: Layer, ground: float, laid: bool) -> tuple[Box, Image]:
+    """What the network says, (h, w, 3), reduced, and of which box; none of what does not stand.
+
+    Some of a contact shadow on the ground line is added.
+    """
     from inlay.scene.lighting import predict_shadow
 
     window = Window.of(picture, Scene(layer.region, None if laid else layer), _CONTEXT)
@@ -245,6 +248,11 @@ def _predicted(picture: Picture, layer: Layer, laid: bool) -> tuple[Box, Image]:
     factor, standing = predict_shadow(convert(rgb, window.space, None), alpha)
     free = alpha < 0.5
     dark = extend(1 - factor, free) if free.any() else np.zeros_like(rgb)
+    if ground < picture.height:
+        unit = float(np.sqrt(layer.alpha.sum())) * scale
+        dark = 1 - (1 - dark) * (
+            1 - _ADDED * contact(alpha, (ground - box.y) * scale, unit)[..., None]
+        )
     low, high = _STANDING
     dark *= smoothstep(np.full((1, 1, 1), (standing - low) / (high - low), np.float32))
     dark *= _fade(box.y, box.bottom, picture.height, shape[0])[:, None, None]
