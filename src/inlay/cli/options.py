@@ -162,9 +162,9 @@ class Phases(Common, Places):
     """The options of compose."""
 
     shadow: str = flag(
-        "What the subjects give what is below them: auto, none, contact (soft, where they touch "
-        "the ground) or cast, like cast,direction=20,length=0.5; also softness, opacity and ground "
-        "(y of the line they stand on).",
+        "The subjects' shadow: auto, none, contact (soft, where they touch the ground) or cast, "
+        "like cast,direction=20,length=0.5; also softness, opacity and ground (y of the line they "
+        "stand on).",
         "KIND[,KEY=VALUE]", default="auto",
     )  # fmt: skip
     together: bool = flag("Paste all subjects first; the method runs once on all.", default=False)

@@ -122,7 +122,12 @@ def shade(
 def darkened(colours: Image, dark: Image, space: bytes | None) -> Image:
     """Colours (..., 3) in the space of a profile with so much less light; None is sRGB."""
     if space is None:
-        return np.asarray(srgb_encode(srgb_decode(colours) * (1 - dark)), np.float32)
+        # Above the straight part of its curve, less light is less of the value and 0.055.
+        made = (colours + 0.055) * np.power(1 - dark, 1 / 2.4) - 0.055
+        deep = made <= 0.04045
+        light = srgb_decode(colours[deep]) * (1 - np.broadcast_to(dark, deep.shape)[deep])
+        made[deep] = srgb_encode(light)
+        return np.asarray(made, np.float32)
     # The space's own curve, along its greys.
     steps = np.linspace(0, 1, 1025, dtype=np.float32)
     greys = np.repeat(steps[None, :, None], 3, axis=-1)
