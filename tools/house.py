@@ -60,8 +60,9 @@ BOUNDS = {
     "modules at the root": 9,
     "files": 110,
     # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
-    # masks, defaults by checkpoint, the cutter. It may fall, and must not rise unexplained.
-    "lines": 19100,
+    # masks, defaults by checkpoint, the cutter and shadows with their trainings, the benchmark of
+    # light. It may fall, and must not rise unexplained.
+    "lines": 20100,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,
@@ -69,7 +70,8 @@ BOUNDS = {
     "upward imports": 0,
     "names on no floor": 0,
     "frames to the network": 9,
-    "files called in a compose": 25,
+    # 25 were the redesign's; the shadow's file came after it.
+    "files called in a compose": 26,
 }
 
 LISTED = 15

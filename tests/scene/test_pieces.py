@@ -10,9 +10,9 @@ from PIL import Image
 from skimage import data
 
 from inlay import Composer
-from inlay.pictures.arrays import Box, grow
+from inlay.pictures.arrays import Box, extend, grow
 from inlay.pictures.read import read_picture
-from inlay.scene.fill import clean_rim, extend
+from inlay.scene.fill import clean_rim
 from inlay.scene.pieces import piecewise, thin_pieces
 from inlay.scene.stitch import Painted, Region, Scene, Window
 

@@ -294,3 +294,18 @@ def smoothstep(values: Image) -> Image:
 def soft_rim(mask: Mask, radius: float) -> Image:
     """A weight (h, w): 1 inside the mask, falling to 0 over `radius` pixels (at least 1) beyond."""
     return smoothstep(1 - distance(mask) / max(radius, 1.0))
+
+
+def extend(colour: Image, known: Mask) -> Image:
+    """Colours (h, w, 3) that are known in a mask; elsewhere the nearest of them, else grey."""
+    import cv2
+
+    if known.all() or not known.any():
+        return colour if known.any() else np.full_like(colour, 0.5)
+    _, labels = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    nearest = np.zeros(int(labels.max()) + 1, np.int64)
+    nearest[labels[known]] = np.flatnonzero(known)
+    continued: Image = colour.reshape(-1, 3)[nearest[labels]]
+    return continued

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from inlay.pictures.arrays import FAINT, Image, Mask, grow, resize, to_uint8
+from inlay.pictures.arrays import FAINT, Image, Mask, extend, grow, resize, to_uint8
 
 _log = logging.getLogger("inlay")
 
@@ -98,21 +98,6 @@ def foreground(pasted: Image, clean: Image, alpha: Image) -> Image:
     share = np.maximum(alpha, 1e-6)[..., None]
     colour = np.clip(clean + (pasted - clean) / share, 0, 1).astype(np.float32)
     return extend(colour, solid)
-
-
-def extend(colour: Image, known: Mask) -> Image:
-    """Colours (h, w, 3) that are known in a mask; elsewhere the nearest of them, else grey."""
-    import cv2
-
-    if known.all() or not known.any():
-        return colour if known.any() else np.full_like(colour, 0.5)
-    _, labels = cv2.distanceTransformWithLabels(
-        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    nearest = np.zeros(int(labels.max()) + 1, np.int64)
-    nearest[labels[known]] = np.flatnonzero(known)
-    continued: Image = colour.reshape(-1, 3)[nearest[labels]]
-    return continued
 
 
 def mend_alpha(alpha: Image, hole: Mask) -> Image:

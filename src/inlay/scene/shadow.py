@@ -21,6 +21,7 @@ from inlay.pictures.arrays import (
     Image,
     blur,
     bounds,
+    extend,
     resize,
     smoothstep,
     srgb_decode,
@@ -28,7 +29,6 @@ from inlay.pictures.arrays import (
 )
 from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
-from inlay.scene.fill import extend
 from inlay.scene.stitch import Layer, Painted, Scene, Window
 from inlay.settings import Form, checked
 
@@ -250,7 +250,9 @@ def _predicted(picture: Picture, layer: Layer, ground: float, laid: bool) -> tup
     box, scale = window.box, min(1.0, _SIDE / max(window.shape))
     shape = max(1, round(box.height * scale)), max(1, round(box.width * scale))
     rgb, alpha = (np.clip(resize(v, shape), 0, 1) for v in (window.pasted, window.alpha))
-    factor, standing = predict_shadow(convert(rgb, window.space, None), alpha)
+    if window.space is not None:
+        rgb = convert(rgb, window.space, None)
+    factor, standing = predict_shadow(rgb, alpha)
     free = alpha < 0.5
     dark = extend(1 - factor, free) if free.any() else np.zeros_like(rgb)
     if ground < picture.height:

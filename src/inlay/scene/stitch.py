@@ -1,8 +1,7 @@
 """The only place where pixels are written into a background: subjects, a window's result.
 
-Colours are float32 in [0, 1], in the space of the background, never multiplied with alpha; alpha
-and masks are float32 in [0, 1]. Outside the pixels that a method may change, the background's
-samples are copied, never re-encoded.
+Colours, in the background's space and never multiplied with alpha, alpha and masks are float32 in
+[0, 1]. Outside the pixels that a method may change, the background's samples are copied.
 """
 
 from __future__ import annotations
@@ -17,9 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box, Image, Mask, bounds, distance, resize, soft_rim, softness
+from inlay.pictures.arrays import (
+    Box,
+    Image,
+    Mask,
+    bounds,
+    distance,
+    extend,
+    resize,
+    soft_rim,
+    softness,
+)
 from inlay.pictures.colour import convert
-from inlay.scene.fill import extend
 from inlay.scene.subject import Cutout, Seed, Subject
 
 if TYPE_CHECKING:
@@ -90,10 +98,9 @@ class Scene:
 def place(cutout: Cutout, size: tuple[int, int], subject: Subject, seed: Seed = 0) -> Layer:
     """Lay a subject's cut-out over a background of (width, height), cropped to what can be seen.
 
-    Resampling is done on colours multiplied with alpha (Porter and Duff 1984), over the area
-    when shrinking and bicubic when growing, so no colour of transparent pixels bleeds in.
-    Parts outside the background are cut off. Raises InputError where nothing of the subject
-    lies inside, or where its size would be below one pixel or beyond reason.
+    Resampling is done on colours multiplied with alpha (Porter and Duff 1984), so no colour of
+    transparent pixels bleeds in. Raises InputError where nothing of the subject lies inside, or
+    where its size would be below one pixel or beyond reason.
     """
     new, box = subject.outline(cutout.size, size, seed)
     paint = np.dstack([cutout.rgb * cutout.alpha[..., None], cutout.alpha]).astype(np.float32)
@@ -161,9 +168,8 @@ def merge(layers: Sequence[Layer]) -> Layer:
 class Painted:
     """What a method made of its window, at the window's own resolution.
 
-    rgb is float32 (height, width, 3) in [0, 1], in the window's space; mask is bool (height,
-    width): the pixels that may change, and the only ones that are written into the background.
-    stages are what it had made on the way, by name; they are read once.
+    rgb (h, w, 3) is in the window's space; mask is bool (h, w): the only pixels that are written
+    into the background. stages are what it had made on the way, by name; they are read once.
     """
 
     rgb: Image
@@ -174,8 +180,8 @@ class Painted:
 def crop_box(region: Box, size: tuple[int, int], context: float, at_least: int = 1) -> Box:
     """The box that a method gets to see round a region of a picture of (width, height).
 
-    A square of the region's longer side plus `context` times it on every side, at least
-    `at_least` pixels wide, moved (and only then cut) to lie inside the picture.
+    A square of the region's longer side and `context` times it on every side, at least `at_least`
+    pixels wide, moved, and only then cut, to lie inside the picture.
     """
     side = max(region.width, region.height)
     side = max(math.ceil(side * (1 + 2 * context)), at_least)
@@ -320,10 +326,9 @@ class Window:
 def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture, Box, Image]:
     """Write a method's result into a copy of the background.
 
-    Only pixels inside the method's mask whose colour it changed are written. Returns the new
-    picture, the mask's bounding box and the mask (h, w) inside that box, both in
-    background pixels; where nothing changed, a box of the region's first pixel with an empty mask.
-    Raises InputError for colours that are not finite.
+    Only pixels inside the method's mask whose colour it changed are written. Returns the picture,
+    the mask's bounding box and the mask (h, w) inside it; where nothing changed, a box of the
+    region's first pixel with an empty mask. Raises InputError for colours that are not finite.
     """
     inner = bounds(painted.mask)
     if inner is None:

@@ -15,11 +15,11 @@ from PIL import Image as PILImage
 from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validator
 
 from inlay.errors import InputError, show, unsaved
-from inlay.pictures.arrays import Box, Image, bounds, from_levels
+from inlay.pictures.arrays import Box, Image, bounds, extend, from_levels
 from inlay.pictures.mask import LEAST_SHARE
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, read_picture
-from inlay.scene.fill import clean_rim, extend
+from inlay.scene.fill import clean_rim
 from inlay.settings import Form, as_flag, as_number, as_numbers, as_text, as_whole, checked
 
 Size = tuple[int, int]

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, binary_cross_entropy_with_logits
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box, blur, bounds, from_levels, resize, to_uint8
+from inlay.pictures.arrays import Box, blur, bounds, extend, from_levels, resize, to_uint8
 from inlay.scene.cutter import SIDE, Cutter, Point, as_square
-from inlay.scene.fill import extend
 from inlay.training.corpus import load_corpus
 from inlay.training.disturb import disturb, draw
 from inlay.training.supervised import Batch, Sample, SupervisedConfig, SupervisedTrainer

@@ -61,10 +61,9 @@ def read_triples(folder: Path, held_out: bool) -> list[Triple]:
         names = (row.place, row.file_name, row.other)
         place, truth, other = (read_picture(folder / name).to_pil() for name in names)
         alpha = np.asarray(truth.convert("RGBA").getchannel("A"), np.uint8)
-        three = (np.asarray(each.convert("RGB"), np.uint8) for each in (place, truth, other))
-        box = bounds(alpha, 0)
-        if box is not None:
-            found.append(Triple(*three, alpha, box, row.pose != "floating"))
+        bare, full, own = (np.asarray(p.convert("RGB"), np.uint8) for p in (place, truth, other))
+        if (box := bounds(alpha, 0)) is not None:
+            found.append(Triple(bare, full, own, alpha, box, row.pose != "floating"))
     if not found and not held_out:
         raise InputError(f"{folder} holds no triples to learn from; render more of them.")
     return found
@@ -165,7 +164,7 @@ class ShadowTrainer(SupervisedTrainer):
     def _errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
         maps, touches = self.network(batch["x"].contiguous(memory_format=torch.channels_last))
         place, alpha = batch["place"], batch["x"][:, 3:]
-        darker = encode(decode(place) * torch.exp2(-stops(maps, place.shape[2:])))
+        darker = encode(decode(place) * torch.exp2(-stops(maps, (place.shape[2], place.shape[3]))))
         weight = (1 - alpha) * (alpha < 0.5)
         return (darker - _darker(batch)) * weight, touches.float()
 
