@@ -199,9 +199,7 @@ def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
 
 
 def to_tensor(image: Image, size: tuple[int, int], space: bytes | None = None) -> Tensor:
-    """A picture (h, w, 3) in [0, 1], in the space of a profile, at a size, as models see it: sRGB,
-    (1, 3, H, W) in [-1, 1].
-    """
+    """A picture (h, w, 3) in a profile's space as models see it: sRGB, (1, 3, H, W) in [-1, 1]."""
     import torch
 
     small = np.clip(resize(image, size), 0, 1)
