@@ -64,8 +64,6 @@ class CutterTrainer(SupervisedTrainer):
 
     kind = "cutter"
     config: CutterConfig
-    corpus: Cuttings
-    held_out: Cuttings
 
     def read(self, folder: Path, held_out: bool) -> Cuttings:
         grounds, known, cutouts = list[Pixels](), list[int](), list[Pixels]()
@@ -145,7 +143,7 @@ def _error(logits: Tensor, alpha: Tensor, edge: Tensor | float = 1.0) -> Tensor:
 
 
 def _iou(logits: Tensor, alpha: Tensor) -> Tensor:
-    """The hard IoU, (N,); nothing found where nothing is counts as right."""
+    """The hard IoU, (N,); to find nothing where nothing is counts as right."""
     found, truth = (logits.detach() > 0).flatten(1), (alpha > 0.5).flatten(1)
     return ((found & truth).sum(1) + 1e-6) / ((found | truth).sum(1) + 1e-6)
 
