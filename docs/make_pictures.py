@@ -1,4 +1,4 @@
-"""Make the pictures of these pages, as JPEG: the offline tour's sheets, scenes, phd's stages.
+"""Make the pictures of these pages, as JPEG: some of the offline tour, scenes, phd's stages.
 
 python docs/make_pictures.py [tour] [scenes] [stages]
 """
@@ -14,20 +14,49 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from inlay import Box, Composer, cut
-from inlay.cli.demo import _mask, _photo, run
+from inlay import Box, Composer, Result, cut
+from inlay.cli.demo import astronaut_mask, run
 from inlay.pictures.sheet import contact_sheet
 
 IMAGES = Path(__file__).parent / "images"
+# What the README shows of the tour, and what stands beside it.
+SHOWN = {
+    "vase-on-a-table": "pasted",
+    "teapot-and-cup": "pasted",
+    "plant-in-the-sun": "pasted",
+    "astronaut-harmonized": "in another light",
+}
+# A background, a subject, and how it is cut and where it goes.
+GARAGE = (
+    data.stereo_motorcycle()[0],
+    data.coffee(),
+    {"cut_box": Box(60, 5, 430, 390), "box": Box(15, 325, 195, 165)},
+)
 
 
 def tour() -> None:
+    """Four pictures of the tour, each beside what it is compared with; cdc's sweep."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run(folder, print)
-        for sheet in ("contact-sheet", "sweep"):
-            picture = Image.open(folder / f"{sheet}.png").convert("RGB")
-            picture.save(IMAGES / f"{sheet}.jpg", quality=88)
+        for picture, before in SHOWN.items():
+            pair = [Image.open(folder / f"{picture}{end}.png") for end in ("-before", "")]
+            words = [before, f"inlay: {picture.replace('-', ' ')}"]
+            contact_sheet(pair, words, cell=384).save(IMAGES / f"{picture}.jpg", quality=88)
+    composer, pictures, labels = Composer(), [], []
+    for t_in in (0.0, 0.25, 0.5, 0.75, 1.0):
+        swept = composer.compose(
+            *GARAGE[:2], **GARAGE[2], method="cdc", preset="stylize", T_in=t_in
+        )
+        pictures.append(seen(swept, swept.image))
+        labels.append(f"T_in = {t_in}")
+    contact_sheet(pictures, labels, columns=5).save(IMAGES / "sweep.jpg", quality=88)
+
+
+def seen(made: Result, picture: Image.Image) -> Image.Image:
+    """Of a picture that was made, the window that the method saw."""
+    window = made.window
+    return picture.convert("RGB").crop((window.x, window.y, window.right, window.bottom))
 
 
 def largest(cutout: Image.Image) -> np.ndarray:
@@ -59,18 +88,13 @@ def scenes() -> None:
 def stages() -> None:
     """The stages of phd on two compositions of the tour."""
     composer, pictures, labels = Composer(), [], []
-    for background, subject, box in (
-        ("stereo_motorcycle", "coffee", Box(15, 325, 195, 165)),
-        ("rocket", "astronaut", Box(30, 167, 300, 260)),
-    ):
+    launch = {"mask": astronaut_mask(), "box": Box(30, 167, 300, 260)}
+    for background, subject, place in (GARAGE, (data.rocket(), data.astronaut(), launch)):
         made = composer.compose(
-            _photo(background), _photo(subject), mask=_mask(subject), box=box, method="phd",
-            inpaint=True, keep_phases=True,
-        )  # fmt: skip
-        seen = made.window
+            background, subject, **place, method="phd", inpaint=True, keep_phases=True
+        )
         for name, picture in made.phases.items():
-            whole = picture.to_pil().convert("RGB")
-            pictures.append(whole.crop((seen.x, seen.y, seen.right, seen.bottom)))
+            pictures.append(seen(made, picture.to_pil()))
             labels.append(name)
     sheet = contact_sheet(pictures, labels, columns=3, cell=320)
     sheet.save(IMAGES / "phd-stages.jpg", quality=88)

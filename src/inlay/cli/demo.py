@@ -21,17 +21,11 @@ if TYPE_CHECKING:
 
 Photo = NDArray[np.uint8]
 
-# Outlines of what is found in a photograph, in its pixels, as a user's mask would draw them.
-ASTRONAUT = (
-    (45, 511), (30, 500), (20, 440), (33, 343), (56, 263), (100, 215), (114, 180), (132, 160),
-    (165, 147), (177, 143), (175, 130), (158, 112), (155, 86), (165, 55), (187, 29), (227, 14),
-    (255, 18), (279, 36), (298, 75), (300, 100), (288, 126), (268, 132), (258, 150), (276, 170),
-    (298, 198), (306, 236), (335, 257), (354, 300), (360, 347), (395, 344), (430, 346), (465, 369),
-    (494, 411), (504, 450), (511, 470), (511, 511),
-)  # fmt: skip
+# The outline of a lightning tower beside the rocket, in pixels, as a user's mask would draw it.
 _TOWER = ((440, 112), (456, 112), (464, 352), (434, 352))
 # Where the cup is cut out of the coffee photograph.
 _CUP = Box(60, 5, 430, 390)
+_CONTACT = {"shadow": "contact"}
 
 
 class _Stop(NamedTuple):
@@ -56,17 +50,18 @@ _TOUR = (
     _Stop("hat-on-a-table", "table", {"hat": Box(60, 120, 257, 156)}),
     _Stop("vase-on-a-table", "table", {"vase": Box(130, 50, 172, 270)}),
     _Stop("teapot-on-a-table", "table", {"teapot": Box(90, 165, 232, 156)}),
-    _Stop("cup-cut-from-a-photo", "stone", {"coffee": Box(80, 90, 230, 218)}),
+    _Stop("cup-cut-from-a-photo", "stone", {"coffee": Box(80, 90, 230, 218)}, _CONTACT),
     _Stop(
         "teapot-and-cup",
         "stone",
         {"teapot": Box(30, 60, 200, 134), "coffee": Box(190, 190, 180, 170)},
+        _CONTACT,
     ),
     _Stop(
         "vase-and-hat",
         "table",
         {"vase": Box(250, 70, 134, 210), "hat": Box(20, 165, 220, 134)},
-        {"together": True},
+        {"together": True, **_CONTACT},
     ),
     _Stop(
         "plant-in-the-sun",
@@ -91,11 +86,22 @@ def picture(name: str) -> Photo | Image:
     return opened
 
 
-def mask_of(outline: tuple[tuple[int, int], ...], photo: Photo) -> Photo:
+def astronaut_mask() -> Photo:
+    """Of the astronaut's photograph: a point finds her head, a box her suit and helmet."""
+    from inlay import cut
+
+    photo = picture("astronaut")
+    cuts = cut(photo, points=[(227, 80)]), cut(photo, box=Box(20, 140, 492, 372))
+    head, suit = (np.asarray(found)[..., 3] for found in cuts)
+    mask: Photo = np.maximum(head, suit)
+    return mask
+
+
+def _tower_mask(photo: Photo) -> Photo:
     import cv2
 
     mask = np.zeros(photo.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [np.array(outline, np.int32)], 255, cv2.LINE_AA)
+    cv2.fillPoly(mask, [np.array(_TOWER, np.int32)], 255)
     return mask
 
 
@@ -107,7 +113,7 @@ def run(out: Path, log: Callable[[str], None]) -> Path:
     """
     from PIL import Image as PilImage
 
-    from inlay.composer import Composer
+    from inlay import Composer
     from inlay.pictures.read import read_picture
     from inlay.pictures.sheet import contact_sheet
     from inlay.pictures.write import write_picture
@@ -127,7 +133,7 @@ def run(out: Path, log: Callable[[str], None]) -> Path:
 
     log("harmonize: an astronaut in a lamp's light")
     astronaut = np.asarray(picture("astronaut"))
-    mask = mask_of(ASTRONAUT, astronaut)
+    mask = astronaut_mask()
     weight = (mask / 255.0)[..., None]
     lamp = np.round(astronaut * (1 - weight * (0, 0.25, 0.5))).astype(np.uint8)
     result = composer.harmonize(lamp, mask=mask)
@@ -135,10 +141,10 @@ def run(out: Path, log: Callable[[str], None]) -> Path:
 
     log("remove: a lightning tower")
     launch = np.asarray(picture("rocket"))
-    result = composer.remove(launch, mask=mask_of(_TOWER, launch))
+    result = composer.remove(launch, mask=_tower_mask(launch))
     keep("tower-removed", PilImage.fromarray(launch), result, "with the tower")
 
     path = out / "contact-sheet.png"
-    write_picture(read_picture(contact_sheet(pictures, labels, columns=4, cell=384)), path)
+    write_picture(read_picture(contact_sheet(pictures, labels, columns=6, cell=384)), path)
     log(f"contact sheet: {path}")
     return path
