@@ -18,11 +18,11 @@ from skimage import data
 from checkpoints import built, loaded
 from inlay import Box, Cancelled, Composer, InputError, Result, Subject
 from inlay.cli import main
-from inlay.cli.outputs import Target, kept_names, staging
+from inlay.cli.outputs import Outputs, Target
 from inlay.diffusion.branches import new_adapter
 from inlay.methods.registry import as_phases
 from inlay.pictures.read import read_picture, read_record
-from inlay.pictures.write import write_picture
+from inlay.pictures.write import Files, write_picture
 from inlay.request import ComposeRequest, Request
 from photos import Photo, cup, cutout
 from reruns import needs, rerun
@@ -369,14 +369,13 @@ def test_all_kept_phases_are_written_or_none(folder: Path) -> None:
     before = set(os.listdir())
     picture, record = read_picture(data.coffee()), {"inlay": "0", "verb": "compose", "method": "m"}
     out = Path("out.png")
-    kept = kept_names(out, ("remove", "paste"))
+    target = Target(out, phases=("remove", "paste"))
+    kept = target.kept
     kept[0].write_bytes(b"old")
-    with staging(out, [Target(out, kept=kept)]) as outputs:
-        outputs.add(picture, record, [(picture, record)] * 2)
+    with pytest.raises(InputError, match=r"out-2-paste\.png cannot be written"), Files() as files:
+        Outputs(out, [target], files).add(picture, record, [(picture, record)] * 2)
         assert not out.exists() and kept[0].read_bytes() == b"old"
         kept[1].mkdir()
-        with pytest.raises(InputError, match=r"out-2-paste\.png cannot be written"):
-            outputs.finish()
     assert kept[0].read_bytes() == b"old"
     assert set(os.listdir()) - before == {"out-1-remove.png", "out-2-paste.png"}
 

@@ -14,10 +14,10 @@ from PIL import Image
 from skimage import data
 
 from inlay.cli import main
-from inlay.cli.outputs import Target, listening, sibling_names, staging
+from inlay.cli.outputs import Outputs, Target, listening, sibling_names
 from inlay.errors import InputError
 from inlay.pictures.read import read_picture, read_record
-from inlay.pictures.write import write_picture
+from inlay.pictures.write import Files, write_picture
 from photos import cup
 
 Capture = pytest.CaptureFixture[str]
@@ -81,12 +81,12 @@ def test_all_siblings_are_written_or_none() -> None:
     siblings = sibling_names(Path("x.png"), ["a", "b", "c"])
     siblings[1].write_bytes(b"old")
     targets = [Target(path, label) for path, label in zip(siblings, "abc", strict=True)]
-    with staging(Path("x.png"), targets) as outputs:
+    with pytest.raises(InputError, match=r"x-c\.png cannot be written"), Files() as files:
+        outputs = Outputs(Path("x.png"), targets, files)
         for _ in "abc":
             outputs.add(picture, record)
+        outputs.summary()
         siblings[2].mkdir()
-        with pytest.raises(InputError, match=r"x-c\.png cannot be written"):
-            outputs.finish()
     assert siblings[1].read_bytes() == b"old"
     assert sorted(os.listdir()) == ["bg.png", "cup.png", "x-b.png", "x-c.png"]
 

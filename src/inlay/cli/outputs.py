@@ -1,7 +1,6 @@
 """Making and writing what was ordered, and what a user sees of it: a bar, notes, previews.
 
-Several pictures are first written into a temporary folder beside OUT and moved in place when the
-last one is there: an error or an interruption leaves nothing behind.
+All are put in place when the last one is there: an error or an interruption leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,11 +23,27 @@ if TYPE_CHECKING:
 
     from inlay.cli.options import Reading
     from inlay.pictures.picture import Picture
+    from inlay.pictures.write import Files
     from inlay.request import Request
     from inlay.result import Result
     from inlay.result.record import Record
 
 _CELL = 320
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a picture goes, what the sheet calls it, and which of its phases are kept."""
+
+    path: Path
+    label: str = ""
+    phases: Sequence[str] = ()
+
+    @property
+    def kept(self) -> list[Path]:
+        """The files beside the picture that its phases' pictures go to."""
+        numbered = (f"{self.path.stem}-{n}-{name}" for n, name in enumerate(self.phases, 1))
+        return [self.path.with_name(name + self.path.suffix) for name in numbered]
 
 
 @dataclass(frozen=True)
@@ -52,16 +66,26 @@ class Order:
         check is called before anything is put in place, and raises where the user interrupted.
         """
         from inlay.methods.base import Checkpoint
+        from inlay.pictures.write import Files
         from inlay.run import Options, run
 
-        given, model = self.given, self.requests[0][1].model
-        out, targets, preview = self._targets()
-        opened = {} if model is None else dict(model)
+        given, first = self.given, self.requests[0][1]
+        # JSON knows no pictures in memory: every input is a file.
+        inputs = {first.role(place): str(path) for place, path in first.inputs().items()}
+        out = check_out(self.output, inputs)
+        targets = self._targets(out)
+        preview = out.with_name(f"{out.stem}-preview.png") if self.previews else None
+        for path in (path for each in targets for path in (each.path, *each.kept)):
+            check_out(str(path), inputs)
+        if preview is not None:
+            check_out(str(preview), inputs)
+        opened = {} if first.model is None else dict(first.model)
         checkpoint = Checkpoint(opened.pop("name", "embedded"), **opened)
         with (
             listening(quiet=given.quiet, bar=not given.json, preview_file=preview) as listener,
-            staging(out, targets) as outputs,
+            Files() as files,
         ):
+            outputs = Outputs(out, targets, files)
             trust = given.trust_remote_code
             how = Options(listener.step, listener.phase, self.previews, given.max_pixels, trust)
             if self.record is not None and self.record.inlay != __version__:
@@ -78,50 +102,20 @@ class Order:
                 check()
                 for line in outputs.take(result, self.notes):
                     listener.note(line)
+            summary = outputs.summary()
             check()
-            summary = outputs.finish()
         tell(summary, as_json=given.json, quiet=given.quiet)
 
-    def _targets(self) -> tuple[Path, list[Target], Path | None]:
-        """OUT, a target for each picture, and the preview's file; InputError where one is taken.
-
-        Several pictures go beside OUT, which is their contact sheet.
-        """
-        first = self.requests[0][1]
-        # JSON knows no pictures in memory: every input is a file.
-        inputs = {first.role(place): str(path) for place, path in first.inputs().items()}
-        out = check_out(self.output, inputs)
-        each = []
+    def _targets(self, out: Path) -> list[Target]:
+        """A target for each picture; several go beside OUT, which is their contact sheet."""
+        labels, phases = [], []
         for label, request in self.requests:
             for seed in range(request.seed, request.seed + request.num_images):
                 seeded = f"seed={seed}" if request.num_images > 1 else ""
-                each.append((",".join(filter(None, (label, seeded))), request.kept_names()))
-        paths = sibling_names(out, [label for label, _ in each]) if len(each) > 1 else [out]
-        targets = [
-            Target(path, label, kept_names(path, names))
-            for path, (label, names) in zip(paths, each, strict=True)
-        ]
-        for target in targets:
-            for path in (target.path, *target.kept):
-                check_out(str(path), inputs)
-        if not self.previews:
-            return out, targets, None
-        preview = check_out(str(out.with_name(f"{out.stem}-preview.png")), inputs)
-        if os.path.lexists(preview):
-            raise InputError(
-                f"{preview.name} exists already; move it away, choose another output or leave out "
-                "--previews."
-            )
-        return out, targets, preview
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a picture goes, what the sheet calls it, and where those of its phases go."""
-
-    path: Path
-    label: str = ""
-    kept: Sequence[Path] = ()
+                labels.append(",".join(filter(None, (label, seeded))))
+                phases.append(request.kept_names())
+        paths = sibling_names(out, labels) if len(labels) > 1 else [out]
+        return [Target(*each) for each in zip(paths, labels, phases, strict=True)]
 
 
 def check_out(out: str, inputs: Mapping[str, str]) -> Path:
@@ -131,11 +125,7 @@ def check_out(out: str, inputs: Mapping[str, str]) -> Path:
     check_output(out)
     path = Path(out)
     for role, source in inputs.items():
-        try:
-            same = path.samefile(source)
-        except (OSError, ValueError):
-            continue
-        if same:
+        if all(map(os.path.exists, (out, source))) and path.samefile(source):
             raise InputError(f"{path.name} is the {role} itself; write to another file.")
     return path
 
@@ -153,32 +143,12 @@ def sibling_names(out: Path, labels: Sequence[str]) -> list[Path]:
     return [out.with_name(name + out.suffix) for name in names]
 
 
-def kept_names(target: Path, phases: Sequence[str]) -> list[Path]:
-    """The files beside a picture that its phases' pictures go to."""
-    return [
-        target.with_name(f"{target.stem}-{number}-{name}{target.suffix}")
-        for number, name in enumerate(phases, 1)
-    ]
-
-
-@contextmanager
-def staging(out: Path, targets: Sequence[Target]) -> Iterator[Outputs]:
-    """Outputs, with a temporary folder beside OUT where there are several files to write."""
-    if len(targets) == 1 and not targets[0].kept:
-        yield Outputs(out, targets, None)
-        return
-    folder = tempfile.TemporaryDirectory(None, ".inlay-", out.parent, ignore_cleanup_errors=True)
-    with folder as name:
-        yield Outputs(out, targets, Path(name))
-
-
 class Outputs:
-    """Takes pictures one by one; `finish` puts them in place. A single one is there at once."""
+    """Takes pictures one by one, and writes them into `files`."""
 
-    def __init__(self, out: Path, targets: Sequence[Target], folder: Path | None) -> None:
-        self.out, self.targets, self.folder = out, targets, folder
+    def __init__(self, out: Path, targets: Sequence[Target], files: Files) -> None:
+        self.out, self.targets, self.files = out, targets, files
         self.records: list[dict[str, Any]] = []
-        self._moves: list[tuple[Path, Path]] = []
         self._cells: list[Image] = []
 
     def take(self, result: Result, notes: Sequence[str] = ()) -> list[str]:
@@ -199,49 +169,40 @@ class Outputs:
         record: dict[str, Any],
         stages: Sequence[tuple[Picture, dict[str, Any]]] = (),
     ) -> None:
-        """Take the next picture, and pictures and records for the names in `kept`."""
+        """Take the next picture, and pictures and records of its phases."""
         target = self.targets[len(self.records)]
         for path, (stage, own) in zip(target.kept, stages, strict=True):
             self._write(stage, path, own)
         self._write(picture, target.path, record)
         if target.kept:
             record = {**record, "kept": [str(path) for path in target.kept]}
-        if len(self.targets) == 1:
-            record = {**record, "outputs": [str(target.path)]}
-        else:
+        if len(self.targets) > 1:
             cell = picture.to_pil()
             cell.thumbnail((2 * _CELL, 2 * _CELL))
             self._cells.append(cell)
         self.records.append(record)
 
-    def _write(self, picture: Picture, target: Path, record: Mapping[str, Any]) -> None:
+    def _write(self, picture: Picture, path: Path, record: Mapping[str, Any]) -> None:
         from inlay.pictures.write import write_picture
         from inlay.result import record_text
 
-        path = target if self.folder is None else self.folder / target.name
-        write_picture(picture, path, record=record_text(record))
-        if path != target:
-            self._moves.append((path, target))
+        write_picture(picture, path, record=record_text(record), files=self.files)
 
-    def finish(self) -> dict[str, Any]:
-        """Put everything in place; returns the record for --json."""
-        from inlay.pictures.write import move_all
+    def summary(self) -> dict[str, Any]:
+        """The record for --json; of several pictures that of their contact sheet, now written."""
+        outputs = [str(target.path) for target in self.targets]
+        if len(outputs) == 1:
+            return {**self.records[0], "outputs": outputs}
+        from inlay.pictures.read import read_picture
+        from inlay.pictures.sheet import contact_sheet
 
-        summary = self.records[0]
-        if len(self.targets) > 1:
-            from inlay.pictures.read import read_picture
-            from inlay.pictures.sheet import contact_sheet
-
-            labels = [target.label for target in self.targets]
-            summary = {key: summary[key] for key in ("inlay", "verb", "method")}
-            summary |= {"sheet": str(self.out), "labels": labels}
-            summary |= {"outputs": [str(target.path) for target in self.targets]}
-            sheet = contact_sheet(self._cells, labels, cell=_CELL)
-            self._write(read_picture(sheet), self.out, summary)
-            kept = [str(path) for target in self.targets for path in target.kept]
-            summary |= {**({"kept": kept} if kept else {}), "records": self.records}
-        move_all(self._moves)
-        return summary
+        labels = [target.label for target in self.targets]
+        summary = {key: self.records[0][key] for key in ("inlay", "verb", "method")}
+        summary |= {"sheet": str(self.out), "labels": labels, "outputs": outputs}
+        sheet = contact_sheet(self._cells, labels, cell=_CELL)
+        self._write(read_picture(sheet), self.out, summary)
+        kept = [str(path) for target in self.targets for path in target.kept]
+        return {**summary, **({"kept": kept} if kept else {}), "records": self.records}
 
 
 class Listener(logging.Handler):
@@ -256,7 +217,7 @@ class Listener(logging.Handler):
         from rich.console import Console
 
         super().__init__(logging.INFO)
-        self.preview_file, self.previewed = preview_file, False
+        self.preview_file = preview_file
         self.label = self._phase = ""
         self.notes: list[str] = []
         self.progress = progress.Progress(
@@ -293,16 +254,22 @@ class Listener(logging.Handler):
             from inlay.pictures.read import read_picture
             from inlay.pictures.write import write_picture
 
-            # Only the first one may find the name free; later ones replace what we wrote.
-            write_picture(read_picture(preview), self.preview_file, overwrite=self.previewed)
-            self.previewed = True
+            write_picture(read_picture(preview), self.preview_file)
 
 
 @contextmanager
 def listening(
     *, quiet: bool = False, bar: bool = True, preview_file: Path | None = None
 ) -> Iterator[Listener]:
-    """Listen to inlay's log and to steps for the length of the block."""
+    """Listen to inlay's log and to steps for the length of the block; previews are gone after it.
+
+    Raises InputError where the preview's name is taken.
+    """
+    if preview_file is not None and os.path.lexists(preview_file):
+        raise InputError(
+            f"{preview_file.name} exists already; move it away, choose another output or leave out "
+            "--previews."
+        )
     listener = Listener(quiet=quiet, bar=bar, preview_file=preview_file)
     logger = logging.getLogger("inlay")
     before = (logger.level, logger.propagate)
@@ -316,7 +283,7 @@ def listening(
             for line in listener.notes:
                 say(line, sys.stderr)
     finally:
-        if preview_file is not None and listener.previewed:
+        if preview_file is not None:
             preview_file.unlink(missing_ok=True)
         logger.removeHandler(listener)
         logger.setLevel(before[0])

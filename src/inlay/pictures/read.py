@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,15 @@ MAX_FILE_BYTES = 1 << 30
 MAX_JSON_BYTES = 1 << 20
 Source: TypeAlias = str | os.PathLike[str] | PilImage.Image | NDArray[Any]
 
-_FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
+_NOT_WHOLE = (
+    "is not a PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF picture, or is damaged or cut short; "
+    "expected a whole one"
+)
+_REASONS: dict[type[Exception], str] = {
+    ImportError: "is a HEIC picture; install pillow-heif to read it, or convert it to JPEG",
+    FileNotFoundError: "does not exist; expected a file",
+    MemoryError: "does not fit into memory; expected a smaller picture",
+}
 _TIFF, _JPEG = (b"II*\0", b"MM\0*"), b"\xff\xd8"
 _HEIC = rb"(?s)....ftyp(he|m[is]f1)"
 # A second picture inside a JPEG; as a rule it says how much brighter than white screens may go.
@@ -85,37 +93,35 @@ def read_picture(
     """
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
         raise InputError(f"max_pixels is {max_pixels!r}; expected a whole number of at least 1.")
-    name, path = f"the {role}", None
     if isinstance(source, (str, os.PathLike)):
-        name, path = f"{role} {name_of(source)}", os.fsdecode(source)
+        name = f"{role} {name_of(source)}"
         data: Any = read_file(source, name)
-        picture = decode(data, name, max_pixels)
+        picture = replace(decode(data, name, max_pixels), path=os.fsdecode(source))
     else:
+        name = f"the {role}"
         picture = _from_memory(source, name, max_pixels)
         data = picture.samples.data
     if isinstance(picture.base, np.ndarray):
         picture.base.setflags(write=False)
-    picture = replace(picture, sha256=hashlib.sha256(data).hexdigest(), path=path)
-    if picture.icc is None:
-        return picture
+    icc = picture.icc
     try:
-        if check_profile(picture.icc, picture.kind) == "one-way":
+        if icc is not None and check_profile(icc, picture.kind) == "one-way":
             _log.info("%s: its colour profile goes one way; new colours only come close", name)
     except ValueError as error:
         _log.info("%s: its colour profile is passed over (%s)", name, error)
-        return replace(picture, icc=None)
-    return picture
+        icc = None
+    return replace(picture, sha256=hashlib.sha256(data).hexdigest(), icc=icc)
 
 
 def read_record(path: str | os.PathLike[str]) -> str | None:
     """The JSON text that `write_picture` put into a picture, or None; InputError for no picture."""
     name = name_of(path)
     data = read_file(path, name)
-    image = _header(data, name, 1 << 31)
-    if not isinstance(image, pyvips.Image):
-        return None
+    with _one_sentence(name):
+        image = _open(data)
     places = r"png-comment-\d+-inlay|exif-ifd2-UserComment|image-description"
-    for field in filter(re.compile(places).fullmatch, image.get_fields()):
+    fields = image.get_fields() if isinstance(image, pyvips.Image) else ()
+    for field in filter(re.compile(places).fullmatch, fields):
         text = str(image.get(field))
         # Cameras and other programs have comments of their own.
         if text.startswith("{") and not field.startswith("exif"):
@@ -158,33 +164,21 @@ def file_sha256(path: Path) -> str:
 
 def decode(data: bytes, name: str, max_pixels: int) -> Picture:
     """Decode a file's bytes; the first picture where there are several. Raises InputError."""
-    image = _header(data, name, max_pixels)
-    with _one_sentence(name, f"is damaged or cut short; expected a whole {_FORMATS} picture"):
-        by_vips = isinstance(image, pyvips.Image)
-        return _from_vips(image, data, name) if by_vips else _from_pil(image, name)
+    with _one_sentence(name):
+        image = _open(data)
+        if isinstance(image, pyvips.Image):
+            return _from_vips(image, data, name, max_pixels)
+        return _from_pil(image, name, max_pixels)
 
 
-def _header(data: bytes, name: str, max_pixels: int) -> Any:
-    """A libvips or PIL image whose header is read and whose size is checked."""
-    with _one_sentence(name, f"is not a {_FORMATS} picture, or damaged; expected a whole one"):
-        if data[:2] == b"BM":
-            image: Any = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
-        elif re.match(_HEIC, data) and b"avif" not in data[:64]:
-            from pillow_heif import HeifImageFile
+def _open(data: bytes) -> Any:
+    """A libvips or PIL image of which only the header is read."""
+    if data[:2] == b"BM":
+        return BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+    if re.match(_HEIC, data) and b"avif" not in data[:64]:
+        from pillow_heif import HeifImageFile
 
-            image = HeifImageFile(io.BytesIO(data))
-        else:
-            image = _open(data)
-        if data[:4] in _TIFF:
-            _check_tiff(data, name)
-        by_vips = isinstance(image, pyvips.Image)
-        weight = image.bands if by_vips else len(image.getbands())
-        weight *= 2 if by_vips and image.format != "uchar" else 1
-    _check_size((image.width, image.height), name, max_pixels, weight)
-    return image
-
-
-def _open(data: bytes) -> pyvips.Image:
+        return HeifImageFile(io.BytesIO(data))
     return pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on="error")
 
 
@@ -205,8 +199,12 @@ def _tiff_tags(data: bytes) -> PilImage.Exif:
     return tags
 
 
-def _from_vips(image: pyvips.Image, data: bytes, name: str) -> Picture:
-    """Decode; raises pyvips.Error where the file is damaged."""
+def _from_vips(image: pyvips.Image, data: bytes, name: str, max_pixels: int) -> Picture:
+    """Decode what libvips has opened; raises whatever libvips raises."""
+    if data[:4] in _TIFF:
+        _check_tiff(data, name)
+    weight = image.bands * (1 if image.format == "uchar" else 2)
+    _check_size((image.width, image.height), name, max_pixels, weight)
     fields = {field: image.get(field) for field in image.get_fields()}
     mode = _MODES.get(image.interpretation, "")
     if mode in ("L", "RGB") and image.bands == len(mode) + 1:
@@ -265,7 +263,7 @@ def _base(data: bytes, name: str, apart: bool) -> tuple[NDArray[Any] | Stored, b
 
 
 @contextmanager
-def _one_sentence(name: str, problem: str) -> Iterator[None]:
+def _one_sentence(name: str, problem: str = _NOT_WHOLE) -> Iterator[None]:
     """Whatever a system or a decoder raises as an InputError, and no word besides."""
     try:
         with warnings.catch_warnings():
@@ -273,22 +271,16 @@ def _one_sentence(name: str, problem: str) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except ImportError:
-        advice = "install pillow-heif to read it, or convert it to JPEG"
-        raise InputError(f"{name} is a HEIC picture; {advice}.") from None
-    except FileNotFoundError:
-        raise InputError(f"{name} does not exist; expected a file.") from None
-    except MemoryError:
-        raise InputError(f"{name} does not fit into memory; expected a smaller picture.") from None
-    except Exception:
-        raise InputError(f"{name} {problem}.") from None
+    except Exception as error:
+        known = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+        raise InputError(f"{name} {next(known, problem)}.") from None
 
 
 def _unsupported(name: str, kind: str) -> InputError:
     return InputError(f"{name} holds {kind}; expected grey, RGB or CMYK of 8 or 16 bits.")
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int, weight: int) -> None:
+def _check_size(size: Sequence[int], name: str, max_pixels: int, weight: int) -> None:
     """Refuse no pixels, or too many or of too many bytes in all; `weight` is those of a pixel."""
     width, height = size
     # The bound of bytes is that of so many pixels of 16-bit RGB.
@@ -304,24 +296,23 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int, weight: int) 
 
 def _from_memory(source: Any, name: str, max_pixels: int) -> Picture:
     """The picture of a PIL image or an array; raises InputError."""
-    if isinstance(source, np.ndarray):
-        shape, depth = source.shape, source.shape[2:]
-        mode = {(): "L", (3,): "RGB", (4,): "RGBA"}.get(depth) if len(shape) > 1 else None
-        if source.dtype != np.uint8 or mode is None:
-            kind = f"{source.dtype} of shape {shape}"
-            raise InputError(f"{name} is {kind}; expected uint8, H x W, H x W x 3 or H x W x 4.")
-        _check_size((shape[1], shape[0]), name, max_pixels, source[:1, :1].size)
-        return Picture(np.array(source, order="C", subok=False), mode, None, name)
-    if not isinstance(source, PilImage.Image):
+    if isinstance(source, PilImage.Image):
+        with _one_sentence(name, "cannot be decoded; expected a whole PIL image"):
+            return _from_pil(source, name, max_pixels)
+    if not isinstance(source, np.ndarray):
         kind = type(source).__name__
         raise InputError(f"{name} is of type {kind}; expected a path, PIL image or uint8 array.")
-    _check_size(source.size, name, max_pixels, len(source.getbands()))
-    with _one_sentence(name, "cannot be decoded; expected a whole PIL image"):
-        return _from_pil(source, name)
+    mode = {(): "L", (3,): "RGB", (4,): "RGBA"}.get(source.shape[2:])
+    if source.dtype != np.uint8 or source.ndim < 2 or mode is None:
+        kind = f"{source.dtype} of shape {source.shape}"
+        raise InputError(f"{name} is {kind}; expected uint8, H x W, H x W x 3 or H x W x 4.")
+    _check_size(source.shape[1::-1], name, max_pixels, source[:1, :1].size)
+    return Picture(np.array(source, order="C", subok=False), mode, None, name)
 
 
-def _from_pil(image: PilImage.Image, name: str) -> Picture:
+def _from_pil(image: PilImage.Image, name: str, max_pixels: int) -> Picture:
     """Decode what Pillow has opened; raises whatever Pillow raises."""
+    _check_size(image.size, name, max_pixels, len(image.getbands()))
     image.load()
     if (mode := _PIL_MODES.get(image.mode, "")) == "":
         raise _unsupported(name, f"samples of kind {image.mode!r}")

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -80,19 +80,16 @@ def write_picture(
     path: str | os.PathLike[str],
     *,
     record: str | None = None,
-    overwrite: bool = True,
+    files: Files | None = None,
 ) -> None:
     """Write a picture; size, mode, depth and profile stay as far as the format holds them.
 
     The format follows the suffix: png, jpg, jpeg, webp, avif, tif, tiff, bmp. `record` (JSON in
-    ASCII) goes into the file. It is put in place in one step, so a failure leaves nothing. Raises
+    ASCII) goes into the file, which is put in place in one step, or with other `files`. Raises
     InputError for an unknown suffix, a missing folder, a place that cannot be written, or a picture
     that the format cannot hold.
     """
-    form = _format(path)
-    name = name_of(path)
-    if not overwrite and os.path.lexists(path):
-        raise InputError(f"{name} exists already; give another output file.")
+    form, name = _format(path), name_of(path)
     fitted = _fit(picture, form, name)
     for fact in set(_FACTS) & picture.facts.keys() - set(form.facts):
         what = fact.removesuffix("-data").upper()
@@ -102,7 +99,8 @@ def write_picture(
     if record is not None and form is _JPEG and len(record) > _JPEG_RECORD:
         _log.info("%s: the record is too long for a JPEG; it is left out", name)
         record = None
-    replace_file(path, lambda file: _encode(file, fitted, form, record, name))
+    write = replace_file if files is None else files.write
+    write(path, lambda file: _encode(file, fitted, form, record, name))
 
 
 def _format(path: str | os.PathLike[str]) -> _Format:
@@ -234,49 +232,58 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it in place in one step.
+def replace_file(path: str | os.PathLike[str], fill: Callable[[IO[bytes]], None]) -> None:
+    """Write one file as `Files` does."""
+    with Files() as files:
+        files.write(path, fill)
+
+
+class Files:
+    """Files that are written beside their places and put there at the end: all of them, or none.
 
     Whatever is raised, a listed file is either the old one or the whole new one, whose permissions
     are the old one's. Raises InputError where the system refuses.
     """
-    target = check_target(path)
-    temporary = _temporary(target)
-    try:
-        with open(temporary, "x+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise _unwritable(name_of(path), error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
+    def __init__(self) -> None:
+        self._moves: list[tuple[Path, Path]] = []
 
-def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Move every (source, target), or none: what was there comes back where one cannot be moved.
+    def __enter__(self) -> Files:
+        return self
 
-    The folders of the sources hold what was there until all are moved. Raises InputError.
-    """
-    undo = ExitStack()
-    try:
-        for number, (source, target) in enumerate(moves):
-            if os.path.lexists(target):
-                kept = source.with_name(f"old-{number}")
-                shutil.copy2(target, kept, follow_symlinks=False)
-                undo.callback(os.replace, kept, target)
-            else:
-                undo.callback(target.unlink, missing_ok=True)
-            os.replace(source, target)
-    except BaseException as error:
-        with suppress(OSError):
-            undo.close()
-        if isinstance(error, OSError):
+    def write(self, path: str | os.PathLike[str], fill: Callable[[IO[bytes]], None]) -> None:
+        """Let `fill` write what is to stand at `path`."""
+        target = check_target(path)
+        temporary = _temporary(target)
+        self._moves.append((temporary, target))
+        try:
+            with open(temporary, "x+b") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                temporary.chmod(target.stat().st_mode & 0o7777)
+        except OSError as error:
+            raise _unwritable(name_of(path), error) from None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        spare = [temporary for temporary, _ in self._moves]
+        try:
+            with ExitStack() as undo:
+                for temporary, target in self._moves if kind is None else ():
+                    if not os.path.lexists(target):
+                        undo.callback(target.unlink, missing_ok=True)
+                    elif len(self._moves) > 1:
+                        spare.append(_temporary(target))
+                        shutil.copy2(target, spare[-1], follow_symlinks=False)
+                        undo.callback(os.replace, spare[-1], target)
+                    os.replace(temporary, target)
+                undo.pop_all()
+        except OSError as error:
             raise _unwritable(name_of(target), error) from None
-        raise
+        finally:
+            for path in spare:
+                path.unlink(missing_ok=True)
 
 
 def _temporary(target: Path) -> Path:
