@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inlay.errors import InputError
-from inlay.methods.base import Callback, Checkpoint
-from inlay.pictures.arrays import Box
+from inlay.methods.base import Checkpoint
 from inlay.pictures.read import Source
 from inlay.request import ComposeRequest, HarmonizeRequest, RemoveRequest, Request, SceneRequest
 from inlay.result import Result
@@ -54,101 +53,59 @@ class Composer(Checkpoint):
         self,
         background: Source,
         subject: Source | Subject | Sequence[Source | Subject],
-        *,
-        box: Box | Sequence[float] | None = None,
-        at: Sequence[float] | None = None,
-        scale: float | None = None,
-        mask: Source | None = None,
-        cut: str | None = None,
-        method: str | None = None,
-        preset: str | None = None,
-        seed: int = 0,
-        num_images: int = 1,
-        callback: Callback | None = None,
-        **more: Any,
+        **keywords: Any,
     ) -> Result:
         """Put subjects into a background.
 
-        For one subject that is a picture, box, at, scale, mask and cut, and random, rotate, flip
-        and cut_box likewise, are those of Subject; several are a list of Subject objects. Further
-        keywords are those of ComposeRequest (together, phases, remove, remove_mask, repose,
-        control, keep_phases, shadow) and of Options (previews, on_phase, max_pixels,
-        trust_remote_code); all others are the method's settings. Raises InputError.
+        For one subject that is a picture the keywords box, at, scale, random, rotate, flip, mask,
+        cut and cut_box are those of Subject; several are a list of Subject objects. Others are
+        method and preset, what else ComposeRequest has (seed, num_images, together, phases, remove,
+        remove_mask, repose, control, keep_phases, shadow), what Options has (callback, previews,
+        on_phase, max_pixels, trust_remote_code), and the method's settings. Raises InputError.
         """
-        place = {"box": box, "at": at, "scale": scale, "mask": mask, "cut": cut}
-        more |= {key: value for key, value in place.items() if value is not None}
-        more |= {"background": background, "seed": seed, "num_images": num_images}
-        return self._made(ComposeRequest, subject, method, preset, callback, more)
+        return self._make(ComposeRequest, {"background": background, **keywords}, subject)
 
-    def harmonize(
-        self,
-        picture: Source,
-        *,
-        mask: Source | None = None,
-        background: Source | None = None,
-        method: str | None = None,
-        preset: str | None = None,
-        callback: Callback | None = None,
-        **more: Any,
-    ) -> Result:
-        """Make an object that is already pasted belong; see HarmonizeRequest and compose()."""
-        more |= {"picture": picture, "mask": mask, "background": background}
-        return self._made(HarmonizeRequest, None, method, preset, callback, more)
+    def harmonize(self, picture: Source, **keywords: Any) -> Result:
+        """Make an object that is already pasted belong.
 
-    def remove(
-        self,
-        picture: Source,
-        *,
-        mask: Source | None = None,
-        box: Any = None,
-        method: str | None = None,
-        preset: str | None = None,
-        callback: Callback | None = None,
-        **more: Any,
-    ) -> Result:
-        """Take out what a mask (white) covers, or what is in a box or at a `point` (x, y).
-
-        See RemoveRequest and compose().
+        Keywords are mask, box and background of HarmonizeRequest, and others as in compose().
         """
-        given = {"picture": picture, "mask": mask, "box": box}
-        more |= {name: value for name, value in given.items() if value is not None}
-        return self._made(RemoveRequest, None, method, preset, callback, more)
+        return self._make(HarmonizeRequest, {"picture": picture, **keywords})
+
+    def remove(self, picture: Source, **keywords: Any) -> Result:
+        """Take out what a `mask` (white) covers, or what is in a `box` or at a `point` (x, y).
+
+        Other keywords are as in compose().
+        """
+        return self._make(RemoveRequest, {"picture": picture, **keywords})
 
     def scene(
-        self,
-        subject: Source | Subject | Sequence[Source | Subject],
-        *,
-        prompt: str = "",
-        size: Sequence[int],
-        method: str | None = None,
-        preset: str | None = None,
-        callback: Callback | None = None,
-        **more: Any,
+        self, subject: Source | Subject | Sequence[Source | Subject], **keywords: Any
     ) -> Result:
-        """Make a scene of size (width, height) round subjects; see SceneRequest and compose()."""
-        more |= {"prompt": prompt, "size": size}
-        return self._made(SceneRequest, subject, method, preset, callback, more)
+        """Make a scene of `size` (width, height) as `prompt` says round subjects.
 
-    def _made(
-        self,
-        kind: type[Request],
-        subject: Any,
-        method: str | None,
-        preset: str | None,
-        callback: Callback | None,
-        keywords: Mapping[str, Any],
+        Other keywords are as in compose().
+        """
+        return self._make(SceneRequest, keywords, subject)
+
+    def _make(
+        self, kind: type[Request], keywords: Mapping[str, Any], subject: Any = None
     ) -> Result:
         """Sort the keywords of a call into subject, request, options and settings, and run it."""
         several = "subjects" in kind.model_fields
         place, fields, options = dict[str, Any](), dict[str, Any](), dict[str, Any]()
-        settings: dict[str, Any] = {"name": method, "preset": preset}
+        settings: dict[str, Any] = {"name": None}
         for key, value in keywords.items():
-            if key in kind.model_fields and key != "method":
-                fields[key] = value
+            if key == "method":
+                settings["name"] = value
             elif key in Options.__dataclass_fields__:
                 options[key] = value
-            elif several and key in Subject.model_fields:
-                place[key] = value
+            elif known := kind.model_fields.get(key):
+                if value is not None or known.default is not None:
+                    fields[key] = value
+            elif several and (known := Subject.model_fields.get(key)):
+                if value is not None or known.default is not None:
+                    place[key] = value
             else:
                 settings[key] = value
         if several:
@@ -160,4 +117,4 @@ class Composer(Checkpoint):
                 )
             fields["subjects"] = [Subject(listed[0], **place)] if place else listed
         request = kind(**{"model": self.named, **fields}, method=settings)
-        return self.run(request, Options(callback=callback, **options))
+        return self.run(request, Options(**options))

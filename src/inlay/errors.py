@@ -31,13 +31,12 @@ class Cancelled(Exception):  # noqa: N818 - the public name is a contract
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, else all of them."""
     names = list(known)
-    if not names:
-        return "there are none."
+    folded = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name, names, 1, 0.5)
-    if not close:
-        folded = {other.lower(): other for other in names}
-        close = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, 1, 0.5)]
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}."
+    close += [folded[n] for n in difflib.get_close_matches(name.lower(), folded, 1, 0.5)]
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known are {', '.join(names)}." if names else "there are none."
 
 
 def unsaved(role: str) -> InputError:

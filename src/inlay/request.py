@@ -67,8 +67,7 @@ class Request(Form):
     @classmethod
     def _chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The values with every method looked up and its settings checked."""
-        told, model = values.get("method"), values.get("model")
-        choice = MethodChoice.of(told, cls.verb, {"name": default_for(cls.verb)}, model)
+        choice = MethodChoice.of(values.get("method"), cls.verb, model=values.get("model"))
         return {**values, "method": choice}
 
     @model_validator(mode="after")
@@ -122,21 +121,20 @@ class Request(Form):
     @classmethod
     def of(cls, data: Any) -> Request:
         """A request of any verb from plain data, as JSON holds it; raises InputError."""
-        if not isinstance(data, Mapping):
-            raise InputError("the request is no JSON object; expected one with verb and method.")
-        kind = _KINDS.get(str(data.get("verb")))
-        if kind is None:
-            verb, known = show(data.get("verb")), ", ".join(_KINDS)
-            raise InputError(f"verb is {verb}; expected one of {known}.")
-        return kind(**{str(key): value for key, value in data.items()})
+        return _kind(data)(**{str(key): value for key, value in data.items()})
+
+    @classmethod
+    def choices(cls, data: Mapping[str, Any]) -> dict[str, MethodChoice]:
+        """The methods that a request of plain data would run, by their word in it."""
+        values = _kind(data)._chosen(dict(data))
+        return {word: values[word] for word in ("method", "remove", "repose") if values.get(word)}
 
     @classmethod
     def schema_of(cls, verb: str) -> dict[str, Any]:
         """The JSON schema of a verb's request; raises InputError for an unknown verb."""
-        kind = _KINDS.get(verb)
-        if kind is None:
-            raise InputError(f"verb is {show(verb)}; {nearest(verb, _KINDS)}")
-        schema = kind.model_json_schema()
+        if verb not in KINDS:
+            raise InputError(f"verb is {show(verb)}; {nearest(verb, KINDS)}")
+        schema = KINDS[verb].model_json_schema()
         properties = schema["properties"]
         properties["verb"] = {"const": verb}
         for name, of in (("method", verb), ("remove", "remove"), ("repose", "compose")):
@@ -200,24 +198,17 @@ class ComposeRequest(Request):
             default = {"name": default_for("compose", concept)}
             return {**made, "method": MethodChoice.of(method, "compose", default, model)}
         main = main_phase(phases)
-        words = [word for word in ("remove", "repose") if values.get(word)]
+        words = [word for word in ("remove", "repose") if values.get(word) is not None]
         own = {word: as_mapping(values[word], word) for word in words}
-        if main in ("paste", "repose"):
-            fixed = RUN_AS[main][1]
-            if any(method.get(word) not in (None, fixed.get(word)) for word in ("name", "preset")):
-                word = "preset" if method.get("name") in (None, fixed["name"]) else "method"
+        fixed = RUN_AS[main][1]
+        for key, word in (("name", "method"), ("preset", "preset")):
+            if fixed and method.get(key) not in (None, fixed.get(key)):
                 raise InputError(f"{word} goes with the phase harmonize; add that phase.")
         if "repose" in phases and main != "repose":
             shared = {key: method[key] for key in SHARED if key in method}
             own["repose"] = {**shared, **own.get("repose", {})}
         own[main] = {**method, **own.get(main, {})}
-        choices = {
-            phase: MethodChoice.of(
-                own.get(phase), verb, default or {"name": default_for(verb)}, model
-            )
-            for phase in phases
-            for verb, default in [RUN_AS[phase]]
-        }
+        choices = {each: MethodChoice.of(own.get(each), *RUN_AS[each], model) for each in phases}
         made["method"] = choices.pop(main)
         return {**made, "remove": choices.get("remove"), "repose": choices.get("repose")}
 
@@ -325,10 +316,19 @@ class SceneRequest(Request):
         return self
 
 
-_KINDS: dict[str, type[Request]] = {
+KINDS: dict[str, type[Request]] = {
     kind.verb: kind for kind in (ComposeRequest, HarmonizeRequest, RemoveRequest, SceneRequest)
 }
-VERBS = tuple(_KINDS)
+
+
+def _kind(data: Any) -> type[Request]:
+    """The model of plain data's verb; raises InputError."""
+    if not isinstance(data, Mapping):
+        raise InputError("the request is no JSON object; expected one with verb and method.")
+    verb = str(data.get("verb"))
+    if verb not in KINDS:
+        raise InputError(f"verb is {show(data.get('verb'))}; expected one of {', '.join(KINDS)}.")
+    return KINDS[verb]
 
 
 def _check_kinds(request: ComposeRequest | SceneRequest, joint: bool) -> None:

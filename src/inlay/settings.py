@@ -25,41 +25,36 @@ MAX_PICTURES = 64
 
 T = TypeVar("T", bound=BaseModel)
 
-# What JSON schema calls the bounds of a value, and what a knob does.
+# What JSON schema calls the bounds of a value, what a knob does, and words for them.
 _LIMITS = {
-    "minimum": "minimum",
-    "maximum": "maximum",
-    "exclusiveMinimum": "above",
-    "exclusiveMaximum": "below",
-    "maxLength": "max_length",
-    "pattern": "pattern",
+    "minimum": ("minimum", "at least {:.10g}"),
+    "exclusiveMinimum": ("above", "above {:.10g}"),
+    "maximum": ("maximum", "at most {:.10g}"),
+    "exclusiveMaximum": ("below", "below {:.10g}"),
+    "maxLength": ("max_length", "at most {} characters"),
+    "pattern": ("pattern", "matching {}"),
 }
+_WORDS = dict(_LIMITS.values())
 _KINDS = {"string": "text", "array": "list"}
+# Text that stands for a value: of a boolean, and of none at all.
+_TRUTHS = {"true": True, "yes": True, "on": True, "1": True}
+_TRUTHS |= {"false": False, "no": False, "off": False, "0": False}
+_NONE = ("none", "null")
 
 
 @dataclass(frozen=True)
 class Knob:
     """One setting: its type ("integer", "number", "boolean", "choice", "text", "list", "other"),
-    bounds, choices and default.
+    default, bounds by the names in _LIMITS, and choices.
     """
 
     name: str
     type: str
     description: str
     default: Any
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
+    limits: Mapping[str, Any]
     choices: tuple[Any, ...] = ()
-    max_length: int | None = None
-    pattern: str | None = None
     nullable: bool = False
-
-    @property
-    def sweepable(self) -> bool:
-        """Whether a comma list means one picture for each value (text is taken whole)."""
-        return self.type in ("integer", "number", "boolean", "choice")
 
     @property
     def bounds(self) -> str:
@@ -68,16 +63,10 @@ class Knob:
             return ", ".join(str(choice) for choice in self.choices)
         if self.type == "boolean":
             return "true, false"
-        if self.max_length is not None:
-            return f"at most {self.max_length} characters"
-        if self.pattern is not None:
-            return f"matching {self.pattern}"
-        if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:.10g} to {self.maximum:.10g}"
-        words = {"at least": self.minimum, "above": self.above}
-        words |= {"at most": self.maximum, "below": self.below}
-        known = {word: limit for word, limit in words.items() if limit is not None}
-        return " and ".join(f"{word} {limit:.10g}" for word, limit in known.items())
+        if {"minimum", "maximum"} <= self.limits.keys():
+            return "{minimum:.10g} to {maximum:.10g}".format(**self.limits)
+        known = (word for word in _WORDS if word in self.limits)
+        return " and ".join(_WORDS[word].format(self.limits[word]) for word in known)
 
     @property
     def expected(self) -> str:
@@ -91,20 +80,18 @@ class Knob:
             "list": "a comma list",
         }
         text = kinds.get(self.type, "another kind of value")
-        if self.type not in ("choice", "boolean") and self.bounds:
-            both = self.minimum is not None and self.maximum is not None
-            of = self.max_length is not None or self.minimum is not None
+        if self.limits and self.type not in ("choice", "boolean"):
+            both = {"minimum", "maximum"} <= self.limits.keys()
+            of = self.limits.keys() & {"minimum", "max_length"}
             text += f"{' from' if both else ' of' if of else ''} {self.bounds}"
         return f"{text}, or none" if self.nullable else text
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: only what applies."""
-        always = ("name", "type", "description", "default")
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-            if key in always or (value is not None and value is not False and value != ())
-        }
+        own = asdict(self)
+        limits, more = own.pop("limits"), {"choices": [*own.pop("choices")]}
+        more |= {"nullable": own.pop("nullable")}
+        return {**own, **limits, **{key: value for key, value in more.items() if value}}
 
 
 @functools.cache
@@ -126,9 +113,9 @@ def knobs(settings: type[BaseModel]) -> dict[str, Knob]:
             type="choice" if choices else _KINDS.get(kind, kind),
             description=str(body.get("description", "")),
             default=prop.get("default", default if default is None else str(default)),
+            limits={known: body[word] for word, (known, _) in _LIMITS.items() if word in body},
             choices=choices,
             nullable=len(rest) < len(options),
-            **{limit: body[word] for word, limit in _LIMITS.items() if word in body},
         )
     return table
 
@@ -168,10 +155,6 @@ def validate_settings(settings: type[T], values: Mapping[str, Any]) -> T:
     the nearest name), or a value of the wrong kind or out of bounds (with the key, the value and
     the bounds).
     """
-    table = knobs(settings)
-    for key in values:
-        if key not in table:
-            raise InputError(f"setting {show(str(key))} is unknown; {nearest(str(key), table)}")
     try:
         return settings.model_validate(dict(values))
     except ValidationError as error:
@@ -188,7 +171,8 @@ def _refusal(
     if isinstance(cause, InputError):
         return cause
     if first["type"] == "extra_forbidden":
-        return InputError(f"{show(place)} is unknown; {nearest(place, kind.model_fields)}")
+        word = "" if issubclass(kind, Form) else "setting "
+        return InputError(f"{word}{show(place)} is unknown; {nearest(place, kind.model_fields)}")
     if first["type"] == "missing":
         return InputError(f"{place} is missing; give it.")
     knob, reason = knobs(kind).get(place), " ".join(str(cause or first["msg"]).split())
@@ -205,13 +189,15 @@ def parse_sets(
     items: Sequence[str],
     settings: type[BaseModel],
     base: Mapping[str, Any] | None = None,
+    prefix: str = "",
 ) -> list[tuple[str, dict[str, Any]]]:
     """Read "KEY=VALUE" items into one (label, values) for each picture to make.
 
     A comma list for a numeric, boolean or choice setting is a sweep; several lists multiply, the
     last one varying fastest. Text is taken whole. `base` holds settings that come from elsewhere
     (a preset, flags): each variant is checked together with them, but returned without them.
-    Labels read "T_in=0.25,N_in=2"; without a list there is one variant with an empty label.
+    Labels read "T_in=0.25,N_in=2", each key after `prefix`; without a list there is one variant
+    with an empty label.
     Raises InputError for a malformed item, an unknown or repeated key, a value out of bounds, or
     more than MAX_PICTURES variants.
     """
@@ -234,9 +220,17 @@ def parse_sets(
     for chosen in itertools.product(*lists.values()):
         values = dict(zip(lists, chosen, strict=True))
         validate_settings(settings, {**(base or {}), **values})
-        swept = [f"{key}={_label(values[key])}" for key in lists if len(lists[key]) > 1]
+        swept = [f"{prefix}{key}={value_text(values[key])}" for key in lists if len(lists[key]) > 1]
         variants.append((",".join(swept), values))
     return variants
+
+
+def parse_values(items: Sequence[str], settings: type[BaseModel]) -> dict[str, Any]:
+    """As `parse_sets` where there is nothing to sweep: a list is refused."""
+    variants = parse_sets(items, settings)
+    if len(variants) > 1:
+        raise InputError("settings take no lists here; give one variant for each value.")
+    return variants[0][1]
 
 
 def check_count(count: int) -> None:
@@ -249,30 +243,24 @@ def check_count(count: int) -> None:
 
 def _values(knob: Knob, text: str) -> list[Any]:
     if knob.type == "text":
-        return [None] if knob.nullable and text.lower() in ("none", "null") else [text]
+        return [None] if knob.nullable and text.lower() in _NONE else [text]
     pieces = [piece.strip() for piece in text.split(",")]
-    if not knob.sweepable:
+    if knob.type not in ("integer", "number", "boolean", "choice"):
         return [[_plain(piece) for piece in pieces]]
     if len(pieces) > 1 and "" in pieces:
         raise InputError(
             f"the list for {knob.name} is {show(text)}; an item is missing between the commas."
         )
-    values: list[Any] = []
-    for piece in pieces:
-        value = _value(knob, piece)
-        if value not in values:
-            values.append(value)
-    return values
+    # Equal values make one picture.
+    return list(dict.fromkeys(_value(knob, piece) for piece in pieces))
 
 
 def _value(knob: Knob, text: str) -> Any:
     """One value of a setting; whatever does not read as one is left for the check to refuse."""
-    if knob.nullable and text.lower() in ("none", "null"):
+    if knob.nullable and text.lower() in _NONE:
         return None
     if knob.type == "boolean":
-        words = {"true": True, "yes": True, "on": True, "1": True}
-        words |= {"false": False, "no": False, "off": False, "0": False}
-        return words.get(text.lower(), text)
+        return _TRUTHS.get(text.lower(), text)
     if knob.type == "choice":
         return next((choice for choice in knob.choices if str(choice) == text), text)
     return _plain(text)
@@ -285,11 +273,11 @@ def _plain(text: str) -> Any:
     return text
 
 
-def _label(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A value as it may be typed after KEY=."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    text = repr(value) if isinstance(value, float) else str(value)
-    return text.removesuffix(".0")
+    return str(value).removesuffix(".0")
 
 
 class Form(BaseModel):

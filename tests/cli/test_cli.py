@@ -19,7 +19,7 @@ from skimage import data
 
 import inlay
 from inlay.cli import main
-from inlay.cli.app import Interrupts
+from inlay.cli.app import interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -312,15 +312,15 @@ def test_an_interrupt_inside_of_a_finaliser_is_not_lost() -> None:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with Interrupts() as interrupts:
-        interrupts.check()
+    with interrupts() as check:
+        check()
         # Python drops what is raised here.
         Freed()
         with pytest.raises(KeyboardInterrupt):
-            interrupts.check()
+            check()
     assert signal.getsignal(signal.SIGINT) is before
-    with Interrupts() as interrupts:
-        interrupts.check()
+    with interrupts() as check:
+        check()
 
 
 @pytest.mark.usefixtures("_interruptible")

@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -82,34 +83,31 @@ def _root(
 
 
 def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The command whose options are those of a function's groups; see inlay.cli.options.flag."""
+    """The command with the options of a function's group `given`; see inlay.cli.options.flag."""
     signature = inspect.signature(function, eval_str=True)
-    groups: dict[str, Any] = {}
-    parameters = []
-    for name, parameter in signature.parameters.items():
-        if not is_dataclass(parameter.annotation):
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
-            continue
-        groups[name] = group = parameter.annotation
-        hints = get_type_hints(group)
-        parameters += [
-            inspect.Parameter(
-                own.name,
-                parameter.KEYWORD_ONLY,
-                default=own.default,
-                annotation=Annotated[hints[own.name], own.metadata["option"]],
-            )
-            for own in fields(group)
-        ]
+    parameters = {
+        name: each.replace(kind=each.KEYWORD_ONLY) for name, each in signature.parameters.items()
+    }
+    if "given" not in parameters:
+        return function
+    group = parameters.pop("given").annotation
+    hints = get_type_hints(group)
+    for own in fields(group):
+        parameters[own.name] = inspect.Parameter(
+            own.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=own.default,
+            annotation=Annotated[hints[own.name], own.metadata["option"]],
+        )
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
-        for name, group in groups.items():
-            values[name] = group(**{own.name: values.pop(own.name) for own in fields(group)})
-        return function(**values)
+        told = {own.name: values.pop(own.name) for own in fields(group)}
+        return function(**values, given=group(**told))
 
-    command.__annotations__ = {item.name: item.annotation for item in parameters}
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {name: each.annotation for name, each in parameters.items()}
+    shown = signature.replace(parameters=[*parameters.values()])
+    command.__signature__ = shown  # type: ignore[attr-defined]
     return command
 
 
@@ -129,36 +127,33 @@ for _function in (
     app.command()(grouped(_function))
 
 
-class Interrupts:
+@contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
     """Within it SIGINT and SIGTERM raise KeyboardInterrupt; a handler of somebody else's stays.
 
     Python drops an exception that is raised while an object is finalised, and a command that frees
-    pictures all the time would go on as if nobody had pressed Ctrl-C: `check` raises it again.
+    pictures all the time would go on as if nobody had pressed Ctrl-C: what is yielded raises it
+    again.
     """
+    heard, before = list[int](), dict[int, Any]()
 
-    def __init__(self) -> None:
-        self.heard = False
-        self._before: dict[int, Any] = {}
+    def hear(number: int, frame: Any) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
 
-    def __enter__(self) -> Interrupts:
+    def check() -> None:
+        if heard:
+            raise KeyboardInterrupt
+
+    try:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-                    self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: Any) -> None:
-        self.heard = True
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt where there was one, even if it was dropped."""
-        if self.heard:
-            raise KeyboardInterrupt
+                    before[number] = signal.signal(number, hear)
+        yield check
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     command = typer.main.get_command(app)
     try:
-        with Interrupts() as interrupts:
+        with interrupts() as check:
             status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
             if isinstance(status, Order):
-                status.write(interrupts.check)
+                status.write(check)
         with printing(sys.stdout):
             pass
         if status == _INTERRUPTED:
@@ -226,9 +221,8 @@ def usage_sentence(error: Exception) -> str:
     if type(error).__name__ == "NoSuchOption" and option:
         items = context.command.get_params(context) if context is not None else ()
         known = [name for item in items for name in item.opts if name.startswith("--")]
-        end = nearest(str(option), known)
-        if end.startswith("known"):
-            end = f"see {path} --help."
+        near = nearest(str(option), known)
+        end = near if near.startswith("did") else f"see {path} --help."
         return f"{path} has no option {show(str(option))}; {end}"
     parameter: Any = getattr(error, "param", None)
     message = str(getattr(error, "message", error)).strip().rstrip(".")

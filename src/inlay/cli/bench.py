@@ -80,7 +80,7 @@ def _variants(text: str, sets: Sequence[str], verb: str) -> dict[str, tuple[str,
     """Read --methods and --set; the text of each variant is its label."""
     from inlay.evaluation.benchmark import OF_REQUEST
     from inlay.methods import registry as methods
-    from inlay.settings import parse_sets
+    from inlay.settings import parse_values
 
     known = [
         name
@@ -107,11 +107,6 @@ def _variants(text: str, sets: Sequence[str], verb: str) -> dict[str, tuple[str,
         items = [item.partition("=") for item in (*label.split(":")[1:], *own)]
         request = {key: value for key, _, value in items if key in OF_REQUEST}
         rest = ["".join(item) for item in items if item[0] not in OF_REQUEST]
-        found = parse_sets(rest, methods.get(name).settings)
-        if len(found) > 1:
-            raise InputError(
-                f"a list stands for a setting of {name}; give one variant for each value, as in "
-                f"{name}:KEY=A,{name}:KEY=B."
-            )
-        variants[label] = (name, found[0][1] | request)
+        found = parse_values(rest, methods.get(name).settings)
+        variants[label] = (name, found | request)
     return variants

@@ -43,9 +43,6 @@ def cut(
     by, own = given.cut or given.model, given.cut or "auto"
     if own.partition(":")[0] not in CUTS and "/" not in own and not os.path.exists(own):
         raise InputError(f"--cut is {show(own)}; {nearest(own, CUTS)}")
-    from inlay.pictures.arrays import Box
-
-    box = None if given.box is None else Box.parse(given.box, "--box")
     points = [numbers(text) for text in given.point or ()]
 
     from inlay.errors import __version__
@@ -53,9 +50,10 @@ def cut(
     from inlay.pictures.write import write_picture
     from inlay.result import identify
     from inlay.scene.cutout import cleared
-    from inlay.scene.subject import Subject
+    from inlay.scene.subject import Subject, as_box
     from inlay.scene.subject import cut as cut_out
 
+    box = as_box(given.box if given.box is None else numbers(given.box), "--box")
     named = Subject(picture, cut_points=points or None).cut_points or ()
 
     inputs = {"picture": picture} | ({} if given.mask is None else {"mask": given.mask})

@@ -92,13 +92,14 @@ def _facts(method: Method, family: str | None) -> dict[str, Any]:
 
 
 def _overview(found: dict[str, Method]) -> None:
+    from inlay.methods.registry import default_for
+
     rows = []
     for name, method in found.items():
-        facts = _facts(method, None)
-        verbs = [v + ("*" if v in facts["default_for"] else "") for v in method.verbs]
+        verbs = ", ".join(verb + "*" * (default_for(verb) == name) for verb in method.verbs)
         model = "yes" if method.needs_model else "no"
         model += f"; a larger one for {', '.join(method.invents)}" if method.invents else ""
-        rows.append([name, ", ".join(verbs), model, method.summary])
+        rows.append([name, verbs, model, method.summary])
     print(table(["method", "serves (* by default)", "model", "what it does"], rows))
 
 
@@ -121,9 +122,9 @@ def _details(method: Method, family: str | None) -> None:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return '""' if value == "" else str(value)
+    from inlay.settings import value_text
+
+    return '""' if value == "" else value_text(value)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> str:

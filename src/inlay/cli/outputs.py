@@ -75,10 +75,9 @@ class Order:
         out = check_out(self.output, inputs)
         targets = self._targets(out)
         preview = out.with_name(f"{out.stem}-preview.png") if self.previews else None
-        for path in (path for each in targets for path in (each.path, *each.kept)):
+        paths = [path for each in targets for path in (each.path, *each.kept)]
+        for path in [*paths, *([preview] if preview else [])]:
             check_out(str(path), inputs)
-        if preview is not None:
-            check_out(str(preview), inputs)
         opened = {} if first.model is None else dict(first.model)
         checkpoint = Checkpoint(opened.pop("name", "embedded"), **opened)
         with (

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from inlay.cli.make import numbers
 from inlay.cli.options import Device, OutFolder, Quiet, Reading, flag, model_names
 from inlay.cli.outputs import listening, say, tell
 from inlay.errors import InputError, show
@@ -51,24 +52,16 @@ def train(
     if not os.path.isdir(folder):
         raise InputError(f"{show(folder)} is not a folder; give a folder of pictures.")
     sets = [*(given.set or []), *([f"model={given.model}"] if given.model is not None else [])]
+    from inlay.settings import parse_values
     from inlay.training.trainer import train_folder
 
     module = importlib.import_module(f"inlay.training.{kind}")
-    config = recipe(getattr(module, f"{kind.title()}Config"), sets)
+    settings = getattr(module, f"{kind.title()}Config")
+    config = settings(**parse_values(sets, settings))
     trainer = getattr(module, f"{kind.title()}Trainer")
     with made_folder(output) as target:
         log = partial(say, quiet=given.quiet)
         train_folder(trainer, Path(folder), target, config, given.resume, log)
-
-
-def recipe(kind: type[Any], sets: list[str]) -> Any:
-    """The settings of a training run; raises InputError."""
-    from inlay.settings import parse_sets, validate_settings
-
-    variants = parse_sets(sets, kind)
-    if len(variants) > 1:
-        raise InputError("training takes one value for each setting; give no lists.")
-    return validate_settings(kind, variants[0][1])
 
 
 @dataclass(frozen=True)
@@ -112,16 +105,16 @@ def learn(
         raise InputError("--box and --mask exclude each other; give one of them.")
     if given.cut is not None and (given.box or given.mask):
         raise InputError("--cut goes without --box and --mask; leave out one of them.")
-    from inlay.pictures.arrays import Box
-
-    boxes = [Box.parse(text, "--box") for text in given.box or ()]
-
     from inlay.learning.settings import LearnConfig
+    from inlay.scene.subject import as_box
+    from inlay.settings import parse_values
 
-    asked = [f"model={given.model}", f"seed={given.seed}"]
-    asked += ["train=full"] if given.full else []
-    asked += [f"preset={given.preset}"] if given.preset else []
-    config = recipe(LearnConfig, [*asked, *(given.set or [])])
+    boxes = [box for text in given.box or () if (box := as_box(numbers(text), "--box"))]
+
+    sets = [f"model={given.model}", f"seed={given.seed}"]
+    sets += ["train=full"] if given.full else []
+    sets += [f"preset={given.preset}"] if given.preset else []
+    config = LearnConfig(**parse_values([*sets, *(given.set or [])], LearnConfig))
     from inlay.learning.learn import learn as run
     from inlay.learning.loop import Processes
     from inlay.learning.photos import with_places

@@ -74,19 +74,21 @@ class MethodChoice(Form):
 
     @classmethod
     def of(
-        cls, value: Any, verb: str, default: Mapping[str, Any], model: Any = None
+        cls, value: Any, verb: str, default: Mapping[str, Any] | None = None, model: Any = None
     ) -> MethodChoice:
         """From a name, a mapping of name, preset and settings, or None.
 
-        `default` says name and preset where the value does not. A setting that is None or not given
-        is as it is best on the request's model, of which only name and family are asked. Raises
-        InputError for a method that does not serve the verb, and for settings that are wrong.
+        `default` says name and preset where the value does not, else the verb does. A setting that
+        is None or not given is as it is best on the request's model, of which only name and family
+        are asked. Raises InputError for a method that does not serve the verb, and for settings
+        that are wrong.
         """
         values = as_mapping(value, "method")
         name = as_text(values.pop("name", None), "method")
         preset = as_text(values.pop("preset", None), "preset")
         if name is None:
-            name, preset = default["name"], preset or default.get("preset")
+            default = default or {"name": default_for(verb)}
+            name, preset = default["name"], default.get("preset") if preset is None else preset
         method = get(name, verb)
         if preset is not None:
             if not method.presets:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,30 +50,19 @@ class Box:
     height: int
 
     def __post_init__(self) -> None:
-        for name in ("x", "y", "width", "height"):
-            value = getattr(self, name)
-            try:
+        for name, value in list(vars(self).items()):
+            number = math.nan
+            with suppress(TypeError, ValueError):
                 number = float(value)
-            except (TypeError, ValueError):
-                raise InputError(f"box {name} is {value!r}; expected a number of pixels.") from None
             if not abs(number) <= _LIMIT:
                 raise InputError(
-                    f"box {name} is {value}; expected a finite number of at most {_LIMIT} pixels."
+                    f"box {name} is {value!r}; expected a number of at most {_LIMIT} pixels."
                 )
             object.__setattr__(self, name, math.floor(number + 0.5))
         if self.width < 1 or self.height < 1:
             raise InputError(
                 f"box width and height are {self.width} and {self.height}; both must be at least 1."
             )
-
-    @classmethod
-    def parse(cls, text: str, name: str = "box") -> Box:
-        """Read "X,Y,W,H"; raises InputError that names the option."""
-        try:
-            x, y, width, height = (float(part) for part in text.split(","))
-        except ValueError:
-            raise InputError(f"{name} is {text!r}; expected four numbers X,Y,W,H.") from None
-        return cls(x, y, width, height)  # type: ignore[arg-type]
 
     @classmethod
     def of_size(cls, size: tuple[int, int]) -> Box:

@@ -159,8 +159,6 @@ class Picture:
         Alpha is left out: (h, w, 1) for L and LA, (h, w, 3) for RGB and RGBA, (h, w, 4) for CMYK.
         Values outside [0, 1] are clipped, NaN becomes 0.
         """
-        if self.kind == "RGB":
-            return self.levels(colours)
         return from_srgb(colours, self.kind, self._inks, self.depth)
 
     def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
@@ -219,10 +217,7 @@ class Picture:
 
 def name_of(path: str | os.PathLike[str]) -> str:
     """A path's last part as it stands in a message: printable, on one line, never long."""
-    try:
-        text = os.fsdecode(path)
-    except (TypeError, ValueError):
-        return "picture"
+    text = os.fsdecode(path)
     name = os.path.basename(text.rstrip("/\\")) or text
     name = "".join(letter if letter.isprintable() else "?" for letter in name)
     return name if len(name) <= 80 else name[:79] + "…"

@@ -182,16 +182,6 @@ def _open(data: bytes) -> Any:
     return pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on="error")
 
 
-def _check_tiff(data: bytes, name: str) -> None:
-    """Refuse raw files of cameras, whose first picture is a thumbnail or has no colours yet."""
-    tags = _tiff_tags(data)
-    # A DNG's version, Canon's mark, a picture that is a smaller version, samples of sensors.
-    if 50706 in tags or data[8:10] == b"CR" or tags.get(254) == 1 or tags.get(262, 0) > 32800:
-        raise InputError(f"{name} is a camera's raw file; expected a picture developed from it.")
-    if tags.keys() & {271, 272, 315, 33432, 0x8769, 0x8825}:
-        _log.info("%s: its EXIF is left out", name)
-
-
 def _tiff_tags(data: bytes) -> PilImage.Exif:
     tags = PilImage.Exif()
     with suppress(Exception):
@@ -202,7 +192,15 @@ def _tiff_tags(data: bytes) -> PilImage.Exif:
 def _from_vips(image: pyvips.Image, data: bytes, name: str, max_pixels: int) -> Picture:
     """Decode what libvips has opened; raises whatever libvips raises."""
     if data[:4] in _TIFF:
-        _check_tiff(data, name)
+        tags = _tiff_tags(data)
+        # Cameras' raw files, whose first picture is a thumbnail or has no colours yet: a DNG's
+        # version, Canon's mark, a picture that is a smaller version, samples of sensors.
+        if 50706 in tags or data[8:10] == b"CR" or tags.get(254) == 1 or tags.get(262, 0) > 32800:
+            raise InputError(
+                f"{name} is a camera's raw file; expected a picture developed from it."
+            )
+        if tags.keys() & {271, 272, 315, 33432, 0x8769, 0x8825}:
+            _log.info("%s: its EXIF is left out", name)
     weight = image.bands * (1 if image.format == "uchar" else 2)
     _check_size((image.width, image.height), name, max_pixels, weight)
     fields = {field: image.get(field) for field in image.get_fields()}

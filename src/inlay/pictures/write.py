@@ -89,24 +89,36 @@ def write_picture(
     InputError for an unknown suffix, a missing folder, a place that cannot be written, or a picture
     that the format cannot hold.
     """
-    form, name = _format(path), name_of(path)
-    fitted = _fit(picture, form, name)
-    for fact in set(_FACTS) & picture.facts.keys() - set(form.facts):
+    form = _format(path)
+    name = name_of(path)
+    opaque = picture.mode != picture.kind and "RGBA" not in form.modes
+    shallow = picture.depth == 16 and not form.deep
+    mode = picture.kind if opaque else picture.mode
+    srgb = mode not in form.modes or (picture.icc is not None and not form.record)
+    lost = {
+        ", which has no alpha; it lies on white": opaque,
+        ", which has 8 bits": shallow,
+        " in sRGB": srgb and (picture.mode == "CMYK" or picture.icc is not None),
+        ", which holds no record; it is left out": record is not None and not form.record,
+    }
+    for fact in _FACTS:
         what = fact.removesuffix("-data").upper()
-        _log.info("%s is written as %s, which keeps no %s", name, form.name, what)
-    if record is not None and not form.record:
-        _log.info("%s is a BMP file, which holds no record; it is left out", name)
+        lost[f", which keeps no {what}"] = fact in picture.facts and fact not in form.facts
+    for how in (how for how, said in lost.items() if said):
+        _log.info("%s is written as %s%s", name, form.name, how)
+    if opaque or shallow or srgb:
+        picture = picture.converted(opaque=opaque, shallow=shallow, srgb=srgb)
     if record is not None and form is _JPEG and len(record) > _JPEG_RECORD:
         _log.info("%s: the record is too long for a JPEG; it is left out", name)
         record = None
     write = replace_file if files is None else files.write
-    write(path, lambda file: _encode(file, fitted, form, record, name))
+    write(path, lambda file: _encode(file, picture, form, record, name))
 
 
 def _format(path: str | os.PathLike[str]) -> _Format:
     try:
         suffix = Path(os.fsdecode(path)).suffix.lower()
-    except (TypeError, ValueError):
+    except TypeError:
         raise InputError(f"the output is {path!r}; expected a path.") from None
     if suffix not in _SUFFIXES:
         known = ", ".join(known[1:] for known in _SUFFIXES)
@@ -114,23 +126,6 @@ def _format(path: str | os.PathLike[str]) -> _Format:
             f"{name_of(path)} has the suffix {suffix[:20]!r}; expected one of {known}."
         )
     return _SUFFIXES[suffix]
-
-
-def _fit(picture: Picture, form: _Format, name: str) -> Picture:
-    """The picture as the format can hold it."""
-    opaque = picture.mode != picture.kind and "RGBA" not in form.modes
-    shallow = picture.depth == 16 and not form.deep
-    mode = picture.kind if opaque else picture.mode
-    srgb = mode not in form.modes or (picture.icc is not None and not form.record)
-    if opaque:
-        _log.info("%s is written as %s, which has no alpha; it lies on white", name, form.name)
-    if shallow:
-        _log.info("%s is written as %s, which has 8 bits", name, form.name)
-    if srgb and (picture.mode == "CMYK" or picture.icc is not None):
-        _log.info("%s is written as %s in sRGB", name, form.name)
-    if not (opaque or shallow or srgb):
-        return picture
-    return picture.converted(opaque=opaque, shallow=shallow, srgb=srgb)
 
 
 def _encode(

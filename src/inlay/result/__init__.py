@@ -101,10 +101,9 @@ class Result:
     @property
     def layers(self) -> list[Laid]:
         """Each subject by itself, as it was laid into the first picture."""
-        colours = [convert(layer.rgb, self.picture.space, None) for layer in self.laid]
-        pairs = zip(colours, self.laid, strict=True)
-        samples = [to_uint8(np.dstack([rgb, layer.alpha])) for rgb, layer in pairs]
-        images = (PILImage.fromarray(each, "RGBA") for each in samples)
+        space = self.picture.space
+        samples = (np.dstack([convert(each.rgb, space, None), each.alpha]) for each in self.laid)
+        images = (PILImage.fromarray(to_uint8(each)) for each in samples)
         return [Laid(image, layer.box) for image, layer in zip(images, self.laid, strict=True)]
 
     @property
@@ -143,21 +142,15 @@ def record_of(
         "window": window.as_dict(),
         "region": region.as_dict(),
         "subjects": [{"box": layer.box.as_dict()} for layer in layers],
-        "inputs": {place: dict(known) for place, known in inputs.items()},
+        "inputs": dict(inputs),
         "notes": list(used.notes),
         "timings": dict(seconds),
     }
     if backbone is not None:
         own = data["model"]
-        record["device"], record["dtype"] = own["device"], own["dtype"]
-        record["model"] = {
-            "name": backbone.name,
-            "hash": backbone.hash,
-            "kind": backbone.kind,
-            "family": backbone.family,
-            "loras": own["loras"],
-            "textual_inversions": own["textual_inversions"],
-        }
+        record |= {key: own[key] for key in ("device", "dtype")}
+        known = {key: getattr(backbone, key) for key in ("name", "hash", "kind", "family")}
+        record["model"] = known | {key: own[key] for key in ("loras", "textual_inversions")}
     for word, network in (("adapter", used.adapter), ("harmonizer", used.harmonizer)):
         if network is not None:
             record[word] = {"name": network.name, "hash": network.hash}

@@ -17,7 +17,7 @@ from inlay.errors import InputError, nearest, plain, show, unsaved
 from inlay.methods.registry import Model, main_phase
 from inlay.pictures.picture import name_of
 from inlay.pictures.read import MAX_FILE_BYTES, MAX_JSON_BYTES, file_sha256, read_record
-from inlay.request import VERBS, Request
+from inlay.request import Request
 from inlay.result import Result
 
 # Of each name in a sentence.
@@ -118,33 +118,24 @@ def read_back(path: str | os.PathLike[str]) -> Record:
         raise InputError(f"{name} holds no record of inlay; give a picture that inlay has written.")
     try:
         data = json.loads(text if len(text) <= MAX_JSON_BYTES else "")
-        sheet = isinstance(data, dict) and "sheet" in data
-        verb = None if sheet else data["request"].get("verb", data.get("verb"))
-        if verb in VERBS and "verb" not in data["request"]:
-            data = {**data, **_from_0_1(data)}
-        if verb == "compose":
-            # There were none before they could be asked for.
-            data["request"] = {"shadow": "none", **data["request"]}
-        record = None if sheet or verb not in VERBS else Record.model_validate(data)
-        if record is not None:
+        if not (isinstance(data, dict) and "sheet" in data):
+            data |= {} if "verb" in data["request"] else _from_0_1(data)
+            if data["request"]["verb"] == "compose":
+                # There were none before they could be asked for.
+                data["request"] = {"shadow": "none", **data["request"]}
+            record = Record.model_validate(data)
             Request.of(record.request)
+            return record
+        outputs = data.get("outputs")
+        listed = outputs if isinstance(outputs, list) and outputs else ["one of its pictures"]
     except InputError as error:
         raise InputError(f"the record inside {name} is damaged: {error}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f"the record inside {name} is damaged; give a picture as inlay has written it."
         ) from None
-    if sheet:
-        outputs = data.get("outputs")
-        listed = outputs if isinstance(outputs, list) and outputs else ["one of its pictures"]
-        first = name_of(str(listed[0]))
-        raise InputError(f"{name} is a contact sheet; give one of its pictures, like {first}.")
-    if record is None:
-        raise InputError(
-            f"the record inside {name} is of {show(verb)}; this version makes {', '.join(VERBS)} "
-            "again."
-        )
-    return record
+    first = name_of(str(listed[0]))
+    raise InputError(f"{name} is a contact sheet; give one of its pictures, like {first}.")
 
 
 def names(request: Request) -> dict[str, tuple[str, str]]:
@@ -231,38 +222,32 @@ def _from_0_1(old: Mapping[str, Any]) -> dict[str, Any]:
     """The request and the inputs of a record as inlay 0.1 wrote it; raises where it is damaged."""
     place, inputs, verb = old["request"], dict(old["inputs"]), old["verb"]
     paths = {role: source.get("path") for role, source in inputs.items()}
-    model = old.get("model")
+    places = {role: role for role in inputs}
     request: dict[str, Any] = {"verb": verb, "seed": old["seed"], "method": _choice_0_1(old)}
-    if model is not None:
+    if (model := old.get("model")) is not None:
         own = {key: model[key] for key in ("name", "loras", "textual_inversions") if key in model}
         request["model"] = {**own, "device": old["device"], "dtype": old["dtype"]}
-    places = {role: role for role in inputs}
     if verb in ("compose", "scene"):
         several = place.get("subjects") or []
-        subjects = []
+        request["subjects"] = []
         for number, own in enumerate(several or [place]):
-            end = f"_{number + 1}" if several else ""
             kept = {k: v for k, v in own.items() if k not in _NOT_OF_SUBJECTS}
-            subjects.append(
-                {**kept, "picture": paths["subject" + end], "mask": paths.get("mask" + end)}
-            )
-            places["subject" + end] = f"subjects.{number}.picture"
-            places["mask" + end] = f"subjects.{number}.mask"
-        request["subjects"] = subjects
+            end = f"_{number + 1}" if several else ""
+            for word, role in (("picture", f"subject{end}"), ("mask", f"mask{end}")):
+                places[role] = f"subjects.{number}.{word}"
+                kept[word] = paths.pop(role, None)
+            request["subjects"].append(kept)
         if verb == "scene":
             request["size"] = place["size"]
         elif several:
             request["together"] = place["together"]
-    own_roles = {role: path for role, path in paths.items() if places[role] == role}
-    phases = old.get("phases") or []
-    if phases:
-        names = [phase["phase"] for phase in phases]
+    if phases := old.get("phases"):
         choices = {phase["phase"]: _choice_0_1(phase) for phase in phases}
-        request |= {"phases": names, "method": choices[main_phase(names)]}
-        for name in ("remove", "repose"):
-            if name in names and name != main_phase(names):
-                request[name] = choices[name]
-    request |= own_roles
+        main = main_phase(list(choices))
+        request |= {"phases": list(choices), "method": choices.pop(main)}
+        request |= {name: choices[name] for name in ("remove", "repose") if name in choices}
+    # What is left are the request's own pictures.
+    request |= paths
     return {"request": request, "inputs": {places[role]: known for role, known in inputs.items()}}
 
 
