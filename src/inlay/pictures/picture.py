@@ -159,6 +159,8 @@ class Picture:
         Alpha is left out: (h, w, 1) for L and LA, (h, w, 3) for RGB and RGBA, (h, w, 4) for CMYK.
         Values outside [0, 1] are clipped, NaN becomes 0.
         """
+        if self.kind == "RGB":
+            return self.levels(colours)
         return from_srgb(colours, self.kind, self._inks, self.depth)
 
     def alpha(self, box: Box | None = None) -> NDArray[np.float32] | None:
