@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inlay.errors import InputError
-from inlay.methods.base import Checkpoint
+from inlay.methods.base import Callback, Checkpoint
+from inlay.pictures.arrays import Box
 from inlay.pictures.read import Source
 from inlay.request import ComposeRequest, HarmonizeRequest, RemoveRequest, Request, SceneRequest
 from inlay.result import Result
@@ -53,40 +54,85 @@ class Composer(Checkpoint):
         self,
         background: Source,
         subject: Source | Subject | Sequence[Source | Subject],
-        **keywords: Any,
+        *,
+        box: Box | Sequence[float] | None = None,
+        at: Sequence[float] | None = None,
+        scale: float | None = None,
+        mask: Source | None = None,
+        cut: str | None = None,
+        shadow: Any = None,
+        method: str | None = None,
+        preset: str | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        callback: Callback | None = None,
+        **more: Any,
     ) -> Result:
         """Put subjects into a background.
 
-        For one subject that is a picture the keywords box, at, scale, random, rotate, flip, mask,
-        cut and cut_box are those of Subject; several are a list of Subject objects. Others are
-        method and preset, what else ComposeRequest has (seed, num_images, together, phases, remove,
-        remove_mask, repose, control, keep_phases, shadow), what Options has (callback, previews,
-        on_phase, max_pixels, trust_remote_code), and the method's settings. Raises InputError.
+        For one subject that is a picture, box, at, scale, mask and cut, and random, rotate, flip,
+        cut_box and cut_points likewise, are those of Subject; several are a list of Subject
+        objects. Further keywords are those of ComposeRequest (together, phases, remove,
+        remove_mask, repose, control, keep_phases) and of Options (previews, on_phase, max_pixels,
+        trust_remote_code); all others are the method's settings. Raises InputError.
         """
-        return self._make(ComposeRequest, {"background": background, **keywords}, subject)
+        more |= {"background": background, "seed": seed, "num_images": num_images}
+        more |= {"box": box, "at": at, "scale": scale, "mask": mask, "cut": cut, "shadow": shadow}
+        more |= {"method": method, "preset": preset, "callback": callback}
+        return self._make(ComposeRequest, more, subject)
 
-    def harmonize(self, picture: Source, **keywords: Any) -> Result:
-        """Make an object that is already pasted belong.
+    def harmonize(
+        self,
+        picture: Source,
+        *,
+        mask: Source | None = None,
+        box: Box | Sequence[float] | None = None,
+        background: Source | None = None,
+        method: str | None = None,
+        preset: str | None = None,
+        callback: Callback | None = None,
+        **more: Any,
+    ) -> Result:
+        """Make an object that is already pasted belong; see HarmonizeRequest and compose()."""
+        more |= {"picture": picture, "mask": mask, "box": box, "background": background}
+        more |= {"method": method, "preset": preset, "callback": callback}
+        return self._make(HarmonizeRequest, more)
 
-        Keywords are mask, box and background of HarmonizeRequest, and others as in compose().
+    def remove(
+        self,
+        picture: Source,
+        *,
+        mask: Source | None = None,
+        box: Box | Sequence[float] | None = None,
+        point: Sequence[float] | None = None,
+        method: str | None = None,
+        preset: str | None = None,
+        callback: Callback | None = None,
+        **more: Any,
+    ) -> Result:
+        """Take out what a mask (white) covers, or what is in a box or at a point (x, y); see
+        RemoveRequest and compose().
         """
-        return self._make(HarmonizeRequest, {"picture": picture, **keywords})
-
-    def remove(self, picture: Source, **keywords: Any) -> Result:
-        """Take out what a `mask` (white) covers, or what is in a `box` or at a `point` (x, y).
-
-        Other keywords are as in compose().
-        """
-        return self._make(RemoveRequest, {"picture": picture, **keywords})
+        given = {"mask": mask, "box": box, "point": point}
+        more |= {name: value for name, value in given.items() if value is not None}
+        more |= {"picture": picture, "method": method, "preset": preset, "callback": callback}
+        return self._make(RemoveRequest, more)
 
     def scene(
-        self, subject: Source | Subject | Sequence[Source | Subject], **keywords: Any
+        self,
+        subject: Source | Subject | Sequence[Source | Subject],
+        *,
+        prompt: str = "",
+        size: Sequence[int],
+        method: str | None = None,
+        preset: str | None = None,
+        callback: Callback | None = None,
+        **more: Any,
     ) -> Result:
-        """Make a scene of `size` (width, height) as `prompt` says round subjects.
-
-        Other keywords are as in compose().
-        """
-        return self._make(SceneRequest, keywords, subject)
+        """Make a scene of size (width, height) round subjects; see SceneRequest and compose()."""
+        more |= {"prompt": prompt, "size": size}
+        more |= {"method": method, "preset": preset, "callback": callback}
+        return self._make(SceneRequest, more, subject)
 
     def _make(
         self, kind: type[Request], keywords: Mapping[str, Any], subject: Any = None

@@ -330,7 +330,8 @@ def test_a_large_picture_takes_less_memory_than_its_samples(tmp_path: Path) -> N
 import sys
 from pathlib import Path
 from inlay.cli import main
-sys.argv = "inlay compose a.jpg cup.png --box 4000,3000,800,800 --method paste -o o.png".split()
+words = "compose a.jpg cup.png --box 4000,3000,800,800 --method paste --shadow none -o o.png"
+sys.argv = ["inlay", *words.split()]
 try:
     main()
 except SystemExit as end:
