@@ -153,7 +153,7 @@ def report() -> Report:
     photos = find_photos([BUNDLED], include=["coffee*", "astronaut*"])
     variants: dict[str, tuple[str, dict[str, Any]]] = {
         "still": ("reinhard", {"amount": 0.0}),
-        "reinhard": ("reinhard", {}),
+        "reinhard": ("reinhard", {"amount": 1.0}),
         "gentle": ("reinhard", {"amount": 0.3}),
     }
     # A model that is not there: classical methods never ask for it.
