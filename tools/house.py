@@ -62,7 +62,7 @@ BOUNDS = {
     # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
     # masks, defaults by checkpoint, the cutter and shadows with their trainings, the benchmark of
     # light. It may fall, and must not rise unexplained.
-    "lines": 20100,
+    "lines": 19900,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,

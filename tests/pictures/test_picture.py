@@ -293,7 +293,7 @@ def test_arrays_and_pil_images() -> None:
         Image.new("F", (3, 3)), Image.new("LAB", (3, 3)), Image.new("RGB", (0, 3)),
         Image.fromarray(np.full((3, 3), -1, np.int32)), None, 3, b"a.png", [[1, 2]], 1.5, object(),
     ],
-    ids=str,
+    ids=lambda source: type(source).__name__,
 )  # fmt: skip
 def test_other_sources_are_refused(source: object) -> None:
     with pytest.raises(InputError) as caught:
