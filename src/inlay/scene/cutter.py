@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from inlay.checkpoints.folder import load_weights
 from inlay.pictures.arrays import Box, Image, bounds
+from inlay.scene.lighting import CellAttention, conv
 
 # A place in pixels of the picture, and whether it lies on the subject.
 Point = tuple[float, float, bool]
@@ -39,52 +40,24 @@ _WIDTHS, _BLOCKS = (24, 48, 96, 192, 288), (0, 1, 2, 4, 3)
 _DECODER = (24, 48, 64, 96)
 
 
-def _conv(read: int, made: int, side: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    """A convolution without bias, and batch normalisation."""
-    conv = nn.Conv2d(read, made, side, stride, (side - 1) // 2 * dilation, dilation, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(made))
-
-
 class _Block(nn.Module):
     """A residual block: two 3 x 3 convolutions, or one at half the width between two of 1 x 1."""
 
     def __init__(self, width: int, narrow: bool, dilation: int) -> None:
         super().__init__()
         half = width // 2
-        ends = [_conv(width, half, 1), _conv(half, width, 1)]
+        ends = [conv(width, half, 1), conv(half, width, 1)]
         self.convs = nn.ModuleList(
-            [ends[0], _conv(half, half, 3, 1, dilation), ends[1]]
+            [ends[0], conv(half, half, 3, 1, dilation), ends[1]]
             if narrow
-            else [_conv(width, width, 3, 1, dilation), _conv(width, width)]
+            else [conv(width, width, 3, 1, dilation), conv(width, width)]
         )
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.convs[0](x)
-        for conv in self.convs[1:]:
-            y = conv(functional.relu(y))
+        for layer in self.convs[1:]:
+            y = layer(functional.relu(y))
         return functional.relu(x + y)
-
-
-class _Attention(nn.Module):
-    """Self-attention over all cells of the coarsest map, with a learnt place for each."""
-
-    def __init__(self, width: int, side: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads, self.place = heads, nn.Parameter(0.02 * torch.randn(1, width, side, side))
-        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
-        self.out, self.norm2 = nn.Linear(width, width), nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        for last in (self.out, self.down):
-            nn.init.zeros_(last.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = (x + self.place).flatten(2).transpose(1, 2)
-        parts = self.qkv(self.norm(tokens)).unflatten(2, (3, self.heads, -1))
-        heads = functional.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
-        tokens = tokens + self.out(heads.transpose(1, 2).flatten(2))
-        tokens = tokens + self.down(functional.gelu(self.up(self.norm2(tokens))))
-        mixed: Tensor = tokens.transpose(1, 2).reshape(x.shape)
-        return mixed
 
 
 class Cutter(nn.Module):
@@ -94,13 +67,14 @@ class Cutter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.levels, width = _conv(5, _WIDTHS[0], 3, 2), nn.ModuleList(), _WIDTHS[0]
+        self.stem, self.levels, width = conv(5, _WIDTHS[0], 3, 2), nn.ModuleList(), _WIDTHS[0]
         for number in range(1, 5):
             made, far = _WIDTHS[number], number >= 3
             blocks = [_Block(made, far, 1 + (far and j % 2)) for j in range(_BLOCKS[number])]
-            level = [_conv(width, made, 3, 2), nn.ReLU(), *blocks]
+            level = [conv(width, made, 3, 2), nn.ReLU(), *blocks]
             if number == 4:
-                level.append(_Attention(made, SIDE // 32))
+                place = nn.Parameter(0.02 * torch.randn(1, made, SIDE // 32, SIDE // 32))
+                level.append(CellAttention(made, place))
             self.levels.append(nn.Sequential(*level))
             width = made
         self.lateral, self.widen, self.merge, self.heads = (nn.ModuleList() for _ in range(4))
@@ -108,7 +82,7 @@ class Cutter(nn.Module):
             made = _DECODER[number]
             self.lateral.append(nn.Conv2d(_WIDTHS[number], made, 1))
             self.widen.append(nn.Conv2d(width, 4 * made, 1))
-            merge = [_conv(made, made), nn.ReLU(), _conv(made, made), nn.ReLU()]
+            merge = [conv(made, made), nn.ReLU(), conv(made, made), nn.ReLU()]
             self.merge.append(nn.Sequential(*merge[: 4 if number else 2]))
             self.heads.append(nn.Conv2d(made, 1 if number else 4, 3, padding=1))
             width = made

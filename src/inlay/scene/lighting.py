@@ -30,28 +30,30 @@ _CALM = 3.0
 _FAINT = 0.015
 
 
-def _conv(read: int, made: int, side: int = 3, stride: int = 1) -> nn.Sequential:
+def conv(read: int, made: int, side: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     """A convolution without bias, and batch normalisation."""
-    conv = nn.Conv2d(read, made, side, stride, side // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(made))
+    padding = (side - 1) // 2 * dilation
+    layer = nn.Conv2d(read, made, side, stride, padding, dilation, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(made))
 
 
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = _conv(width, width), _conv(width, width)
+        self.first, self.second = conv(width, width), conv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(x + self.second(functional.relu(self.first(x))))
 
 
-class _Mixer(nn.Module):
-    """Self-attention over all cells of the coarsest map, which may be of any size."""
+class CellAttention(nn.Module):
+    """Self-attention over all cells of a coarse map (N, width, h, w). `place` says where a cell is:
+    what is added to it, learnt for each, or a network that makes that from the map.
+    """
 
-    def __init__(self, width: int, heads: int = 4) -> None:
+    def __init__(self, width: int, place: nn.Module | nn.Parameter, heads: int = 4) -> None:
         super().__init__()
-        self.heads = heads
-        self.place = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.heads, self.place = heads, place
         self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
         self.out, self.norm2 = nn.Linear(width, width), nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
@@ -59,7 +61,8 @@ class _Mixer(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = (x + self.place(x)).flatten(2).transpose(1, 2)
+        place = self.place(x) if isinstance(self.place, nn.Module) else self.place
+        tokens = (x + place).flatten(2).transpose(1, 2)
         parts = self.qkv(self.norm(tokens)).unflatten(2, (3, self.heads, -1))
         heads = functional.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
         tokens = tokens + self.out(heads.transpose(1, 2).flatten(2))
@@ -73,18 +76,22 @@ class Lighting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.levels, width = _conv(4, _WIDTHS[0], 5, 2), nn.ModuleList(), _WIDTHS[0]
+        self.stem, self.levels, width = conv(4, _WIDTHS[0], 5, 2), nn.ModuleList(), _WIDTHS[0]
         for made, count in zip(_WIDTHS[1:], _BLOCKS[1:], strict=True):
             blocks = [_Block(made) for _ in range(count)]
-            self.levels.append(nn.Sequential(_conv(width, made, 3, 2), nn.ReLU(), *blocks))
+            self.levels.append(nn.Sequential(conv(width, made, 3, 2), nn.ReLU(), *blocks))
             width = made
         self.told = nn.Sequential(nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, width))
-        self.mix = nn.Sequential(_Mixer(width), _Mixer(width))
+        mixers = (
+            CellAttention(width, nn.Conv2d(width, width, 3, padding=1, groups=width))
+            for _ in range(2)
+        )
+        self.mix = nn.Sequential(*mixers)
         self.lateral, self.widen, self.merge = (nn.ModuleList() for _ in range(3))
         for made in _WIDTHS[2::-1]:
             self.widen.append(nn.Conv2d(width, made, 1))
             self.lateral.append(nn.Conv2d(made, made, 1))
-            convs = [_conv(made, made), nn.ReLU(), _conv(made, made), nn.ReLU()]
+            convs = [conv(made, made), nn.ReLU(), conv(made, made), nn.ReLU()]
             self.merge.append(nn.Sequential(*convs))
             width = made
         self.head = nn.Conv2d(width, 3, 3, padding=1)

@@ -7,6 +7,7 @@ run sees what an unbroken one would have seen.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -74,25 +75,25 @@ class SupervisedTrainer(Trainer):
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         self._ahead = Ahead(self._draw, workers)
 
+    @abstractmethod
     def read(self, folder: Path, held_out: bool) -> Any:
         """One split of a folder; raises InputError where there is nothing to learn from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def new_network(self) -> nn.Module:
         """What learns, with its first weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, corpus: Any, rng: np.random.Generator) -> Sample:
         """One sample of a split."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """What a step makes less of, a scalar; matrix products are in bfloat16."""
-        raise NotImplementedError
 
+    @abstractmethod
     def figures(self, batch: Batch) -> Mapping[str, Tensor]:
         """What validation says of each sample, (N,) by name; NaN where it says nothing."""
-        raise NotImplementedError
 
     def _draw(self, step: int, row: int) -> Sample:
         return self.sample(self.corpus, np.random.default_rng([self.config.seed, 2, step, row]))
