@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,20 +59,21 @@ class Layer:
         return output
 
 
-class AttentionRule:
+class AttentionRule(ABC):
     """A change to attention. A rule is for one run at a time, and may keep what it needs of it."""
 
+    @abstractmethod
     def layers(self, layers: Sequence[Layer]) -> Iterable[Layer]:
         """Of a network's layers, in the order in which they run, those that the rule is for."""
-        raise NotImplementedError
 
-    def begin(self, level: Level, samples: int, guided: bool) -> None:
+    def begin(self, level: Level, samples: int, guided: bool) -> None:  # noqa: B027
         """A denoiser is about to run the network at a level, for some samples. Where it is guided
         the rows are [unconditional, conditional], all samples in either half.
         """
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The heads' output (rows, heads, tokens, width) of a layer's query, key and value."""
+        # For rules that say what the whole layer does instead, by run().
         raise NotImplementedError
 
     def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
@@ -227,8 +229,8 @@ class _Views(AttentionRule):
             raise ValueError(f"{rows} rows in a batch of {self.halves} x {self.samples} samples")
         return list(range(self.samples - 1, rows, self.samples))
 
-    def views(self, rows: int, tokens: int) -> list[View]:
-        raise NotImplementedError
+    @abstractmethod
+    def views(self, rows: int, tokens: int) -> list[View]: ...
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.heads(query, key, value, 0, query.shape[2])

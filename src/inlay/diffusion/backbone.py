@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -153,7 +154,7 @@ class Denoiser:
         return eps, x0
 
 
-class Backbone:
+class Backbone(ABC):
     """What methods may use of a loaded checkpoint, whatever it is built of.
 
     Its weights are frozen; gradients flow to inputs that ask for them. It draws no random numbers.
@@ -212,9 +213,9 @@ class Backbone:
                 f"times {self._scaling:.6g}; expected at most {_LARGEST}, and a finite number."
             )
 
+    @abstractmethod
     def set_up(self) -> None:
         """Set the attributes that follow from the parts; InputError for parts that do not fit."""
-        raise NotImplementedError
 
     @cached_property
     def hash(self) -> str:
@@ -311,17 +312,17 @@ class Backbone:
         """What a rule needs to be put into the network for; InputError where it cannot be."""
         return change_attention(self.network, rule, self.layers())
 
+    @abstractmethod
     def layers(self) -> list[Layer]:
         """The network's attention layers in the order in which they run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """The network's raw output (N, C, h, w) in float32, without guidance.
 
         z is (N, C, h, w), timestep one or N of them, conditions.text of N rows. Raises ValueError
         for another number of rows, and where an inpainting network lacks mask or masked_latent.
         """
-        raise NotImplementedError
 
     def seen(self, z: Tensor, conditions: Conditions) -> list[Tensor]:
         """What predict() shows to the network, all of N rows: z, and one that inpaints the mask and
@@ -336,8 +337,8 @@ class Backbone:
             raise ValueError("an inpainting checkpoint needs a mask and a masked latent")
         return [z, repeat_rows(mask, count), repeat_rows(masked, count)]
 
+    @abstractmethod
     def solver(self, name: str, steps: int) -> Sampler:
         """A sampler by the class name of one of diffusers' schedulers; InputError for one that does
         not sample this checkpoint in so many steps.
         """
-        raise NotImplementedError

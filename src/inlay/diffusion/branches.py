@@ -12,6 +12,7 @@ pasted picture in [-1, 1] and the mask in [0, 1].
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -55,7 +56,7 @@ _SHARED = (
 )
 
 
-class Branch:
+class Branch(ABC):
     """A network that works beside a backbone's U-Net.
 
     network is of the class that diffusers calls class_name, on the backbone's device; name is what
@@ -76,9 +77,9 @@ class Branch:
         """SHA-256 over the weight files; read once, when asked."""
         return self._hasher()
 
+    @abstractmethod
     def check(self, backbone: Backbone) -> None:
         """Raises InputError where the network does not fit a backbone."""
-        raise NotImplementedError
 
 
 def canny(image: Image) -> Lines:

@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -184,9 +185,9 @@ class MaskedTrainer(Trainer):
         """The holes (N, 1, S, S) that are learned from, of those that a loader gives."""
         return mask
 
+    @abstractmethod
     def timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
         """Numbers in [0, 1) to timesteps to learn at."""
-        raise NotImplementedError
 
     def embed(self, captions: Sequence[str]) -> Embedding:
         """Captions as the U-Net reads them."""
@@ -303,6 +304,6 @@ class BranchTrainer(Trainer):
         self.objects = ObjectCache()
         self.channel_weight = self.weigh_channels(config.channel_weight_power)
 
+    @abstractmethod
     def new_network(self) -> Any:
         """What learns, with its first weights."""
-        raise NotImplementedError
