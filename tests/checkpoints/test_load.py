@@ -330,6 +330,10 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f / "unet" / "config.json", mid_block_scale_factor="x"),
         "'x' as its mid_block_scale_factor; expected a number",
     ),
+    "a norm of nothing": (
+        lambda f: edit(f / "text_encoder" / "config.json", layer_norm_eps=None),
+        "None as its layer_norm_eps; expected a number",
+    ),
     "pixels no number": (lambda f: edit(f / "unet" / "config.json", sample_size="x"), "could not"),
     "a scale of nothing": (
         lambda f: edit(f / "vae" / "config.json", scaling_factor=0),
@@ -418,6 +422,13 @@ def test_a_broken_folder_is_one_sentence(case: str, folder: Path) -> None:
     with pytest.raises(InputError, match=expected) as error:
         load_backbone(folder, device="cpu")
     assert str(folder) in sentence(error)
+
+
+def test_a_tokenizer_with_words_that_its_encoder_does_not_know(folder: Path) -> None:
+    edit(folder / "tokenizer" / "tokenizer_config.json", bos_token="<|another|>")
+    backbone = load_backbone(folder, device="cpu")
+    with pytest.raises(InputError, match=r"token \d+ of the prompt 'a cup', but .* knows \d+"):
+        backbone.text.embed(["a cup"], (64, 64))
 
 
 def test_shards_lie_in_their_folder(folder: Path) -> None:

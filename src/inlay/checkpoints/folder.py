@@ -185,10 +185,12 @@ def load_network(
             "config.json, which would change it unseen: take that out, or give an adapter as a "
             "LoRA."
         )
-    told = signature(cls.__init__).parameters
+    # What transformers' networks are told stands in a class of its own.
+    told = signature(getattr(cls, "config_class", cls).__init__).parameters
     for key, value in config.items():
-        number = key in told and isinstance(told[key].default, int | float)
-        if number and isinstance(value, str | dict):
+        default = told[key].default if key in told else None
+        none = value is None and isinstance(default, float)
+        if none or (isinstance(default, int | float) and isinstance(value, str | dict)):
             raise InputError(f"{where} has {show(value)} as its {key}; expected a number.")
     variant, chosen = pick_weights(names, stem, half=half, where=where)
     if not has_shards(home, chosen):

@@ -147,7 +147,13 @@ class TextStack:
             if told := self.unread(prompt):
                 _log.warning(told)
             ids = [*ids[: length - 1], ids[-1]]
-        return ids + [int(self.tokenizers[number].pad_token_id)] * (length - len(ids))
+        ids += [int(self.tokenizers[number].pad_token_id)] * (length - len(ids))
+        if max(ids) >= (most := self.encoders[number].get_input_embeddings().num_embeddings):
+            raise InputError(
+                f"the model's tokenizer makes token {max(ids)} of the prompt {show(prompt)}, but "
+                f"its text encoder knows {most}: fetch the tokenizer's files again."
+            )
+        return ids
 
     def length(self, number: int) -> int:
         """How many ids encoder `number` is fed."""
