@@ -1,6 +1,6 @@
 """Does phd keep what a subject is, and does the ring round it look like the background?
 
-Subjects are cut out of the photos of one folder (whole objects, found without a trained model) and
+Subjects are cut out of the photos of one folder (whole objects, as the cutter finds them) and
 set into the scenes of another, each into two of them. Told for each composite:
 identity: SSIM of luminance inside the subject, paste against result, after the result has been
     given the paste's mean and variance there; light and colour may change, structure may not.

@@ -125,9 +125,11 @@ def test_cases_are_the_truth_but_for_their_object() -> None:
         assert np.array_equal(disturb_object(case.truth, case.mask, changes), case.pasted)
 
 
-def test_later_rounds_take_other_objects_of_the_same_photo() -> None:
-    photos = find_photos([BUNDLED], include=["chelsea.png"])[:1]
-    first, second = Harmony(photos, 2, 0, None, 192).cases()
+def test_later_rounds_take_other_objects_of_the_same_photo(tmp_path: Path) -> None:
+    # Two cups, and no more, of the coffee.
+    coffee = data.coffee()
+    Image.fromarray(np.hstack([coffee, coffee[:, ::-1]])).save(tmp_path / "cups.png")
+    first, second = Harmony(find_photos([str(tmp_path)]), 2, 0, None, 192).cases()
     assert np.array_equal(first.truth, second.truth)
     assert not np.array_equal(first.mask, second.mask)
 

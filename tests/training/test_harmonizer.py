@@ -382,7 +382,7 @@ def test_the_loss_is_the_error_inside_the_masks(
     network.register_forward_pre_hook(
         lambda module, given, named: read.append(named["controlnet_cond"]), with_kwargs=True
     )
-    assert np.abs(np.array(expected) / without - 1).mean() > 0.01
+    assert np.abs(np.array(expected) / without - 1).mean() > 0.006
     # bfloat16 there, float32 here.
     assert trainer.train_step() == pytest.approx(np.mean(expected), rel=0.004)
     assert torch.equal(read[0], torch.cat(conditions))
