@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
@@ -68,6 +69,32 @@ def test_nothing_heavy_is_imported_by_help_or_listing() -> None:
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_deep_learning_library_is_imported_where_no_checkpoint_runs(tmp_path: Path) -> None:
+    """The cutter and the shadow network run by numpy alone; a cut-out needs no matting library."""
+    photo, clear = data.chelsea(), np.zeros((300, 451, 4), np.uint8)
+    clear[50:250, 100:350] = 255
+    Image.fromarray(photo).save(tmp_path / "cat.png")
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    Image.fromarray(clear[..., 3]).save(tmp_path / "mask.png")
+    compose, place = "compose cat.png clear.png", "--box 20,20,200,200 -o o.png"
+    lines = [f"{compose} {place} --method {m}" for m in ("paste", "feather", "poisson", "reinhard")]
+    lines += ["remove cat.png --mask mask.png -o o.png --method telea"]
+    # Behind these the subject has to be cut out, by the matting library.
+    cuts = [f"compose cat.png cat.png {place} --method paste", "cut cat.png -o o.png"]
+    code = (
+        "import sys; from inlay.cli import main\n"
+        "heavy = lambda *more: {'torch', 'diffusers', 'transformers', *more} & set(sys.modules)\n"
+        f"for line in {lines + cuts!r}:\n"
+        "    assert main(line.split()) == 0, line\n"
+        f"    more = () if line in {cuts!r} else ('numba', 'scipy', 'pandas')\n"
+        "    assert not heavy(*more), (line, heavy(*more))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -14,8 +14,10 @@ from skimage import data
 import inlay
 from inlay.errors import InputError
 from inlay.pictures.arrays import Box, bounds
-from inlay.scene.cutter import SIDE, Cutter, find_subject
+from inlay.scene.cutter import SIDE, find_subject
+from inlay.scene.network import cutter
 from inlay.scene.subject import cut
+from inlay.training.network import Learner
 
 Floats = NDArray[np.float32]
 
@@ -102,7 +104,7 @@ def test_a_mirrored_picture_has_the_mirrored_subject() -> None:
 def test_what_it_expects_is_no_part_of_what_it_found() -> None:
     """The judge learns from what was found; what was found does not learn from the judge."""
     torch.manual_seed(0)
-    net = Cutter().train()
+    net = Learner(cutter, (5, SIDE, SIDE))
     logits, sides, expected = net(torch.randn(2, 5, SIDE, SIDE))
     assert logits.shape == (2, 1, SIDE, SIDE) and expected.shape == (2,)
     assert [side.shape[-1] for side in sides] == [SIDE // 16, SIDE // 8, SIDE // 4]

@@ -9,17 +9,21 @@ import torch
 from numpy.typing import NDArray
 from skimage import data
 
-from inlay.scene.lighting import SIDE, Lighting, load_lighting, predict_shadow, stops
+from inlay.scene.network import Layers, load_layers, shadow
+from inlay.scene.shadow import predict_shadow
+from inlay.training.network import Learner
+from inlay.training.shadow import stops
 
 Floats = NDArray[np.float32]
+SIDE = 96
 
 
-def drawn(scale: float) -> Lighting:
+def drawn(scale: float) -> Layers:
     """A network of random weights whose answers are not nothing."""
     torch.manual_seed(3)
-    net = Lighting()
-    torch.nn.init.normal_(net.head.weight, std=scale)
-    return net.eval().requires_grad_(False)
+    weights = Learner(shadow, (4, SIDE, SIDE)).state_dict()
+    weights["head.weight"].normal_(std=scale)
+    return Layers("shadow", {name: value.numpy() for name, value in weights.items()})
 
 
 def photo(size: int = SIDE) -> Floats:
@@ -52,8 +56,8 @@ def test_windows_of_any_shape_and_their_mirror_images(shape: tuple[int, int]) ->
 
 
 def test_the_shipped_weights_are_whole() -> None:
-    net = load_lighting()
-    assert all(torch.isfinite(v).all() for v in net.state_dict().values())
+    weights = load_layers(shadow).weights.values()
+    assert all(np.isfinite(value).all() for value in weights)
 
 
 def ball(standing: bool) -> tuple[Floats, Floats]:

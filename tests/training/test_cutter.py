@@ -19,7 +19,8 @@ from inlay import InputError
 from inlay.cli import main
 from inlay.learning.folder import is_held_out
 from inlay.pictures.arrays import bounds
-from inlay.scene.cutter import SIDE, Cutter, find_subject, load_cutter
+from inlay.scene.cutter import SIDE, find_subject
+from inlay.scene.network import cutter, load_layers
 from inlay.training.cutter import CutterConfig, CutterTrainer, Cuttings, compose, hint, view
 from inlay.training.trainer import train_folder
 
@@ -224,7 +225,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(folder: Path, tmp_path: P
     written = load_file(out / "model.safetensors")
     assert all(v.dtype == torch.float16 and torch.equal(v, one[f"ema.{k}"].half())
                for k, v in written.items())  # fmt: skip
-    found, expected = find_subject(thing(1)[0] / np.float32(255), net=load_cutter(out))
+    found, expected = find_subject(thing(1)[0] / np.float32(255), net=load_layers(cutter, out))
     assert found.shape == (150, 170) and np.isfinite(found).all() and 0 <= expected <= 1
 
 
@@ -241,7 +242,8 @@ def test_what_is_wrong_is_said(
     Image.fromarray(np.dstack([picture * (mask > 0)[..., None], mask])).save(plain / "0.png")
     with pytest.raises(InputError, match="no picture to lay cut-outs on"):
         CutterTrainer(plain, tmp_path, tiny())
-    other = {k: v for k, v in Cutter().state_dict().items() if not k.startswith("judge")}
+    known = load_layers(cutter).weights.items()
+    other = {k: torch.from_numpy(v) for k, v in known if not k.startswith("judge")}
     save_file(other, plain / "model.safetensors")
     for wrong in (str(plain), str(tmp_path)):
         with pytest.raises(InputError, match=r"model\.safetensors"):

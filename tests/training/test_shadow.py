@@ -20,7 +20,8 @@ from skimage import data
 from inlay.cli import main
 from inlay.pictures.arrays import Box
 from inlay.pictures.colour import srgb_decode, srgb_encode
-from inlay.scene.lighting import load_lighting, predict_shadow
+from inlay.scene.network import load_layers, shadow
+from inlay.scene.shadow import predict_shadow
 from inlay.training.shadow import (
     ShadowConfig,
     ShadowTrainer,
@@ -145,7 +146,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(triples: Path, tmp_path: 
     assert [row["step"] for row in rows] == [2, 4]
     assert rows[-1]["validation"].keys() == {"shadow", "touches"}
     picture = np.random.default_rng(0).random((40, 50, 3), np.float32)
-    factor, _ = predict_shadow(picture, picture[..., 0], load_lighting(whole / "shadow"))
+    factor, _ = predict_shadow(picture, picture[..., 0], load_layers(shadow, whole / "shadow"))
     assert factor.shape == (40, 50, 3)
 
 

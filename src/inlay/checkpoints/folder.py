@@ -242,28 +242,6 @@ def budget(files: Sequence[Path], where: str) -> AbstractContextManager[Any]:
     return Budget()
 
 
-def load_weights(network: torch.nn.Module, folder: Path) -> None:
-    """Give one of inlay's own networks the weights in a folder's model.safetensors.
-
-    What training alone needs, how many batches were counted, may be missing. Raises InputError for
-    a file that is not there, not whole, or of another network.
-    """
-    from safetensors.torch import load_file
-
-    file = folder / "model.safetensors"
-    known, names = network.state_dict(), set(check_safetensors(file, "weight file"))
-    try:
-        if any(value.is_floating_point() and name not in names for name, value in known.items()):
-            raise RuntimeError(file)
-        network.load_state_dict({**known, **load_file(file)})
-    except RuntimeError:
-        kind = type(network).__name__.lower()
-        raise InputError(
-            f"The weight file {file} is not of a {kind}: give the folder that inlay train {kind} "
-            "wrote."
-        ) from None
-
-
 def has_shards(home: Path, names: Sequence[str]) -> bool:
     """Whether the files that an index among a folder's file names lists are all among them."""
     indices = [read_json(home / name) for name in names if name.endswith(".json")]

@@ -151,9 +151,10 @@ def _by_network(
     """The alpha of what the network finds; the log says where it is unsure."""
     import cv2
 
-    from inlay.scene.cutter import find_subject, load_cutter
+    from inlay.scene.cutter import find_subject
+    from inlay.scene.network import cutter, load_layers
 
-    found, expected = find_subject(rgb, box, points, load_cutter(folder))
+    found, expected = find_subject(rgb, box, points, load_layers(cutter, folder))
     found = found if box is None else box.keep(found)
     seen = bounds(found > 0.5)
     if seen is None or min(seen.width, seen.height) < _LEAST_SIDE:

@@ -30,6 +30,8 @@ from inlay.pictures.arrays import (
 )
 from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
+from inlay.scene.network import CALM, MULTIPLE, Layers, load_layers
+from inlay.scene.network import shadow as network
 from inlay.scene.stitch import Layer, Painted, Scene, Window
 from inlay.settings import Form, checked
 
@@ -49,6 +51,8 @@ _LEVELS, _FLATTEST = 5, 0.12
 # What the network sees round a subject, in units of its longer side; the share of that window at
 # each side over which what it says fades out; from where to where it is sure of a ground.
 _CONTEXT, _FADE, _STANDING = 0.5, 0.12, (0.3, 0.7)
+# The longer side of what it reads, in pixels; fewer stops than these are no shadow.
+_SEEN, _UNSEEN = 96, 0.015
 # How much of a contact shadow is added to what it says, which is softer there.
 _ADDED = 0.3
 
@@ -247,13 +251,33 @@ def cast(alpha: Image, foot: float, unit: float, across: float, down: float) -> 
     return np.asarray(dark * (_CAST * (1 - (1 - _FAR) * share))[:, None], np.float32)
 
 
+def predict_shadow(rgb: Image, alpha: Image, net: Layers | None = None) -> tuple[Image, float]:
+    """Which share of its linear light each pixel keeps, (h, w, 3) in (0, 1], and the probability
+    that the object touches anything, by our own network (inlay.scene.network).
+
+    rgb (h, w, 3) is the window in sRGB with the object in it, alpha (h, w) the object's. The shares
+    are meant for what lies round the object.
+    """
+    import cv2
+
+    scale = _SEEN / max(alpha.shape)
+    height, width = (max(1, round(v * scale / MULTIPLE)) * MULTIPLE for v in alpha.shape)
+    small = np.dstack([resize(v, (height, width)) for v in (np.clip(rgb, 0, 1), alpha)])
+    both = np.stack([small, small[:, ::-1]]).transpose(0, 3, 1, 2)
+    maps, touches = network(net or load_layers(network), both)
+    # The mean of the answers as it is and mirrored, in stops.
+    darker = np.logaddexp(0, (maps[0] + maps[1, :, :, ::-1]) / 2 - CALM)
+    # A shadow that cannot be seen is none.
+    darker *= np.clip((darker - _UNSEEN) / _UNSEEN, 0, 1)
+    large = cv2.resize(darker.transpose(1, 2, 0), alpha.shape[::-1])
+    return np.exp2(-np.asarray(large, np.float32)), float((1 + np.tanh(touches.mean() / 2)) / 2)
+
+
 def _predicted(picture: Picture, layer: Layer, ground: float, laid: bool) -> tuple[Box, Image]:
     """What the network says, (h, w, 3), reduced, and of which box; none of what does not stand.
 
     Some of a contact shadow on the ground line is added.
     """
-    from inlay.scene.lighting import predict_shadow
-
     window = Window.of(picture, Scene(layer.region, None if laid else layer), _CONTEXT)
     box, scale = window.box, min(1.0, _SIDE / max(window.shape))
     shape = max(1, round(box.height * scale)), max(1, round(box.width * scale))

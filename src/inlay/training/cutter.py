@@ -1,4 +1,4 @@
-"""Training of the cutter (inlay.scene.cutter): pictures whose subject is known, and cut-outs of
+"""Training of the cutter (inlay.scene.network): pictures whose subject is known, and cut-outs of
 these over other pictures, with a box or points, with both, or without a hint.
 
 A folder needs pictures with a mask, or with an alpha that is one; all others are grounds to lay
@@ -21,7 +21,8 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, binary_cross_en
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import Box, blur, bounds, extend, from_levels, resize, to_uint8
-from inlay.scene.cutter import SIDE, Cutter, Point, as_square
+from inlay.scene.cutter import SIDE, Point, as_square
+from inlay.scene.network import cutter
 from inlay.training.corpus import load_corpus
 from inlay.training.disturb import disturb, draw
 from inlay.training.supervised import Batch, Sample, SupervisedConfig, SupervisedTrainer
@@ -63,6 +64,7 @@ class CutterTrainer(SupervisedTrainer):
     """One run: pictures and cut-outs, the network, its optimiser and average."""
 
     kind = "cutter"
+    definition, shape = staticmethod(cutter), (5, SIDE, SIDE)
     config: CutterConfig
 
     def read(self, folder: Path, held_out: bool) -> Cuttings:
@@ -87,9 +89,6 @@ class CutterTrainer(SupervisedTrainer):
                 "their names, or pictures whose alpha is the mask."
             )
         return Cuttings(grounds, known, cutouts if grounds else ())
-
-    def new_network(self) -> Cutter:
-        return Cutter()
 
     def sample(self, corpus: Cuttings, rng: Rng) -> Sample:
         """x (5, S, S) as the network reads it; alpha (1, S, S) in [0, 1]; weight, which is 0 where

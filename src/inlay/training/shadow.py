@@ -1,4 +1,4 @@
-"""Training of the shadow network (inlay.scene.lighting) on rendered triples: a place, and the same
+"""Training of the shadow network (inlay.scene.network) on rendered triples: a place, and the same
 with an object in it, as tools/render_pairs.py writes them.
 """
 
@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, softplus
 
 from inlay.errors import InputError
 from inlay.learning.folder import image_rows
 from inlay.learning.settings import Optimizer, Rate
 from inlay.pictures.arrays import Box, bounds, from_levels, resize
 from inlay.pictures.read import read_picture
-from inlay.scene.lighting import Lighting, stops
+from inlay.scene.network import CALM, shadow
 from inlay.training.supervised import Batch, Sample, SupervisedConfig, SupervisedTrainer
 
 Rng = np.random.Generator
@@ -119,13 +119,11 @@ class ShadowTrainer(SupervisedTrainer):
     """One run: triples, the network, its optimiser and average."""
 
     kind = "shadow"
+    definition, shape = staticmethod(shadow), (4, 96, 96)
     config: ShadowConfig
 
     def read(self, folder: Path, held_out: bool) -> list[Triple]:
         return read_triples(folder, held_out)
-
-    def new_network(self) -> Lighting:
-        return Lighting()
 
     def sample(self, corpus: list[Triple], rng: Rng) -> Sample:
         """x (4, S, S) as the network reads it; place and truth (3, S, S), and whether it touches.
@@ -167,6 +165,11 @@ class ShadowTrainer(SupervisedTrainer):
         darker = encode(decode(place) * torch.exp2(-stops(maps, (place.shape[2], place.shape[3]))))
         weight = (1 - alpha) * (alpha < 0.5)
         return (darker - _darker(batch)) * weight, touches.float()
+
+
+def stops(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """By how many stops (N, 3, height, width) linear light is darker, for maps (N, 3, h, w)."""
+    return softplus(interpolate(maps.float(), size, mode="bilinear") - CALM)
 
 
 def _darker(batch: Batch) -> Tensor:

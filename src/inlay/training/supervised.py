@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from inlay.checkpoints.folder import load_weights
 from inlay.learning.loop import TrainState, check_state
 from inlay.learning.settings import Optimizer, Rate, TrainingConfig, Warmup
+from inlay.scene.network import load_layers
 from inlay.training.corpus import Ahead
+from inlay.training.network import Learner
 from inlay.training.trainer import Trainer
 
 # Arrays of a shape that all samples share, and tensors with a row for each.
@@ -46,9 +46,11 @@ class SupervisedConfig(TrainingConfig):
 class SupervisedTrainer(Trainer):
     """One run; a subclass says what a corpus, the network, a sample, loss and figures are.
 
-    `kind` is also the folder, in assets, of the weights that ship with inlay.
+    The network is a definition that reads arrays of a shape; its name is the training's kind.
     """
 
+    definition: ClassVar[Any]
+    shape: ClassVar[tuple[int, int, int]]
     config: SupervisedConfig
     # Two splits of anything that has a length.
     corpus: Any
@@ -63,10 +65,10 @@ class SupervisedTrainer(Trainer):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.corpus, self.held_out = (self.read(folder, held) for held in (False, True))
         torch.manual_seed(config.seed)
-        self.network = self.new_network()
+        self.network = Learner(self.definition, self.shape)
         if config.start_from is not None:
-            own, begun = resources.files("inlay").joinpath("assets", self.kind), config.start_from
-            load_weights(self.network, Path(str(own) if begun == "embedded" else begun))
+            begun = None if config.start_from == "embedded" else Path(config.start_from)
+            self.network.load(load_layers(self.definition, begun))
         self.network.to(self.device).train()
         self.state = TrainState(self.network, config)
         if resume:
@@ -78,10 +80,6 @@ class SupervisedTrainer(Trainer):
     @abstractmethod
     def read(self, folder: Path, held_out: bool) -> Any:
         """One split of a folder; raises InputError where there is nothing to learn from."""
-
-    @abstractmethod
-    def new_network(self) -> nn.Module:
-        """What learns, with its first weights."""
 
     @abstractmethod
     def sample(self, corpus: Any, rng: np.random.Generator) -> Sample:
