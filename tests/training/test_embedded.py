@@ -20,17 +20,16 @@ from inlay.learning.folder import is_held_out
 from inlay.learning.loop import JointOptimizer, reports
 from inlay.learning.samples import random_crop, random_mask
 from inlay.training.corpus import (
-    Ahead,
-    Corpus,
-    CorpusLoader,
     load_corpus,
+    masked_crop,
     object_mask,
     recolour,
     with_rendered,
 )
 from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
+from inlay.training.latent import favoured_timesteps
 from inlay.training.objects import ObjectCache
-from inlay.training.trainer import favoured_timesteps, train_folder
+from inlay.training.trainer import Ahead, train_folder
 
 TINY = EmbeddedConfig(
     block_out_channels=(16, 32), text_width=32, text_layers=1, attention_heads=2,
@@ -341,32 +340,31 @@ def test_a_run_can_begin_with_earlier_weights(folder: Path, tmp_path: Path) -> N
 
 def test_batches_are_what_they_say(folder: Path, tmp_path: Path) -> None:
     """The same numbers make the same batch: pictures in [-1, 1], holes of 0 and 1."""
-    corpus, device = load_corpus(folder, held_out=False), torch.device("cpu")
-    loader = CorpusLoader(corpus, device, ObjectCache(), 0.5, 0.5)
-    for size in (32, 48):
-        one, two = (loader.batch(24, size, np.random.default_rng(7)) for _ in range(2))
-        torch.testing.assert_close(one.x, two.x, rtol=0, atol=0)
-        torch.testing.assert_close(one.mask, two.mask, rtol=0, atol=0)
-        assert one.captions == two.captions
-        assert one.x.shape == (24, 3, size, size)
-        assert one.mask.shape == (24, 1, size, size)
-        assert one.x.abs().max() <= 1
-        assert set(one.mask.unique().tolist()) == {0.0, 1.0}
+    shares = {"object_mask_share": 0.5, "recolour_share": 0.5, "caption_dropout": 0.5}
+    trainer = EmbeddedTrainer(folder, tmp_path, TINY.model_copy(update=shares))
+    for step, size in ((0, 32), (3, 64)):
+        one, two = (trainer.batch([trainer.draw(step, r) for r in range(24)]) for _ in range(2))
+        for name in ("x", "mask", "noise", "t"):
+            torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
+        assert one["caption"] == two["caption"] and "" in one["caption"]
+        assert one["x"].shape == (24, 3, size, size)
+        assert one["mask"].shape == (24, 1, size, size)
+        assert one["noise"].shape == (24, 16, size // 4, size // 4)
+        assert one["x"].abs().max() <= 1
+        assert set(one["mask"].unique().tolist()) == {0.0, 1.0}
 
 
 def test_holes_of_a_batch_hide_its_objects(tmp_path: Path) -> None:
     """Where all holes shall do so, each is the object's shape or box, or a little more."""
     picture = np.dstack([np.zeros((96, 96, 3), np.uint8), ellipse(96)])
-    corpus = Corpus([picture], ["an ellipse"], np.ones(1))
-    loader = CorpusLoader(corpus, torch.device("cpu"), ObjectCache(), 1.0)
-    masks = loader.batch(12, 48, np.random.default_rng(3)).mask
-    again = np.random.default_rng(3)
-    again.choice(1, 12, p=corpus.weights)
-    # The first picture as the loader draws it: whether its object is hidden, then the crop.
-    again.random()
-    shape = random_crop(picture, 48, again)[..., 3] > 127
-    assert shape.any() and (masks[0, 0].numpy()[shape] == 1).all()
-    assert all(0.03 <= mask.mean() < 1 for mask in masks)
+    for seed in range(12):
+        mask = masked_crop(picture, 48, np.random.default_rng(seed), ObjectCache(), 1.0, 0.0)[1]
+        again = np.random.default_rng(seed)
+        # As it is drawn: whether the object is hidden, then the crop.
+        again.random()
+        shape = random_crop(picture, 48, again)[..., 3] > 127
+        assert shape.any() and (mask[shape] == 1).all()
+        assert 0.03 <= mask.mean() < 1
 
 
 def test_what_is_made_ahead_is_the_same() -> None:
@@ -384,7 +382,7 @@ def test_a_run_leaves_curves_for_tensorboard(folder: Path, tmp_path: Path) -> No
     assert len(events) == 1
     written = events[0].read_bytes()
     for t in (100, 300, 500, 700, 900):
-        assert f"v_loss_in_hole/{t}".encode() in written
+        assert f"validation_v_loss/{t}".encode() in written
 
 
 def test_timesteps_cover_all_levels_and_lean_to_the_noisy_ones() -> None:
@@ -410,7 +408,7 @@ def test_telling_captions_apart_is_trained_where_it_is_asked_for(
 
     without, plenty = trained(0.0), trained(5.0)
     (one,), (two,) = (
-        [p for n, p in t.networks.named_parameters() if n.endswith("token_embedding.weight")]
+        [p for n, p in t.network.named_parameters() if n.endswith("token_embedding.weight")]
         for t in (without, plenty)
     )
     assert not torch.equal(one, two)

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from inlay.diffusion.branches import Harmonizer, correct
 from inlay.learning.folder import is_held_out
 from inlay.learning.samples import random_crop
 from inlay.pictures.arrays import Box
-from inlay.training.corpus import Corpus, DisturbedLoader, cover
+from inlay.training.corpus import cover
 from inlay.training.disturb import TRAINED, Policy, disturb, draw_sample, jitter
 from inlay.training.embedded import EmbeddedConfig, EmbeddedTrainer
 from inlay.training.harmonizer import (
@@ -36,8 +35,9 @@ from inlay.training.harmonizer import (
     HarmonizerTrainer,
     restoration,
 )
+from inlay.training.latent import favoured_timesteps
 from inlay.training.objects import ObjectCache, move_object
-from inlay.training.trainer import favoured_timesteps, train_folder
+from inlay.training.trainer import Ahead, train_folder
 
 # The hash of the last two files' names holds them out.
 NUMBERS = (*range(10), 20, 21)
@@ -81,7 +81,7 @@ def awake(trainer: HarmonizerTrainer) -> Any:
     """The trainer's branch, made to do something: what begins at zero is drawn instead."""
     for parameter in trainer.state.network.parameters():
         if not parameter.detach().any():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=1.0)
     return trainer.state.network
 
 
@@ -212,15 +212,12 @@ def test_a_moved_object_stands_in_an_erased_ring(seed: int) -> None:
     assert not np.array_equal(alpha, mask)
 
 
-def test_steps_are_square_upright_or_lying() -> None:
-    picture, shape = thing()
-    corpus = Corpus([np.dstack([picture, shape])], ["one"], np.array([1.0]))
-    place = ObjectCache(), policy(geometry=0.5), 32, 5, torch.device("cpu")
-    loader = DisturbedLoader(corpus, *place, multiple=8)
-    seen = {tuple(loader.batch(step, range(2)).region.shape) for step in range(30)}
+def test_steps_are_square_upright_or_lying(model: str, folder: Path, tmp_path: Path) -> None:
+    trainer = HarmonizerTrainer(folder, tmp_path, tiny(model, resolution=32, geometry=0.5))
+    steps = (trainer.batch([trainer.draw(step, row) for row in range(2)]) for step in range(30))
+    seen = {tuple(batch["region"].shape) for batch in steps}
     assert seen == {(2, 1, 32, 32), (2, 1, 32, 24), (2, 1, 24, 32)}
-    plain = DisturbedLoader(corpus, *place)
-    assert {tuple(plain.batch(step, [0]).mask.shape[2:]) for step in range(9)} == {(32, 32)}
+    assert {tuple(batch["mask"].shape[2:]) for batch in trainer.shown()} == {(32, 32)}
 
 
 def test_masks_are_off_by_no_more_than_the_jitter() -> None:
@@ -256,27 +253,18 @@ def test_objects_are_looked_for_once_and_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given, shape)
 
 
-def test_threads_make_the_same_batches(tmp_path: Path) -> None:
-    picture, shape = thing()
-    corpus = Corpus([np.dstack([picture, shape]), np.dstack([picture[:, ::-1], shape[:, ::-1]])],
-                    ["one", "two"], np.array([0.3, 0.7]))  # fmt: skip
-    place = (
-        ObjectCache(),
-        policy(whole_picture_augmentation=0.5),
-        32,
-        5,
-        torch.device("cpu"),
-    )
-    plain, threaded = DisturbedLoader(corpus, *place), DisturbedLoader(corpus, *place, workers=3)
+def test_threads_make_the_same_batches(model: str, folder: Path, tmp_path: Path) -> None:
+    trainer = HarmonizerTrainer(folder, tmp_path, tiny(model, whole_picture_augmentation=0.5))
+    plain, threaded = Ahead(trainer.draw, 0), Ahead(trainer.draw, 3)
     for step in (0, 1, 2, 7):
-        one, two = plain.batch(step, range(5)), threaded.batch(step, range(5))
-        assert one.captions == two.captions
-        for name in ("truth", "pasted", "mask", "region"):
-            assert torch.equal(getattr(one, name), getattr(two, name))
-    other = plain.batch(8, range(5))
-    assert not torch.equal(one.truth, other.truth)
+        one, two = (trainer.batch(each.get(step, range(5))) for each in (plain, threaded))
+        assert one["caption"] == two["caption"]
+        for name in ("truth", "pasted", "mask", "region", "noise", "t"):
+            assert torch.equal(one[name], two[name])
+    other = trainer.batch(plain.get(8, range(5)))
+    assert not torch.equal(one["pasted"], other["pasted"])
     # A row is itself in whichever part of the batch it is asked for.
-    assert torch.equal(plain.batch(8, [3]).pasted[0], other.pasted[3])
+    assert torch.equal(trainer.batch([trainer.draw(8, 3)])["pasted"][0], other["pasted"][3])
 
 
 def test_timesteps_lean_to_the_noisiest_tenth() -> None:
@@ -346,25 +334,27 @@ def test_the_loss_is_the_error_inside_the_masks(
     shape = (1, backbone.latent_channels, side // backbone.factor, side // backbone.factor)
     expected, without, conditions = [], [], []
     for row in range(3):
-        sample = trainer.loader.batch(0, [row])
-        rng = np.random.default_rng([0, 5, 0, row])
-        u = rng.random(2)[0]
-        t = int(favoured_timesteps(np.array([(row + u) / 3]), 0.5, 0.9)[0])
-        if start == "pasted":
-            t = int(200 + 600 * (row + u) / 3)
-        noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        hole = cover(sample.region, backbone.factor)
-        z, level = backbone.encode(sample.truth), backbone.levels[t]
+        sample = trainer.batch([trainer.draw(0, row)])
+        t, noise = int(sample["t"]), sample["noise"]
+        # A third of all timesteps for each of three rows.
+        first, last = (
+            200 + 600 * np.array([row, row + 1]) / 3
+            if start == "pasted"
+            else favoured_timesteps(np.array([row, row + 0.999]) / 3, 0.5, 0.9)
+        )
+        assert first <= t <= last and sample["caption"] == [""] and noise.shape == shape
+        hole = cover(sample["region"], backbone.factor)
+        z, level = backbone.encode(sample["truth"]), backbone.levels[t]
         target = level.output(z, noise, backbone.prediction_type)
         masks = {}
         if name == "embedded-like":
             masks = {
                 "mask": hole,
-                "masked_latent": backbone.encode(sample.truth * (1 - whole(hole, side))),
+                "masked_latent": backbone.encode(sample["truth"] * (1 - whole(hole, side))),
             }
-        begun = z if start == "noise" else backbone.encode(sample.pasted)
+        begun = z if start == "noise" else backbone.encode(sample["pasted"])
         noisy, text = level.add_noise(begun, noise), backbone.embed([""], (side, side))
-        guide = Guide(network, torch.cat([sample.pasted, sample.mask], 1))
+        guide = Guide(network, torch.cat([sample["pasted"], sample["mask"]], 1))
         conditions.append(guide.condition)
         for told, chosen in ((expected, guide), (without, None)):
             with torch.no_grad():
@@ -438,7 +428,7 @@ def test_the_default_is_half_of_the_checkpoints_own_size(
 ) -> None:
     trainer = HarmonizerTrainer(folder, tmp_path, tiny(model))
     assert trainer.size == trainer.backbone.native_size // 2
-    assert trainer.loader.batch(0, [0]).truth.shape == (1, 3, trainer.size, trainer.size)
+    assert next(trainer.shown())["truth"].shape == (2, 3, trainer.size, trainer.size)
 
 
 @pytest.mark.parametrize("timestep", [None, 400])
@@ -447,11 +437,11 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
 ) -> None:
     trainer = HarmonizerTrainer(folder, tmp_path, tiny(model, resolution=32))
     network, backbone = awake(trainer).requires_grad_(False), trainer.backbone
-    samples = trainer.shown.of([0, 1])
-    found = restoration(backbone, network, samples, seed=4, timestep=timestep)
+    samples = next(trainer.shown())
+    found = restoration(backbone, network, [samples], seed=4, timestep=timestep)
     sums = np.zeros(6)
     for row in range(2):
-        x, pasted, mask = (getattr(samples, n)[row : row + 1] for n in ("truth", "pasted", "mask"))
+        x, pasted, mask = (samples[n][row : row + 1] for n in ("truth", "pasted", "mask"))
         hole = cover(mask, 4)
         z, was = backbone.encode(x), backbone.encode(pasted)
         noise = torch.Generator().manual_seed(4 + row)
@@ -480,8 +470,8 @@ def test_figures_are_those_of_a_step_worked_out_by_hand(
     assert found["picture"] == pytest.approx(sums[2] / sums[3], rel=1e-4)
     assert found["smooth"] == pytest.approx(sums[4] / sums[3], rel=1e-3)
     assert found["improved"] == sums[5] / 2
-    calm = replace(samples, pasted=samples.truth)
-    assert restoration(backbone, network, calm, seed=4) == {}
+    calm = samples | {"pasted": samples["truth"]}
+    assert restoration(backbone, network, [calm], seed=4) == {}
 
 
 def _run(arguments: list[str], count: int) -> None:

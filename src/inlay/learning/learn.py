@@ -26,13 +26,14 @@ from inlay.diffusion.sample import Sampler
 from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError
 from inlay.learning.loop import (
+    VALIDATED,
     Processes,
     Run,
     TrainState,
     check_state,
+    inside,
     prediction_error,
     train,
-    validation_curve,
 )
 from inlay.learning.lora import TrainingAttention, set_up
 from inlay.learning.photos import Photo, find_views
@@ -282,6 +283,7 @@ class Learning(Run):
         levels = np.round((image + 1) * 127.5).astype(np.uint8)
         write_picture(read_picture(np.ascontiguousarray(levels), role="preview"), path)
 
+    @torch.no_grad()
     def error_in_hole(self, pool: Pool) -> dict[int, float]:
         """The mean squared error in a pool's holes by timestep, with the averaged weights."""
         rng = np.random.default_rng([self.config.seed, 3])
@@ -289,13 +291,15 @@ class Learning(Run):
         drawn = rng.standard_normal(rows.z.shape, dtype=np.float32)
         noise = torch.from_numpy(drawn).to(self.device)
 
-        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
-            return self._error(rows, t, noise, self.prompt), rows.hole * rows.valid
-
         # At first the average is what is there already.
         averaged = self.state.averaged() if self.step else nullcontext()
+        curve, total = {}, len(self.backbone.levels)
         with averaged, self.masked(rows.hole):
-            return validation_curve(errors, len(rows), self.device, len(self.backbone.levels))
+            for t in (share * total // 1000 for share in VALIDATED):
+                steps = torch.full((len(rows),), t, device=self.device)
+                error = self._error(rows, steps, noise, self.prompt)
+                curve[t] = float(inside(error, rows.hole * rows.valid).nanmean())
+        return curve
 
     def _errors(self) -> dict[str, dict[int, float]]:
         """error_in_hole() of the photos as they are, and of those held out."""

@@ -26,7 +26,7 @@ from inlay.errors import InputError
 from inlay.learning.settings import TrainingConfig
 
 # Timesteps of 1000 at which a run is validated.
-_VALIDATED = (100, 300, 500, 700, 900)
+VALIDATED = (100, 300, 500, 700, 900)
 _FILE = "state.safetensors"
 # Rows of an embedding are looked up, not multiplied, and the outermost convolutions map to and
 # from latents: orthogonal updates are meant for the matrices in between. Those of a ControlNet that
@@ -264,24 +264,9 @@ def prediction_error(
     return output - level.output(z, noise, kind)
 
 
-@torch.no_grad()
-def validation_curve(
-    errors: Callable[[Tensor], tuple[Tensor, Tensor]],
-    rows: int,
-    device: torch.device,
-    total: int = 1000,
-    learnt: Callable[[int], bool] = lambda t: True,
-) -> dict[int, float]:
-    """The mean error in the masks at some timesteps of `total`, of those that are `learnt` at.
-    errors(timesteps (N,)) gives an error (N, C, h, w) and the mask (N, 1, h, w) that counts.
-    """
-    result = {}
-    for share in filter(learnt, _VALIDATED):
-        t = share * total // 1000
-        error, where = errors(torch.full((rows,), t, device=device))
-        inside = (error.mean(1, keepdim=True) * where).sum()
-        result[t] = float(inside / where.sum().clamp_min(1e-6))
-    return result
+def inside(error: Tensor, mask: Tensor) -> Tensor:
+    """Each sample's mean error (N, C, h, w) in its mask (N, 1, h, w); NaN where that is empty."""
+    return (error.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
 def reports(step: int, every: int) -> bool:

@@ -7,19 +7,17 @@ learns; the loss is the checkpoint's own, on what its U-Net predicts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from inlay.diffusion.branches import ControlAdapter, control_image, new_adapter
-from inlay.learning.samples import random_mask
-from inlay.training.corpus import CorpusLoader
-from inlay.training.trainer import BranchConfig, BranchTrainer, MaskedConfig, MaskedTrainer
+from inlay.learning.samples import random_crop, random_mask
+from inlay.training.latent import BranchConfig, BranchTrainer, MaskedConfig, MaskedTrainer
 
 
 class AdapterConfig(BranchConfig, MaskedConfig):
@@ -43,16 +41,13 @@ def noisy_timesteps(u: NDArray[np.float64], power: float, total: int = 1000) -> 
     return np.clip(((1 - u**power) * total).astype(np.int64), 0, total - 1)
 
 
-def large_holes(mask: Tensor, whole_share: float, rng: np.random.Generator) -> Tensor:
-    """Holes (N, 1, S, S) made larger, as only in a hole the lines alone say what is where. A share
-    becomes all of the picture; the others are united with a second random hole.
+def large_hole(side: int, whole_share: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A hole (S, S) that is larger than random_mask()'s, as only in a hole the lines alone say what
+    is where: for a share all of the picture, else two of those.
     """
-    grown = []
-    for hole in mask:
-        second = random_mask(hole.shape[-1], rng)
-        whole = rng.random() < whole_share
-        grown.append(torch.ones_like(hole) if whole else hole.maximum(torch.from_numpy(second)))
-    return torch.stack(grown)
+    if rng.random() < whole_share:
+        return np.ones((side, side), np.float32)
+    return np.maximum(random_mask(side, rng), random_mask(side, rng))
 
 
 class AdapterTrainer(BranchTrainer, MaskedTrainer):
@@ -62,18 +57,18 @@ class AdapterTrainer(BranchTrainer, MaskedTrainer):
     config: AdapterConfig
     sides = (("", False), ("_without_adapter", True))
 
-    def __init__(
-        self, folder: Path, out: Path, config: AdapterConfig, resume: bool = False
-    ) -> None:
-        super().__init__(folder, out, config, resume)
-        self.adapter = ControlAdapter(self.network, self.backbone, name="to be trained")
-        self.loader = CorpusLoader(self.corpus, self.device)
+    @cached_property
+    def adapter(self) -> ControlAdapter:
+        return ControlAdapter(self.network, self.backbone, name="to be trained")
 
     def new_network(self) -> Any:
         return new_adapter(self.backbone)
 
-    def enlarge(self, mask: Tensor, rng: np.random.Generator) -> Tensor:
-        return large_holes(mask.cpu(), self.config.whole_share, rng).to(self.device)
+    def crop(
+        self, picture: NDArray[np.uint8], side: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        hole = large_hole(side, self.config.whole_share, rng)
+        return random_crop(picture[..., :3], side, rng), hole
 
     def timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
         return noisy_timesteps(u, self.config.timestep_power, len(self.backbone.levels))

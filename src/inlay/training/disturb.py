@@ -232,10 +232,9 @@ def draw_sample(
     size: tuple[int, int],
     policy: Policy,
     rng: Rng,
-    kind: str | None = None,
 ) -> Sample:
-    """A sample of (height, width), cut from a picture (H, W, 3 or 4); `kind` instead of a drawn
-    one. A fourth channel is the picture's object, else `cache` knows where objects are.
+    """A sample of (height, width), cut from a picture (H, W, 3 or 4). A fourth channel is the
+    picture's object, else `cache` knows where objects are.
     """
     truth, shape = _cut(picture, cache, size, policy, rng)
     if rng.random() < policy.whole_picture_augmentation:
@@ -243,9 +242,8 @@ def draw_sample(
     mask = jitter(shape, policy.mask_jitter, rng)
     pasted, region = truth, mask
     if rng.random() >= policy.undisturbed_share:
-        dealt = kind or str(rng.choice(policy.kinds))
-        strength = rng.uniform(policy.least_strength, 1, 2)
-        pasted = disturb_object(truth, mask, draw(dealt, rng, float(strength[0])))
+        kind, strength = str(rng.choice(policy.kinds)), rng.uniform(policy.least_strength, 1, 2)
+        pasted = disturb_object(truth, mask, draw(kind, rng, float(strength[0])))
         if rng.random() < policy.uneven_share:
             second = draw(str(rng.choice(policy.kinds)), rng, 0.7 * float(strength[1]))
             pasted = disturb_object(pasted, mask * _part(truth, mask, rng), second)

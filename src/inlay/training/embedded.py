@@ -27,19 +27,12 @@ from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.text import Embedding, TextStack
 from inlay.diffusion.unet import PatchAutoencoder, UNetBackbone
 from inlay.errors import InputError
-from inlay.learning.loop import TrainState, check_state
 from inlay.learning.samples import random_crop
 from inlay.learning.settings import Decay, Optimizer, Steps, Warmup
-from inlay.training.corpus import (
-    Batch,
-    Corpus,
-    CorpusLoader,
-    RenderedConfig,
-    load_corpus,
-    with_rendered,
-)
-from inlay.training.objects import ObjectCache
-from inlay.training.trainer import MaskedConfig, MaskedTrainer, favoured_timesteps
+from inlay.training.corpus import Corpus, RenderedConfig, load_corpus, masked_crop, with_rendered
+from inlay.training.latent import MaskedConfig, MaskedTrainer, captions_of, favoured_timesteps
+from inlay.training.objects import Image, Mask
+from inlay.training.trainer import Batch
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 # Words are told apart below this timestep, and by this share of an error.
@@ -73,8 +66,6 @@ class EmbeddedConfig(RenderedConfig, MaskedConfig):
     """checkpoint folder, or embedded, whose weights are begun with"""
     word_contrast: float = Field(0.0, ge=0, le=10)
     """weight of the loss that tells captions apart; 0 is without"""
-    channel_weight_power: float = Field(1.0, ge=0, le=2)
-    """latent channels weigh by their deviation to this power"""
     compile: bool | None = Field(None, description="compile the U-Net first; None does so on a GPU")
 
     @field_validator("block_out_channels")
@@ -216,43 +207,42 @@ class EmbeddedTrainer(MaskedTrainer):
     """One run: networks, optimiser, average, and the step they share."""
 
     kind = "checkpoint"
+    whose = "a checkpoint like this one"
     config: EmbeddedConfig
+    network: Networks
 
-    def __init__(
-        self, folder: Path, out: Path, config: EmbeddedConfig, resume: bool = False
-    ) -> None:
-        self.config, self.out, self.size = config, out, config.resolution
-        out.mkdir(parents=True, exist_ok=True)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # The autoencoder is fitted to photos alone.
-        photos = load_corpus(folder, held_out=False)
-        self.held_out = load_corpus(folder, held_out=True)
-        torch.manual_seed(config.seed)
-        self.corpus = with_rendered(photos, config)
-        if resume:
-            check_state(out)
-        start = None
+    def read(self, folder: Path, held_out: bool) -> Corpus:
+        corpus = load_corpus(folder, held_out)
+        if held_out:
+            return corpus
+        self.size, self.photos = self.config.resolution, corpus
+        return with_rendered(corpus, self.config)
+
+    def new_network(self) -> Networks:
+        config, start = self.config, None
         if config.start_from is not None:
             start = load_backbone(config.start_from, device="cpu", dtype="float32")
         if start is not None:
             self.tokenizer = start.text.tokenizers[0]
-        elif resume:
+        elif self.resumed:
             # Words that are as frequent as each other may be numbered otherwise another time.
-            self.tokenizer = read_tokenizer(out / "tokenizer")
+            self.tokenizer = read_tokenizer(self.out / "tokenizer")
         else:
             self.tokenizer = train_tokenizer(sorted(set(self.corpus.captions)))
-        end = int(self.tokenizer.eos_token_id)
-        self.networks = Networks(config, len(self.tokenizer), end).to(self.device)
-        if start is not None:
-            self.networks.load(start)
+        network = Networks(config, len(self.tokenizer), int(self.tokenizer.eos_token_id))
+        network.to(self.device)
         if start is None:
-            vae = fit_autoencoder(photos, config.seed)
+            # The autoencoder is fitted to photos alone.
+            vae = fit_autoencoder(self.photos, config.seed)
         else:
+            network.load(start)
             # A new one: diffusers notes in the config where a model was read from.
             c = start.vae.config
             vae = PatchAutoencoder(c.patch_size, c.latent_channels, c.scaling_factor)
             vae.load_state_dict(start.vae.state_dict())
-        unet: Any = self.networks.unet
+        if not self.resumed:
+            self.tokenizer.save_pretrained(self.out / "tokenizer")
+        unet: Any = network.unet
         self.learn_fast(unet)
         compiled = self.device.type == "cuda" if config.compile is None else config.compile
         self.scheduler: Any = DDIMScheduler(
@@ -267,29 +257,25 @@ class EmbeddedTrainer(MaskedTrainer):
         self.backbone = UNetBackbone(
             torch.compile(unet) if compiled else unet,
             vae.to(self.device),
-            TextStack([self.tokenizer], [self.networks.text_encoder]),
+            TextStack([self.tokenizer], [network.text_encoder]),
             self.scheduler.config,
             name="to be trained",
         )
         # A backbone's weights are frozen otherwise.
-        self.networks.requires_grad_(True).train()
-        self.state = TrainState(self.networks, config)
-        self.objects = ObjectCache()
-        shares = config.object_mask_share, config.recolour_share
-        self.loader = CorpusLoader(self.corpus, self.device, self.objects, *shares)
-        # Rendered captions are many and rare: the words to tell apart are those of the photos.
-        self._words = photos.captions
-        self.channel_weight = self.weigh_channels(config.channel_weight_power)
-        if resume:
-            self.state.load(out, "a checkpoint like this one")
-        else:
-            self.tokenizer.save_pretrained(out / "tokenizer")
+        return network.requires_grad_(True)
+
+    def count(self, step: int) -> int:
+        c = self.config
+        return c.low_resolution_batch if step < c.low_resolution_steps else c.batch
 
     def shape(self, step: int) -> tuple[int, int]:
         c = self.config
-        if step < c.low_resolution_steps:
-            return c.low_resolution_batch, c.low_resolution
-        return c.batch, c.resolution
+        side = c.low_resolution if step < c.low_resolution_steps else c.resolution
+        return side, side
+
+    def crop(self, picture: Image, side: int, rng: np.random.Generator) -> tuple[Image, Mask]:
+        shares = self.config.object_mask_share, self.config.recolour_share
+        return masked_crop(picture, side, rng, self.objects, *shares)
 
     def timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
         # A share is where the picture is undecided, so that the words have something to say.
@@ -301,22 +287,22 @@ class EmbeddedTrainer(MaskedTrainer):
             unique, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            hidden = self.networks.text_encoder(tokens).last_hidden_state
+            hidden = self.network.text_encoder(tokens).last_hidden_state
         return Embedding(hidden[[unique.index(caption) for caption in captions]])
 
-    def penalty(
-        self, batch: Batch, t: Tensor, noise: Tensor, error: Tensor, rng: np.random.Generator
-    ) -> Tensor | float:
+    def penalty(self, batch: Batch, error: Tensor) -> Tensor | float:
         """contrast() of every third row with a caption, but for the noisiest, where words cannot
         decide much and forcing them to would cost colour.
         """
-        c = self.config
-        rows = [i for i in range(0, len(t), 3) if batch.captions[i] and t[i] < _CONTRAST_BELOW]
+        c, captions, t = self.config, captions_of(batch), batch["t"]
+        rows = [i for i in range(0, len(t), 3) if captions[i] and t[i] < _CONTRAST_BELOW]
         if not c.word_contrast or not rows:
             return 0.0
-        others = other_captions([batch.captions[i] for i in rows], self._words, rng)
-        again = Batch(batch.x[rows], batch.mask[rows], others)
-        other, hole = self.errors(again, t[rows], noise[rows])
+        # Rendered captions are many and rare: the words to tell apart are those of the photos.
+        rng = np.random.default_rng([c.seed, 5, self.step])
+        others = other_captions([captions[i] for i in rows], self.photos.captions, rng)
+        again = {name: batch[name][rows] for name in ("x", "mask", "noise", "t")}
+        other, hole = self.errors(again, others)
         own, other = error[rows] * self.channel_weight, other * self.channel_weight
         return c.word_contrast * contrast(own, other, hole)
 

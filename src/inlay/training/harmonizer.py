@@ -9,8 +9,9 @@ every batch, and the samples are those of a run with one.
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +25,21 @@ from torch.nn import functional
 from inlay.checkpoints.load import load_branch
 from inlay.diffusion.backbone import Backbone, Conditions, Guide
 from inlay.diffusion.branches import Harmonizer, correct, few_levels, new_harmonizer
-from inlay.learning.loop import Processes, validation_curve
+from inlay.learning.loop import VALIDATED, Processes, inside
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
-from inlay.training.corpus import DisturbedLoader, RenderedConfig, Samples, cover, with_rendered
-from inlay.training.disturb import Policy
-from inlay.training.trainer import BranchConfig, BranchTrainer, favoured_timesteps
+from inlay.training.corpus import Corpus, RenderedConfig, cover, with_rendered
+from inlay.training.disturb import Policy, draw_sample
+from inlay.training.latent import (
+    BranchConfig,
+    BranchTrainer,
+    as_plane,
+    captions_of,
+    favoured_timesteps,
+)
+from inlay.training.trainer import Batch, Sample
 
-_VALIDATED = 64
+# How often a step's samples are square, upright and lying.
+_SHAPES = (0.4, 0.35, 0.25)
 # In squares of 8-bit levels: a change that cannot be seen can neither be undone nor made worse.
 _SEEN = 0.5 * (2 / 255) ** 2
 
@@ -110,36 +119,61 @@ class HarmonizerTrainer(BranchTrainer):
         self, folder: Path, out: Path, config: HarmonizerConfig, resume: bool = False
     ) -> None:
         self.processes = Processes()
-        self.mine = self.processes.rows(config.batch)
+        self.processes.rows(config.batch)
         super().__init__(folder, out, config, resume)
-        self.corpus = with_rendered(self.corpus, config, self.short_side)
-        workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
-        place = config.seed, self.device
-        self.loader = DisturbedLoader(
-            self.corpus, self.objects, config, self.size, *place, workers, self.backbone.multiple
-        )
-        self.shown = DisturbedLoader(self.held_out, self.objects, config.plain(), self.size, *place)
+
+    def read(self, folder: Path, held_out: bool) -> Corpus:
+        photos = super().read(folder, held_out)
+        return photos if held_out else with_rendered(photos, self.config, self.short_side)
 
     def new_network(self) -> Any:
-        network = new_harmonizer(self.backbone)
+        return new_harmonizer(self.backbone)
+
+    def begin(self) -> None:
+        super().begin()
         if self.config.start_from is not None:
             begun = load_branch(Harmonizer, self.config.start_from, self.backbone)
-            network.load_state_dict(begun.network.state_dict())
-        return network
+            self.network.load_state_dict(begun.network.state_dict())
 
-    def _errors(self, samples: Samples, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def shape(self, step: int) -> tuple[int, int]:
+        """Square, upright or lying: then 3 to 4, or what comes near it."""
+        size, multiple = self.size, self.backbone.multiple
+        short = size * 3 // 4 // multiple * multiple or size
+        chosen = np.random.default_rng([self.config.seed, 7, step]).choice(3, p=_SHAPES)
+        return ((size, size), (size, short), (short, size))[int(chosen)]
+
+    def timesteps(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
+        return self.config.timesteps(u, len(self.backbone.levels))
+
+    def sample(
+        self, corpus: Corpus, rng: np.random.Generator, shape: tuple[int, int] | None = None
+    ) -> Sample:
+        """truth and pasted (3, h, w) in [-1, 1]; mask and region (1, h, w) in [0, 1].
+
+        What is learnt is all in the region, which the mask of the object is at least. Of the
+        held-out split objects are whole, all disturbed, and masks as they are.
+        """
+        size = shape or (self.size, self.size)
+        policy = self.config if corpus is self.corpus else self.config.plain()
+        made = draw_sample(*corpus.draw(rng), self.objects, size, policy, rng)
+        pair = {"truth": as_plane(made.truth), "pasted": as_plane(made.pasted)}
+        masks = {"mask": made.mask[None], "region": made.region[None]}
+        return pair | masks | {"noise": self.noise(size, rng), "caption": made.caption}
+
+    def _errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Error (N, C, h, w) of what the U-Net predicts, with its sign, and the latent mask.
 
         Begun with noise it is the error of the raw output, as in any training; begun with the
         pasted picture that of x0, which is to be the truth although the latent holds the other.
         """
-        backbone, kind = self.backbone, self.backbone.prediction_type
-        hole, from_noise = cover(samples.region, backbone.factor), self.config.start == "noise"
+        backbone, kind, t = self.backbone, self.backbone.prediction_type, batch["t"]
+        truth, pasted, noise = (batch[name] for name in ("truth", "pasted", "noise"))
+        hole, from_noise = cover(batch["region"], backbone.factor), self.config.start == "noise"
         with torch.no_grad():
-            z, seen = backbone.encode(samples.truth), backbone.encode_masked(samples.truth, hole)
-            begun = z if from_noise else backbone.encode(samples.pasted)
-        text = backbone.embed(samples.captions, (samples.mask.shape[2], samples.mask.shape[3]))
-        guide = Guide(self.network, torch.cat([samples.pasted, samples.mask], 1))
+            z, seen = backbone.encode(truth), backbone.encode_masked(truth, hole)
+            begun = z if from_noise else backbone.encode(pasted)
+        text = backbone.embed(captions_of(batch), (truth.shape[2], truth.shape[3]))
+        guide = Guide(self.network, torch.cat([pasted, batch["mask"]], 1))
         conditions = Conditions(text, mask=hole, masked_latent=seen, guide=guide)
         level = backbone.levels.rows(t)
         noisy = level.add_noise(begun, noise)
@@ -149,74 +183,44 @@ class HarmonizerTrainer(BranchTrainer):
             return output - level.output(z, noise, kind), hole
         return level.estimates(output, noisy, kind)[1] - z, hole
 
-    def train_step(self) -> float:
-        """One step on this process's rows of the batch; their loss.
-
-        v-error inside the masks, each sample alike: small objects count as much as large ones.
+    def loss(self, batch: Batch) -> Tensor:
+        """v-error inside the masks, each sample alike: small objects count as much as large ones.
         A share of it is of the error's local mean, which is all that a smooth change shows.
         """
-        c, rows = self.config, self.mine
-        samples = self.loader.batch(self.step, rows)
-        # Everything random in a step comes from (seed, step, row): a resumed run repeats nothing,
-        # and it does not matter how many processes there are.
-        u, noise = np.empty((len(rows), 2)), []
-        for i, row in enumerate(rows):
-            rng = np.random.default_rng([c.seed, 5, self.step, row])
-            u[i] = rng.random(2)
-            noise.append(self.noise(rng, samples.truth[:1]))
-            if u[i, 1] < c.caption_dropout:
-                samples.captions[i] = ""
-        # Stratified timesteps: the same loss, less variance.
-        u[:, 0] = (np.array(rows) + u[:, 0]) / c.batch
-        t = torch.from_numpy(c.timesteps(u[:, 0], len(self.backbone.levels)))
-        error, hole = self._errors(samples, t.to(self.device), torch.cat(noise))
-        loss = (1 - c.smooth_share) * self._inside(error, hole)
-        if c.smooth_share > 0:
-            loss = loss + c.smooth_share * self._inside(local_mean(error, hole), hole)
-        loss = loss / self.processes.count
-        loss.backward()
-        total = self.processes.add_up(self.network.parameters(), loss.detach())
-        self.state.update(self.learning_rate())
-        return float(total)
+        share, (error, hole) = self.config.smooth_share, self._errors(batch)
+        loss = (1 - share) * inside(error**2 * self.channel_weight, hole).mean()
+        if share > 0:
+            smooth = local_mean(error, hole) ** 2
+            loss = loss + share * inside(smooth * self.channel_weight, hole).mean()
+        return loss
 
-    def _inside(self, error: Tensor, hole: Tensor) -> Tensor:
-        """Mean square of an error (N, C, h, w) inside the holes, weighted by channel."""
-        weighted = (error**2 * self.channel_weight).mean(1, keepdim=True) * hole
-        return (weighted.sum((1, 2, 3)) / hole.sum((1, 2, 3))).mean()
+    def figures(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Mean squared _errors() in the masks by timestep."""
+        found = {}
+        for t in filter(self.config.learns_at, VALIDATED):
+            steps = torch.full((len(batch["mask"]),), t, device=self.device)
+            error, hole = self._errors(batch | {"t": steps})
+            found[f"validation_loss/{t}"] = inside(error**2, hole)
+        return found
 
-    @torch.no_grad()
     def report(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """With the averaged weights on the held-out split: mean squared _errors() in the masks by
-        timestep, and restoration(). Empty where nothing is held out.
-        """
-        count = min(_VALIDATED, len(self.held_out))
-        if not count:
-            return {"validation_loss": {}, "restored": {}}, {}
-        samples, seed = self.shown.of(range(count)), self.config.seed
-        noise = self.noise(np.random.default_rng([seed, 6]), samples.truth)
-        size = self.config.batch
-        batches = [range(count)[start : start + size] for start in range(0, count, size)]
-
-        def errors(t: Tensor) -> tuple[Tensor, Tensor]:
-            parts = [self._errors(self.shown.of(b), t[list(b)], noise[list(b)]) for b in batches]
-            error, hole = zip(*parts, strict=True)
-            return torch.cat(error) ** 2, torch.cat(hole)
-
+        """figures(), and restoration() of the same samples."""
+        row, curves = super().report()
         start_at = self.config.answers_from(len(self.backbone.levels))
         with self.state.averaged():
-            means = validation_curve(errors, count, self.device, learnt=self.config.learns_at)
-            given = restoration(self.backbone, self.network, samples, seed, start_at)
-        row = {
-            "validation_loss": {str(t): round(v, 5) for t, v in means.items()},
-            "restored": {name: round(v, 5) for name, v in given.items()},
-        }
-        curves = {f"loss_in_mask/{t}": v for t, v in means.items()}
+            seed, shown = self.config.seed, self.shown()
+            given = restoration(self.backbone, self.network, shown, seed, start_at)
+        row["restored"] = {name: round(v, 5) for name, v in given.items()}
         return row, {**curves, **{f"restored/{name}": v for name, v in given.items()}}
 
 
 @torch.no_grad()
 def restoration(
-    backbone: Backbone, network: Any, samples: Samples, seed: int, timestep: int | None = None
+    backbone: Backbone,
+    network: Any,
+    batches: Iterable[Batch],
+    seed: int,
+    timestep: int | None = None,
 ) -> dict[str, float]:
     """Errors of the one-step answer over those of the pasted picture, inside the masks.
 
@@ -226,11 +230,11 @@ def restoration(
     share whose smooth picture came nearer to the truth; untouched the squared change where nothing
     was disturbed, in the unit of `picture`. Empty where no sample shows a change.
     """
-    cond = backbone.embed([""], (samples.truth.shape[2], samples.truth.shape[3]))
     levels = few_levels(backbone, 1) if timestep is None else [backbone.levels[timestep]]
-    parts = (x.split(1) for x in (samples.truth, samples.pasted, samples.mask))
-    rows: list[list[float]] = []
-    for row, (truth, pasted, mask) in enumerate(zip(*parts, strict=True)):
+    names, rows = ("truth", "pasted", "mask"), list[list[float]]()
+    each = (zip(*(batch[name].split(1) for name in names), strict=True) for batch in batches)
+    for row, (truth, pasted, mask) in enumerate(itertools.chain.from_iterable(each)):
+        cond = backbone.embed([""], (truth.shape[2], truth.shape[3]))
         given = _under(pasted - truth, mask)
         if given < _SEEN:
             continue
@@ -246,8 +250,8 @@ def restoration(
             )  # fmt: skip
             change = backbone.decode(after) - backbone.decode(before)
             picture, smooth = (
-                _under((start + each).clamp(-1, 1) - truth, mask)
-                for each in (change, local_mean(change, mask))
+                _under((start + step).clamp(-1, 1) - truth, mask)
+                for step in (change, local_mean(change, mask))
             )
             if start is truth:
                 calm = picture
