@@ -30,6 +30,7 @@ from inlay.learning.loop import (
     Processes,
     Run,
     TrainState,
+    check_side,
     check_state,
     inside,
     prediction_error,
@@ -133,17 +134,12 @@ class Learning(Run):
         self.processes = processes or Processes()
         self.mine = self.processes.rows(config.batch)
         self.class_name, self.device = class_name, backbone.device
-        self.resolution = config.resolution or backbone.native_size
+        self.resolution = check_side(config.resolution or backbone.native_size, backbone)
         kept = len(examples) - config.held_out
         if kept < 1:
             raise InputError(
                 f"held_out is {config.held_out} of {len(examples)} photos; at least one must be "
                 "left to learn from."
-            )
-        if self.resolution % backbone.multiple:
-            raise InputError(
-                f"resolution is {self.resolution}; expected a multiple of {backbone.multiple} for "
-                f"the model {config.model}."
             )
         self.examples, self.kept_out = list(examples[:kept]), list(examples[kept:])
         self.token = config.token or pick_token(backbone.text)

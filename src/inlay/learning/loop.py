@@ -255,6 +255,16 @@ class Run(ABC):
         """Write what is trained so far, with figures of it, where the run writes it at reports."""
 
 
+def check_side(side: int, backbone: Backbone) -> int:
+    """A side of pictures to learn from; raises InputError where the checkpoint takes others."""
+    if side % backbone.multiple:
+        raise InputError(
+            f"resolution is {side}; expected a multiple of {backbone.multiple} for the model "
+            f"{backbone.name}."
+        )
+    return side
+
+
 def prediction_error(
     backbone: Backbone, z: Tensor, noise: Tensor, t: Tensor, conditions: Conditions
 ) -> Tensor:

@@ -20,8 +20,7 @@ from torch import Tensor
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.text import Embedding
-from inlay.errors import InputError
-from inlay.learning.loop import VALIDATED, inside, prediction_error
+from inlay.learning.loop import VALIDATED, check_side, inside, prediction_error
 from inlay.learning.samples import random_crop, random_mask
 from inlay.learning.settings import Optimizer, TrainingConfig
 from inlay.training.corpus import Corpus, load_corpus
@@ -235,12 +234,7 @@ class BranchTrainer(LatentTrainer):
         backbone.text.cache_size = _CAPTIONS
         # Half of the checkpoint's own side, to the next multiple that it takes.
         half = -(-backbone.native_size // 2 // backbone.multiple) * backbone.multiple
-        self.size = self.config.resolution or int(half)
-        if self.size % backbone.multiple:
-            raise InputError(
-                f"resolution is {self.size}; expected a multiple of {backbone.multiple} for "
-                f"the model {model}."
-            )
+        self.size = check_side(self.config.resolution or half, backbone)
         return backbone.device
 
     @property
