@@ -70,8 +70,8 @@ class Composer(Checkpoint):
     ) -> Result:
         """Put subjects into a background.
 
-        For one subject that is a picture, box, at, scale, mask and cut, and random, rotate, flip,
-        cut_box and cut_points likewise, are those of Subject; several are a list of Subject
+        For one subject, box, at, scale, mask and cut, and random, rotate, flip, cut_box,
+        cut_points and view likewise, are those of Subject; several are a list of Subject
         objects. Further keywords are those of ComposeRequest (together, phases, remove,
         remove_mask, repose, control, keep_phases) and of Options (previews, on_phase, max_pixels,
         trust_remote_code); all others are the method's settings. Raises InputError.

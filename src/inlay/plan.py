@@ -31,6 +31,7 @@ from inlay.request import (
 from inlay.scene.cutout import find_thing, guess_mask
 from inlay.scene.stitch import Layer, Region, Scene, merge, place
 from inlay.scene.subject import Cutout, Subject
+from inlay.scene.view import stand_in, view_of
 
 # All pictures of a call are held in memory until it returns: so many pixels.
 _MAX_TOGETHER = 2_000_000_000
@@ -112,9 +113,15 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
         picture = read_picture(grey, role="scene", max_pixels=max_pixels)
     else:
         picture = picture_of("background" if isinstance(request, ComposeRequest) else "picture")
+    painted = any(step.choice.method.paints_concepts for step in request.steps())
     cutouts = []
     for number, subject in enumerate(request.subjects_of()):
-        cutout = subject.cutout(max_pixels, trust_remote_code)
+        if subject.concept is None:
+            cutout = subject.cutout(max_pixels, trust_remote_code)
+        elif painted:
+            cutout = stand_in(subject)
+        else:
+            cutout = view_of(subject, picture, notes)
         if picture.mode in ("L", "LA") and np.ptp(cutout.rgb, axis=-1).max() > FAINT:
             notes.append(f"{picture.name} is grey: the colours of {cutout.name} are gone")
         if cutout.space != picture.space:
@@ -130,7 +137,7 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
             if not any(choice.settings.follows_control() for choice in choices):
                 names = ", ".join(choice.name for choice in choices)
                 notes.append(f"{names}: the control picture is not used")
-        if request.shadow.kind in ("contact", "cast"):
+        if painted and request.shadow.kind in ("contact", "cast"):
             concepts = (each.concept for each in request.subjects if each.concept)
             notes += [f"{path.name} is a concept, which has no shadow" for path in concepts]
         if "remove" in request.phases:

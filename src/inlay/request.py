@@ -25,6 +25,7 @@ from inlay.methods.registry import (
     as_phases,
     choice_schema,
     default_for,
+    family_named,
     main_phase,
 )
 from inlay.pictures.picture import name_of
@@ -194,8 +195,8 @@ class ComposeRequest(Request):
         method, model = as_mapping(values.get("method"), "method"), values.get("model")
         made = {**values, "subjects": subjects, "phases": phases}
         if not phases:
-            concept = any(subject.concept for subject in subjects)
-            default = {"name": default_for("compose", concept)}
+            concept = all(subject.concept for subject in subjects)
+            default = {"name": default_for("compose", concept, family_named(model))}
             return {**made, "method": MethodChoice.of(method, "compose", default, model)}
         main = main_phase(phases)
         words = [word for word in ("remove", "repose") if values.get(word) is not None]
@@ -334,17 +335,13 @@ def _kind(data: Any) -> type[Request]:
 def _check_kinds(request: ComposeRequest | SceneRequest, joint: bool) -> None:
     """Raises InputError where the subjects are not of the kind that a method takes."""
     concepts = [subject.concept for subject in request.subjects if subject.concept]
-    for method, phase in ((step.choice.method, step.phase) for step in request.steps()):
-        if method.concept and len(concepts) < len(request.subjects):
+    painted = False
+    for method in (step.choice.method for step in request.steps()):
+        if method.concepts and len(concepts) < len(request.subjects):
             raise InputError(
                 f"{method.name} puts in concepts that `inlay learn` has made, and one of the "
                 "subjects is a picture; learn it first, or use another method."
             )
-        if concepts and not method.concept:
-            where = f"the phase {phase}" if phase else f"the method {method.name}"
-            raise InputError(
-                f"{concepts[0].name} is a concept, and {where} needs a picture of the subject; use "
-                "dreamcom without phases, or a picture."
-            )
-    if concepts and joint:
+        painted |= method.paints_concepts
+    if concepts and painted and joint:
         raise InputError("concepts are put in one after the other; leave out together.")

@@ -161,7 +161,7 @@ class _Passes:
         least = _LEAST
         if self.backbone and method.needs_model:
             # A concept fills as much of the window as it did while it was learnt.
-            least = 1 if method.concept else self.backbone.least_window
+            least = 1 if method.paints_concepts else self.backbone.least_window
         full = scene
         if planned.redraws:
             before = self.inputs if planned.before is None else states[planned.before]

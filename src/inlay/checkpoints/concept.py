@@ -52,14 +52,16 @@ class Sight(_Loose):
     """The object in one photo: its box's width over its height, and the root of its share of the
     photo's area.
 
-    picture is the box as a WebP file in base64, with the object's shape as alpha where that was
-    known, None where photos were not to be kept; image() reads it.
+    whole is whether the box keeps clear of the photo's border. picture is the box as a WebP file
+    in base64, with the object's shape as alpha where that was known, None where photos were not to
+    be kept; image() reads it.
     """
 
     photo: str
     sha256: str
     aspect: float = Field(gt=0, lt=1e5)
     size: float = Field(gt=0, le=1)
+    whole: bool = True
     picture: str | None = None
 
     def image(self) -> Image.Image | None:

@@ -85,7 +85,7 @@ def _variants(text: str, sets: Sequence[str], verb: str) -> dict[str, tuple[str,
     known = [
         name
         for name, method in methods.all_methods().items()
-        if verb in method.verbs and not method.concept
+        if verb in method.verbs and not method.concepts
     ]
     labels = [label.strip() for label in text.split(",") if label.strip()]
     if not labels:

@@ -41,7 +41,7 @@ def methods(
         text = {key: _facts(method, family) for key, method in chosen.items()}
         print(json_module.dumps(text, indent=2))
     elif name is None:
-        _overview(chosen)
+        _overview(chosen, family)
     else:
         _details(chosen[name], family)
 
@@ -76,27 +76,33 @@ def schema(
 
 
 def _facts(method: Method, family: str | None) -> dict[str, Any]:
-    from inlay.methods.registry import default_for
     from inlay.settings import knobs
 
     return {
         "summary": method.summary,
         "source": method.source,
         "verbs": list(method.verbs),
-        "default_for": [verb for verb in method.verbs if default_for(verb) == method.name],
+        "default_for": _defaults(method, family),
         "needs_model": method.needs_model,
         "invents": list(method.invents),
+        "concepts": method.concepts,
         "presets": {key: dict(values) for key, values in method.presets.items()},
         "settings": [knob.as_dict() for knob in knobs(method.settings_on(family)).values()],
     }
 
 
-def _overview(found: dict[str, Method]) -> None:
+def _defaults(method: Method, family: str | None) -> list[str]:
+    """The verbs that it is the default of, where concepts are the subjects if it is for those."""
     from inlay.methods.registry import default_for
 
+    return [v for v in method.verbs if default_for(v, method.concepts, family) == method.name]
+
+
+def _overview(found: dict[str, Method], family: str | None) -> None:
     rows = []
     for name, method in found.items():
-        verbs = ", ".join(verb + "*" * (default_for(verb) == name) for verb in method.verbs)
+        best, of = _defaults(method, family), " concepts" * method.concepts
+        verbs = ", ".join(verb + of + "*" * (verb in best) for verb in method.verbs)
         model = "yes" if method.needs_model else "no"
         model += f"; a larger one for {', '.join(method.invents)}" if method.invents else ""
         rows.append([name, verbs, model, method.summary])

@@ -289,6 +289,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "cut": str,
     "cut_box": numbers,
     "cut_points": _points,
+    "view": lambda text: int(text) if text.isdecimal() else text,
 }
 _FOR_ALL, _NONE = ("scale", "rotate", "cut"), "-"
-_SKIPS = ("mask", "cut", "cut_box", "cut_points")
+_SKIPS = ("mask", "cut", "cut_box", "cut_points", "view")

@@ -155,6 +155,7 @@ class Places:
     cut_point: list[str] | None = flag(
         "Or a point on it there; for one subject may be repeated.", "X,Y"
     )
+    view: list[str] | None = flag("Which photo of a concept, from 1; else the best.", "N")
 
 
 @dataclass(frozen=True)

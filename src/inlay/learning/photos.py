@@ -16,6 +16,7 @@ from inlay.pictures.arrays import FAINT, Box, Image, bounds, from_levels, resize
 from inlay.pictures.mask import read_mask
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_picture
+from inlay.scene.subject import cut
 
 MOST_PHOTOS = 10
 
@@ -62,36 +63,47 @@ def with_places(
 
 def find_views(
     photos: Sequence[Photo],
-    cut: str | None = None,
+    by: str | None = None,
     trust_remote_code: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> list[View]:
     """Read 1 to 10 photos of one object and find it in each.
 
-    Where it is comes from the photo's box or mask, else from its alpha, else from a cutout (`cut`
-    as scene.subject.cut's `by`). Raises InputError for a number of photos that is not right, a
+    Where it is comes from the photo's box or mask, else from its alpha, else from a cutout (`by`
+    as of scene.subject.cut). Raises InputError for a number of photos that is not right, a
     photo that cannot be read, and an object that is not there.
     """
     if not 1 <= len(photos) <= MOST_PHOTOS:
         raise InputError(f"there are {len(photos)} photos; expected 1 to {MOST_PHOTOS}.")
-    return [_find(photo, cut, trust_remote_code, max_pixels) for photo in photos]
+    return [_find(photo, by, trust_remote_code, max_pixels) for photo in photos]
 
 
 def portrait(view: View) -> str:
     """The object's box as a small picture in base64: WebP, at most 512 pixels on the longer side.
-    RGBA with the object's shape as alpha where that is known, else RGB.
+    RGBA with the object's own colours and a matte of its shape where that is known, else RGB.
     """
-    box = view.box
-    image = PILImage.fromarray(to_uint8(view.picture.rgb(box)))
+    box, picture, side = view.box, view.picture, max(view.box.width, view.box.height)
+    scale = min(1.0, _PORTRAIT_SIDE / side)
+    # A matte needs some of what is round the object.
+    near = box.grown(side // 8 + 1).intersect(Box.of_size(picture.size)) or box
+    size = max(1, round(near.width * scale)), max(1, round(near.height * scale))
+    image = PILImage.fromarray(to_uint8(resize(picture.rgb(near), size[::-1])))
     if view.shape is not None:
-        image.putalpha(PILImage.fromarray(to_uint8(view.shape[box.slices])))
-    image.thumbnail((_PORTRAIT_SIDE, _PORTRAIT_SIDE), PILImage.Resampling.LANCZOS)
+        hard = resize(view.shape[near.slices], size[::-1]) > 0.5
+        cutout = cut(image, mask=PILImage.fromarray(to_uint8(hard.astype(np.float32))))
+        image.putalpha(0)
+        levels = to_uint8(np.dstack([cutout.rgb, cutout.alpha]))
+        assert cutout.place is not None
+        image.paste(PILImage.fromarray(levels), (cutout.place.x, cutout.place.y))
+    at = box.shifted(-near.x, -near.y)
+    left, top, right, bottom = (round(scale * v) for v in (at.x, at.y, at.right, at.bottom))
+    image = image.crop((left, top, right, bottom))
     file = BytesIO()
     image.save(file, "WEBP", quality=_PORTRAIT_QUALITY)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _find(photo: Photo, cut: str | None, trust_remote_code: bool, max_pixels: int) -> View:
+def _find(photo: Photo, by: str | None, trust_remote_code: bool, max_pixels: int) -> View:
     """One photo's view, see find_views(); what of it is more than half the object is its shape."""
     picture, shape = read_picture(photo.picture, role="photo", max_pixels=max_pixels), None
     if photo.box is not None:
@@ -102,7 +114,7 @@ def _find(photo: Photo, cut: str | None, trust_remote_code: bool, max_pixels: in
         elif (opacity := picture.alpha()) is not None and (opacity < 1).any():
             alpha = opacity
         else:
-            alpha = _cutout(picture, cut or "auto", trust_remote_code)
+            alpha = _cutout(picture, by or "auto", trust_remote_code)
         hard = (alpha > 0.5).astype(np.float32)
         shape = hard if hard.any() else (alpha > FAINT).astype(np.float32)
         inside = bounds(shape)
@@ -119,8 +131,6 @@ def _find(photo: Photo, cut: str | None, trust_remote_code: bool, max_pixels: in
 
 def _cutout(picture: Picture, by: str, trust_remote_code: bool) -> Image:
     """The mask of a cutout, looked for in a smaller picture where the photo is large."""
-    from inlay.scene.subject import cut
-
     scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
     small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     image = picture.to_pil().convert("RGB").resize(small)

@@ -114,6 +114,7 @@ def example(view: View, config: LearnConfig, resolution: int) -> Example:
             sha256=picture.sha256,
             aspect=box.width / box.height,
             size=(box.area / whole.area) ** 0.5,
+            whole=box.grown(1).intersect(whole) == box.grown(1),
             picture=portrait(view) if config.keep_photos else None,
         ),
     )

@@ -217,9 +217,10 @@ class Method:
     """One way to make a picture.
 
     `verbs` are the commands it serves (compose, harmonize, remove, scene); `presets` map a task's
-    name to the settings that differ from the defaults for it. `concept`: the subject is a file that
-    `inlay learn` wrote, not a picture. `invents` are the presets, variants and verbs, or the method
-    itself, that paint what is not there yet, for which the embedded checkpoint is too small.
+    name to the settings that differ from the defaults for it. `concepts`: the subject is a file
+    that `inlay learn` wrote, not a picture; `paints_concepts`: and it is painted anew. `invents`
+    are the presets, variants and verbs, or the method itself, that paint what is not there yet, for
+    which the embedded checkpoint is too small.
     `module` is the one with run(); where it is empty, that of the settings.
     """
 
@@ -229,7 +230,8 @@ class Method:
     verbs: tuple[str, ...]
     settings: type[Settings]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    concept: bool = False
+    concepts: bool = False
+    paints_concepts: bool = False
     invents: tuple[str, ...] = ()
     module: str = ""
 

@@ -122,7 +122,8 @@ METHOD = Method(
     source="Lu et al. 2023, arXiv 2309.15508",
     verbs=("compose",),
     settings=DreamComSettings,
-    concept=True,
+    concepts=True,
+    paints_concepts=True,
     invents=("dreamcom",),
     presets={"paper": _PAPER, "released": {**_PAPER, "self_attention": "released"}},
 )

@@ -146,7 +146,8 @@ METHOD = Method(
     source="Li et al. 2023, arXiv 2306.12624",
     verbs=("compose",),
     settings=DreamEditSettings,
-    concept=True,
+    concepts=True,
+    paints_concepts=True,
     presets={
         # For checkpoints too small to draw the object: the photo stays, with the model's light.
         "faithful": {

@@ -13,7 +13,7 @@ from inlay.methods.base import Method, Settings
 from inlay.settings import Form, as_text, validate_settings
 
 _DIFFUSION = ("cdc", "freecompose", "phd", "dreamcom", "dreamedit", "inpaint")
-_MODULES = (*_DIFFUSION, "paste", "feather", "poisson", "reinhard", "telea")
+_MODULES = (*_DIFFUSION, "exemplar", "paste", "feather", "poisson", "reinhard", "telea")
 
 # The default of a verb is the method that measures best on the embedded checkpoint.
 _DEFAULTS = {"compose": "phd", "harmonize": "phd", "remove": "freecompose", "scene": "phd"}
@@ -24,16 +24,26 @@ def all_methods() -> dict[str, Method]:
     return {name: get(name) for name in _MODULES}
 
 
-def default_for(verb: str, concept: bool = False) -> str:
-    """The method a verb uses when none is named; `concept` is for concepts as subjects."""
-    return "dreamcom" if concept else _DEFAULTS[verb]
+def default_for(verb: str, concept: bool = False, family: str | None = None) -> str:
+    """The method a verb uses when none is named; `concept` is for concepts as subjects, which the
+    embedded checkpoint is too small to paint.
+    """
+    return ("exemplar" if family else "dreamcom") if concept else _DEFAULTS[verb]
+
+
+def family_named(model: Any) -> str | None:
+    """The family of the model that a request names, as far as its name and family tell."""
+    told = model if isinstance(model, Mapping) else getattr(model, "__dict__", {})
+    return "embedded" if told.get("name", "embedded") == "embedded" else told.get("family")
 
 
 def get(name: str, verb: str | None = None) -> Method:
     """A method by name; raises InputError for one that is unknown or does not serve the verb."""
     if name not in _MODULES:
         raise InputError(f"method {show(name)} is unknown; {nearest(str(name), _MODULES)}")
-    method: Method = importlib.import_module(f"inlay.methods.{name}").METHOD
+    # One that is another's way of working stands in its file.
+    module, word = ("phd", "EXEMPLAR") if name == "exemplar" else (name, "METHOD")
+    method: Method = getattr(importlib.import_module(f"inlay.methods.{module}"), word)
     if verb is not None and verb not in method.verbs:
         fits = ", ".join(n for n, m in all_methods().items() if verb in m.verbs)
         raise InputError(f"method {name!r} does not serve {verb}; use one of {fits}.")
@@ -99,9 +109,7 @@ class MethodChoice(Form):
             values = {**method.presets[preset], **values}
         known = method.settings.model_fields
         values = {k: v for k, v in values.items() if v is not None or k not in known}
-        told = model if isinstance(model, Mapping) else getattr(model, "__dict__", {})
-        family = "embedded" if told.get("name", "embedded") == "embedded" else told.get("family")
-        settings = validate_settings(method.settings_on(family), values)
+        settings = validate_settings(method.settings_on(family_named(model)), values)
         return cls(name=name, preset=preset, settings=settings)
 
     @property

@@ -27,13 +27,11 @@ Seed = int | Sequence[int]
 
 _CONCEPT = ".safetensors"
 _MOST = 1000
-# The longer side of what stands for a concept, where no box says it; a scale is a factor on it.
-_STAND_IN = 512
 # Where no scale is asked for, the subject's longer side over the background's shorter side; the
 # span of that share for a random scale.
 _SHARE, _RANDOM_SHARE = 0.4, (0.25, 0.6)
 # The most pixels of a placed subject before it is clipped, and OpenCV's longest side to turn.
-_LARGEST_AREA, _LONGEST_TURNED = 100_000_000, 32_000
+LARGEST_AREA, _LONGEST_TURNED = 100_000_000, 32_000
 
 
 def as_box(value: Any, name: str) -> Box | None:
@@ -94,6 +92,7 @@ class Subject(Form):
     its pixels are multiplied by it (None: its longer side becomes 40% of the background's shorter
     side). random: a place, and where scale is None a scale, drawn from the seed, wholly inside.
     rotate: degrees, counter-clockwise. flip: mirrored left to right, before it is turned.
+    view: which photo of a concept is laid in, from 1; None is the one that fits the place best.
     Raises InputError.
     """
 
@@ -108,6 +107,7 @@ class Subject(Form):
     cut: Text = None
     cut_box: BoxField = None
     cut_points: tuple[PointField, ...] | None = None
+    view: Annotated[int, checked(partial(as_whole, least=1, most=1000, spelt="1000"))] | None = None
 
     def __init__(self, picture: Any = None, /, **values: Any) -> None:
         super().__init__(**({} if picture is None else {"picture": picture}), **values)
@@ -123,13 +123,14 @@ class Subject(Form):
         if self.scale is not None and not 0 < self.scale <= 1e6:
             raise InputError(f"scale is {self.scale}; expected a number above 0, at most 1e6.")
         if self.concept is not None:
-            for name in ("mask", "cut", "cut_box", "cut_points", "rotate", "flip"):
-                value = getattr(self, name)
-                if value is not None and not (isinstance(value, (bool, float)) and not value):
+            for name in ("mask", "cut", "cut_box", "cut_points"):
+                if getattr(self, name) is not None:
                     raise InputError(
-                        f"{name} does not go with {self.concept.name}, a concept, which has no "
-                        "picture of its own; leave it out."
+                        f"{name} does not go with {self.concept.name}, a concept, whose object is "
+                        "cut out already; leave it out."
                     )
+        elif self.view is not None:
+            raise InputError("view goes with a concept, of whose photos it is one.")
         return self
 
     @property
@@ -144,38 +145,18 @@ class Subject(Form):
         return Path(path) if path is not None and path.lower().endswith(_CONCEPT) else None
 
     def cutout(self, max_pixels: int, trust_remote_code: bool = False) -> Cutout:
-        """The subject without its own picture; raises InputError as `cut` does.
-
-        A concept has no picture yet: grey of the box's size, or of the aspect that it was learnt
-        with.
-        """
+        """A picture's subject without what is round it; raises InputError as `cut` does."""
         if self.picture is None:
             raise unsaved("subject")
-        if self.concept is None:
-            return cut(
-                self.picture,
-                by=self.cut,
-                mask=self.mask,
-                box=self.cut_box,
-                points=self.cut_points or (),
-                max_pixels=max_pixels,
-                trust_remote_code=trust_remote_code,
-            )
-        from inlay.checkpoints.concept import read_concept
-        from inlay.pictures.read import file_sha256
-
-        aspect = read_concept(self.concept).aspect
-        width = max(1, round(_STAND_IN * min(1.0, aspect)))
-        height = max(1, round(_STAND_IN * min(1.0, 1 / aspect)))
-        if self.box is not None:
-            width, height = self.box.width, self.box.height
-        if width * height > _LARGEST_AREA:
-            raise InputError(
-                f"the box is {width} x {height} pixels, too large; give a smaller one."
-            )
-        grey = np.full((height, width, 3), 0.5, np.float32)
-        alpha = np.ones((height, width), np.float32)
-        return Cutout(grey, alpha, self.concept.name, file_sha256(self.concept), self.concept)
+        return cut(
+            self.picture,
+            by=self.cut,
+            mask=self.mask,
+            box=self.cut_box,
+            points=self.cut_points or (),
+            max_pixels=max_pixels,
+            trust_remote_code=trust_remote_code,
+        )
 
     def outline(self, shape: Size, background: Size, seed: Seed = 0) -> tuple[Size, Box]:
         """The (width, height) its cut-out is resampled to, and the box it covers once it is turned.
@@ -205,7 +186,7 @@ class Subject(Form):
                 f"{option} makes the subject smaller than one pixel; give a larger one."
             )
         straight = self.rotate % 90 == 0
-        if new[0] * new[1] > _LARGEST_AREA or (not straight and max(new) > _LONGEST_TURNED):
+        if new[0] * new[1] > LARGEST_AREA or (not straight and max(new) > _LONGEST_TURNED):
             raise InputError(
                 f"{option} makes the subject {new[0]} x {new[1]} pixels; give a smaller one."
             )

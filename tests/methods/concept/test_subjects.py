@@ -149,16 +149,19 @@ def test_the_checkpoint_is_afterwards_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("subject", "options", "sentence"),
     [
-        (None, {"method": "phd"}, "is a concept, and the method phd needs a picture"),
-        (None, {"phases": "paste,harmonize"}, "and the phase paste needs a picture"),
         ("cup", {"method": "dreamcom"}, "one of the subjects is a picture"),
-        ("both", {"box": None}, "one of the subjects is a picture"),
+        ("cup", {"method": "exemplar"}, "one of the subjects is a picture"),
+        ("both", {"box": None, "method": "dreamcom"}, "one of the subjects is a picture"),
         ("twice", {"box": None, "together": True}, "leave out together"),
         (None, {"mask": np.full((20, 20), 255, np.uint8)}, "mask does not go with cup.safetensors"),
         (None, {"cut": "alpha"}, "cut does not go with"),
         (None, {"cut_box": (0, 0, 9, 9)}, "cut_box does not go with"),
-        (None, {"flip": True}, "flip does not go with"),
-        (None, {"rotate": 10}, "rotate does not go with"),
+        (None, {"flip": True}, "rotate and flip do not go with cup.safetensors where"),
+        (None, {"rotate": 10}, "rotate and flip do not go with cup.safetensors where"),
+        (None, {"view": 2}, "view, rotate and flip do not go with cup.safetensors where"),
+        (None, {"view": 3, "method": "paste"}, "view is 3; expected 1 to 2, the photos of"),
+        (None, {"view": 0}, "view is 0"),
+        ("cup", {"view": 1}, "view goes with a concept"),
         (None, {"box": (0, 0, 50_000, 50_000)}, "too large"),
         (None, {"scheduler": "NoSuchScheduler"}, "scheduler 'NoSuchScheduler'"),
         (None, {"lora_scale": 3}, "lora_scale"),
@@ -179,9 +182,7 @@ def test_what_does_not_fit_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
-def test_other_commands_do_not_take_a_file() -> None:
-    with pytest.raises(InputError, match="concept"):
-        composer().scene(learnt(), prompt="a table", size=(128, 128))
+def test_a_file_is_no_background() -> None:
     with pytest.raises(InputError, match=r"cup\.safetensors"):
         composer().compose(learnt(), cup(), box=BOX)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -116,4 +117,13 @@ METHOD = Method(
     invents=("scene",),
     module="inlay.methods.phd.method",
     presets={"paper": published(PhdSettings, decoding="plain")},
+)
+# A concept as one of its photos shows it, in the light of the place.
+EXEMPLAR = replace(
+    METHOD,
+    name="exemplar",
+    summary="lays in the photo of a learnt object that fits the place, and relights it",
+    verbs=("compose",),
+    concepts=True,
+    invents=(),
 )
