@@ -23,12 +23,10 @@ def test_methods_and_models_as_json_and_as_tables(capsys: pytest.CaptureFixture[
     assert listed == {name: listed[name] for name in inlay.methods()}
     t_in = next(s for s in listed["cdc"]["settings"] if s["name"] == "T_in")
     assert (t_in["minimum"], t_in["maximum"]) == (0, 1)
-    assert sorted(v for m in listed.values() for v in m["default_for"]) == [
-        "compose",
-        "harmonize",
-        "remove",
-        "scene",
-    ]
+    pictures = [m for m in listed.values() if not m["concepts"]]
+    defaults = sorted(v for m in pictures for v in m["default_for"])
+    assert defaults == ["compose", "harmonize", "remove", "scene"]
+    assert [n for n, m in listed.items() if m["concepts"] and m["default_for"]] == ["exemplar"]
     assert listed["dreamcom"]["invents"] == ["dreamcom"] and listed["paste"]["invents"] == []
     assert main(["methods"]) == 0
     assert "a larger one for augment, scribble, stylize, texture" in capsys.readouterr().out

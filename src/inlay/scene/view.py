@@ -105,7 +105,7 @@ def view_of(subject: Subject, background: Picture, notes: list[str]) -> Cutout:
 
 def _solid(cutout: Cutout) -> NDArray[np.uint8]:
     """Where most of a cut-out is, 1 there."""
-    return (cutout.alpha > 0.5 * cutout.alpha.max()).astype(np.uint8)
+    return np.asarray(cutout.alpha > 0.5 * cutout.alpha.max(), np.uint8)
 
 
 def _colours(cutout: Cutout) -> Any:

@@ -159,7 +159,7 @@ def test_the_checkpoint_is_afterwards_as_it_was() -> None:
         (None, {"flip": True}, "rotate and flip do not go with cup.safetensors where"),
         (None, {"rotate": 10}, "rotate and flip do not go with cup.safetensors where"),
         (None, {"view": 2}, "view, rotate and flip do not go with cup.safetensors where"),
-        (None, {"view": 3, "method": "paste"}, "view is 3; expected 1 to 2, the photos of"),
+        (None, {"view": 3, "method": "exemplar", "feather": 0}, "view is 3; expected 1 to 2, the photos of"),
         (None, {"view": 0}, "view is 0"),
         ("cup", {"view": 1}, "view goes with a concept"),
         (None, {"box": (0, 0, 50_000, 50_000)}, "too large"),
@@ -228,11 +228,11 @@ def test_the_command_line_makes_the_same_and_makes_it_again(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["one.safetensors", "--method", "phd"], "concept"),
-        (["one.safetensors", "--phases", "paste,harmonize"], "concept"),
+        (["cat.png", "--view", "1"], "view goes with a concept"),
+        (["one.safetensors", "--view", "x", "--method", "paste"], "view is 'x'"),
         (["one.safetensors", "two.safetensors", "--together", "--box", "1,1,50,50"], "together"),
         (["one.safetensors", "--mask", "cat.png"], "mask does not go"),
-        (["one.safetensors", "--flip"], "flip does not go"),
+        (["one.safetensors", "--flip"], "rotate and flip do not go"),
         (["cat.png", "--method", "dreamcom"], "is a picture"),
         (["none.safetensors"], "none.safetensors"),
     ],
