@@ -298,8 +298,11 @@ def faults(command: list[str], folder: Path) -> Iterator[str]:
             yield f"left {path.name}"
             continue
         try:
-            # Not Pillow, which knows no 16-bit grey TIFF with alpha.
-            pyvips.Image.new_from_file(str(path), access="sequential").avg()
+            # Pillow knows no 16-bit grey TIFF with alpha.
+            if path.suffix == ".tif":
+                pyvips.Image.new_from_file(str(path), access="sequential").avg()
+            else:
+                Image.open(path).load()
         except Exception as error:
             yield f"{path.name} is no picture: {error}"
 

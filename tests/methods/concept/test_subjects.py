@@ -159,7 +159,7 @@ def test_the_checkpoint_is_afterwards_as_it_was() -> None:
         (None, {"flip": True}, "rotate and flip do not go with cup.safetensors where"),
         (None, {"rotate": 10}, "rotate and flip do not go with cup.safetensors where"),
         (None, {"view": 2}, "view, rotate and flip do not go with cup.safetensors where"),
-        (None, {"view": 3, "method": "exemplar", "feather": 0}, "view is 3; expected 1 to 2, the photos of"),
+        (None, {"view": 3, "method": "exemplar"}, "view is 3; expected 1 to 2, the photos of"),
         (None, {"view": 0}, "view is 0"),
         ("cup", {"view": 1}, "view goes with a concept"),
         (None, {"box": (0, 0, 50_000, 50_000)}, "too large"),
