@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from skimage import color, data
 
 from inlay.errors import InputError
-from inlay.methods import feather, paste, poisson, reinhard, telea
+from inlay.methods import feather, paste, patches, poisson, reinhard, telea
 from inlay.methods.base import Context, Method, Painted
 from inlay.pictures.arrays import Box
 from inlay.scene.fill import (
@@ -26,7 +26,8 @@ from inlay.scene.stitch import Window
 
 Array = NDArray[np.float32]
 
-METHODS = [module.METHOD for module in (paste, feather, poisson, reinhard, telea)]
+METHODS = [module.METHOD for module in (paste, feather, poisson, reinhard, telea, patches)]
+REMOVING = ("telea", "patches")
 
 
 def photo(image: NDArray[np.uint8], size: tuple[int, int] = (120, 90)) -> Array:
@@ -90,7 +91,7 @@ def slow_poisson(start: Array, right: Array, inside: NDArray[np.bool_]) -> Array
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_facts_and_settings(method: Method) -> None:
-    assert method.verbs == (("remove",) if method.name == "telea" else ("compose", "harmonize"))
+    assert method.verbs == (("remove",) if method.name in REMOVING else ("compose", "harmonize"))
     assert not method.needs_model
     for name, knob in method.settings.model_fields.items():
         assert knob.description, name
@@ -119,26 +120,26 @@ def test_any_mask_gives_a_picture_that_differs_only_in_the_effect(
         alpha *= rng.random(shape, np.float32)
         alpha.flat[rng.integers(alpha.size)] = 0.3
     window = composed(subject, background, alpha)
-    if not known or method.name == "telea":
+    if not known or method.name in REMOVING:
         window = given_picture(window.pasted, alpha)
     try:
         painted = run(method, window)
     except InputError:
-        assert method.name == "telea" and (alpha > 0).all()
+        assert method.name in REMOVING and (alpha > 0).all()
         return
     assert painted.rgb.dtype == np.float32 and painted.rgb.shape == (*shape, 3)
     assert painted.mask.dtype == np.bool_ and painted.mask.shape == shape
     assert np.isfinite(painted.rgb).all()
     assert painted.rgb.min() >= -1e-6 and painted.rgb.max() <= 1 + 1e-6
-    assert painted.mask[alpha > (0.5 / 255 if method.name == "telea" else 0)].all()
-    if method.name != "telea":
+    assert painted.mask[alpha > (0.5 / 255 if method.name in REMOVING else 0)].all()
+    if method.name not in REMOVING:
         assert not painted.mask[alpha == 0].any()
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_twice_the_same(method: Method) -> None:
     window = composed(ASTRONAUT, COFFEE, ellipse(1.2))
-    if method.name == "telea":
+    if method.name in REMOVING:
         window = given_picture(window.pasted, window.alpha)
     first, second = run(method, window), run(method, window)
     np.testing.assert_array_equal(first.rgb, second.rgb)

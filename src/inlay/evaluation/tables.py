@@ -17,12 +17,15 @@ from inlay.evaluation.benchmark import PASTE, Report, summary
 from inlay.pictures.sheet import contact_sheet
 from inlay.pictures.write import replace_file
 
-_PACKAGES = ("numpy", "opencv-python-headless", "scikit-image", "pillow", "torch", "diffusers")
+_PACKAGES = ("numpy", "scikit-image", "pillow", "torch", "diffusers")
 
 
 def as_dict(report: Report) -> dict[str, Any]:
     """Everything that was found, for the JSON file."""
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    import cv2
+
+    versions = {"python": platform.python_version(), "opencv": cv2.__version__}
+    versions |= {name: version(name) for name in _PACKAGES}
     return {
         "inlay": __version__,
         "benchmark": report.benchmark.name,

@@ -13,7 +13,8 @@ from inlay.methods.base import Method, Settings
 from inlay.settings import Form, as_text, validate_settings
 
 _DIFFUSION = ("cdc", "freecompose", "phd", "dreamcom", "dreamedit", "inpaint")
-_MODULES = (*_DIFFUSION, "exemplar", "paste", "feather", "poisson", "reinhard", "telea")
+_CLASSICAL = ("paste", "feather", "poisson", "reinhard", "telea", "patches")
+_MODULES = (*_DIFFUSION, "exemplar", *_CLASSICAL)
 
 # The default of a verb is the method that measures best on the embedded checkpoint.
 _DEFAULTS = {"compose": "phd", "harmonize": "phd", "remove": "freecompose", "scene": "phd"}

@@ -6,10 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from inlay.errors import InputError
 from inlay.methods.base import Context, Method, Settings
-from inlay.pictures.arrays import FAINT, grow
-from inlay.scene.fill import WORKING_SIDE, fill_hole
+from inlay.scene.fill import WORKING_SIDE, fill_hole, hole_of
 from inlay.scene.stitch import Painted, Window
 
 
@@ -26,12 +24,7 @@ class TeleaSettings(Settings):
 
 def run(window: Window, backbone: object, settings: TeleaSettings, context: Context) -> Painted:
     """Fill the grown mask; raises InputError where nothing is left to fill it from."""
-    region = window.alpha > FAINT
-    if region.all():
-        raise InputError("the mask covers the whole picture; leave some of the background out.")
-    dilate = settings.dilate
-    while (hole := grow(region, dilate)).all():
-        dilate //= 2
+    region, hole, dilate = hole_of(window.alpha, settings.dilate)
     if dilate < settings.dilate:
         context.note(f"telea: dilate lowered from {settings.dilate} to {dilate} pixels")
     rgb = fill_hole(

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from inlay.errors import InputError
 from inlay.pictures.arrays import FAINT, Image, Mask, extend, grow, resize, to_uint8
 
 _log = logging.getLogger("inlay")
@@ -28,6 +29,18 @@ _SOFT_RIM, _SHARP = 0.25, 16
 # V-cycles of `membrane`.
 CYCLES = 12
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
+
+
+def hole_of(alpha: Image, dilate: int) -> tuple[Mask, Mask, int]:
+    """What is to go of a mask (h, w), the same grown by `dilate` pixels, or by so many as leave
+    something of the picture, and these; raises InputError where the mask leaves nothing.
+    """
+    region = alpha > FAINT
+    if region.all():
+        raise InputError("the mask covers the whole picture; leave some of the background out.")
+    while (hole := grow(region, dilate)).all():
+        dilate //= 2
+    return region, hole, dilate
 
 
 def fill_hole(
