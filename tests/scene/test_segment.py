@@ -269,7 +269,7 @@ def test_a_name_that_is_no_model(name: str) -> None:
 
 def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="not on this machine"):
+    with pytest.raises(InputError, match="not in the local cache"):
         segment(PHOTO, "inlay-tests/there-is-no-such-model")
 
 

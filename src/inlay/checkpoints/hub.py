@@ -6,6 +6,7 @@ What is on this machine is looked up in the hub's cache as files, without the ne
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from inlay.checkpoints.folder import (
     weights_stem,
 )
 from inlay.errors import InputError
+
+_log = logging.getLogger("inlay")
 
 _TIMEOUT = 10.0
 # Of a single file: what its tensors' names begin with, and what is fetched to go with it.
@@ -133,6 +136,7 @@ def hub_folder(
     try:
         info = HfApi().model_info(repo_id, timeout=_TIMEOUT)
         names = wanted([file.rfilename for file in info.siblings or []])
+        _log.info("downloading %s", repo_id)
         return Path(snapshot_download(repo_id, allow_patterns=names, etag_timeout=_TIMEOUT))
     except InputError:
         raise

@@ -8,22 +8,19 @@ allowed. And those of the package rembg, which fetches them itself.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inlay.checkpoints.hub import is_hub_id
+from inlay.checkpoints.folder import pick_weights
+from inlay.checkpoints.hub import hub_folder, is_hub_id
 from inlay.errors import InputError, nearest, show
 from inlay.pictures.arrays import Box, Image, from_levels, resize, to_uint8
 from inlay.scene.cutter import Point, of_points
 
-_log = logging.getLogger("inlay")
-
-# Seconds to find out whether the hub can be reached at all.
-_PATIENCE = 5.0
 _BACKGROUND = {"background", "__background__", "unlabeled", "void", "label_0"}
 # What these models were trained with, where the checkpoint does not say.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,7 +61,11 @@ def segment(
             f"cannot cut by {model}; expected alpha, mask, box, grabcut, rembg, the folder of a "
             "model or its hub id owner/name."
         )
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    options = {
+        "pretrained_model_name_or_path": str(_folder(model)),
+        "local_files_only": True,
+        "trust_remote_code": trust_remote_code,
+    }
     fault = (
         f"{model} holds no model that this version of transformers can read; expected a "
         "config.json and safetensors weights."
@@ -123,34 +124,29 @@ def _rembg(rgb: Image, name: str, box: Box | None) -> Image:
     return found
 
 
-def _read(auto: Any, model: str, options: dict[str, Any], fault: str, **more: Any) -> Any:
-    """What `auto` makes of a model's files, from disk where they are there, else from the hub.
+def _folder(model: str) -> Path:
+    """The folder of a model's files: its own, or that of the hub's. Raises InputError."""
+    if os.path.isdir(model):
+        return Path(model)
 
-    The hub is asked one quick question first, so that no run hangs in retries without a network;
-    options say from then on that it may be used. Raises InputError: fault, where nothing else is
-    known to be wrong.
+    def wanted(names: Sequence[str]) -> list[str]:
+        own = [name for name in names if name.endswith((".json", ".txt", ".py"))]
+        return [*own, *pick_weights(names, "model", half=False, where=f"The model {model}")[1]]
+
+    def complete(folder: Path) -> bool:
+        return set(wanted(names := os.listdir(folder))) <= set(names)
+
+    return hub_folder(model, complete, wanted)
+
+
+def _read(auto: Any, model: str, options: dict[str, Any], fault: str, **more: Any) -> Any:
+    """What `auto` makes of a model's files; raises InputError: fault, where nothing else is known
+    to be wrong.
     """
-    from huggingface_hub import HfApi
     from safetensors import SafetensorError
 
     try:
-        try:
-            return auto.from_pretrained(model, **options, **more)
-        except OSError:
-            if os.path.isdir(model) or not options["local_files_only"]:
-                raise
-        try:
-            HfApi().model_info(model, timeout=_PATIENCE)
-        except Exception as error:  # whatever the HTTP library raises: it is not to be had
-            raise InputError(
-                f"the model {model} is not on this machine and the hub does not have it or cannot "
-                "be reached; give a folder, or download it first."
-            ) from error
-        _log.info("downloading %s", model)
-        options["local_files_only"] = False
-        return auto.from_pretrained(model, **options, **more)
-    except InputError:
-        raise
+        return auto.from_pretrained(**options, **more)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             fault = (
@@ -264,7 +260,7 @@ def _tensor(rgb: Image, shape: tuple[int, int], model: str, options: dict[str, A
 
     try:
         known, _ = ImageProcessingMixin.get_image_processor_dict(
-            model, local_files_only=options["local_files_only"]
+            options["pretrained_model_name_or_path"], local_files_only=True
         )
     except (OSError, ValueError):
         known = {}
