@@ -16,8 +16,10 @@ from skimage import data
 from inlay.cli import main
 from inlay.cli.outputs import Outputs, Target, listening, sibling_names
 from inlay.errors import InputError
+from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture, read_record
 from inlay.pictures.write import Files, write_picture
+from inlay.result import Result
 from photos import cup
 
 Capture = pytest.CaptureFixture[str]
@@ -77,14 +79,16 @@ def test_a_folder_in_a_siblings_place_is_refused_before_the_work(capsys: Capture
 
 
 def test_all_siblings_are_written_or_none() -> None:
-    picture, record = read_picture(data.coffee()), {"inlay": "0", "verb": "compose", "method": "m"}
+    record = {"inlay": "0", "verb": "compose", "method": "m", "notes": []}
+    box, nothing = Box(0, 0, 1, 1), np.zeros((1, 1), np.float32)
+    result = Result([read_picture(data.coffee())], [record], box, box, nothing)
     siblings = sibling_names(Path("x.png"), ["a", "b", "c"])
     siblings[1].write_bytes(b"old")
     targets = [Target(path, label) for path, label in zip(siblings, "abc", strict=True)]
     with pytest.raises(InputError, match=r"x-c\.png cannot be written"), Files() as files:
         outputs = Outputs(Path("x.png"), targets, files)
         for _ in "abc":
-            outputs.add(picture, record)
+            outputs.take(result)
         outputs.summary()
         siblings[2].mkdir()
     assert siblings[1].read_bytes() == b"old"

@@ -425,7 +425,7 @@ def test_bad_requests_are_one_sentence_and_write_nothing(
         ([one, *named, "--box", "10,10,3,3"], "at least 8 x 8"),
         ([*photos, *named, *box], "expected one for each"),
         ([one, *named, "--mask", str(tmp_path / "black.png")], "is empty"),
-        ([one, *named, *box, "--mask", one], "exclude"),
+        ([one, *named, *box, "--mask", one], "not both kinds"),
         ([one, *named, *box[:2], "--model", str(broken)], "model"),
         ([one, *named, *box, "--class-pictures", str(broken)], "class pictures"),
         ([one, *named, *box, "--resume"], "resume"),

@@ -158,28 +158,19 @@ class Outputs:
             stages = list(result.kept[index].values()) if result.kept else []
             for own in [record, *(own for _, own in stages if own is not record)]:
                 own["notes"] = [*own["notes"], *notes]
-            self.add(picture, record, stages)
             said += record["notes"]
+            target = self.targets[len(self.records)]
+            for path, (stage, own) in zip(target.kept, stages, strict=True):
+                self._write(stage, path, own)
+            self._write(picture, target.path, record)
+            if target.kept:
+                record = {**record, "kept": [str(path) for path in target.kept]}
+            if len(self.targets) > 1:
+                cell = picture.to_pil()
+                cell.thumbnail((2 * _CELL, 2 * _CELL))
+                self._cells.append(cell)
+            self.records.append(record)
         return said
-
-    def add(
-        self,
-        picture: Picture,
-        record: dict[str, Any],
-        stages: Sequence[tuple[Picture, dict[str, Any]]] = (),
-    ) -> None:
-        """Take the next picture, and pictures and records of its phases."""
-        target = self.targets[len(self.records)]
-        for path, (stage, own) in zip(target.kept, stages, strict=True):
-            self._write(stage, path, own)
-        self._write(picture, target.path, record)
-        if target.kept:
-            record = {**record, "kept": [str(path) for path in target.kept]}
-        if len(self.targets) > 1:
-            cell = picture.to_pil()
-            cell.thumbnail((2 * _CELL, 2 * _CELL))
-            self._cells.append(cell)
-        self.records.append(record)
 
     def _write(self, picture: Picture, path: Path, record: Mapping[str, Any]) -> None:
         from inlay.pictures.write import write_picture

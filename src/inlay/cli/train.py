@@ -101,8 +101,6 @@ def learn(
     """
     if not class_name.strip():
         raise InputError("--class-name is empty; give a word for what the object is.")
-    if given.box and given.mask:
-        raise InputError("--box and --mask exclude each other; give one of them.")
     if given.cut is not None and (given.box or given.mask):
         raise InputError("--cut goes without --box and --mask; leave out one of them.")
     from inlay.learning.settings import LearnConfig

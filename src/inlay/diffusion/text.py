@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,11 +77,11 @@ class TextStack:
         # A textual inversion of n vectors is n tokens, of which a prompt names only the first:
         # for each tokenizer, that token's id and the ids it stands for.
         self.expansions: list[dict[int, list[int]]] = [{} for _ in self.tokenizers]
-        self._cache: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self.clear()
 
     def clear(self) -> None:
         """Forget what was embedded; needed after any change to an encoder or a tokenizer."""
-        self._cache.clear()
+        self._kept = lru_cache(self.cache_size)(self._row)
 
     def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Embedding:
         """One row a prompt; `size` is the (height, width) in pixels that SDXL is told of.
@@ -91,7 +91,8 @@ class TextStack:
         """
         if not prompts:
             raise ValueError("embed() needs at least one prompt")
-        rows = [self._row(prompt) for prompt in prompts]
+        row = self._row if self.learns else self._kept
+        rows = [row(prompt) for prompt in prompts]
         hidden = rows[0][0] if len(rows) == 1 else torch.cat([row[0] for row in rows])
         pooled = [row[1] for row in rows if row[1] is not None]
         return Embedding(hidden, self._added(pooled, size) if pooled else None)
@@ -103,16 +104,10 @@ class TextStack:
         return {"text_embeds": torch.cat(list(pooled)), "time_ids": ids.expand(len(pooled), -1)}
 
     def _row(self, prompt: str) -> tuple[Tensor, Tensor | None]:
-        if prompt in self._cache:
-            self._cache.move_to_end(prompt)
-            return self._cache[prompt]
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             hidden, pooled = row = self._encode(prompt)
         if self.empty_is_zero and prompt == "":
-            row = torch.zeros_like(hidden), pooled if pooled is None else torch.zeros_like(pooled)
-        self._cache[prompt] = row
-        if len(self._cache) > (0 if self.learns else self.cache_size):
-            self._cache.popitem(last=False)
+            return torch.zeros_like(hidden), pooled if pooled is None else torch.zeros_like(pooled)
         return row
 
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:

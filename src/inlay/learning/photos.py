@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, Box, Image, bounds, from_levels, resize, to_uint8
+from inlay.pictures.arrays import FAINT, Box, Image, bounds, resize, to_uint8
 from inlay.pictures.mask import read_mask
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS, Source, read_picture
@@ -113,6 +113,10 @@ def _find(photo: Photo, by: str | None, trust_remote_code: bool, max_pixels: int
             alpha = read_mask(photo.mask, size=picture.size, max_pixels=max_pixels)
         elif (opacity := picture.alpha()) is not None and (opacity < 1).any():
             alpha = opacity
+        elif by == "alpha":
+            raise InputError(
+                f"{picture.name} has no transparency to cut by; give its box or its mask."
+            )
         else:
             alpha = _cutout(picture, by or "auto", trust_remote_code)
         hard = (alpha > 0.5).astype(np.float32)
@@ -131,18 +135,10 @@ def _find(photo: Photo, by: str | None, trust_remote_code: bool, max_pixels: int
 
 def _cutout(picture: Picture, by: str, trust_remote_code: bool) -> Image:
     """The mask of a cutout, looked for in a smaller picture where the photo is large."""
+    from inlay.scene.cutout import find_alpha
+
     scale = min(1.0, _SEARCHED_SIDE / max(picture.size))
-    small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    image = picture.to_pil().convert("RGB").resize(small)
-    try:
-        cutout = cut(image, by=by, trust_remote_code=trust_remote_code)
-    except InputError:
-        if by not in ("auto", "grabcut"):
-            raise
-        raise InputError(
-            f"no object stands out in {picture.name}; give its box or its mask."
-        ) from None
-    assert cutout.place is not None
-    alpha = np.zeros(small[::-1], np.float32)
-    alpha[cutout.place.slices] = from_levels(to_uint8(cutout.alpha))
-    return resize(alpha, (picture.height, picture.width))
+    small = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
+    rgb = np.clip(resize(picture.rgb(), small), 0, 1)
+    found = find_alpha(picture.name, rgb, by, trust_remote_code=trust_remote_code)
+    return resize(found, (picture.height, picture.width))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel
 
 from inlay.errors import InputError, nearest, plain, show, unsaved
 from inlay.methods.registry import Model, main_phase
@@ -38,23 +38,20 @@ _OWN = {
 }
 
 
-class _Loose(BaseModel):
-    """Later versions may write more; what is not known here is passed over."""
-
-    model_config = ConfigDict(extra="ignore")
+# Later versions may write more: what is not known in these models is passed over.
 
 
-class _Input(_Loose):
+class _Input(BaseModel):
     path: str | None = None
     sha256: str
 
 
-class _Network(_Loose):
+class _Network(BaseModel):
     name: _Word
     hash: str = ""
 
 
-class Record(_Loose):
+class Record(BaseModel):
     """A record as it is read back: what is needed to make its picture again."""
 
     inlay: _Word

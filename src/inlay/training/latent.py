@@ -232,6 +232,7 @@ class BranchTrainer(LatentTrainer):
         model, place = self.config.model, self.processes.device or "auto"
         self.backbone = backbone = load_backbone(model, device=place, dtype="float32")
         backbone.text.cache_size = _CAPTIONS
+        backbone.text.clear()
         # Half of the checkpoint's own side, to the next multiple that it takes.
         half = -(-backbone.native_size // 2 // backbone.multiple) * backbone.multiple
         self.size = check_side(self.config.resolution or half, backbone)
