@@ -25,7 +25,8 @@ from inlay.scene.cutter import SIDE, Point, as_square
 from inlay.scene.network import cutter
 from inlay.training.corpus import load_corpus
 from inlay.training.disturb import disturb, draw
-from inlay.training.supervised import Batch, Sample, SupervisedConfig, SupervisedTrainer
+from inlay.training.network import SupervisedConfig, SupervisedTrainer
+from inlay.training.trainer import Batch, Sample
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]

@@ -1,16 +1,22 @@
-"""The small networks of our own as they learn: the layers of inlay.scene.network, by torch."""
+"""The small networks of our own as they learn, with no checkpoint beside them: the layers of
+inlay.scene.network by torch, and their training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inlay.scene.network import Definition, Layers
+from inlay.learning.settings import Optimizer, Rate, TrainingConfig, Warmup
+from inlay.scene.network import Definition, Layers, load_layers
+from inlay.training.trainer import Trainer
 
 # The ends of names of layers that begin at nothing.
 _ZERO = ("out", "down", "head")
@@ -85,3 +91,38 @@ class Learner(nn.Module, Layers):
 
     def fixed(self, x: Tensor) -> Tensor:
         return x.detach().float()
+
+
+class SupervisedConfig(TrainingConfig):
+    """What every such training can be told."""
+
+    learning_rate: Rate = 1.5e-3
+    warmup_steps: Warmup = 300
+    optimizer: Optimizer = "adamw"
+    start_from: str | None = None
+    """folder whose weights are begun with; embedded are those that ship with inlay"""
+
+
+class SupervisedTrainer(Trainer):
+    """One run. The network is a definition that reads arrays of a shape; its name is the training's
+    kind.
+    """
+
+    definition: ClassVar[Any]
+    shape: ClassVar[tuple[int, int, int]]
+    config: SupervisedConfig
+    bfloat16 = True
+
+    def new_network(self) -> Learner:
+        return Learner(self.definition, self.shape)
+
+    def begin(self) -> None:
+        if (name := self.config.start_from) is not None:
+            folder = None if name == "embedded" else Path(name)
+            self.network.load(load_layers(self.definition, folder))
+
+    def write(self, network: nn.Module, folder: Path) -> None:
+        """The weights alone, as model.safetensors; how many batches were counted is left out."""
+        folder.mkdir()
+        tensors = {k: v.cpu() for k, v in network.state_dict().items() if v.is_floating_point()}
+        save_file(tensors, folder / "model.safetensors")

@@ -21,7 +21,8 @@ from inlay.learning.settings import Optimizer, Rate
 from inlay.pictures.arrays import Box, bounds, from_levels, resize
 from inlay.pictures.read import read_picture
 from inlay.scene.network import CALM, shadow
-from inlay.training.supervised import Batch, Sample, SupervisedConfig, SupervisedTrainer
+from inlay.training.network import SupervisedConfig, SupervisedTrainer
+from inlay.training.trainer import Batch, Sample
 
 Rng = np.random.Generator
 Floats = NDArray[np.float32]
