@@ -195,17 +195,6 @@ def shrink(image: NDArray[T], short_side: int) -> NDArray[T]:
     return np.ascontiguousarray(resize(image, size))
 
 
-def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo an EXIF orientation of 1 to 8 (Exif 2.32, 4.6.4.A)."""
-    if orientation in (5, 6, 7, 8):
-        samples = samples.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        samples = samples[::-1]
-    if orientation in (2, 3, 6, 7):
-        samples = samples[:, ::-1]
-    return np.ascontiguousarray(samples)
-
-
 def vips_image(samples: NDArray[Any], kind: str) -> pyvips.Image:
     """Samples of L, RGB or CMYK, with alpha or without, as libvips sees them."""
     import pyvips

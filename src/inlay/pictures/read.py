@@ -26,11 +26,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin
+from PIL import BmpImagePlugin, ImageOps
 from PIL import Image as PilImage
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import samples_of, upright
+from inlay.pictures.arrays import samples_of
 from inlay.pictures.colour import check_profile
 from inlay.pictures.picture import Picture, Stored, name_of
 
@@ -226,16 +226,13 @@ def _from_vips(image: pyvips.Image, data: bytes, name: str, max_pixels: int) -> 
         icc = Path(__file__).with_name("adobe-rgb.icc").read_bytes()
     if data[:2] == _JPEG and any(mark in data for mark in _SECOND):
         _log.info("%s holds a second picture, as for a gain map; it is left out", name)
-    orientation = fields.get("orientation", 1)
-    base, jpeg = _base(data, name, apart=orientation == 1)
-    if orientation != 1 and isinstance(base, np.ndarray):
-        base, jpeg = upright(base, orientation), b""
+    base, jpeg = _base(data, name, upright=fields.get("orientation", 1) == 1)
     return Picture(base, mode, icc, name, facts=facts, jpeg=jpeg)
 
 
-def _base(data: bytes, name: str, apart: bool) -> tuple[NDArray[Any] | Stored, bytes]:
+def _base(data: bytes, name: str, upright: bool) -> tuple[NDArray[Any] | Stored, bytes]:
     """A file's samples, decoded once in any case; many are left in the file where they may. And the
-    file where it is a JPEG without a flaw.
+    file where it is a JPEG without a flaw. Of one that is not upright all samples are turned.
 
     Raises an error where the file is damaged: ValueError where of a JPEG data lack, of which
     libjpeg only warns.
@@ -246,17 +243,18 @@ def _base(data: bytes, name: str, apart: bool) -> tuple[NDArray[Any] | Stored, b
             pyvips.Error("")
             image = _open(data + end)
             streams = str(image.get("vips-loader")).startswith(_STREAMS)
-            if apart and streams and image.width * image.height * image.bands > _MANY:
+            if upright and streams and image.width * image.height * image.bands > _MANY:
                 image(0, image.height - 1)
                 base: NDArray[Any] | Stored = Stored(partial(_open, data + end))
             else:
-                base = samples_of(image)
+                base = samples_of(image if upright else image.copy_memory().autorot())
             flaws = pyvips.Error("").detail
             # Stray bytes do no harm.
             if not re.search(r"Corrupt JPEG data: (?!\d+ extraneous)", flaws):
                 if end:
                     _log.info("%s lacks its end marker; every pixel is there", name)
-                return base, b"" if flaws or data[:2] != _JPEG else data + end
+                whole = upright and not flaws and data[:2] == _JPEG
+                return base, data + end if whole else b""
     raise ValueError(name)
 
 
@@ -312,6 +310,9 @@ def _from_pil(image: PilImage.Image, name: str, max_pixels: int) -> Picture:
     """Decode what Pillow has opened; raises whatever Pillow raises."""
     _check_size(image.size, name, max_pixels, len(image.getbands()))
     image.load()
+    info = image.info
+    with suppress(Exception):
+        image = ImageOps.exif_transpose(image)
     if (mode := _PIL_MODES.get(image.mode, "")) == "":
         raise _unsupported(name, f"samples of kind {image.mode!r}")
     if image.mode.startswith("I"):
@@ -323,10 +324,7 @@ def _from_pil(image: PilImage.Image, name: str, max_pixels: int) -> Picture:
         if mode != "CMYK" and image.has_transparency_data:
             mode += "A"
         samples = np.asarray(image if image.mode == mode else image.convert(mode))
-    icc = image.info.get("icc_profile")
-    known = {"exif-data": image.info.get("exif"), "xmp-data": image.info.get("xmp")}
+    icc = info.get("icc_profile")
+    known = {"exif-data": info.get("exif"), "xmp-data": info.get("xmp")}
     facts = {fact: block for fact, block in known.items() if isinstance(block, bytes)}
-    orientation = 1
-    with suppress(Exception):
-        orientation = image.getexif().get(0x0112, 1)
-    return Picture(upright(samples, orientation), mode, icc or None, name, facts=facts)
+    return Picture(samples, mode, icc or None, name, facts=facts)
