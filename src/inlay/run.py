@@ -200,8 +200,7 @@ class _Passes:
             if state is not None:
                 picture, used = state.picture, state.used
             if (made := shade(picture, layers, number, shadow, on)) is not None:
-                window, painted = made
-                later = State(*stitch(picture, window, painted), window.box, used)
+                later = State(*made, made[1], used)
                 state = later if state is None else state.then(later)
         return state
 

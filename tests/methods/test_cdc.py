@@ -15,8 +15,9 @@ import torch
 from inlay import Box, Composer, InputError, Result
 from inlay.methods.cdc import erode, next_input
 from inlay.methods.registry import get
+from inlay.methods.workspace import model_size
 from inlay.pictures.arrays import resize
-from inlay.scene.stitch import model_size, to_tensor
+from inlay.scene.stitch import to_tensor
 from photos import Photo, five_scenes
 
 PASTE: dict[str, Any] = {"method": "paste", "shadow": "none"}

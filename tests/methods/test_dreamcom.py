@@ -16,8 +16,8 @@ from checkpoints import built, loaded, raw
 from concepts import learnt
 from inlay import Box, Composer, InputError, Result
 from inlay.checkpoints.concept import attach, read_concept
+from inlay.methods.workspace import model_size
 from inlay.pictures.arrays import resize
-from inlay.scene.stitch import model_size
 from photos import Photo
 
 BOX = Box(40, 150, 130, 120)

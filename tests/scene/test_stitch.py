@@ -10,6 +10,7 @@ from skimage import data
 
 from inlay.errors import InputError
 from inlay.methods.base import Painted
+from inlay.methods.workspace import model_size
 from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
 from inlay.scene.stitch import (
@@ -17,7 +18,6 @@ from inlay.scene.stitch import (
     Scene,
     Window,
     crop_box,
-    model_size,
     stitch,
 )
 

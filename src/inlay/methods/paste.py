@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from inlay.methods.base import Context, Method, Settings
 from inlay.scene.stitch import Painted, Window
 
 
 class PasteSettings(Settings):
     """paste has nothing to set."""
+
+    # It looks at nothing round the subject.
+    context: ClassVar[float] = 0
 
 
 def run(window: Window, backbone: object, settings: PasteSettings, context: Context) -> Painted:

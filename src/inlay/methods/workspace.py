@@ -18,13 +18,20 @@ from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import Denoise, Sampler, Step
 from inlay.diffusion.text import Embedding
 from inlay.methods.base import Context, ModelSettings
-from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize, to_uint8
+from inlay.pictures.arrays import Box, Image, Mask, blur, luma, masked_blur, resize, to_uint8
 from inlay.pictures.colour import convert
 from inlay.scene.fill import membrane
-from inlay.scene.stitch import FADE, GROWN, Painted, Window, model_size
+from inlay.scene.stitch import FADE, GROWN, Painted, Window
 
 # Detail that is next to nothing is not blown up to a texture: it is the sampler's noise.
 _LARGEST_GAIN = 1.5
+
+
+def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
+    """(height, width) the model works at: the longer side is `native`, both are multiples."""
+    scale = native / max(box.width, box.height)
+    height, width = (max(1, round(v * scale / multiple)) for v in (box.height, box.width))
+    return height * multiple, width * multiple
 
 
 @dataclass(eq=False)

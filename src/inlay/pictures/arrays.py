@@ -187,6 +187,22 @@ def resize(image: NDArray[T], size: tuple[int, int]) -> NDArray[T]:
     return np.asarray(resized, kind)
 
 
+def rotate(image: Image, degrees: float, size: tuple[int, int]) -> Image:
+    """An image (h, w, c) turned counter-clockwise round its centre, on a canvas of (width, height)
+    that holds it; what lies beyond its edge is 0.
+    """
+    import cv2
+
+    if degrees % 90 == 0:
+        return np.rot90(image, int(degrees // 90) % 4)
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    matrix[:, 2] += (size[0] - width) / 2, (size[1] - height) / 2
+    # What lies beyond it softens a straight cut.
+    turned = cv2.warpAffine(np.ascontiguousarray(image), matrix, size, flags=cv2.INTER_CUBIC)
+    return np.asarray(turned, np.float32)
+
+
 def shrink(image: NDArray[T], short_side: int) -> NDArray[T]:
     """An image (h, w) or (h, w, c) whose shorter side is at most so long; aspect and type stay."""
     height, width = image.shape[:2]

@@ -62,13 +62,13 @@ class Layers:
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Any:
         """An array that is learnt."""
-        found = self.weights.get(name)
-        if found is None or found.shape != shape or not np.isfinite(found).all():
+        found = np.asarray(self.weights.get(name), np.float32)
+        if found.shape != shape or not np.isfinite(found).all():
             raise InputError(
                 f"The weight file {self.file} is not of a {self.kind}: give the folder that inlay "
                 f"train {self.kind} wrote."
             )
-        return found.astype(np.float32)
+        return found
 
     def _pair(self, name: str, *shape: int) -> tuple[Image, Image]:
         """A weight, whose outputs come first, and its bias."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -32,7 +33,7 @@ from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
 from inlay.scene.network import CALM, MULTIPLE, Layers, load_layers
 from inlay.scene.network import shadow as network
-from inlay.scene.stitch import Layer, Painted, Scene, Window
+from inlay.scene.stitch import Layer, Scene, Window, write
 from inlay.settings import Form, checked
 
 # The longer side of the reduced window, in pixels; a darkness below this is none.
@@ -100,8 +101,9 @@ ShadowField = Annotated[
 
 def shade(
     picture: Picture, layers: Sequence[Layer], number: int, shadow: Shadow, on: Ground = "all"
-) -> tuple[Window, Painted] | None:
-    """The picture with the shadow of one of some layers, as a window on it and what is painted.
+) -> tuple[Picture, Box, Image] | None:
+    """The picture with the shadow of one of some layers; a box round what is darker, and the mask
+    (h, w) of that, 0 or 1, in it.
 
     The layers lie in the picture, later ones over earlier ones. The shadow falls on all that is
     below its own layer, never on that or on those over it; or on "subjects" there alone; or on the
@@ -111,20 +113,26 @@ def shade(
     if (found := darkness(picture, layers[number], shadow, laid=on != "picture")) is None:
         return None
     box, dark = found
-    was, under = picture.colours(box), picture.alpha(box)
     free = _uncovered([] if on == "picture" else layers[number:], box)
-    if under is not None:
-        # The share of what is seen there that does not belong to them; alpha is rounded.
-        rest = under - 1 + free
-        free = np.where(rest > FAINT, rest / np.maximum(under, FAINT), 0)
-    if on == "subjects":
-        free *= 1 - _uncovered(layers[:number], box)
-    mask = free * (dark @ np.ones(dark.shape[-1], np.float32)) > 0
-    rgb = was.copy()
+    below = _uncovered(layers[:number], box) if on == "subjects" else None
+    samples, mask = picture.crop(box).copy(), np.zeros(free.shape, np.bool_)
+    part = replace(picture, base=samples, patches=())
     for rows in row_bands(*free.shape):
-        less = darkened(was[rows], dark[rows], picture.space) - was[rows]
-        rgb[rows] += free[rows][..., None] * less
-    return Window(box, was, was, free, was, under, space=picture.space), Painted(rgb, mask)
+        band = Box(0, rows.start, box.width, rows.stop - rows.start)
+        was, under, share = part.colours(band), part.alpha(band), free[rows]
+        if under is not None:
+            # The share of what is seen there that does not belong to them; alpha is rounded.
+            rest = under - 1 + share
+            share = np.where(rest > FAINT, rest / np.maximum(under, FAINT), 0)
+        if below is not None:
+            share = share * (1 - below[rows])
+        mask[rows] = share * (dark[rows] @ np.ones(dark.shape[-1], np.float32)) > 0
+        less = darkened(was, dark[rows], picture.space) - was
+        write(picture, samples[rows], was + share[..., None] * less, was, mask[rows], under)
+    if (inner := bounds(mask)) is None:
+        return None
+    near = inner.shifted(box.x, box.y)
+    return picture.patched(near, samples[inner.slices]), near, mask[inner.slices].astype(np.float32)
 
 
 def darkened(colours: Image, dark: Image, space: bytes | None) -> Image:
@@ -132,7 +140,7 @@ def darkened(colours: Image, dark: Image, space: bytes | None) -> Image:
     if space is None:
         # On the straight part of its curve less light is less of the value, above it less of that
         # and 0.055; few pixels go from one to the other.
-        made = (colours + 0.055) * np.power(1 - dark, 1 / 2.4) - 0.055
+        made = (colours + 0.055) * np.exp(np.log1p(-dark) / 2.4) - 0.055
         straight = colours <= 0.04045
         between = (made <= 0.04045) & ~straight
         made = np.where(straight, colours * (1 - dark), made)
@@ -175,8 +183,8 @@ def darkness(
     else:
         room, dark = _drawn(picture.size, layer, ground, shadow)
     dark = np.asarray(np.maximum(shadow.opacity * dark - _FAINT, 0) / (1 - _FAINT), np.float32)
-    dark = np.clip(resize(dark, (room.height, room.width)), 0, 1 - _FAINT)
-    dark = dark.reshape(room.height, room.width, -1)
+    dark = resize(dark, (room.height, room.width)).reshape(room.height, room.width, -1)
+    np.clip(dark, 0, 1 - _FAINT, out=dark)
     # Quicker than a largest: a sum of what is never below 0.
     near = bounds(dark @ np.ones(dark.shape[-1], np.float32), 0)
     return None if near is None else (near.shifted(room.x, room.y), dark[near.slices])

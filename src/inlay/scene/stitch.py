@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inlay.errors import InputError
 from inlay.pictures.arrays import (
@@ -24,6 +25,8 @@ from inlay.pictures.arrays import (
     distance,
     extend,
     resize,
+    rotate,
+    row_bands,
     soft_rim,
     softness,
 )
@@ -106,7 +109,7 @@ def place(cutout: Cutout, size: tuple[int, int], subject: Subject, seed: Seed = 
     paint = np.dstack([cutout.rgb * cutout.alpha[..., None], cutout.alpha]).astype(np.float32)
     if subject.flip:
         paint = paint[:, ::-1]
-    paint = _rotated(resize(paint, new[::-1]), subject.rotate, (box.width, box.height))
+    paint = rotate(resize(paint, new[::-1]), subject.rotate, (box.width, box.height))
     inside = box.intersect(Box.of_size(size))
     if inside is not None:
         paint = paint[inside.shifted(-box.x, -box.y).slices]
@@ -129,20 +132,6 @@ def place(cutout: Cutout, size: tuple[int, int], subject: Subject, seed: Seed = 
         np.ascontiguousarray(np.clip(alpha, 0, 1), np.float32),
         cutout.concept,
     )
-
-
-def _rotated(paint: Image, degrees: float, size: tuple[int, int]) -> Image:
-    """Turned counter-clockwise round its centre, on a canvas of (width, height) that holds it."""
-    import cv2
-
-    if degrees % 90 == 0:
-        return np.rot90(paint, int(degrees // 90) % 4)
-    height, width = paint.shape[:2]
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    matrix[:, 2] += (size[0] - width) / 2, (size[1] - height) / 2
-    # Beyond its edge the subject is transparent, which also softens a straight cut.
-    turned = cv2.warpAffine(np.ascontiguousarray(paint), matrix, size, flags=cv2.INTER_CUBIC)
-    return np.asarray(turned, np.float32)
 
 
 def merge(layers: Sequence[Layer]) -> Layer:
@@ -189,13 +178,6 @@ def crop_box(region: Box, size: tuple[int, int], context: float, at_least: int =
     x = region.x + region.width // 2 - width // 2
     y = region.y + region.height // 2 - height // 2
     return Box(min(max(x, 0), size[0] - width), min(max(y, 0), size[1] - height), width, height)
-
-
-def model_size(box: Box, native: int, multiple: int) -> tuple[int, int]:
-    """(height, width) the model works at: the longer side is `native`, both are multiples."""
-    scale = native / max(box.width, box.height)
-    height, width = (max(1, round(v * scale / multiple)) for v in (box.height, box.width))
-    return height * multiple, width * multiple
 
 
 def to_tensor(image: Image, size: tuple[int, int], space: bytes | None = None) -> Tensor:
@@ -324,26 +306,38 @@ class Window:
 def stitch(picture: Picture, window: Window, painted: Painted) -> tuple[Picture, Box, Image]:
     """Write a method's result into a copy of the background.
 
-    Only pixels inside the method's mask whose colour it changed are written. Returns the picture,
-    the mask's bounding box and the mask (h, w) inside it; where nothing changed, a box of the
-    region's first pixel with an empty mask. Raises InputError for colours that are not finite.
+    Returns the picture, the mask's bounding box and the mask (h, w) inside it; where nothing
+    changed, a box of the region's first pixel with an empty mask. Raises InputError as `write`.
     """
     inner = bounds(painted.mask)
     if inner is None:
         return picture, Box(window.box.x, window.box.y, 1, 1), np.zeros((1, 1), np.float32)
-    box = inner.shifted(window.box.x, window.box.y)
-    rgb, mask = painted.rgb[inner.slices], painted.mask[inner.slices]
+    box, mask = inner.shifted(window.box.x, window.box.y), painted.mask[inner.slices]
+    samples, under = picture.crop(box).copy(), window.under
+    rgb, was = painted.rgb[inner.slices], window.was[inner.slices]
+    for rows in row_bands(*mask.shape):
+        seen = None if under is None else under[inner.slices][rows]
+        write(picture, samples[rows], rgb[rows], was[rows], mask[rows], seen)
+    return picture.patched(box, samples), box, mask.astype(np.float32)
+
+
+def write(
+    picture: Picture, samples: NDArray[Any], rgb: Image, was: Image, mask: Mask, under: Image | None
+) -> None:
+    """Write colours (h, w, 3) into samples (h, w, ...) of a picture, where a mask (h, w) lets them
+    and they differ from what `was`; `under` is the alpha there that a see-through picture is to
+    have. Raises InputError for colours that are not finite.
+    """
     # Quicker: where a sum is finite, all of its numbers are.
     if not np.isfinite(rgb.sum()) and not np.isfinite(rgb[mask]).all():
         raise InputError("the method made colours that are no numbers; use milder settings.")
     rgb = np.clip(rgb, 0, 1)
-    changed = mask & (np.abs(rgb - window.was[inner.slices]) > 1e-6).any(-1)
-    target = picture.crop(box).copy()
-    colours = target[..., :-1] if picture.mode in ("LA", "RGBA") else target
-    if window.under is not None:
-        opacity = picture.levels(window.under[inner.slices])
+    changed = mask & (np.abs(rgb - was) @ np.ones(3, np.float32) > 1e-6)
+    own = samples.reshape(*mask.shape, -1)
+    if under is not None:
+        opacity = picture.levels(under)
         # What nobody could see is written where it is to be seen now, and nowhere else.
-        changed = (changed | (mask & (target[..., -1] == 0))) & (opacity > 0)
-        target[..., -1][mask] = opacity[mask]
-    colours[changed] = picture.native(np.ascontiguousarray(rgb)).reshape(colours.shape)[changed]
-    return picture.patched(box, target), box, mask.astype(np.float32)
+        changed = (changed | (mask & (own[..., -1] == 0))) & (opacity > 0)
+        np.copyto(own[..., -1], opacity, where=mask)
+        own = own[..., :-1]
+    np.copyto(own, picture.native(rgb), where=changed[..., None])
