@@ -355,6 +355,25 @@ def test_an_empty_source_prompt_of_0_1_is_the_variants_own(
     assert request.method.settings.initial_latent == "source"
 
 
+def test_the_networks_of_ours_that_had_a_part_are_in_the_record(folder: Path, capsys: Any) -> None:
+    line = "compose bg.png bg.png --box 9,9,150,150 --method paste -q"
+    for words, kinds in (
+        ("--shadow none --mask mask.png", set()),
+        ("--shadow none", {"cutter"}),
+        ("", {"cutter", "shadow"}),
+    ):
+        assert main([*line.split(), *words.split(), "-o", "out.png"]) == 0
+        now = json.loads(read_record("out.png") or "")
+        assert {"cutter", "shadow"} & now.keys() == kinds
+        for kind in kinds:
+            weights = Path(inlay.__file__).parent / "assets" / kind / "model.safetensors"
+            assert now[kind] == {"name": "embedded", "hash": file_sha256(weights)}
+    now["shadow"]["hash"] = "0" * 64
+    _picture(folder / "old.png", now)
+    assert main(["rerun", "old.png", "-o", "again.png", "-q"]) == 2
+    assert "shadow embedded is not the one" in capsys.readouterr().err
+
+
 def test_a_changed_weight_of_an_old_record_is_named(folder: Path, capsys: Any) -> None:
     record = json.loads(json.dumps(OLD["cdc"]["record"]))
     for known in record["inputs"].values():

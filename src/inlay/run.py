@@ -20,6 +20,7 @@ from inlay.plan import Plan, PlannedStep, plan_of, read_inputs
 from inlay.request import Request
 from inlay.result import Result, Used, identify, record_of
 from inlay.scene.fill import mend_alpha
+from inlay.scene.network import networks_from_now
 from inlay.scene.pieces import piecewise
 from inlay.scene.shadow import Ground, shade
 from inlay.scene.stitch import GROWN, Painted, Scene, Window, stitch
@@ -129,6 +130,7 @@ class _Passes:
     def __init__(self, request: Request, checkpoint: Checkpoint, options: Options) -> None:
         self.request, self.checkpoint, self.options = request, checkpoint, options
         self.keep = bool(request.kept_names())
+        self.networks = networks_from_now()
         self.inputs = read_inputs(request, options.max_pixels, options.trust_remote_code)
         self.hashes = {place: identify(source) for place, source in self.inputs.read.items()}
         model, names = request.model, [step.invents() for step in request.steps()]
@@ -299,7 +301,7 @@ class _Passes:
             state.window,
             state.region,
             {place: known for place, known in self.hashes.items() if place in places},
-            state.used,
+            replace(state.used, networks=self.networks),
             self.plan.layers,
             seconds,
         )

@@ -3,10 +3,10 @@
 A record is a plain dict that travels inside the picture as JSON. Its keys: inlay (version), verb,
 method, seed; request (what makes this picture again, with every setting; paths as they were given,
 so that a picture that is passed on tells no more about a disk than its maker typed); model (name,
-hash, kind, family, loras, textual_inversions; null where none ran), device, dtype; adapter and
-harmonizer (name, hash) where one had a part; window and region (x, y, width, height in background
-pixels); subjects (box: where each one lies); inputs ({place in the request: {path, sha256}});
-notes; timings (seconds).
+hash, kind, family, loras, textual_inversions; null where none ran), device, dtype; adapter,
+harmonizer, cutter and shadow (name, hash) where one had a part; window and region (x, y, width,
+height in background pixels); subjects (box: where each one lies); inputs ({place in the request:
+{path, sha256}}); notes; timings (seconds).
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ from inlay.scene.stitch import Layer
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.branches import ControlAdapter, Harmonizer
+    from inlay.scene.network import Layers
 
 
 @dataclass(frozen=True, eq=False)
 class Used:
-    """What had a part in a picture besides its checkpoint, and what methods had to say."""
+    """What had a part in a picture besides its checkpoint, and what methods had to say; networks
+    are our own small ones, by kind.
+    """
 
     adapter: ControlAdapter | None = None
     harmonizer: Harmonizer | None = None
+    networks: Mapping[str, Layers] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -151,7 +155,8 @@ def record_of(
         record |= {key: own[key] for key in ("device", "dtype")}
         known = {key: getattr(backbone, key) for key in ("name", "hash", "kind", "family")}
         record["model"] = known | {key: own[key] for key in ("loras", "textual_inversions")}
-    for word, network in (("adapter", used.adapter), ("harmonizer", used.harmonizer)):
+    branches = {"adapter": used.adapter, "harmonizer": used.harmonizer}
+    for word, network in (branches | dict(used.networks)).items():
         if network is not None:
             record[word] = {"name": network.name, "hash": network.hash}
     return record

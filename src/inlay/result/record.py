@@ -60,6 +60,8 @@ class Record(BaseModel):
     model: _Network | None = None
     adapter: _Network | None = None
     harmonizer: _Network | None = None
+    cutter: _Network | None = None
+    shadow: _Network | None = None
 
     def resolve(self, beside: Path, given: Mapping[str, str] | None = None) -> Request:
         """The request with every file found and seen to be the one that it was.
@@ -95,7 +97,7 @@ class Record(BaseModel):
 
     def check(self, result: Result) -> None:
         """Raises InputError where other weights were used than those of the record."""
-        for what in ("model", "adapter", "harmonizer"):
+        for what in ("model", "adapter", "harmonizer", "cutter", "shadow"):
             was, used = getattr(self, what), result.record.get(what)
             if was is not None and used is not None and was.hash != used["hash"]:
                 raise InputError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from inlay.checkpoints.folder import check_safetensors
 from inlay.errors import InputError
 from inlay.pictures.arrays import Image
+from inlay.pictures.read import file_sha256
 
 # A file of more bytes is not one of these networks.
 _LARGEST = 1 << 26
@@ -34,6 +36,8 @@ _SHADOW, _SHADOW_BLOCKS, _SHADOW_BACK = (32, 64, 96, 144), (1, 1, 2), (96, 64, 3
 # The sides of what the network for shadows reads are multiples of this; from its maps this is taken
 # before their softplus, so that an answer of nothing is a shadow of 0.05 stops.
 MULTIPLE, CALM = 16, 3.0
+_OWN = Path(str(resources.files("inlay").joinpath("assets")))
+_LOADED = ContextVar[dict[str, "Layers"]]("loaded")
 # What a network is: of its layers and an array, one or several arrays.
 Definition = Callable[["Layers", Any], Any]
 
@@ -59,6 +63,16 @@ class Layers:
                 # Numbers of a kind that numpy does not know.
                 weights = {}
         self.weights = weights
+
+    @property
+    def name(self) -> str:
+        """The folder, or embedded."""
+        return "embedded" if self.file.parent == _OWN / self.kind else str(self.file.parent)
+
+    @cached_property
+    def hash(self) -> str:
+        """The SHA-256 of the file."""
+        return file_sha256(self.file)
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Any:
         """An array that is learnt."""
@@ -259,13 +273,24 @@ def _statistics(layers: Layers, rgb: Any, mask: Any) -> Any:
     return layers.join([*told, mask.mean((2, 3))])
 
 
-@cache
 def load_layers(definition: Definition, folder: Path | None = None) -> Layers:
     """Those of a network that ships with inlay, or that a training of its kind wrote to a folder;
     its definition has the name of its kind.
     """
-    kind = definition.__name__
-    return Layers(kind, folder or Path(str(resources.files("inlay").joinpath("assets", kind))))
+    layers = _load(definition.__name__, folder)
+    _LOADED.get({})[layers.kind] = layers
+    return layers
+
+
+@cache
+def _load(kind: str, folder: Path | None) -> Layers:
+    return Layers(kind, folder or _OWN / kind)
+
+
+def networks_from_now() -> Mapping[str, Layers]:
+    """What load_layers() gives by kind in this thread, from now on until this is called again."""
+    _LOADED.set(loaded := dict[str, Layers]())
+    return loaded
 
 
 def _convolved(x: Image, weight: Image, bias: Image, stride: int = 1, dilation: int = 1) -> Image:
