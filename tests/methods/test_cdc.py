@@ -93,6 +93,25 @@ def high_frequency(image: Photo, where: np.ndarray) -> float:
     return float((detail[where] ** 2).mean())
 
 
+@pytest.mark.parametrize("decoding", ["residual", "plain"])
+@pytest.mark.parametrize("method", ["cdc", "freecompose"])
+def test_the_amount_is_the_share_of_the_change(method: str, decoding: str) -> None:
+    steps = "num_iterations" if method == "freecompose" else "num_inference_steps"
+    background, subject, box = five_scenes()[0]
+
+    def made(amount: float) -> np.ndarray:
+        told: dict[str, Any] = {"method": method, "decoding": decoding, "amount": amount, steps: 2}
+        if method == "cdc":
+            told["T_in"] = 0.5
+        result = composer().compose(background, subject, box=box, shadow="none", **told)
+        return pixels(result).astype(float)
+
+    none, half, full = (made(amount) for amount in (0.0, 0.5, 1.0))
+    assert np.array_equal(none, pixels(_paste(0))) and (full != none).any()
+    # Rounded, and clipped where it leaves the levels.
+    assert np.abs(half - (none + full) / 2)[(full > 0) & (full < 255)].max() <= 1.01
+
+
 @pytest.mark.parametrize("index", range(5))
 def test_residual_decoding_keeps_the_subjects_detail(index: int) -> None:
     where = cv2.erode(inside(index).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0

@@ -34,6 +34,8 @@ class CdcSettings(DiffusionSettings):
     """how strongly the prompt steers (classifier-free guidance); 1 is off"""
     decoding: Literal["residual", "plain"] = default("plain", embedded="residual")
     """residual adds the change to the picture's own detail; plain takes the decoder's output"""
+    amount: float = Field(1.0, ge=0, le=1)
+    """how much of its change is made; 0 is the paste"""
     T_in: float = Field(0.8, ge=0, le=1)
     """the first part of the steps, 0 to 1, that holds the object to the paste; 1: most faithful"""
     T_out: float = Field(1.0, ge=0, le=1)

@@ -180,6 +180,11 @@ class Workspace:
         gain = min(missing / max(_strength(detail, inside), 1e-6), _LARGEST_GAIN)
         return np.asarray(fill + gain * detail, np.float32)
 
+    @property
+    def amount(self) -> np.float32:
+        """How much of a change is made, 0 to 1: of methods that let it be set."""
+        return np.float32(getattr(self.settings, "amount", 1))
+
     def weight(self, feather: float, grow: float = 0.0) -> Image:
         """How much of a change is written, (h, w): a soft mask's level, else 1 on the region grown
         by `grow`, falling to 0 over `feather`: window sizes, but few pixels for a removal.
@@ -207,7 +212,7 @@ class Workspace:
             # Without mixing the two sides.
             inside, mask = masked_blur(change, mask, smoothing * max(self.size)), mask[..., None]
             change = inside * mask + change * (1 - mask)
-        weight = self.weight(self.settings.feather if feather is None else feather)
+        weight = self.weight(self.settings.feather if feather is None else feather) * self.amount
         rgb = window.pasted + resize(change, window.shape) * weight[..., None]
         return Painted(rgb, (weight > 0) | window.paste_mask())
 
@@ -221,7 +226,7 @@ class Workspace:
             # So short a rim hides no fill that is a little off: it is moved to meet the picture.
             off = resize(window.pasted, self.size) - image
             image = image + membrane(off, resize(weight, self.size) > 0)
-        new = resize(image, window.shape)
+        new, weight = resize(image, window.shape), weight * self.amount
         rgb = window.pasted * (1 - weight[..., None]) + new * weight[..., None]
         return Painted(rgb.astype(np.float32), (weight > 0) | window.paste_mask())
 

@@ -30,6 +30,8 @@ class FreeComposeSettings(ModelSettings):
     """how strongly the prompts steer (classifier-free guidance); 1 is off"""
     decoding: Literal["residual", "plain"] = "residual"
     """residual adds the change to the picture's own detail; remove and semantic are always plain"""
+    amount: float = Field(1.0, ge=0, le=1)
+    """how much of its change is made; 0 is the picture as it was"""
     variant: Literal["background", "collage", "empty", "score", "semantic"] = default(
         "empty", embedded="score"
     )
