@@ -110,13 +110,6 @@ class LatentTrainer(Trainer):
         """The (height, width) of a step's pictures."""
         return self.size, self.size
 
-    def count(self, step: int) -> int:
-        """How many pictures a step has, over all processes."""
-        return self.config.batch
-
-    def rows(self, step: int) -> Sequence[int]:
-        return self.processes.rows(self.count(step))
-
     def draw(self, step: int, row: int) -> Sample:
         rng = np.random.default_rng([self.config.seed, 2, step, row])
         sample = dict(self.sample(self.corpus, rng, self.shape(step)))

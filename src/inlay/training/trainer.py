@@ -123,9 +123,9 @@ class Trainer(Run):
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         return Ahead(self.draw, workers)
 
-    def rows(self, step: int) -> Sequence[int]:
-        """The rows of a step's batch that are this process's."""
-        return self.processes.rows(self.config.batch)
+    def count(self, step: int) -> int:
+        """How many samples a step has, over all processes."""
+        return self.config.batch
 
     def draw(self, step: int, row: int) -> Sample:
         """The sample of a row of a step."""
@@ -137,7 +137,8 @@ class Trainer(Run):
         return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in made}
 
     def train_step(self) -> float:
-        batch = self.batch(self._ahead.get(self.step, self.rows(self.step)))
+        rows = self.processes.rows(self.count(self.step))
+        batch = self.batch(self._ahead.get(self.step, rows))
         with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16):
             loss = self.loss(batch) / self.processes.count
         loss.backward()
