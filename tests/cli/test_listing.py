@@ -44,7 +44,7 @@ def test_methods_and_models_as_json_and_as_tables(capsys: pytest.CaptureFixture[
 
 
 def test_the_hub_cache_is_read_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert hub_cache() == tmp_path / "hub"
     snapshot = tmp_path / "hub/models--someone--model/snapshots/0123abcd"
     (snapshot / "unet").mkdir(parents=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -52,12 +51,10 @@ KNOWN: list[dict[str, Any]] = json.loads(_TABLE.read_text(encoding="utf-8"))
 
 
 def hub_cache() -> Path:
-    """The folder in which huggingface_hub keeps what it downloads (its own rules, in order)."""
-    home = os.environ.get("HF_HOME")
-    if not home:
-        home = (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
-    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named or f"{home}/hub").expanduser()
+    """The folder in which huggingface_hub keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def is_cached(name: str) -> bool:
