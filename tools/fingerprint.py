@@ -130,7 +130,7 @@ EXTRAS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("phd", ("compose",), {"harmonizer": "none", "harmonize_guidance_scale": 3.0, "smoothing": 0}),
     ("phd", ("compose",), {"harmonizer_steps": 2, "harmonizer_strength": 1.0}),
     ("phd", ("compose",), {"harmonizer_scale": 0.5, "restraint": 0.0}),
-    ("phd", ALL, {"shadow_reach": 0.2, "harmonize_grow": 0.05, "correction": 0.7}),
+    ("phd", ALL, {"shadow_reach": 0.2, "harmonize_grow": 0.05, "amount": 0.7}),
     ("phd", ("compose",), {"paste_blur": 0.02, "harmonizer_samples": 1}),
     ("phd", ("scene",), {"outpaint_tile_overlap": 0.25, "guidance_scale": 6.0}),
     ("phd", ("scene",), {"refine_strength": 0.0, "scheduler": "DDIMScheduler"}),

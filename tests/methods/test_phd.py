@@ -93,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("values", "named"),
     [
         ({"paste_blur": 0.2}, "paste_blur"),
-        ({"correction": 1.6}, "correction"),
+        ({"amount": 1.6}, "amount"),
         ({"restraint": -1}, "restraint"),
         ({"harmonizer_scale": 2.1}, "harmonizer_scale"),
         ({"harmonizer_samples": 0}, "harmonizer_samples"),
@@ -119,7 +119,7 @@ def test_a_gentler_inpainting_than_harmonizing_is_fine_where_one_of_them_is_off(
 def test_without_its_stages_it_is_paste() -> None:
     assert np.array_equal(pixels(composed(**OFF)), paste())
     # Nor does a stage change anything whose share of the change is nothing.
-    still = {"paste_blur": 0.0, "strength": 0.0, "correction": 0.0}
+    still = {"paste_blur": 0.0, "strength": 0.0, "amount": 0.0}
     assert np.array_equal(pixels(composed(**still)), paste())
 
 
@@ -209,10 +209,11 @@ def test_the_subject_keeps_its_own_detail() -> None:
     assert np.abs(change[inner]).mean() > 0.5 and steps.mean() < 0.5 < own.mean()
 
 
-def test_correction_scales_the_change() -> None:
+def test_the_amount_scales_the_change_also_under_its_old_name() -> None:
     shared = {"inpaint": False, "paste_blur": 0.0, "harmonize_strength": 0.45}
     half, whole = (
-        pixels(composed(correction=c, **shared)).astype(float) - paste() for c in (0.5, 1.0)
+        pixels(composed(**{name: c}, **shared)).astype(float) - paste()
+        for name, c in (("correction", 0.5), ("amount", 1.0))
     )
     inside = (alpha() == 1) & (paste() > 20).all(-1) & (paste() < 235).all(-1)
     assert np.abs(2 * half - whole)[inside].mean() < 1.0 < np.abs(whole)[inside].mean()

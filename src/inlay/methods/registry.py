@@ -51,6 +51,8 @@ def get(name: str, verb: str | None = None) -> Method:
     return method
 
 
+# What settings were called in records of before.
+_EARLIER = {("phd", "correction"): "amount"}
 PHASES = ("remove", "paste", "harmonize", "repose")
 # What of the method's settings holds for the phase repose too, unless it is told otherwise.
 SHARED = ("prompt", "negative_prompt")
@@ -108,6 +110,7 @@ class MethodChoice(Form):
                 near = nearest(preset, method.presets)
                 raise InputError(f"{name} has no preset {show(preset)}; {near}")
             values = {**method.presets[preset], **values}
+        values = {_EARLIER.get((name, key), key): value for key, value in values.items()}
         known = method.settings.model_fields
         values = {k: v for k, v in values.items() if v is not None or k not in known}
         settings = validate_settings(method.settings_on(family_named(model)), values)

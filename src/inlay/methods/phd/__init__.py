@@ -51,7 +51,7 @@ class PhdSettings(DiffusionSettings):
     """
     smoothing: float = default(0.0, embedded=0.2, ge=0, le=0.5)
     """harmonize: blur of the change inside the subject, in units of the crop's longer side"""
-    correction: float = Field(1.0, ge=0, le=1.5)
+    amount: float = Field(1.0, ge=0, le=1.5)
     """harmonize: factor on the change; 0 is none"""
     shadow_reach: float = Field(0.0, ge=0, le=0.5)
     """harmonize: reach of shadows round the subject, in units of the crop's longer side; 0: none"""

@@ -84,7 +84,7 @@ def _levels(settings: PhdSettings, backbone: Backbone, context: Context) -> list
                 "phd: there is no harmonizer for this model, so the bare model relights the "
                 "subject; `inlay train harmonizer` makes one"
             )
-    if settings.correction == 0:
+    if settings.amount == 0:
         return []
     if context.harmonizer is not None:
         return few_levels(backbone, settings.harmonizer_steps, settings.harmonizer_strength)

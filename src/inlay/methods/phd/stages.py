@@ -135,7 +135,7 @@ def harmonize(
     sigma = settings.smoothing * max(work.size) / backbone.factor
     kept = shrinkage(change, spread, latent_mask, samples, settings.restraint, sigma)
     before = work.image(source)
-    after = work.image(source + settings.correction * kept * change)
+    after = work.image(source + settings.amount * kept * change)
     if settings.decoding == "plain":
         new = resize(after, window.shape) - window.pasted
     else:
