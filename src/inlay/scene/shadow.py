@@ -55,7 +55,7 @@ _CONTEXT, _FADE, _STANDING = 0.5, 0.12, (0.3, 0.7)
 # The longer side of what it reads, in pixels; fewer stops than these are no shadow.
 _SEEN, _UNSEEN = 96, 0.015
 # How much of a contact shadow is added to what it says, which is softer there.
-_ADDED = 0.3
+_ADDED = 0.5
 
 # What a shadow falls on.
 Ground = Literal["all", "picture", "subjects"]
