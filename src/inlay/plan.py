@@ -31,7 +31,6 @@ from inlay.request import (
 from inlay.scene.cutout import find_thing, guess_mask
 from inlay.scene.stitch import Layer, Region, Scene, merge, place
 from inlay.scene.subject import Cutout, Subject
-from inlay.scene.view import stand_in, view_of
 
 # All pictures of a call are held in memory until it returns: so many pixels.
 _MAX_TOGETHER = 2_000_000_000
@@ -118,10 +117,10 @@ def read_inputs(request: Request, max_pixels: int, trust_remote_code: bool = Fal
     for number, subject in enumerate(request.subjects_of()):
         if subject.concept is None:
             cutout = subject.cutout(max_pixels, trust_remote_code)
-        elif painted:
-            cutout = stand_in(subject)
         else:
-            cutout = view_of(subject, picture, notes)
+            from inlay.scene.view import stand_in, view_of
+
+            cutout = stand_in(subject) if painted else view_of(subject, picture, notes)
         if picture.mode in ("L", "LA") and np.ptp(cutout.rgb, axis=-1).max() > FAINT:
             notes.append(f"{picture.name} is grey: the colours of {cutout.name} are gone")
         if cutout.space != picture.space:

@@ -283,7 +283,9 @@ def value_text(value: Any) -> str:
 class Form(BaseModel):
     """A model whose errors are InputErrors: one sentence for the first thing that is wrong."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

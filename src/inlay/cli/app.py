@@ -41,6 +41,8 @@ _HUSH = {
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OPENCV_LOG_LEVEL": "SILENT",
+    # Looking for some among all that is installed takes longer than most commands.
+    "PYDANTIC_DISABLE_PLUGINS": "1",
 }
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,6 +20,7 @@ from inlay.errors import InputError, __version__, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from rich.progress import Progress
 
     from inlay.cli.options import Reading
     from inlay.pictures.picture import Picture
@@ -203,24 +204,25 @@ class Listener(logging.Handler):
     """
 
     def __init__(self, *, quiet: bool, bar: bool, preview_file: Path | None) -> None:
-        from rich import progress
-        from rich.console import Console
-
         super().__init__(logging.INFO)
         self.preview_file = preview_file
         self.label = self._phase = ""
         self.notes: list[str] = []
-        self.progress = progress.Progress(
-            progress.SpinnerColumn(),
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not bar or quiet or not sys.stderr.isatty(),
-        )
-        self._task = self.progress.add_task("getting ready", total=None)
+        self.progress: Progress | None = None
+        if bar and not quiet and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self.progress = progress.Progress(
+                progress.SpinnerColumn(),
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.progress.add_task("getting ready", total=None)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.note(record.getMessage())
@@ -229,7 +231,7 @@ class Listener(logging.Handler):
         """Say something once."""
         if (line := plain(line)) not in self.notes:
             self.notes.append(line)
-            if not self.progress.disable:
+            if self.progress is not None:
                 self.progress.console.print(line, markup=False, highlight=False)
 
     def phase(self, name: str) -> None:
@@ -239,7 +241,9 @@ class Listener(logging.Handler):
     def step(self, number: int, total: int, preview: Any | None = None) -> None:
         """The callback that a run calls."""
         words = ", ".join(filter(None, (self.label, self._phase))) or "denoising"
-        self.progress.update(self._task, completed=number, total=total, description=words)
+        if self.progress is not None:
+            task = self.progress.task_ids[0]
+            self.progress.update(task, completed=number, total=total, description=words)
         if preview is not None and self.preview_file is not None:
             from inlay.pictures.read import read_picture
             from inlay.pictures.write import write_picture
@@ -267,9 +271,9 @@ def listening(
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        with listener.progress:
+        with listener.progress or nullcontext():
             yield listener
-        if listener.progress.disable and not quiet:
+        if listener.progress is None and not quiet:
             for line in listener.notes:
                 say(line, sys.stderr)
     finally:

@@ -54,7 +54,7 @@ class Settings(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        defer_build=True,
         json_schema_extra=_unwrap,
     )
 
@@ -78,7 +78,7 @@ class Settings(BaseModel):
         """
 
 
-class ModelSettings(Settings):
+class ModelSettings(Settings, use_attribute_docstrings=True):
     """What every method that runs a diffusion model has, in diffusers' spelling."""
 
     prompt: str = Field("", max_length=2000)

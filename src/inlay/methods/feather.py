@@ -11,7 +11,7 @@ from inlay.scene.fill import backdrop
 from inlay.scene.stitch import Painted, Window
 
 
-class FeatherSettings(Settings):
+class FeatherSettings(Settings, use_attribute_docstrings=True):
     radius: float = Field(4.0, ge=0, le=200)
     """width of the soft rim inside the edge, in pixels"""
 

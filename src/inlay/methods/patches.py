@@ -10,7 +10,7 @@ from inlay.scene.fill import fill_hole, hole_of
 from inlay.scene.stitch import Painted, Window
 
 
-class PatchesSettings(Settings):
+class PatchesSettings(Settings, use_attribute_docstrings=True):
     context: float = Field(1.0, ge=0, le=4)
     """surroundings that pieces are copied from, on each side of the hole, in units of the hole's
     longer side

@@ -13,7 +13,7 @@ from inlay.scene.fill import backdrop, foreground, membrane
 from inlay.scene.stitch import Painted, Window
 
 
-class PoissonSettings(Settings):
+class PoissonSettings(Settings, use_attribute_docstrings=True):
     gradients: Literal["normal", "mixed"] = "normal"
     """normal keeps the subject's gradients; mixed takes the stronger of subject and background, for
     see-through things, smoke and writing

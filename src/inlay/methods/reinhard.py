@@ -27,7 +27,7 @@ _KNEE = 6 / 29
 _DARK = 1 / 512
 
 
-class ReinhardSettings(Settings):
+class ReinhardSettings(Settings, use_attribute_docstrings=True):
     amount: float = Field(0.15, ge=0, le=1)
     """how much of the change is made: 0 leaves the paste as it is, 1 is as published"""
     space: Literal["lalphabeta", "cielab"] = "lalphabeta"

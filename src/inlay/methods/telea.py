@@ -11,7 +11,7 @@ from inlay.scene.fill import WORKING_SIDE, fill_hole, hole_of
 from inlay.scene.stitch import Painted, Window
 
 
-class TeleaSettings(Settings):
+class TeleaSettings(Settings, use_attribute_docstrings=True):
     radius: float = Field(5.0, ge=1, le=100)
     """how far from a pixel the fill looks, in pixels"""
     dilate: int = Field(4, ge=0, le=200)
