@@ -130,8 +130,9 @@ class _Passes:
     def __init__(self, request: Request, checkpoint: Checkpoint, options: Options) -> None:
         self.request, self.checkpoint, self.options = request, checkpoint, options
         self.keep = bool(request.kept_names())
-        self.networks = networks_from_now()
+        networks = networks_from_now()
         self.inputs = read_inputs(request, options.max_pixels, options.trust_remote_code)
+        self.used = Used(networks=dict(networks))
         self.hashes = {place: identify(source) for place, source in self.inputs.read.items()}
         model, names = request.model, [step.invents() for step in request.steps()]
         small = model is None or "embedded" in (model.name, model.family)
@@ -198,12 +199,17 @@ class _Passes:
         on: Ground = "all" if not sees else "picture" if before else "subjects"
         layers = self.plan.layers if len(planned.scenes) == 1 else [scene.layer]
         for number in range(on == "subjects", len(layers)):
-            picture, used = self.inputs.picture, Used()
+            picture, used = self.inputs.picture, self.used
             if state is not None:
                 picture, used = state.picture, state.used
-            if (made := shade(picture, layers, number, shadow, on)) is not None:
+            networks = networks_from_now()
+            made = shade(picture, layers, number, shadow, on)
+            used = replace(used, networks={**used.networks, **networks})
+            if made is not None:
                 later = State(*made, made[1], used)
                 state = later if state is None else state.then(later)
+            elif state is not None:
+                state = replace(state, used=used)
         return state
 
     def advance(
@@ -235,7 +241,7 @@ class _Passes:
         if not method.needs_model:
             context.progress(1, 1)
         notes += [line for line in context.notes if line not in notes]
-        before = replace(Used() if state is None else state.used, notes=tuple(notes))
+        before = replace(self.used if state is None else state.used, notes=tuple(notes))
         used = replace(
             before,
             adapter=context.adapter or before.adapter,
@@ -301,7 +307,7 @@ class _Passes:
             state.window,
             state.region,
             {place: known for place, known in self.hashes.items() if place in places},
-            replace(state.used, networks=self.networks),
+            state.used,
             self.plan.layers,
             seconds,
         )

@@ -164,7 +164,8 @@ class Subject(Form):
         shape is the cut-out's own size. The box may lie partly outside the background. Raises
         InputError where the subject would be smaller than one pixel or larger than reason.
         """
-        rng = np.random.default_rng(seed)
+        # It takes a while to load, and few places are random.
+        rng = np.random.default_rng(seed) if self.random else None
         width, height = shape
         turned = self.turned(*shape)
         fits = min(background[0] / turned[0], background[1] / turned[1])
@@ -178,7 +179,7 @@ class Subject(Form):
                     f"{fits:.3g} for a random place wholly inside."
                 )
         else:
-            share = rng.uniform(*_RANDOM_SHARE) if self.random else _SHARE
+            share = _SHARE if rng is None else rng.uniform(*_RANDOM_SHARE)
             scale, option = min(share * min(background) / max(turned), fits), "the default scale"
         new = max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
         if max(width, height) * scale < 0.5:
@@ -201,9 +202,9 @@ class Subject(Form):
             cos, sin = float(round(cos)), float(round(sin))
         return width * cos + height * sin, width * sin + height * cos
 
-    def _corner(self, width: int, height: int, size: Size, rng: np.random.Generator) -> Size:
+    def _corner(self, width: int, height: int, size: Size, rng: np.random.Generator | None) -> Size:
         """The top left pixel of the turned subject in a background."""
-        if self.random:
+        if rng is not None:
             # Rounding may make it a pixel larger than what was fitted.
             x, y = (max(whole - own, 0) for whole, own in zip(size, (width, height), strict=True))
             return int(rng.integers(x + 1)), int(rng.integers(y + 1))
