@@ -275,7 +275,8 @@ def test_kept_phases_lie_beside_the_picture(folder: Path, capsys: Capture) -> No
         [*PHASES, *POISSON, "--seed", "4"], ["--phases", "remove,paste"],
         ["--phases", "paste"], ["--phases", "remove"],
         [*PHASES, "--method", "cdc", "--preset", "immerse", "--num-inference-steps", "2"],
-        ["--phases", "remove,paste", "--set", "remove.num_iterations=2"],
+        ["--phases", "remove,paste", "--remove-method", "freecompose", "--set",
+         "remove.num_iterations=2"],
     ],
 )  # fmt: skip
 def test_every_phase_can_be_made_again(folder: Path, options: list[str], capsys: Capture) -> None:
@@ -467,7 +468,7 @@ def test_what_the_picture_should_show_is_said_to_the_reposing_too(folder: Path) 
         method={"prompt": "a bowl", "num_inference_steps": 3},
     )  # fmt: skip
     assert [getattr(step.choice.settings, "prompt", None) for step in request.steps()] == [
-        "", None, "a bowl", "a bowl",
+        None, None, "a bowl", "a bowl",
     ]  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from skimage import data
 from inlay import Composer
 from inlay.cli import main
 from inlay.scene import shiftmap
-from inlay.scene.fill import fill_hole
-from inlay.scene.patches import copy, find_sources
+from inlay.scene.fill import copy_pieces, fill_hole
+from inlay.scene.patches import find_sources
 
 Array = NDArray[np.float32]
 
@@ -32,7 +32,7 @@ def disc(shape: tuple[int, int], y: int, x: int, radius: float) -> NDArray[np.bo
 def filled(picture: Array, hole: NDArray[np.bool_], seed: int = 0) -> Array:
     sources = find_sources(picture, hole, seed)
     assert sources is not None
-    return copy(picture, hole, sources)
+    return copy_pieces(picture, hole, sources)
 
 
 def energy(picture: Array, hole: NDArray[np.bool_]) -> float:
@@ -115,7 +115,7 @@ def test_nothing_comes_from_the_hole_and_nothing_else_changes() -> None:
     broken[hole], changed[hole] = 0.5, np.random.default_rng(0).random((hole.sum(), 3))
     sources = find_sources(broken, hole)
     assert sources is not None and not hole[tuple(sources[hole].T)].any()
-    result = copy(broken, hole, sources)
+    result = copy_pieces(broken, hole, sources)
     np.testing.assert_array_equal(result[~hole], picture[~hole])
     np.testing.assert_array_equal(result, filled(changed, hole))
 
@@ -156,7 +156,7 @@ def test_a_ramp_copied_from_beside_meets_the_ramp() -> None:
     sources = np.stack(np.indices(hole.shape), -1).astype(np.int32)
     # Ten pixels to the left are 0.067 darker; two pieces meet in the middle.
     sources[..., 1] -= np.where(np.arange(80) < 40, 10, 14)[:, None]
-    np.testing.assert_allclose(copy(picture, hole, sources), picture, atol=0.01)
+    np.testing.assert_allclose(copy_pieces(picture, hole, sources), picture, atol=0.01)
 
 
 def test_an_edge_is_no_step_to_be_evened_out() -> None:
@@ -166,7 +166,19 @@ def test_an_edge_is_no_step_to_be_evened_out() -> None:
     sources = np.stack(np.indices(hole.shape), -1).astype(np.int32)
     sources[..., 1] -= 35
     # White in black stays white: it does not bleed out.
-    assert copy(picture, hole, sources)[30, 60, 0] > 0.85
+    assert copy_pieces(picture, hole, sources)[30, 60, 0] > 0.85
+
+
+def test_a_hole_at_the_border_is_held_by_it() -> None:
+    picture = np.full((60, 90, 3), 0.5, np.float32)
+    picture[:, :45] = 0.45
+    hole = np.zeros((60, 90), np.bool_)
+    hole[20:, 60:] = True
+    sources = np.stack(np.indices(hole.shape), -1).astype(np.int32)
+    # Every step goes up, and three sides of the picture are no end to it.
+    sources[20:, 60:, 1] -= np.where(np.arange(40) % 2, 30, 15)[:, None]
+    result = copy_pieces(picture, hole, sources)
+    assert result.min() > 0.44 and result.max() < 0.56
 
 
 # --- the method

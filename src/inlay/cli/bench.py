@@ -20,10 +20,9 @@ from inlay.errors import InputError, nearest, show
 class Benchmark(Checkpoint, Saying):
     """The options of bench."""
 
-    methods: str = flag(
-        "Methods; NAME:KEY=VALUE:KEY=VALUE is one with settings, or with shadow=KIND.", "A,B",
-        default="reinhard,poisson,cdc",
-    )  # fmt: skip
+    methods: str | None = flag(
+        "Methods; NAME:KEY=VALUE:KEY=VALUE is one with settings, or with shadow=KIND.", "A,B"
+    )
     cases: int = flag("Cases to run on; relight: at most.", "N", default=100, least=1)
     harmless: int | None = flag("Of these, undisturbed ones to run on; all by default.", "N")
     seed: int = flag("Of all randomness.", "N", default=0)
@@ -36,7 +35,9 @@ class Benchmark(Checkpoint, Saying):
 
 
 def bench(
-    benchmark: Annotated[Literal["harmony", "relight"], typer.Argument(help="Which benchmark.")],
+    benchmark: Annotated[
+        Literal["harmony", "relight", "removal"], typer.Argument(help="Which benchmark.")
+    ],
     folder: Annotated[
         list[str], typer.Argument(help="Folders of pictures; scikit-image means its photos.")
     ],
@@ -46,20 +47,26 @@ def bench(
     """Measure methods on known truths.
 
     harmony: objects of photos, disturbed on purpose. relight: rendered objects that come from
-    another light, of tools/render_pairs.py. Writes NAME.json, NAME.md and sheet.png.
+    another light, of tools/render_pairs.py. removal: holes in photos. Writes NAME.json, NAME.md
+    and sheet.png.
     """
     from inlay.composer import Composer
+    from inlay.evaluation.benchmark import Benchmark as Runs
     from inlay.evaluation.benchmark import run
     from inlay.evaluation.harmony import Harmony
     from inlay.evaluation.photos import find_photos
     from inlay.evaluation.relight import Relight, find_triples
+    from inlay.evaluation.removal import Removal
     from inlay.evaluation.tables import as_dict, tables, write_report
 
-    kind, find = (Harmony, find_photos) if benchmark == "harmony" else (Relight, find_triples)
+    kinds: dict[str, type[Runs]] = {"harmony": Harmony, "relight": Relight, "removal": Removal}
     include = given.include or []
+    find = find_triples if benchmark == "relight" else find_photos
     sources = find(folder, given.split, include)
-    chosen = kind(sources, given.cases, given.seed, given.harmless, given.short_side)
-    variants = _variants(given.methods, given.set or [], str(chosen.blank["verb"]))
+    chosen = kinds[benchmark](sources, given.cases, given.seed, given.harmless, given.short_side)
+    variants = _variants(
+        given.methods or chosen.methods, given.set or [], str(chosen.blank["verb"])
+    )
     composer = Composer(given.model, device=given.device, dtype=given.dtype)
     with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
         heard.label = "measuring"

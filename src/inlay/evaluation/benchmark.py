@@ -1,7 +1,7 @@
 """What every benchmark shares: cases with a known truth, methods run on them, and a report.
 
 Each method runs on every case, and on some of them with the truth itself in place of what was
-disturbed: what it changes there is harm. Plain paste is what all are compared with.
+disturbed: what it changes there is harm. One plain method is what all are compared with.
 """
 
 from __future__ import annotations
@@ -63,8 +63,12 @@ class Benchmark(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    # A request that lacks a method, by which variants are checked; what the plain paste is asked.
+    # A request that lacks a method, by which variants are checked; the plain method that all are
+    # compared with, and what it is asked.
     blank: ClassVar[Mapping[str, Any]]
+    base: ClassVar[str] = PASTE
+    # What is run where no method is named.
+    methods: ClassVar[str] = "reinhard,poisson,cdc"
     plain: ClassVar[Mapping[str, Any]] = {}
     # What the sources are called, what stays undisturbed, and what a case's kind is.
     nouns: ClassVar[tuple[str, str, str]]
@@ -72,6 +76,8 @@ class Benchmark(ABC):
     # Header, key of a summary's row, format; the figure in dB by which the contact sheet chooses.
     columns: ClassVar[Sequence[tuple[str, str, str]]]
     rank: ClassVar[str]
+    # The figure that is told for each kind, and what it is.
+    told: ClassVar[tuple[str, str]] = ("fpsnr", "fPSNR in dB")
 
     sources: Sequence[Any]
     count: int = 100
@@ -134,13 +140,14 @@ def run(
 ) -> Report:
     """Run named variants of methods, {label: (method, settings)}, on a benchmark.
 
-    Plain paste is always there, as the first one. progress(done, total) is called after each
+    The plain method is always there, as the first one. progress(done, total) is called after each
     picture and may raise. The model of `composer` is loaded only where a method needs it. Raises
     InputError for an unknown method or wrong settings before any work.
     """
-    if variants.get(PASTE, (PASTE, {})) != (PASTE, {}):
-        raise InputError(f"the variant {PASTE!r} is the plain paste; call yours by another name.")
-    everything = {PASTE: (PASTE, {}), **variants, **{PASTE: (PASTE, benchmark.plain)}}
+    base = benchmark.base
+    if variants.get(base, (base, {})) != (base, {}):
+        raise InputError(f"the variant {base!r} is the plain {base}; call yours by another name.")
+    everything = {base: (base, {}), **variants, **{base: (base, benchmark.plain)}}
     for name, choice in everything.values():
         request = {key: choice[key] for key in OF_REQUEST if key in choice}
         own = {key: choice[key] for key in choice.keys() - request.keys()}
@@ -206,9 +213,9 @@ def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:
     """One row a variant over all cases, or over those of one kind; an empty list without any.
 
     The mean of every figure, among them fmse, fpsnr (dB), delta_e and seconds a picture; the ratio
-    of fmse to paste's; gain (mean of fpsnr less paste's, dB) and its standard error; improved
-    (share of cases with a lower fmse than paste; ties are none); harm_delta_e and harm_fpsnr on
-    what was not disturbed, None where none was run; and the benchmark's own shares.
+    of fmse to the plain method's; gain (mean of fpsnr less its, dB) and the standard error;
+    improved (share of cases with a lower fmse; ties are none); harm_delta_e and harm_fpsnr on what
+    was not disturbed, None where none was run; and the benchmark's own shares.
     """
     cases, harm = (
         [case for case in listed if kind in (None, case["kind"])]
@@ -216,11 +223,11 @@ def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:
     )
     rows = []
     for label in report.methods if cases else ():
-        own, paste = _columns(cases, label), _columns(cases, PASTE)
+        own, paste = _columns(cases, label), _columns(cases, report.benchmark.base)
         gains, untouched = own["fpsnr"] - paste["fpsnr"], _columns(harm, label)
         row: dict[str, Any] = {"label": label, "cases": len(cases)}
         row |= {name: float(values.mean()) for name, values in own.items()}
-        row["fmse_ratio"] = ratio(cases, label, "fmse")
+        row["fmse_ratio"] = ratio(cases, label, "fmse", report.benchmark.base)
         row["gain"] = float(gains.mean())
         row["gain_error"] = float(gains.std(ddof=1) / len(cases) ** 0.5) if cases[1:] else None
         row["improved"] = float((own["fmse"] < paste["fmse"]).mean())
@@ -235,7 +242,9 @@ def _columns(cases: Sequence[Mapping[str, Any]], label: str) -> dict[str, NDArra
     return {name: np.array([each[name] for each in found]) for name in (found or [{}])[0]}
 
 
-def ratio(cases: Sequence[Mapping[str, Any]], label: str, figure: str) -> float | None:
-    """The sum of a figure over that of paste's; None where paste's is 0."""
-    own, paste = (sum(case["results"][name][figure] for case in cases) for name in (label, PASTE))
-    return own / paste if paste else None
+def ratio(
+    cases: Sequence[Mapping[str, Any]], label: str, figure: str, base: str = PASTE
+) -> float | None:
+    """The sum of a figure over that of the plain method's; None where that is 0."""
+    own, plain = (sum(case["results"][name][figure] for case in cases) for name in (label, base))
+    return own / plain if plain else None

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from inlay.errors import __version__
-from inlay.evaluation.benchmark import PASTE, Report, summary
+from inlay.evaluation.benchmark import Report, summary
 from inlay.pictures.sheet import contact_sheet
 from inlay.pictures.write import replace_file
 
@@ -42,6 +42,7 @@ def as_dict(report: Report) -> dict[str, Any]:
 def tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
     """Heading, headers and rows of each table; "-" where there is no figure."""
     columns, kinds = report.benchmark.columns, report.benchmark.kinds
+    figure, what = report.benchmark.told
     overall = [
         ["-" if row[key] is None else form.format(row[key]) for _, key, form in columns]
         for row in summary(report)
@@ -49,10 +50,10 @@ def tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
     by_kind = [[label] for label in report.methods]
     for kind in kinds:
         rows = summary(report, kind)
-        texts = [f"{row['fpsnr']:.2f} ({row['improved']:.0%})" for row in rows]
+        texts = [f"{row[figure]:.2f} ({row['improved']:.0%})" for row in rows]
         for line, text in zip(by_kind, texts or ["-"] * len(by_kind), strict=True):
             line.append(text)
-    heading = f"fPSNR in dB, and the share of improved cases, by {report.benchmark.nouns[2]}"
+    heading = f"{what}, and the share of improved cases, by {report.benchmark.nouns[2]}"
     return [
         ("all cases", [header for header, _, _ in columns], overall),
         (heading, ["method", *kinds], by_kind),
@@ -83,11 +84,12 @@ def markdown(report: Report) -> str:
 
 
 def sheet(report: Report) -> Image.Image:
-    """Best, median and worst case of each method by its gain in dB over paste, one row each."""
+    """Best, median and worst case of each method by its gain in dB over the plain one."""
     pictures, labels, rank = [], [], report.benchmark.rank
-    for label in [label for label in report.methods if label != PASTE] or [PASTE]:
+    plain = report.benchmark.base
+    for label in [label for label in report.methods if label != plain] or [plain]:
         found = [case["results"] for case in report.cases]
-        base = [0.0 if label == PASTE else each[PASTE][rank] for each in found]
+        base = [0.0 if label == plain else each[plain][rank] for each in found]
         ranked = sorted(range(len(found)), key=lambda i: base[i] - found[i][label][rank])
         for word, place in (("best", 0), ("median", len(ranked) // 2), ("worst", -1)):
             case, views = report.cases[ranked[place]], report.views[ranked[place]]

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Settings
-from inlay.scene.fill import fill_hole, hole_of
+from inlay.scene.fill import copy_pieces, fill_hole, hole_of
 from inlay.scene.stitch import Painted, Window
 
 
@@ -24,7 +24,7 @@ class PatchesSettings(Settings, use_attribute_docstrings=True):
 def run(window: Window, backbone: object, settings: PatchesSettings, context: Context) -> Painted:
     """Copy into the grown mask; raises InputError where nothing is left to copy from."""
     # Compiled code: listing the methods does not wait for it.
-    from inlay.scene.patches import copy, find_sources
+    from inlay.scene.patches import find_sources
 
     region, hole, dilate = hole_of(window.alpha, settings.dilate)
     if dilate < settings.dilate:
@@ -34,7 +34,7 @@ def run(window: Window, backbone: object, settings: PatchesSettings, context: Co
         context.note("patches: too little of the picture is left to copy from, so it is blurred in")
         rgb = fill_hole(window.clean, hole)
     else:
-        rgb = copy(window.clean, hole, sources)
+        rgb = copy_pieces(window.clean, hole, sources)
     return Painted(window.soften(np.asarray(rgb)), region if window.soft else hole)
 
 

@@ -16,8 +16,9 @@ _DIFFUSION = ("cdc", "freecompose", "phd", "dreamcom", "dreamedit", "inpaint")
 _CLASSICAL = ("paste", "feather", "poisson", "reinhard", "telea", "patches")
 _MODULES = (*_DIFFUSION, "exemplar", *_CLASSICAL)
 
-# The default of a verb is the method that measures best on the embedded checkpoint.
+# The default of a verb is the method that measures best, on the embedded checkpoint and on others.
 _DEFAULTS = {"compose": "phd", "harmonize": "phd", "remove": "freecompose", "scene": "phd"}
+_EMBEDDED_DEFAULTS = {**_DEFAULTS, "remove": "patches"}
 
 
 def all_methods() -> dict[str, Method]:
@@ -29,7 +30,9 @@ def default_for(verb: str, concept: bool = False, family: str | None = None) -> 
     """The method a verb uses when none is named; `concept` is for concepts as subjects, which the
     embedded checkpoint is too small to paint.
     """
-    return ("exemplar" if family else "dreamcom") if concept else _DEFAULTS[verb]
+    if concept:
+        return "exemplar" if family else "dreamcom"
+    return (_EMBEDDED_DEFAULTS if family else _DEFAULTS)[verb]
 
 
 def family_named(model: Any) -> str | None:
@@ -100,7 +103,7 @@ class MethodChoice(Form):
         name = as_text(values.pop("name", None), "method")
         preset = as_text(values.pop("preset", None), "preset")
         if name is None:
-            default = default or {"name": default_for(verb)}
+            default = default or {"name": default_for(verb, family=family_named(model))}
             name, preset = default["name"], default.get("preset") if preset is None else preset
         method = get(name, verb)
         if preset is not None:

@@ -9,9 +9,10 @@ import logging
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, Image, Mask, extend, grow, resize, to_uint8
+from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, extend, grow, resize, to_uint8
 
 _log = logging.getLogger("inlay")
 
@@ -26,6 +27,8 @@ SOLID_ALPHA = 0.75
 _SOLID, _CONTRAST, _EXPLAINED = 0.95, 0.125, 0.5
 # Where fewer of the pixels round a hole in an alpha are soft, its edge is sharp: so steep, a pixel.
 _SOFT_RIM, _SHARP = 0.25, 16
+# Steps between pieces up to this are evened out, in sRGB; larger ones are edges of things.
+_STEP = 0.12
 # V-cycles of `membrane`.
 CYCLES = 12
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
@@ -83,6 +86,38 @@ def fill_hole(
     result = rgb.copy()
     result[hole] = filled[hole].astype(np.float32) / 255
     return result
+
+
+def copy_pieces(rgb: Image, hole: Mask, sources: NDArray[np.int32]) -> Image:
+    """A picture (h, w, 3) with its hole copied from the sources (h, w, 2), rows and columns.
+
+    The steps where pieces meet are evened out: the gradient there is the mean of what both pieces
+    say of it (Darabi et al. 2012, "Image melding", section 3.3), the rest as Poisson's equation
+    has it.
+    """
+    box = bounds(hole)
+    assert box is not None
+    box = box.grown(1).intersect(Box.of_size(hole.shape[::-1])) or box
+    result, load = rgb.copy(), np.zeros((box.height, box.width, 3), np.float32)
+    result[hole] = rgb[tuple(sources[hole].T)]
+    y, x = np.nonzero(hole)
+    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        inside = (y + dy >= 0) & (y + dy < len(rgb)) & (x + dx >= 0) & (x + dx < rgb.shape[1])
+        ay, ax = y[inside], x[inside]
+        by, bx = ay + dy, ax + dx
+        near = sources[ay, ax] + (dy, dx)
+        # What lies at the neighbour, less what goes on there from the pixel's own source.
+        step = result[by, bx] - rgb[tuple(near.T)]
+        both = hole[by, bx]
+        back = sources[by[both], bx[both]] - (dy, dx)
+        step[both] += rgb[tuple(back.T)] - result[ay[both], ax[both]]
+        step[both] /= 2
+        size = np.abs(step).max(-1, keepdims=True)
+        load[ay - box.y, ax - box.x] += step / 4 * np.minimum(1, (_STEP / (size + 1e-6)) ** 2)
+    # The border of the picture holds as what is known does: without it nothing would.
+    load, inside = np.pad(load, ((1, 1), (1, 1), (0, 0))), np.pad(hole[box.slices], 1)
+    result[box.slices] += membrane(np.zeros_like(load), inside, load)[1:-1, 1:-1]
+    return np.where(hole[..., None], np.clip(result, 0, 1), rgb)
 
 
 def backdrop(clean: Image, pasted: Image, alpha: Image) -> Image:

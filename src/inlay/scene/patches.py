@@ -1,12 +1,11 @@
 """Filling a hole with pieces of the picture round it: shift map, then PatchMatch, coarse to fine.
 
-Where things go is settled on a small picture, by a shift map. From there on it is PatchMatch
-completion (Wexler, Shechtman and Irani 2007; Barnes et al. 2009), each level twice the last one's
-size. A fill is a table of sources: every pixel is copied from one place, and only the steps where
-two pieces meet are evened out.
+A shift map of a small picture says where things go. From there on it is PatchMatch completion
+(Wexler, Shechtman and Irani 2007; Barnes et al. 2009), each level twice the last one's size. Every
+pixel is copied from one place, and only the steps where two pieces meet are evened out.
 
 Features are float32 (h, w, 5), padded by PAD: CIELAB, and how much L differs across and down.
-Sources are int32 (h, w, 2): the row and column that a pixel is copied from.
+Sources are int32 (h, w, 2): the row and column that a pixel is copied from; targets are (n, 2).
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.pictures.arrays import Box, Image, Mask, bounds, distance, grow, resize
+from inlay.pictures.arrays import Image, Mask, distance, grow, masked_blur, resize
 from inlay.scene.fill import membrane
 from inlay.scene.shiftmap import compiled, shift_map
 
 Sources = NDArray[np.int32]
-Points = NDArray[np.int32]
 
 # Half the side of a patch less one half; features go on so far beyond the picture.
 RADIUS = 3
@@ -36,13 +34,16 @@ _TEXTURE, _REACH = 0.5, 9
 # The shift map's picture has at most so long a side and so many pixels to fill; how much a row
 # counts in it, in levels from the top of the picture to its bottom.
 _SIDE, _HOLE, _ROWS = 256 + 2 * PAD, 7000, 250
+# CIELAB as levels of 8 bits.
+_LEVELS = (2.55, 1.0, 1.0)
+# What the guide's colour and its roughness (a logarithm) count; how far around a pixel they are
+# looked at; and how much rougher the guide is than the rim: seams are cheapest where nothing is.
+_LIGHT, _ROUGH, _BROAD, _ROUGHER = 0.1, 12.0, 6.0, 0.15
 # The most pixels of a hole that patches are compared for; larger ones copy what the half finds.
 _MOST = 1_000_000
 # Rounds of searching and voting at each size; random tries begin so far away; sweeps at most of
 # what makes neighbours agree.
-_ROUNDS, _TRIES, _SWEEPS = 3, 8, 20
-# Steps up to this are evened out, in sRGB; larger ones are edges of things.
-_STEP = 0.12
+_ROUNDS, _TRIES, _SWEEPS = 2, 8, 20
 
 
 @compiled
@@ -66,7 +67,7 @@ def _search(
     features: Image,
     usable: Mask,
     trust: Image,
-    targets: Points,
+    targets: Sources,
     sources: Sources,
     costs: Image,
     draws: NDArray[np.uint64],
@@ -116,7 +117,7 @@ def _vote(
     features: Image,
     hole: Mask,
     trust: Image,
-    targets: Points,
+    targets: Sources,
     sources: Sources,
     costs: Image,
     sharpness: float,
@@ -165,7 +166,7 @@ def _seam(features: Image, trust: Image, sources: Sources, y: int, x: int, v: in
 
 
 @compiled
-def _settle(features: Image, trust: Image, usable: Mask, points: Points, sources: Sources) -> None:
+def _settle(features: Image, trust: Image, usable: Mask, points: Sources, sources: Sources) -> None:
     """Give each pixel a neighbour's shift where that lessens its seams, until none does."""
     for sweep in range(_SWEEPS):
         changes = 0
@@ -207,7 +208,7 @@ class Level:
         known = (~hole).astype(np.float32)
         features = _halved(self.features[_INNER] * known[..., None])
         features /= np.maximum(_halved(known), 0.1)[..., None]
-        return Level.of(features, _halved_mask(hole))
+        return Level.of(features, _halved(hole.astype(np.float32)) > 0)
 
     @cached_property
     def usable(self) -> Mask:
@@ -217,7 +218,7 @@ class Level:
         return ~_near(self.hole | ~inside)
 
     @cached_property
-    def targets(self) -> Points:
+    def targets(self) -> Sources:
         """The pixels of the picture whose patch has some of the hole in it."""
         near = np.zeros_like(self.hole)
         near[_INNER] = _near(self.hole)[_INNER]
@@ -225,17 +226,23 @@ class Level:
 
     @cached_property
     def trust(self) -> Image:
-        """What a pixel counts in a patch (h, w): 1 where it is known, 0 beyond the picture."""
+        """What a pixel counts in a patch: 1 where it is known, 0 beyond the picture."""
         trust = np.zeros(self.hole.shape, np.float32)
         trust[_INNER] = np.maximum(_TRUST ** distance(~self.hole), _LEAST_TRUST)[_INNER]
         return trust
 
     def map_shifts(self, row_weight: float) -> Sources:
         """The hole's sources as the shift map has them."""
-        colours = self.features[..., :3] * np.array([2.55, 1, 1], np.float32)
+        colours = self.features[..., :3] * np.array(_LEVELS, np.float32)
         rows = np.linspace(0, _ROWS * row_weight, len(colours), dtype=np.float32)
         rows = np.broadcast_to(rows[:, None], self.hole.shape)
-        sources = shift_map(np.dstack([colours, rows]), self.usable, self.hole)
+        # What the rim lets one expect: about which colour, and how rough.
+        broad = masked_blur(self.features, (~self.hole).astype(np.float32), _BROAD)
+        broad[..., :3] *= np.array(_LEVELS, np.float32) * _LIGHT
+        broad[..., 3:] = np.log2(1 + broad[..., 3:]) * _ROUGH
+        guide = membrane(broad, self.hole)
+        guide[self.hole, 3:] += _ROUGHER * _ROUGH
+        sources = shift_map(np.dstack([colours, rows]), guide, self.usable, self.hole)
         return np.asarray(np.clip(sources, 0, np.array(self.hole.shape) - 1), np.int32)
 
     def refine(self, first: Sources, seed: int) -> Sources:
@@ -275,10 +282,6 @@ def _halved(values: Image) -> Image:
     return resize(np.pad(values, room, mode="edge"), ((height + 1) // 2, (width + 1) // 2))
 
 
-def _halved_mask(mask: Mask) -> Mask:
-    return _halved(mask.astype(np.float32)) > 0
-
-
 def _doubled(sources: Sources, shape: tuple[int, ...]) -> Sources:
     """Sources at twice the size, for a picture of (height, width)."""
     rows, columns = np.indices(shape, np.int32)
@@ -302,7 +305,7 @@ def find_sources(rgb: Image, hole: Mask, seed: int = 0, row_weight: float = 1.0)
     None where no whole patch of the picture, float32 (h, w, 3) in [0, 1], is left.
     """
     if np.count_nonzero(hole) > _MOST:
-        small = find_sources(_halved(rgb), _halved_mask(hole), seed, row_weight)
+        small = find_sources(_halved(rgb), _halved(hole.astype(np.float32)) > 0, seed, row_weight)
         return None if small is None else _doubled(small, hole.shape)
     levels = [Level.of(_features(rgb, hole), hole)]
     while np.count_nonzero(levels[-1].hole) > _HOLE or max(levels[-1].hole.shape) > _SIDE:
@@ -320,32 +323,3 @@ def find_sources(rgb: Image, hole: Mask, seed: int = 0, row_weight: float = 1.0)
         inner = _doubled(sources[_INNER] - PAD, level.hole[_INNER].shape) + PAD
         sources = level.refine(np.pad(inner, ((PAD, PAD), (PAD, PAD), (0, 0))), seed)
     return sources[_INNER] - PAD
-
-
-def copy(rgb: Image, hole: Mask, sources: Sources) -> Image:
-    """A picture (h, w, 3) with its hole copied from the sources, and with the steps evened out
-    where pieces meet: the gradient there is the mean of what both pieces say of it (Darabi et al.
-    2012, "Image melding", section 3.3), the rest as Poisson's equation has it.
-    """
-    box = bounds(hole)
-    assert box is not None
-    box = box.grown(1).intersect(Box.of_size(hole.shape[::-1])) or box
-    result, load = rgb.copy(), np.zeros((box.height, box.width, 3), np.float32)
-    result[hole] = rgb[tuple(sources[hole].T)]
-    y, x = np.nonzero(hole)
-    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-        inside = (y + dy >= 0) & (y + dy < len(rgb)) & (x + dx >= 0) & (x + dx < rgb.shape[1])
-        ay, ax = y[inside], x[inside]
-        by, bx = ay + dy, ax + dx
-        near = sources[ay, ax] + (dy, dx)
-        # What lies at the neighbour, less what goes on there from the pixel's own source.
-        step = result[by, bx] - rgb[tuple(near.T)]
-        both = hole[by, bx]
-        back = sources[by[both], bx[both]] - (dy, dx)
-        step[both] += rgb[tuple(back.T)] - result[ay[both], ax[both]]
-        step[both] /= 2
-        size = np.abs(step).max(-1, keepdims=True)
-        load[ay - box.y, ax - box.x] += step / 4 * np.minimum(1, (_STEP / (size + 1e-6)) ** 2)
-    change = membrane(np.zeros_like(load), np.ascontiguousarray(hole[box.slices]), load)
-    result[box.slices] += change
-    return np.where(hole[..., None], np.clip(result, 0, 1), rgb)

@@ -228,8 +228,12 @@ def _expand(
 
 
 @compiled
-def _alone(features: Image, usable: Mask, hole: Mask, points: Table, shifts: Table) -> Any:
-    """What each shift costs each pixel (n, labels): how it goes on what is known beside it."""
+def _alone(
+    features: Image, guide: Image, usable: Mask, hole: Mask, points: Table, shifts: Table
+) -> NDArray[np.float64]:
+    """What each shift costs each pixel (n, labels): how far it is from the guide, and how it goes
+    on what is known beside it.
+    """
     height, width = usable.shape
     costs = np.zeros((len(points), len(shifts)))
     for i in range(len(points)):
@@ -239,6 +243,10 @@ def _alone(features: Image, usable: Mask, hole: Mask, points: Table, shifts: Tab
             if not (0 <= v < height and 0 <= u < width and usable[v, u]):
                 costs[i, s] = _NEVER
                 continue
+            apart = 0.0
+            for c in range(guide.shape[2]):
+                apart += (guide[y, x, c] - guide[v, u, c]) ** 2
+            costs[i, s] = round(math.sqrt(apart))
             for k in range(4):
                 dy, dx = (1 - 2 * (k % 2), 0) if k < 2 else (0, 1 - 2 * (k % 2))
                 if 0 <= y + dy < height and 0 <= x + dx < width and not hole[y + dy, x + dx]:
@@ -250,8 +258,9 @@ def _alone(features: Image, usable: Mask, hole: Mask, points: Table, shifts: Tab
     return costs
 
 
-def shift_map(features: Image, usable: Mask, hole: Mask) -> Table:
-    """From where each pixel of a hole is copied: int32 (h, w, 2), elsewhere 0.
+def shift_map(features: Image, guide: Image, usable: Mask, hole: Mask) -> Table:
+    """From where each pixel of a hole is copied: int32 (h, w, 2), elsewhere 0. guide (h, w, c) is
+    about what is expected in the hole, and what is there elsewhere.
 
     usable must be False within a pixel of the border. Where no shift reaches, it is what lies in
     the hole or out of the picture.
@@ -263,7 +272,7 @@ def shift_map(features: Image, usable: Mask, hole: Mask) -> Table:
     y, x = points.T + 1
     links = np.stack([numbers[y + 1, x], numbers[y - 1, x], numbers[y, x + 1], numbers[y, x - 1]])
     links = np.ascontiguousarray(links.T)
-    alone = _alone(features, usable, hole, points, shifts)
+    alone = _alone(features, guide, usable, hole, points, shifts)
     labels = alone.argmin(1)
     told, left = (features, usable, points, links, alone, shifts, labels), list(range(len(shifts)))
     for _ in range(_ROUNDS):
