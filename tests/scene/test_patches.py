@@ -18,7 +18,7 @@ from skimage import data
 from inlay import Composer
 from inlay.cli import main
 from inlay.scene import shiftmap
-from inlay.scene.fill import copy_pieces, fill_hole
+from inlay.scene.fill import copy_pieces, fill_hole, shadow_of
 from inlay.scene.patches import find_sources
 
 Array = NDArray[np.float32]
@@ -179,6 +179,43 @@ def test_a_hole_at_the_border_is_held_by_it() -> None:
     sources[20:, 60:, 1] -= np.where(np.arange(40) % 2, 30, 15)[:, None]
     result = copy_pieces(picture, hole, sources)
     assert result.min() > 0.44 and result.max() < 0.56
+
+
+# --- the shadow
+
+
+def shaded_ball() -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """A ball on plain ground, its mask, and its shadow to the lower right; a dark spot far away."""
+    rng = np.random.default_rng(0)
+    picture = (0.6 + rng.normal(0, 0.01, (160, 200, 1)) * np.ones(3)).astype(np.float32)
+    ball = disc((160, 200), 70, 80, 30)
+    shadow = disc((160, 200), 95, 105, 18) & ~ball
+    picture[shadow | disc((160, 200), 140, 180, 8)] *= 0.6
+    picture[ball] = (0.8, 0.1, 0.1)
+    return picture, ball, shadow
+
+
+def test_a_shadow_is_what_is_darker_beside_the_lower_half() -> None:
+    picture, ball, shadow = shaded_ball()
+    found = shadow_of(picture, ball, 0.5)
+    assert (found & shadow).sum() > 0.7 * shadow.sum()
+    assert (found & ~shadow).sum() < 0.2 * shadow.sum()
+    assert not (found & ball).any()
+    blue = picture.copy()
+    blue[shadow] = (0.1, 0.2, 0.6)
+    assert shadow_of(blue, ball, 0.5).sum() < 0.2 * shadow.sum()
+
+
+def test_the_shadow_goes_where_it_is_asked_for() -> None:
+    picture, ball, shadow = shaded_ball()
+    shown, mask = (picture * 255).astype(np.uint8), ball.astype(np.uint8) * 255
+    composer = Composer()
+    results = [
+        composer.remove(shown, mask=mask, method="patches", shadow=reach) for reach in (0, 0.5)
+    ]
+    kept, gone = (np.asarray(each.image)[shadow].mean() / 255 for each in results)
+    assert kept < 0.5 and gone > 0.55
+    assert "patches: a shadow goes too beside what is taken out" in results[1].record["notes"]
 
 
 # --- the method

@@ -6,7 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from inlay.methods.base import Context, Method, Settings
-from inlay.scene.fill import copy_pieces, fill_hole, hole_of
+from inlay.pictures.arrays import FAINT, grow
+from inlay.scene.fill import copy_pieces, fill_hole, hole_of, shadow_of
 from inlay.scene.stitch import Painted, Window
 
 
@@ -17,6 +18,10 @@ class PatchesSettings(Settings, use_attribute_docstrings=True):
     """
     dilate: int = Field(5, ge=0, le=200)
     """pixels by which the mask is widened, to take the rim and its halo too"""
+    shadow: float = Field(0.0, ge=0, le=1)
+    """how far beside the mask the thing's shadow is taken out too, where there is one, in units of
+    the mask's longer side; 0 leaves it
+    """
     row_weight: float = Field(1.0, ge=0, le=10)
     """how much pieces keep to their height in the picture; 0 lets sky lie under a roof"""
 
@@ -26,7 +31,14 @@ def run(window: Window, backbone: object, settings: PatchesSettings, context: Co
     # Compiled code: listing the methods does not wait for it.
     from inlay.scene.patches import find_sources
 
-    region, hole, dilate = hole_of(window.alpha, settings.dilate)
+    alpha = window.alpha
+    if settings.shadow > 0 and not window.soft and not (alpha > FAINT).all():
+        region = grow(alpha > FAINT, settings.dilate)
+        shadow = shadow_of(window.clean, region, settings.shadow)
+        alpha = np.maximum(alpha, grow(shadow, settings.dilate)).astype(np.float32)
+        told = "a shadow goes too" if shadow.any() else "no shadow is seen"
+        context.note(f"patches: {told} beside what is taken out")
+    region, hole, dilate = hole_of(alpha, settings.dilate)
     if dilate < settings.dilate:
         context.note(f"patches: dilate lowered from {settings.dilate} to {dilate} pixels")
     sources = find_sources(window.clean, hole, context.seed, settings.row_weight)

@@ -12,7 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.errors import InputError
-from inlay.pictures.arrays import FAINT, Box, Image, Mask, bounds, extend, grow, resize, to_uint8
+from inlay.pictures.arrays import (
+    FAINT,
+    Box,
+    Image,
+    Mask,
+    bounds,
+    distance,
+    extend,
+    grow,
+    masked_blur,
+    resize,
+    to_uint8,
+)
 
 _log = logging.getLogger("inlay")
 
@@ -29,6 +41,8 @@ _SOLID, _CONTRAST, _EXPLAINED = 0.95, 0.125, 0.5
 _SOFT_RIM, _SHARP = 0.25, 16
 # Steps between pieces up to this are evened out, in sRGB; larger ones are edges of things.
 _STEP = 0.12
+# A shadow: so much darker than the ground, in L or as a share of it, and no more off in colour.
+_DARKER, _SHARE, _ALIKE = 3, 0.08, 7
 # V-cycles of `membrane`.
 CYCLES = 12
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
@@ -118,6 +132,30 @@ def copy_pieces(rgb: Image, hole: Mask, sources: NDArray[np.int32]) -> Image:
     load, inside = np.pad(load, ((1, 1), (1, 1), (0, 0))), np.pad(hole[box.slices], 1)
     result[box.slices] += membrane(np.zeros_like(load), inside, load)[1:-1, 1:-1]
     return np.where(hole[..., None], np.clip(result, 0, 1), rgb)
+
+
+def shadow_of(rgb: Image, region: Mask, reach: float) -> Mask:
+    """What looks like the shadow of a thing (h, w): beside its lower half, joined to it and within
+    `reach` of its longer side, the pixels that are darker than the ground and of its colour.
+
+    The ground is the mean, in CIELAB, of what lies a little away.
+    """
+    import cv2
+
+    lab = np.asarray(cv2.cvtColor(np.clip(rgb, 0, 1), cv2.COLOR_RGB2LAB), np.float32)
+    box, off = bounds(region), distance(region)
+    assert box is not None
+    side = max(box.width, box.height)
+    here = masked_blur(lab, (off > 3).astype(np.float32), max(0.012 * side, 0.5))
+    away = (off > 0.06 * side) & (off < 0.6 * side)
+    ground = masked_blur(lab, away.astype(np.float32), max(0.12 * side, 1))
+    dark = ground[..., 0] - here[..., 0] > np.maximum(_DARKER, _SHARE * ground[..., 0])
+    alike = np.abs(here[..., 1:] - ground[..., 1:]).max(-1) < _ALIKE
+    low = np.arange(len(rgb))[:, None] > box.y + box.height / 2
+    shadow = (dark & alike & low & (off < reach * side)).astype(np.uint8)
+    shadow = cv2.morphologyEx(shadow, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    _, labels = cv2.connectedComponents(np.asarray((shadow > 0) | region, np.uint8))
+    return np.isin(labels, np.unique(labels[region])) & ~region
 
 
 def backdrop(clean: Image, pasted: Image, alpha: Image) -> Image:
