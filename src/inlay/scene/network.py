@@ -27,8 +27,6 @@ _LARGEST = 1 << 26
 _HEADS = 4
 # Of normalisation, as torch has them.
 _EPSILON = np.float32(1e-5)
-
-
 # Of either network: channels at a half of the side and less, residual blocks after the first of
 # these, and channels on the way back.
 _CUTTER, _CUTTER_BLOCKS, _CUTTER_BACK = (24, 48, 96, 192, 288), (1, 2, 4, 3), (96, 64, 48, 24)
@@ -99,7 +97,7 @@ class Layers:
             scale, bias = (self.weight(f"{name}.1.{key}", (made,)) for key in ("weight", "bias"))
             mean, var = (self.weight(f"{name}.1.running_{key}", (made,)) for key in ("mean", "var"))
             # Of numbers that stand, it is part of the weights.
-            scale /= np.sqrt(np.maximum(var, 0) + _EPSILON)
+            scale = scale / np.sqrt(np.maximum(var, 0) + _EPSILON)
             weight = self.weight(f"{name}.0.weight", (made, x.shape[1], side, side))
             self._ready[name] = weight * scale[:, None, None, None], bias - mean * scale
         return _convolved(x, *self._ready[name], stride, dilation)
