@@ -636,7 +636,7 @@ class Cases:
         picture, mask = pasted()
         if verb == "harmonize":
             return prints(composer.harmonize(picture, mask=mask, background=background(), **more))
-        return prints(composer.remove(picture, mask=mask, **more))
+        return prints(composer.remove(picture, mask=mask, **{"method": "freecompose", **more}))
 
     def _call(
         self, model: str, verb: str, method: str, preset: str | None, given: dict[str, Any]
