@@ -40,7 +40,8 @@ _LARGEST_PINHOLE = 0.06
 # What the network says from which on it is sure, and below which it is sure that it is not; what it
 # flatly denies; and the IoU below which its answer is doubtful.
 _SURE, _DENIED = (0.08, 0.9), 0.02
-_DOUBTFUL = 0.75
+# An IoU that is expected below this is said, where the place was left to the network or not.
+_DOUBTFUL, _DOUBTFUL_AT = 0.84, 0.75
 # From which alpha on a pixel shows the thing that is to go, and how far round the thing goes too,
 # as a share of the root of its area.
 _FRINGE, _MARGIN = 0.05, 0.015
@@ -159,7 +160,7 @@ def _by_network(
     seen = bounds(found > 0.5)
     if seen is None or min(seen.width, seen.height) < _LEAST_SIDE:
         raise InputError(f"no subject stands out in {name}; give a mask or another box.")
-    if expected < _DOUBTFUL:
+    if expected < (_DOUBTFUL if box is None else _DOUBTFUL_AT):
         _log.info("the cut-out of %s may be wrong: give its box or a mask", name)
     crop, size = _surroundings(seen, rgb)
     soft = resize(found[crop.slices], size)

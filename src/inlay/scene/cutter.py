@@ -58,7 +58,7 @@ def find_subject(
     if near is None or near.area > _LARGE * whole.area:
         return found, expected
     nearer, also = _look(net, rgb, _view(near, whole), near, points)
-    return of_points((1 - _NEARER) * found + _NEARER * nearer, points), min(expected, also)
+    return of_points((1 - _NEARER) * found + _NEARER * nearer, points), also
 
 
 def _squares(whole: Box, points: Sequence[Point]) -> Iterator[Box]:
