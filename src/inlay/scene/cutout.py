@@ -40,8 +40,9 @@ _LARGEST_PINHOLE = 0.06
 # What the network says from which on it is sure, and below which it is sure that it is not; what it
 # flatly denies; and the IoU below which its answer is doubtful.
 _SURE, _DENIED = (0.08, 0.9), 0.02
-# An IoU that is expected below this is said, where the place was left to the network or not.
-_DOUBTFUL, _DOUBTFUL_AT = 0.84, 0.75
+# An IoU that is expected below this is said, where the place was left to the network or not; as is
+# a subject of which so much of the picture is.
+_DOUBTFUL, _DOUBTFUL_AT, _ALL = 0.83, 0.75, 0.95
 # From which alpha on a pixel shows the thing that is to go, and how far round the thing goes too,
 # as a share of the root of its area.
 _FRINGE, _MARGIN = 0.05, 0.015
@@ -158,9 +159,11 @@ def _by_network(
     found, expected = find_subject(rgb, box, points, load_layers(cutter, folder))
     found = found if box is None else box.keep(found)
     seen = bounds(found > 0.5)
-    if seen is None or min(seen.width, seen.height) < _LEAST_SIDE:
+    flat = np.ptp(rgb if box is None else rgb[box.slices]) < FAINT
+    if flat or seen is None or min(seen.width, seen.height) < _LEAST_SIDE:
         raise InputError(f"no subject stands out in {name}; give a mask or another box.")
-    if expected < (_DOUBTFUL if box is None else _DOUBTFUL_AT):
+    doubtful = expected < (_DOUBTFUL if box is None else _DOUBTFUL_AT)
+    if doubtful or (box is None and (found > 0.5).mean() > _ALL):
         _log.info("the cut-out of %s may be wrong: give its box or a mask", name)
     crop, size = _surroundings(seen, rgb)
     soft = resize(found[crop.slices], size)

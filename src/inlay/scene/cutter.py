@@ -58,15 +58,18 @@ def find_subject(
     if near is None or near.area > _LARGE * whole.area:
         return found, expected
     nearer, also = _look(net, rgb, _view(near, whole), near, points)
-    return of_points((1 - _NEARER) * found + _NEARER * nearer, points), also
+    expected = (1 - _NEARER) * expected + _NEARER * also
+    return of_points((1 - _NEARER) * found + _NEARER * nearer, points), expected
 
 
 def _squares(whole: Box, points: Sequence[Point]) -> Iterator[Box]:
-    """Smaller and smaller squares round the point that is first."""
+    """Smaller and smaller squares round the point that is first, with all that are on it."""
     for share in _NEAR if points else ():
         side = max(1, round(share * min(whole.width, whole.height)))
         x, y = (int(v) - side // 2 for v in points[0][:2])
-        yield Box(x, y, side, side).intersect(whole) or whole
+        view = Box(x, y, side, side).intersect(whole) or whole
+        if all(view.x <= a < view.right and view.y <= b < view.bottom for a, b, on in points if on):
+            yield view
 
 
 def of_points(found: Image, points: Sequence[Point]) -> Image:
