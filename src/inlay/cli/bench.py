@@ -64,9 +64,8 @@ def bench(
     find = find_triples if benchmark == "relight" else find_photos
     sources = find(folder, given.split, include)
     chosen = kinds[benchmark](sources, given.cases, given.seed, given.harmless, given.short_side)
-    variants = _variants(
-        given.methods or chosen.methods, given.set or [], str(chosen.blank["verb"])
-    )
+    named = chosen.methods if given.methods is None else given.methods
+    variants = _variants(named, given.set or [], str(chosen.blank["verb"]))
     composer = Composer(given.model, device=given.device, dtype=given.dtype)
     with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
         heard.label = "measuring"
