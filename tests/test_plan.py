@@ -368,13 +368,17 @@ def test_a_kept_phase_is_never_an_input(folder: Path, taken: str, capsys: Captur
 
 def test_all_kept_phases_are_written_or_none(folder: Path) -> None:
     before = set(os.listdir())
-    picture, record = read_picture(data.coffee()), {"inlay": "0", "verb": "compose", "method": "m"}
+    picture = read_picture(data.coffee())
+    record: dict[str, Any] = {"inlay": "0", "verb": "compose", "method": "m", "notes": []}
+    stages = {name: (picture, record) for name in ("remove", "paste")}
+    place, changes = Box(0, 0, 1, 1), np.zeros((1, 1), np.float32)
+    result = Result([picture], [record], place, place, changes, kept=[stages])
     out = Path("out.png")
     target = Target(out, phases=("remove", "paste"))
     kept = target.kept
     kept[0].write_bytes(b"old")
     with pytest.raises(InputError, match=r"out-2-paste\.png cannot be written"), Files() as files:
-        Outputs(out, [target], files).add(picture, record, [(picture, record)] * 2)
+        Outputs(out, [target], files).take(result)
         assert not out.exists() and kept[0].read_bytes() == b"old"
         kept[1].mkdir()
     assert kept[0].read_bytes() == b"old"

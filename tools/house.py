@@ -60,9 +60,10 @@ BOUNDS = {
     "modules at the root": 9,
     "files": 110,
     # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
-    # masks, defaults by checkpoint, the cutter and shadows with their trainings, the benchmark of
-    # light. It may fall, and must not rise unexplained.
-    "lines": 19900,
+    # masks, defaults by checkpoint, the cutter and shadows with their trainings, the benchmarks of
+    # light and of removal, filling by patches, views of concepts. It may fall, and must not rise
+    # unexplained.
+    "lines": 20850,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,

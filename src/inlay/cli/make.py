@@ -289,7 +289,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "cut": str,
     "cut_box": numbers,
     "cut_points": _points,
-    "view": lambda text: int(text) if text.isdecimal() else text,
+    "view": lambda text: int(text) if text.isdecimal() and len(text) < 5 else text,
 }
 _FOR_ALL, _NONE = ("scale", "rotate", "cut"), "-"
 _SKIPS = ("mask", "cut", "cut_box", "cut_points", "view")

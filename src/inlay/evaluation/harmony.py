@@ -18,8 +18,7 @@ import numpy as np
 
 from inlay.composer import Composer
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import Benchmark, Case
-from inlay.evaluation.metrics import fmse, psnr
+from inlay.evaluation.benchmark import Benchmark, Case, fmse, psnr
 from inlay.evaluation.photos import Photo
 from inlay.pictures.arrays import to_uint8
 from inlay.result import Result

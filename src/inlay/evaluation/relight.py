@@ -15,8 +15,7 @@ import numpy as np
 
 from inlay.composer import Composer
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import Benchmark, Case, ratio
-from inlay.evaluation.metrics import Image, psnr
+from inlay.evaluation.benchmark import Benchmark, Case, Image, psnr, ratio
 from inlay.evaluation.photos import folder_rows, is_included
 from inlay.learning.folder import Row
 from inlay.pictures.arrays import bounds, from_levels, shrink, srgb_decode, to_uint8

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from inlay.composer import Composer
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import Benchmark, Case
-from inlay.evaluation.metrics import Image
+from inlay.evaluation.benchmark import Benchmark, Case, Image
 from inlay.pictures.arrays import Mask, blur, distance, from_levels, luma
 from inlay.result import Result
 from inlay.training.objects import find_objects

@@ -230,6 +230,7 @@ def test_the_command_line_makes_the_same_and_makes_it_again(
     [
         (["cat.png", "--view", "1"], "view goes with a concept"),
         (["one.safetensors", "--view", "x", "--method", "paste"], "view is 'x'"),
+        (["one.safetensors", "--view", "9" * 5000, "--method", "paste"], "view is '999"),
         (["one.safetensors", "two.safetensors", "--together", "--box", "1,1,50,50"], "together"),
         (["one.safetensors", "--mask", "cat.png"], "mask does not go"),
         (["one.safetensors", "--flip"], "rotate and flip do not go"),
