@@ -26,7 +26,7 @@ def test_the_tour_makes_nine_pictures_and_what_they_are_compared_with(
     for before in befores:
         after = tmp_path / before.name.replace("-before", "")
         was, now = (np.asarray(Image.open(path).convert("RGB"), int) for path in (before, after))
-        assert was.shape == now.shape and np.abs(was - now).max() > 20, after.name
+        assert was.shape == now.shape and np.abs(was - now).max() > 10, after.name
         verbs.append(json.loads(read_record(after) or "")["request"]["verb"])
     assert [verbs.count(verb) for verb in ("compose", "harmonize", "remove")] == [7, 1, 1]
     with Image.open(tmp_path / "contact-sheet.png") as sheet:

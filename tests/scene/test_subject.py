@@ -222,7 +222,7 @@ def test_what_does_not_match_is_named(arguments: dict[str, Any], sentence: str) 
         ({"box": (1, 2, 3)}, "box is"), ({"scale": 0}, "scale is"), ({"at": (1, 2, 3)}, "at is"),
         ({"box": APART[0], "scale": 2.0}, "scale goes with at or random"),
         ({"picture": "x.safetensors", "mask": "m.png"}, "mask does not go with x.safetensors"),
-        ({"picture": "x.safetensors", "flip": True}, "flip does not go with x.safetensors"),
+        ({"picture": "x.png", "view": 1}, "view goes with a concept"),
     ],
 )  # fmt: skip
 def test_a_subject_is_checked_where_it_is_made(values: dict[str, Any], sentence: str) -> None:
