@@ -330,6 +330,10 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f / "unet" / "config.json", mid_block_scale_factor="x"),
         "'x' as its mid_block_scale_factor; expected a number",
     ),
+    "a word no text": (
+        lambda f: edit(f / "text_encoder" / "config.json", hidden_act={"": {}}),
+        "as its hidden_act; expected a word",
+    ),
     "a norm of nothing": (
         lambda f: edit(f / "text_encoder" / "config.json", layer_norm_eps=None),
         "None as its layer_norm_eps; expected a number",

@@ -192,6 +192,8 @@ def load_network(
         none = value is None and isinstance(default, float)
         if none or (isinstance(default, int | float) and isinstance(value, str | dict)):
             raise InputError(f"{where} has {show(value)} as its {key}; expected a number.")
+        if isinstance(default, str) and isinstance(value, int | float | dict | list):
+            raise InputError(f"{where} has {show(value)} as its {key}; expected a word.")
     variant, chosen = pick_weights(names, stem, half=half, where=where)
     if not has_shards(home, chosen):
         raise InputError(f"{where} has an index of files that are not there: fetch it again.")
