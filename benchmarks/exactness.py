@@ -71,7 +71,7 @@ def main(models: list[str]) -> int:
                     continue
                 for model in models if method.needs_model else ["-"]:
                     given = [
-                        learnt(folder, model) if w == "cup.png" and method.concept else w
+                        learnt(folder, model) if w == "cup.png" and method.concepts else w
                         for w in words
                     ]
                     command = [sys.executable, "-m", "inlay", verb, *given, "-o", "out.png"]
