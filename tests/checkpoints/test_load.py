@@ -298,6 +298,10 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: [file.unlink() for file in (f / "tokenizer").iterdir()],
         "no vocabulary",
     ),
+    "prompts of no length": (
+        lambda f: edit(f / "tokenizer" / "tokenizer_config.json", model_max_length=[77]),
+        "as its model_max_length; expected a number",
+    ),
     "scheduler missing": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json"),
     "config no json": (lambda f: (f / "unet" / "config.json").write_text("?"), "readable JSON"),
     "config of other widths": (

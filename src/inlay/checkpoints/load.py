@@ -37,7 +37,7 @@ from inlay.diffusion.branches import Branch
 from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.text import TextStack
 from inlay.diffusion.unet import UNetBackbone
-from inlay.errors import InputError
+from inlay.errors import InputError, show
 from inlay.pictures.write import replace_file
 
 B = TypeVar("B", bound=Branch)
@@ -221,7 +221,12 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
             # Without these the library makes an empty tokenizer and says nothing.
             if not any((home / item).is_file() for item in ("tokenizer.json", "vocab.json")):
                 raise InputError(f"The {part} of the model {name} has no vocabulary.")
-            loaded[part] = cls.from_pretrained(str(home), local_files_only=True)
+            loaded[part] = tokenizer = cls.from_pretrained(str(home), local_files_only=True)
+            if not isinstance(length := tokenizer.model_max_length, int | float) or length < 1:
+                raise InputError(
+                    f"The {part} of the model {name} has {show(length)} as its model_max_length; "
+                    "expected a number."
+                )
             continue
         where, own = f"The {part} of the model {name}", torch.float32 if part == "vae" else dtype
         half = dtype == torch.float16
