@@ -95,6 +95,11 @@ def test_processors_come_back_even_when_the_body_raises() -> None:
         def layers(self, layers: Sequence[Layer]) -> list[Layer]:
             return [layer for layer in layers if layer.kind == "cross"]
 
+        def run(
+            self, layer: Layer, hidden: torch.Tensor, context: torch.Tensor | None
+        ) -> torch.Tensor:
+            return hidden
+
     unet = tiny_unet()
     before = dict(unet.attn_processors)
     with (

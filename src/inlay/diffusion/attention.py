@@ -71,13 +71,19 @@ class AttentionRule(ABC):
         the rows are [unconditional, conditional], all samples in either half.
         """
 
-    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The heads' output (rows, heads, tokens, width) of a layer's query, key and value."""
-        # For rules that say what the whole layer does instead, by run().
-        raise NotImplementedError
-
+    @abstractmethod
     def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
         """What a whole layer makes of what goes into it, (rows, tokens, channels)."""
+
+
+class HeadsRule(AttentionRule):
+    """A rule for what a layer does between its projections."""
+
+    @abstractmethod
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The heads' output (rows, heads, tokens, width) of a layer's query, key and value."""
+
+    def run(self, layer: Layer, hidden: Tensor, context: Tensor | None) -> Tensor:
         return layer.finish(self.attend(layer, *layer.project(hidden, context)))
 
 
@@ -131,7 +137,7 @@ def attention_mask_at(mask: Tensor, tokens: int, mode: str = "area") -> Tensor:
 
 
 @dataclass
-class LocalizedPrompt(AttentionRule):
+class LocalizedPrompt(HeadsRule):
     """Steers words to the inside or the outside of a mask, on conditional rows only.
 
     mask is a latent one (1, 1, h, w); inside and outside are bool (keys,), the tokens named for
@@ -201,7 +207,7 @@ View = tuple[Sequence[int], Sequence[int], Tensor | None]
 
 
 @dataclass(eq=False, kw_only=True)
-class _Views(AttentionRule):
+class _Views(HeadsRule):
     """Each view one fused call; together they cover each row once.
 
     A rule acts from the self-attention layer `first_layer` on, from call number `first_call` (0 is

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inlay.diffusion.attention import AttentionRule, Layer, processors
+from inlay.diffusion.attention import HeadsRule, Layer, processors
 from inlay.diffusion.attention_masked import MaskedAttention
 from inlay.diffusion.backbone import Backbone
 from inlay.errors import InputError
@@ -123,7 +123,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return both.permute(0, 3, 1, 2) if pixels else both
 
 
-class PlainTrainingAttention(AttentionRule):
+class PlainTrainingAttention(HeadsRule):
     """diffusers' attention, explicit on CPUs where that is faster to learn with."""
 
     def layers(self, layers: Sequence[Layer]) -> Sequence[Layer]:
