@@ -34,8 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The floors from top to bottom, as names directly under inlay. A module may import from its own
 # floor and from lower ones. inlay itself and inlay.__main__ stand on none.
 LAYERS = [
-    ["cli", "server", "batch"],
-    ["evaluation"],
+    ["cli"],
+    ["server", "evaluation"],
+    ["batch"],
     ["training"],
     ["learning"],
     ["composer"],
@@ -73,7 +74,13 @@ BOUNDS = {
     "frames to the network": 9,
     # 25 were the redesign's; the shadow's file came after it.
     "files called in a compose": 26,
+    # Two doors were built after the redesign, with budgets of their own.
+    "files of batch": 8,
+    "lines of batch": 900,
+    "files of server": 9,
+    "lines of server": 1200,
 }
+DOORS = ("batch", "server")
 
 LISTED = 15
 # Python 3.12 gives these no frame any more; the count must not depend on the version.
@@ -276,16 +283,22 @@ def structure(root: Path) -> dict[str, int]:
     """What the source alone says."""
     source = Source(root)
     lengths, functions, graph = source.lengths(), source.functions(), source.imports()
+    doors = {
+        door: [lines for lines, name in lengths if name.startswith(f"{door}/")] for door in DOORS
+    }
+    house = [lines for lines, name in lengths if not name.startswith(tuple(f"{d}/" for d in DOORS))]
     return {
         "modules at the root": sum("/" not in name for _, name in lengths),
-        "files": len(lengths),
-        "lines": sum(lines for lines, _ in lengths),
+        "files": len(house),
+        "lines": sum(house),
         "longest file": lengths[0][0],
         "longest function": functions[0].lines if functions else 0,
         "functions with too many parameters": len(too_many(functions)),
         "import circles": len(circles(graph)),
         "upward imports": len(upward(graph)),
         "names on no floor": len(homeless(graph)),
+        **{f"files of {door}": len(own) for door, own in doors.items()},
+        **{f"lines of {door}": sum(own) for door, own in doors.items()},
     }
 
 
