@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 
 import inlay
 from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded, predictions
-from inlay.checkpoints.folder import pick_weights
+from inlay.checkpoints.folder import budget, pick_weights
 from inlay.checkpoints.hub import files_to_fetch, is_complete
 from inlay.checkpoints.load import fingerprint, load_backbone, pick_device, pick_dtype
 from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.unet import PatchAutoencoder
 from inlay.errors import InputError
 
 SIZE = (64, 64)
@@ -430,6 +431,20 @@ def test_a_broken_folder_is_one_sentence(case: str, folder: Path) -> None:
     with pytest.raises(InputError, match=expected) as error:
         load_backbone(folder, device="cpu")
     assert str(folder) in sentence(error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages that Linux hands out")
+def test_what_a_config_asks_for_is_not_taken(tmp_path: Path) -> None:
+    import resource
+
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(1000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with budget([file], "the vae"), pytest.raises(InputError, match="more weights than its files"):
+        PatchAutoencoder(4, 4_000_000)
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    # Its two tables of 48 numbers a channel would be 1.5 GB, and 375,000 pages of 4 KiB.
+    assert taken * resource.getpagesize() < 100_000_000
 
 
 def test_a_tokenizer_with_words_that_its_encoder_does_not_know(folder: Path) -> None:

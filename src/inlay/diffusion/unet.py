@@ -204,13 +204,13 @@ class PatchAutoencoder(diffusers.ModelMixin, diffusers.ConfigMixin):  # type: ig
         self, patch_size: int = 4, latent_channels: int = 16, scaling_factor: float = 1.0
     ) -> None:
         super().__init__()
-        shape = (latent_channels, 3, patch_size, patch_size)
-        self.encoder_weight = nn.Parameter(torch.zeros(shape), requires_grad=False)
-        self.encoder_bias = nn.Parameter(torch.zeros(latent_channels), requires_grad=False)
-        self.decoder_weight = nn.Parameter(torch.zeros(shape), requires_grad=False)
-        self.decoder_bias = nn.Parameter(
-            torch.zeros(3, patch_size, patch_size), requires_grad=False
-        )
+        pixels = (3, patch_size, patch_size)
+        shape = (latent_channels, *pixels)
+        # Empty takes no memory until it is filled, however much a config asks for.
+        self.encoder_weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.encoder_bias = nn.Parameter(torch.empty(latent_channels), requires_grad=False)
+        self.decoder_weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.decoder_bias = nn.Parameter(torch.empty(pixels), requires_grad=False)
 
     @classmethod
     def fit(
