@@ -1,0 +1,1 @@
+"""Many pictures: manifests of requests, workers that make them, training data with labels."""
