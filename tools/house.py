@@ -378,8 +378,12 @@ class Hook:
 def trace(root: Path) -> None:
     """Compose two photographs in the current folder and leave trace.json there."""
     import numpy as np
+
+    # Importing these under the hook takes longer than all else.
+    from diffusers import UNet2DConditionModel  # noqa: F401
     from PIL import Image
     from skimage import data
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
     Image.fromarray(data.astronaut()[:256, :256]).save("bg.png")
     cup = data.coffee()[60:260, 180:420]
