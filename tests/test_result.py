@@ -18,7 +18,7 @@ from inlay.cli import main
 from inlay.pictures.read import MAX_FILE_BYTES, MAX_JSON_BYTES, read_picture, read_record
 from inlay.pictures.write import write_picture
 from inlay.request import RemoveRequest, Request
-from inlay.result import Used, file_sha256, identify, record_of, record_text
+from inlay.result import State, Used, file_sha256, identify, record_of, record_text
 from inlay.result.record import names, read_back
 from photos import cup
 from reruns import needs, rerun
@@ -32,7 +32,9 @@ def _record(**changes: Any) -> dict[str, Any]:
     known = identify(np.zeros((4, 4, 3), np.uint8))
     inputs = {"picture": known, "mask": known}
     used, seconds = Used(notes=("a note",)), {"run_s": 0.5}
-    record = record_of(request, None, Box(1, 2, 30, 40), Box(3, 4, 5, 6), inputs, used, (), seconds)
+    picture, mask = read_picture(np.zeros((4, 4, 3), np.uint8)), np.zeros((6, 5), np.float32)
+    state = State(picture, Box(3, 4, 5, 6), mask, Box(1, 2, 30, 40), used)
+    record = record_of(request, None, Composer(), state, inputs, (), seconds)
     return {**record, **changes}
 
 

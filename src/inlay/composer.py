@@ -11,8 +11,9 @@ from inlay.pictures.arrays import Box
 from inlay.pictures.read import Source
 from inlay.request import ComposeRequest, HarmonizeRequest, RemoveRequest, Request, SceneRequest
 from inlay.result import Result
-from inlay.run import Options, run
+from inlay.run import Options, run_all
 from inlay.scene.subject import Subject
+from inlay.settings import BatchSize
 
 
 class Composer(Checkpoint):
@@ -36,9 +37,33 @@ class Composer(Checkpoint):
         """Make what a request asks for.
 
         Options may be given by name instead: callback(step, total, preview), which may raise
-        Cancelled, on_phase, previews, max_pixels, trust_remote_code. Raises InputError, also for a
-        request whose checkpoint is not the one that is open here.
+        Cancelled, on_phase, previews, max_pixels, trust_remote_code, batch_size. Raises InputError,
+        also for a request whose checkpoint is not the one that is open here.
         """
+        options = options or Options(**given)
+        (outcome,) = run_all([self._here(request)], self, [options], options.batch_size)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def run_all(
+        self,
+        requests: Sequence[Request],
+        options: Sequence[Options] | None = None,
+        batch_size: BatchSize = "auto",
+    ) -> list[Result | BaseException]:
+        """Make what several requests ask for, `batch_size` pictures at a time; "auto" is as many
+        as fit into memory. Those of one size and method go through the network together.
+
+        Results are those of run(), but for rounding: within 1 of 255. Each request has options of
+        its own, whose callback is called in another thread, one at a time. Where a request is
+        refused, cancelled or fails, its place holds the exception, and the others go on.
+        """
+        told = options or [Options() for _ in requests]
+        return run_all([self._here(request) for request in requests], self, told, batch_size)
+
+    def _here(self, request: Request) -> Request:
+        """A request for the model that is open."""
         wanted = request.model
         if wanted is not None and wanted.name != self.model:
             raise InputError(
@@ -48,7 +73,7 @@ class Composer(Checkpoint):
         if wanted is None and self.model != "embedded":
             # What was not given is as it is best on the model that is open.
             request = type(request)(**{**dict(request), "model": self.named})
-        return run(request, self, options or Options(**given))
+        return request
 
     def compose(
         self,
@@ -74,7 +99,7 @@ class Composer(Checkpoint):
         cut_points and view likewise, are those of Subject; several are a list of Subject
         objects. Further keywords are those of ComposeRequest (together, phases, remove,
         remove_mask, repose, control, keep_phases) and of Options (previews, on_phase, max_pixels,
-        trust_remote_code); all others are the method's settings. Raises InputError.
+        trust_remote_code, batch_size); all others are the method's settings. Raises InputError.
         """
         more |= {"background": background, "seed": seed, "num_images": num_images}
         more |= {"box": box, "at": at, "scale": scale, "mask": mask, "cut": cut, "shadow": shadow}

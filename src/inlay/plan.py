@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from inlay.errors import InputError, unsaved
+from inlay.methods.base import Callback, Settings
 from inlay.methods.registry import Step
 from inlay.pictures.arrays import FAINT, Box, Image
 from inlay.pictures.colour import convert
@@ -65,6 +66,42 @@ class Plan:
 
     steps: Sequence[PlannedStep]
     layers: Sequence[Layer] = ()
+
+
+class Progress:
+    """One count of steps over all passes of all pictures of a request."""
+
+    def __init__(self, callback: Callback | None, plan: Plan, pictures: int) -> None:
+        self.callback, self.passes = callback, sum(len(each.scenes) for each in plan.steps)
+        self.sizes = [
+            _length(each.step.choice.settings) for each in plan.steps for _ in each.scenes
+        ]
+        self.sizes *= pictures
+        # How many steps each pass made, and how many passes of each picture have begun.
+        self.done, self.begun = [0] * len(self.sizes), [0] * pictures
+
+    def next(self, picture: int) -> Callback | None:
+        """The callback for the next pass of a picture, by number."""
+        callback, sizes, done = self.callback, self.sizes, self.done
+        first, number = picture * self.passes, picture * self.passes + self.begun[picture]
+        done[first:number] = sizes[first:number]
+        self.begun[picture] += 1
+        if callback is None or len(sizes) == 1:
+            return callback
+
+        def tell(step: int, steps: int, preview: Any) -> None:
+            done[number] = round(sizes[number] * step / max(steps, 1))
+            callback(sum(done), sum(sizes), preview)
+
+        return tell
+
+
+def _length(settings: Settings) -> int:
+    """About how many steps a pass takes: its part of the progress, no more."""
+    for name in ("num_iterations", "num_inference_steps"):
+        if steps := int(getattr(settings, name, 0)):
+            return steps * int(getattr(settings, "rounds", 1))
+    return 1
 
 
 @dataclass(frozen=True, eq=False)

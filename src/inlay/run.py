@@ -6,25 +6,24 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from inlay.methods.base import Callback, Checkpoint, Context, Settings
-from inlay.methods.registry import Model
-from inlay.pictures.arrays import Box, Image, grow
+from inlay.methods.base import Callback, Checkpoint, Context
+from inlay.pictures.arrays import grow
 from inlay.pictures.picture import Picture
 from inlay.pictures.read import DEFAULT_MAX_PIXELS
-from inlay.plan import Plan, PlannedStep, plan_of, read_inputs
+from inlay.plan import PlannedStep, Progress, plan_of, read_inputs
 from inlay.request import Request
-from inlay.result import Result, Used, identify, record_of
+from inlay.result import Result, State, Used, identify, record_of
 from inlay.scene.fill import mend_alpha
 from inlay.scene.network import networks_from_now
 from inlay.scene.pieces import piecewise
 from inlay.scene.shadow import Ground, shade
 from inlay.scene.stitch import GROWN, Painted, Scene, Window, stitch
-from inlay.settings import as_flag
+from inlay.settings import BatchSize, as_batch_size, as_flag
 
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
@@ -41,11 +40,13 @@ _log = logging.getLogger("inlay")
 
 @dataclass(frozen=True)
 class Options:
-    """How a request is run; none of it changes a picture.
+    """How a request is run; none of it changes a picture, but for rounding in a batch.
 
     callback(step, total, preview) hears the progress over all passes and may raise Cancelled,
     on_phase the name of each phase as it begins; previews asks for preview pictures. Pictures
     above max_pixels are refused; trust_remote_code lets a segmentation model run code of its own.
+    batch_size is how many pictures of num_images go through the network together, whose bytes then
+    are those of each alone but for rounding (1 of 255); "auto" is what fits into memory.
     """
 
     callback: Callback | None = None
@@ -53,82 +54,80 @@ class Options:
     previews: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
     trust_remote_code: bool = False
+    batch_size: BatchSize = 1
 
     def __post_init__(self) -> None:
+        as_batch_size(self.batch_size)
         as_flag(self.trust_remote_code, "trust_remote_code")
 
 
-@dataclass(frozen=True, eq=False)
-class State:
-    """A picture on its way.
-
-    region and mask say where it may differ from the picture handed in: a box, and 0 or 1 (h, w) in
-    it. window is the smallest box round all that methods saw of it so far. stages are what the last
-    pass's method made on its way, by name.
-    """
-
-    picture: Picture
-    region: Box
-    mask: Image
-    window: Box
-    used: Used = field(default_factory=Used)
-    stages: Mapping[str, State] = field(default_factory=dict)
-
-    def then(self, later: State) -> State:
-        """The state after another pass, which began with this one's picture."""
-        window = self.window.hull(later.window)
-        if not later.mask.any():
-            return replace(later, window=window, region=self.region, mask=self.mask)
-        if not self.mask.any():
-            return replace(later, window=window)
-        region = self.region.hull(later.region)
-        mask = np.zeros((region.height, region.width), np.float32)
-        for part in (self, later):
-            here = part.region.shifted(-region.x, -region.y).slices
-            mask[here] = np.maximum(mask[here], part.mask)
-        return replace(later, window=window, region=region, mask=mask)
-
-
-def run(request: Request, checkpoint: Checkpoint, options: Options | None = None) -> Result:
-    """Make every picture of a request.
+def run_all(
+    requests: Sequence[Request],
+    checkpoint: Checkpoint,
+    options: Sequence[Options],
+    batch_size: BatchSize,
+) -> list[Result | BaseException]:
+    """Make every picture of several requests, each with options of its own but for their
+    batch_size: so many pictures go through the network together.
 
     The checkpoint is loaded only where a method needs one, and held while passes run, so that
-    several threads may share it. Raises InputError, and whatever the callback raises.
+    several threads may share it. What a request raised, such as InputError or what its callback
+    did, stands in place of its result, and the others go on. All inputs are read at once. Of
+    several pictures in a batch callbacks are called in other threads, one at a time.
     """
-    passes = _Passes(request, checkpoint, options or Options())
-    with checkpoint.lock if passes.needs_model else nullcontext():
+    outcomes: list[Any] = [None] * len(requests)
+    jobs: list[tuple[_Passes, int]] = []
+    for place, (request, told) in enumerate(zip(requests, options, strict=True)):
+        try:
+            passes = _Passes(request, checkpoint, told, place)
+            jobs += [(passes, number) for number in range(request.num_images)]
+        except Exception as error:
+            outcomes[place] = error
+    needs_model = any(passes.needs_model for passes, _ in jobs)
+    with checkpoint.lock if needs_model else nullcontext():
         started = time.perf_counter()
-        passes.backbone = checkpoint.backbone if passes.needs_model else None
-        load = round(time.perf_counter() - started, 4)
-        result: Result | None = None
-        for seed in range(request.seed, request.seed + request.num_images):
-            started = time.perf_counter()
-            states: list[State] = []
-            notes = [*passes.notes, *(passes.backbone.notes if passes.backbone else ())]
-            for planned in passes.plan_for(seed).steps:
-                if passes.options.on_phase is not None and planned.step.phase:
-                    passes.options.on_phase(planned.step.phase)
-                state = None if planned.on is None else states[planned.on]
-                for scene in planned.scenes:
-                    state = passes.shaded(planned, scene, state, before=True)
-                    window = passes.window(planned, scene, state, states)
-                    state = passes.advance(planned, scene, window, state, seed, notes)
-                assert state is not None
-                states.append(state)
-            if result is None:
-                last = states[-1]
-                result = Result([], [], last.window, last.region, last.mask, passes.plan.layers)
+        backbone = checkpoint.backbone if needs_model else None
+        load, size = round(time.perf_counter() - started, 4), 1
+        if backbone is not None and batch_size != 1:
+            from inlay.diffusion.batch import fitting, run_together
+
+            size = fitting(backbone) if batch_size == "auto" else batch_size
+        for first in range(0, len(jobs), size):
+            images = [
+                passes.of(number)
+                for passes, number in jobs[first : first + size]
+                if not isinstance(outcomes[passes.place], BaseException)
+            ]
+            started, made = time.perf_counter(), list[Any]()
+            joins = len(images) > 1 and all(image.joins for image in images)
+            if joins and backbone is not None:
+                made = run_together(backbone, [image.make for image in images])
+            for image in () if made else images:
+                try:
+                    made.append(image.make(backbone))
+                except Exception as error:
+                    made.append(error)
             seconds = {"load_s": load, "run_s": round(time.perf_counter() - started, 4)}
-            passes.record(result, states, seed, seconds)
-    assert result is not None
-    return result
+            for image, states in zip(images, made, strict=True):
+                before = outcomes[image.place]
+                if isinstance(before, BaseException):
+                    continue
+                if not isinstance(states, BaseException):
+                    image.backbone = backbone
+                    together = len(images) if joins else 1
+                    states = image.record(before, states, seconds, together)
+                outcomes[image.place] = states
+    return outcomes
 
 
 class _Passes:
     """What the passes of one request share: what was read, the plan, windows, the progress."""
 
-    def __init__(self, request: Request, checkpoint: Checkpoint, options: Options) -> None:
+    def __init__(
+        self, request: Request, checkpoint: Checkpoint, options: Options, place: int
+    ) -> None:
         self.request, self.checkpoint, self.options = request, checkpoint, options
+        self.place, self.number = place, 0
         self.keep = bool(request.kept_names())
         networks = networks_from_now()
         self.inputs = read_inputs(request, options.max_pixels, options.trust_remote_code)
@@ -141,24 +140,61 @@ class _Passes:
             _log.info(line)
         self.notes = [*self.inputs.notes, *weak]
         self.plan = plan_of(request, self.inputs, request.seed)
-        self.needs_model = any(each.choice.method.needs_model for each in request.steps())
+        methods = [each.choice.method for each in request.steps()]
+        self.needs_model = any(method.needs_model for method in methods)
+        # A concept that is painted changes the network's weights meanwhile.
+        self.joins = not any(method.paints_concepts for method in methods)
         self.backbone: Backbone | None = None
+        # A window on the picture that was handed in serves every seed.
         self.windows: dict[Scene, Window] = {}
-        self.progress = _Progress(options.callback, self.plan, request.num_images)
+        self.progress = Progress(options.callback, self.plan, request.num_images)
 
-    def plan_for(self, seed: int) -> Plan:
-        """The plan of a seed; only random places make it another one."""
-        if seed > self.request.seed and any(s.random for s in self.request.subjects_of()):
-            self.plan = plan_of(self.request, self.inputs, seed)
-            self.windows.clear()
-        return self.plan
+    def of(self, number: int) -> _Passes:
+        """These passes for the picture of that number, from 0."""
+        own = copy(self)
+        own.number = number
+        return own
+
+    def make(self, backbone: Backbone | None) -> list[State]:
+        """The states after each step, on a backbone where a method needs one."""
+        self.backbone = backbone if self.needs_model else None
+        seed = self.request.seed + self.number
+        if self.number and any(subject.random for subject in self.request.subjects_of()):
+            self.plan, self.windows = plan_of(self.request, self.inputs, seed), {}
+        states: list[State] = []
+        notes = [*self.notes, *(self.backbone.notes if self.backbone else ())]
+        for planned in self.plan.steps:
+            step = planned.step
+            if self.options.on_phase is not None and step.phase:
+                self.options.on_phase(step.phase)
+            state = None if planned.on is None else states[planned.on]
+            for scene in planned.scenes:
+                state = self.shaded(planned, scene, state, before=True)
+                window = self.window(planned, scene, state, states)
+                context = Context(
+                    seed, self.progress.next(self.number), self.options.previews, verb=step.verb
+                )
+                context.control, context.models = self.inputs.drawing, self.checkpoint
+                method, settings = step.choice.method, step.choice.settings
+                network = self.backbone if method.needs_model else None
+                if step.verb == "remove" and network is not None:
+                    paint = partial(_paint, planned, network, context)
+                    painted = piecewise(window, network.native_size, paint)
+                else:
+                    painted = method.run(window, network, settings, context)
+                if not method.needs_model:
+                    context.progress(1, 1)
+                notes += [line for line in context.notes if line not in notes]
+                state = self.advance(planned, scene, window, state, painted, context, notes)
+            assert state is not None
+            states.append(state)
+        return states
 
     def window(
         self, planned: PlannedStep, scene: Scene, state: State | None, states: Sequence[State]
     ) -> Window:
         """A scene's window on the picture so far; states are those after earlier steps."""
         if state is None and scene in self.windows:
-            # A window on the picture that was handed in serves every seed.
             return self.windows[scene]
         method, settings = planned.step.choice.method, planned.step.choice.settings
         least = _LEAST
@@ -218,29 +254,12 @@ class _Passes:
         scene: Scene,
         window: Window,
         state: State | None,
-        seed: int,
-        notes: list[str],
+        painted: Painted,
+        context: Context,
+        notes: Sequence[str],
     ) -> State:
-        """The state after one run of a step's method; what it has to say is added to notes."""
-        step = planned.step
-        method, settings = step.choice.method, step.choice.settings
-        context = Context(seed, self.progress.next(), self.options.previews, verb=step.verb)
-        context.control, context.models = self.inputs.drawing, self.checkpoint
-        backbone = self.backbone if method.needs_model else None
-
-        def paint(part: Window, number: int, count: int) -> Painted:
-            def tell(step: int, steps: int, preview: Any) -> None:
-                context.progress(number * steps + step, count * steps, preview)
-
-            return method.run(part, backbone, settings, replace(context, callback=tell))
-
-        if step.verb == "remove" and backbone is not None:
-            painted = piecewise(window, backbone.native_size, paint)
-        else:
-            painted = method.run(window, backbone, settings, context)
-        if not method.needs_model:
-            context.progress(1, 1)
-        notes += [line for line in context.notes if line not in notes]
+        """The state after what a step's method painted in a window, under a context."""
+        step, settings = planned.step, planned.step.choice.settings
         before = replace(self.used if state is None else state.used, notes=tuple(notes))
         used = replace(
             before,
@@ -262,84 +281,59 @@ class _Passes:
         return replace(made, stages=stages)
 
     def record(
-        self, result: Result, states: Sequence[State], seed: int, seconds: Mapping[str, float]
-    ) -> None:
-        """Put the pictures of one seed and their records into the result."""
+        self,
+        result: Result | None,
+        states: Sequence[State],
+        seconds: Mapping[str, float],
+        together: int,
+    ) -> Result:
+        """The result, begun with the first picture, with this one, its stages and their records;
+        `together` is how many pictures were in its batch.
+        """
         last, steps = states[-1], self.request.steps()
-        record = self._record(self.request, last, seed, seconds)
+        if result is None:
+            result = Result([], [], last.window, last.region, last.mask, self.plan.layers)
+        record_of = partial(self._record, seconds=seconds, together=together)
+        record = record_of(self.request, last)
         kept: dict[str, tuple[Picture, dict[str, Any]]] = {}
         for number, (step, state) in enumerate(zip(steps, states, strict=True), 1):
             if step.phase and self.keep:
-                request = self.request.after(number)
-                own = record if state is last else self._record(request, state, seed, seconds)
+                own = record if state is last else record_of(self.request.after(number), state)
                 kept[step.phase] = state.picture, own
         settings = steps[-1].choice.settings.stages(steps[-1].verb)
         for name, part in last.stages.items() if not steps[-1].phase else ():
             choice = self.request.method.model_copy(update={"settings": settings[name]})
             request = self.request.model_copy(update={"method": choice})
-            kept[name] = part.picture, self._record(request, part, seed, seconds)
+            kept[name] = part.picture, record_of(request, part)
         result.pictures.append(last.picture)
         result.records.append(record)
         if self.keep:
             result.kept.append(kept)
+        return result
 
     def _record(
-        self, request: Request, state: State, seed: int, seconds: Mapping[str, float]
+        self, request: Request, state: State, seconds: Mapping[str, float], together: int
     ) -> dict[str, Any]:
         """The record of one picture; its request makes that picture alone."""
-        needed = any(step.choice.method.needs_model for step in request.steps())
-        backbone = self.backbone if needed else None
-        update: dict[str, Any] = {"seed": seed, "num_images": 1, "model": None}
-        if backbone is not None:
-            update["model"] = Model(
-                name=backbone.name,
-                device=str(backbone.device),
-                dtype=str(backbone.dtype).removeprefix("torch."),
-                loras=tuple(self.checkpoint.loras),
-                textual_inversions=tuple(self.checkpoint.textual_inversions),
-            )
-        if self.keep:
-            update["keep_phases"] = False
-        places = request.inputs()
-        return record_of(
-            request.model_copy(update=update),
-            backbone,
-            state.window,
-            state.region,
-            {place: known for place, known in self.hashes.items() if place in places},
-            state.used,
-            self.plan.layers,
-            seconds,
-        )
+        places, seed = request.inputs(), request.seed + self.number
+        hashes = {place: known for place, known in self.hashes.items() if place in places}
+        alone = {"seed": seed, "num_images": 1} | ({"keep_phases": False} if self.keep else {})
+        request = request.model_copy(update=alone)
+        needs_model = any(step.choice.method.needs_model for step in request.steps())
+        backbone = self.backbone if needs_model else None
+        layers = self.plan.layers
+        record = record_of(request, backbone, self.checkpoint, state, hashes, layers, seconds)
+        return record | ({"batch_size": together} if backbone and together > 1 else {})
 
 
-class _Progress:
-    """One count of steps over all passes of all seeds."""
+def _paint(
+    planned: PlannedStep, backbone: Backbone, context: Context, part: Window, *place: int
+) -> Painted:
+    """What a step's method makes of a part of its window; place is (number, count)."""
+    number, count = place
 
-    def __init__(self, callback: Callback | None, plan: Plan, seeds: int) -> None:
-        self.callback = callback
-        steps = plan.steps
-        self.sizes = [_length(each.step.choice.settings) for each in steps for _ in each.scenes]
-        self.sizes *= seeds
-        self.done = 0
+    def tell(step: int, steps: int, preview: Any) -> None:
+        context.progress(number * steps + step, count * steps, preview)
 
-    def next(self) -> Callback | None:
-        """The callback for the next pass."""
-        callback, done = self.callback, self.done
-        self.done += 1
-        if callback is None or len(self.sizes) == 1:
-            return callback
-        before, size, whole = sum(self.sizes[:done]), self.sizes[done], sum(self.sizes)
-
-        def tell(step: int, steps: int, preview: Any) -> None:
-            callback(before + round(size * step / max(steps, 1)), whole, preview)
-
-        return tell
-
-
-def _length(settings: Settings) -> int:
-    """About how many steps a pass takes: its part of the progress, no more."""
-    for name in ("num_iterations", "num_inference_steps"):
-        if steps := int(getattr(settings, name, 0)):
-            return steps * int(getattr(settings, "rounds", 1))
-    return 1
+    choice = planned.step.choice
+    return choice.method.run(part, backbone, choice.settings, replace(context, callback=tell))

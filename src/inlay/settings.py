@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -24,6 +24,7 @@ from inlay.errors import InputError, nearest, show
 MAX_PICTURES = 64
 
 T = TypeVar("T", bound=BaseModel)
+BatchSize = int | Literal["auto"]
 
 # What JSON schema calls the bounds of a value, what a knob does, and words for them.
 _LIMITS = {
@@ -299,6 +300,14 @@ def as_flag(value: Any, name: str) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise InputError(f"{name} is {show(value)}; expected True or False.")
+
+
+def as_batch_size(value: Any) -> BatchSize:
+    """A batch size from a number or its text; raises InputError."""
+    text = str(value)
+    if text == "auto" or (text.isdecimal() and 1 <= int(text[:9]) <= MAX_PICTURES):
+        return "auto" if text == "auto" else int(text)
+    raise InputError(f"batch_size is {show(value)}; expected 1 to {MAX_PICTURES}, or auto.")
 
 
 def as_number(value: Any, name: str, expected: str) -> float:

@@ -93,7 +93,18 @@ class Reading(Saying):
 
 
 @dataclass(frozen=True)
-class Again(Reading):
+class Batches(Reading):
+    """How pictures are made."""
+
+    batch_size: str = flag(
+        "Of several pictures how many go through the network together: a number, or auto for "
+        "what fits into memory.",
+        "N", default="1",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Again(Batches):
     """What run and rerun take."""
 
     input: list[str] | None = flag(
@@ -116,7 +127,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Common(Checkpoint, Reading):
+class Common(Checkpoint, Batches):
     """What every command that makes a picture takes."""
 
     method: str | None = flag("See inlay methods.", "NAME", complete=method_names)

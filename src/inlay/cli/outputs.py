@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.progress import Progress
 
-    from inlay.cli.options import Reading
+    from inlay.cli.options import Batches
     from inlay.pictures.picture import Picture
     from inlay.pictures.write import Files
     from inlay.request import Request
@@ -56,7 +56,7 @@ class Order:
 
     requests: Sequence[tuple[str, Request]]
     output: str
-    given: Reading
+    given: Batches
     previews: bool = False
     notes: Sequence[str] = ()
     record: Record | None = None
@@ -68,7 +68,8 @@ class Order:
         """
         from inlay.methods.base import Checkpoint
         from inlay.pictures.write import Files
-        from inlay.run import Options, run
+        from inlay.run import Options, run_all
+        from inlay.settings import as_batch_size
 
         given, first = self.given, self.requests[0][1]
         # JSON knows no pictures in memory: every input is a file.
@@ -86,7 +87,7 @@ class Order:
             Files() as files,
         ):
             outputs = Outputs(out, targets, files)
-            trust = given.trust_remote_code
+            trust, size = given.trust_remote_code, as_batch_size(given.batch_size)
             how = Options(listener.step, listener.phase, self.previews, given.max_pixels, trust)
             if self.record is not None and self.record.inlay != __version__:
                 listener.note(
@@ -96,7 +97,9 @@ class Order:
             count = len(self.requests)
             for number, (label, request) in enumerate(self.requests, 1):
                 listener.label = f"{number} of {count}: {label}" if count > 1 else label
-                result = run(request, checkpoint, how)
+                (result,) = run_all([request], checkpoint, [how], size)
+                if isinstance(result, BaseException):
+                    raise result
                 if self.record is not None:
                     self.record.check(result)
                 check()

@@ -9,7 +9,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -92,13 +92,11 @@ class Conditions:
 
     @staticmethod
     def join(*parts: Conditions) -> Conditions:
-        """The rows of several, in order, as those of one batch; guidance is the first one's. What
-        one of them has all must have, and none a guide; ValueError otherwise.
+        """The rows of several, in order, as those of one batch; guidance is the first one's, and
+        the network of its guide. What one of them has all must have; ValueError otherwise.
         """
-        if any(part.guide is not None for part in parts):
-            raise ValueError("a guide cannot be joined")
         rows: dict[str, Any] = {}
-        for name in ("text", "negative", "mask", "masked_latent", "control"):
+        for name in ("text", "negative", "mask", "masked_latent", "control", "guide"):
             values = [getattr(part, name) for part in parts]
             if len({value is None for value in values}) > 1:
                 raise ValueError(f"all conditions of a batch must have {name}, or none")
@@ -112,9 +110,11 @@ def repeat_rows(x: Tensor, count: int) -> Tensor:
 
 
 def _stack(values: Sequence[Any]) -> Any:
-    """The rows of embeddings, tensors, lists of tensors or None, in order."""
+    """The rows of embeddings, guides, tensors, lists of tensors or None, in order."""
     if isinstance(values[0], Embedding):
         return join(*values)
+    if isinstance(values[0], Guide):
+        return replace(values[0], condition=torch.cat([guide.condition for guide in values]))
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
     return values[0] and [torch.cat(x) for x in zip(*values, strict=True)]
@@ -144,7 +144,8 @@ class Denoiser:
         for rule in backbone.rules:
             rule.begin(level, count, conditions.guided)
         inputs = torch.cat([z, z]) if conditions.guided else z
-        output = backbone.predict(inputs, level.timestep, conditions.rows(count))
+        call = backbone.predict if backbone.wait is None else backbone.wait
+        output = call(inputs, level.timestep, conditions.rows(count))
         if conditions.guided:
             scale, rescale = conditions.guidance_scale, conditions.guidance_rescale
             output = guide(output[:count], output[count:], scale, rescale)
@@ -179,6 +180,8 @@ class Backbone(ABC):
     prediction_type: str
     told_scale: bool = False
     least_window: int = 32
+    # What stands in for predict() where the backbone is that of a job in a batch.
+    wait: Callable[[Tensor, float | Tensor, Conditions], Tensor] | None = None
 
     def __init__(
         self,
@@ -300,7 +303,7 @@ class Backbone(ABC):
         if rule is None:
             yield
             return
-        change = self.change(rule)
+        change = self.change(rule) if self.wait is None else nullcontext()
         self.rules.append(rule)
         try:
             with change:

@@ -132,6 +132,9 @@ class Checkpoint:
     @property
     def backbone(self) -> Backbone:
         """The loaded checkpoint."""
+        # Jobs of a batch ask for it while another thread holds the lock for them.
+        if self._backbone is not None:
+            return self._backbone
         with self.lock:
             if self._backbone is None:
                 from inlay.checkpoints.load import load_backbone

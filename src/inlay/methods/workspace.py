@@ -79,7 +79,7 @@ class Workspace:
     def source(self, view: str | None = None) -> Tensor:
         """Latent (1, C, h, w) of the picture, or of another `view`; kept with the window."""
         view = view or self.view
-        cache, key = self.window.cache, (f"latent {view} {id(self.backbone)}", *self.size)
+        cache, key = self.window.cache, (f"latent {view} {id(self.backbone.vae)}", *self.size)
         if key not in cache:
             cache[key] = self.backbone.encode(self.window.tensor(view, self.size))
         return cache[key]

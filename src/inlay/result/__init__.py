@@ -6,7 +6,7 @@ so that a picture that is passed on tells no more about a disk than its maker ty
 hash, kind, family, loras, textual_inversions; null where none ran), device, dtype; adapter,
 harmonizer, cutter and shadow (name, hash) where one had a part; window and region (x, y, width,
 height in background pixels); subjects (box: where each one lies); inputs ({place in the request:
-{path, sha256}}); notes; timings (seconds).
+{path, sha256}}); notes; timings (seconds); batch_size where several pictures were made together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from inlay.errors import __version__
+from inlay.methods.base import Checkpoint
+from inlay.methods.registry import Model
 from inlay.pictures.arrays import Box, Image, to_uint8
 from inlay.pictures.colour import convert
 from inlay.pictures.picture import Picture
@@ -47,6 +49,37 @@ class Used:
     harmonizer: Harmonizer | None = None
     networks: Mapping[str, Layers] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A picture on its way.
+
+    region and mask say where it may differ from the picture handed in: a box, and 0 or 1 (h, w) in
+    it. window is the smallest box round all that methods saw of it so far. stages are what the last
+    pass's method made on its way, by name.
+    """
+
+    picture: Picture
+    region: Box
+    mask: Image
+    window: Box
+    used: Used = field(default_factory=Used)
+    stages: Mapping[str, State] = field(default_factory=dict)
+
+    def then(self, later: State) -> State:
+        """The state after another pass, which began with this one's picture."""
+        window = self.window.hull(later.window)
+        if not later.mask.any():
+            return replace(later, window=window, region=self.region, mask=self.mask)
+        if not self.mask.any():
+            return replace(later, window=window)
+        region = self.region.hull(later.region)
+        mask = np.zeros((region.height, region.width), np.float32)
+        for part in (self, later):
+            here = part.region.shifted(-region.x, -region.y).slices
+            mask[here] = np.maximum(mask[here], part.mask)
+        return replace(later, window=window, region=region, mask=mask)
 
 
 class Laid(NamedTuple):
@@ -125,14 +158,23 @@ class Result:
 def record_of(
     request: Request,
     backbone: Backbone | None,
-    window: Box,
-    region: Box,
+    checkpoint: Checkpoint,
+    state: State,
     inputs: Mapping[str, Mapping[str, Any]],
-    used: Used,
     layers: Sequence[Layer],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of one picture, which the request makes; see the top of this file."""
+    model: Model | None = None
+    if backbone is not None:
+        model = Model(
+            name=backbone.name,
+            device=str(backbone.device),
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            loras=tuple(checkpoint.loras),
+            textual_inversions=tuple(checkpoint.textual_inversions),
+        )
+    request, used = request.model_copy(update={"model": model}), state.used
     data = request.model_dump(mode="json")
     record: dict[str, Any] = {
         "inlay": __version__,
@@ -143,8 +185,8 @@ def record_of(
         "model": None,
         "device": None,
         "dtype": None,
-        "window": window.as_dict(),
-        "region": region.as_dict(),
+        "window": state.window.as_dict(),
+        "region": state.region.as_dict(),
         "subjects": [{"box": layer.box.as_dict()} for layer in layers],
         "inputs": dict(inputs),
         "notes": list(used.notes),
