@@ -11,7 +11,7 @@ from inlay.pictures.arrays import Box
 from inlay.pictures.read import Source
 from inlay.request import ComposeRequest, HarmonizeRequest, RemoveRequest, Request, SceneRequest
 from inlay.result import Result
-from inlay.run import Options, run_all
+from inlay.run import Options, run, run_all
 from inlay.scene.subject import Subject
 from inlay.settings import BatchSize
 
@@ -40,11 +40,7 @@ class Composer(Checkpoint):
         Cancelled, on_phase, previews, max_pixels, trust_remote_code, batch_size. Raises InputError,
         also for a request whose checkpoint is not the one that is open here.
         """
-        options = options or Options(**given)
-        (outcome,) = run_all([self._here(request)], self, [options], options.batch_size)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+        return run(self._here(request), self, options or Options(**given))
 
     def run_all(
         self,

@@ -61,6 +61,14 @@ class Options:
         as_flag(self.trust_remote_code, "trust_remote_code")
 
 
+def run(request: Request, checkpoint: Checkpoint, options: Options) -> Result:
+    """Make every picture of one request, see run_all(); raises what it raises."""
+    (outcome,) = run_all([request], checkpoint, [options], options.batch_size)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
 def run_all(
     requests: Sequence[Request],
     checkpoint: Checkpoint,
