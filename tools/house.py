@@ -74,9 +74,10 @@ BOUNDS = {
     "frames to the network": 9,
     # 25 were the redesign's; the shadow's file came after it.
     "files called in a compose": 26,
-    # Two doors were built after the redesign, with budgets of their own.
+    # Two doors were built after the redesign, with budgets of their own. Of batch's lines 900 were
+    # planned; Parquet, object stores and Ray beside JSON, folders and processes take the others.
     "files of batch": 8,
-    "lines of batch": 900,
+    "lines of batch": 1330,
     "files of server": 9,
     "lines of server": 1200,
 }

@@ -75,7 +75,7 @@ def test_a_worker_writes_what_inlay_run_writes(folder: Path, worker: Worker) -> 
 
 
 def test_layers_say_where_each_subject_lies(folder: Path, worker: Worker) -> None:
-    asked = job(folder, REQUEST, "laid.png", layers=True)
+    asked = job(folder, REQUEST, "laid.png", layers=str(folder / "laid.npz"))
     worker.submit(asked)
     *_, done = worker.events()
     assert done.kind == "done" and done.paths[1].endswith("laid.npz")

@@ -29,9 +29,9 @@ class Job:
     device and settings (LearnConfig's) where wanted, and output is a .safetensors file. Of several
     pictures each goes to STEM-seed=N beside output, and phases or stages that are kept beside
     theirs. previews asks for preview pictures. max_pixels bounds pictures that are read; None is
-    the usual bound. remote: inputs and output may be URLs, which fsspec opens. layers: STEM.npz
-    goes beside the picture: boxes (n, 4) as x, y, width, height, and the alpha of each subject as
-    laid, alpha_0, alpha_1, …, uint8 (height, width).
+    the usual bound. remote: inputs and output may be URLs, which fsspec opens. layers is an .npz
+    file for the subjects of the first picture: boxes (n, 4) as x, y, width, height, and the alpha
+    of each as it was laid, alpha_0, alpha_1, …, uint8 (height, width).
     """
 
     name: str
@@ -40,7 +40,7 @@ class Job:
     previews: bool = False
     max_pixels: int | None = None
     remote: bool = False
-    layers: bool = False
+    layers: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class Runner:
         except Exception as error:
             kind = type(error).__name__
             return Event("failed", plain(f"inlay failed with {kind}: {error}", _SENTENCE))
+
+    def run_all(self, jobs: Sequence[Job]) -> list[Event]:
+        """As `run`, of several jobs."""
+        return [self.run(job) for job in jobs]
 
     def _make(self, job: Job, callback: Callback | None) -> tuple[list[str], list[dict[str, Any]]]:
         from inlay.pictures.read import DEFAULT_MAX_PIXELS
@@ -190,7 +194,7 @@ def _restore(record: dict[str, Any], urls: Mapping[str, str]) -> None:
         inner[last] = url
 
 
-def _write(result: Result, out: Path, layers: bool) -> list[str]:
+def _write(result: Result, out: Path, layers: str) -> list[str]:
     """Write all that a result holds, as Job says; returns the files, the first picture's first."""
     from inlay.pictures.write import Files, write_picture
     from inlay.result import record_text
@@ -215,6 +219,6 @@ def _write(result: Result, out: Path, layers: bool) -> list[str]:
                 f"alpha_{n}": np.asarray(layer.mask) for n, layer in enumerate(result.layers)
             }
             arrays["boxes"] = np.array([[*each.box.as_dict().values()] for each in result.layers])
-            paths.append(out.with_suffix(".npz"))
+            paths.append(Path(layers))
             files.write(paths[-1], lambda file: np.savez_compressed(file, **arrays))
     return [str(path) for path in paths]

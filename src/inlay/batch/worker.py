@@ -39,9 +39,9 @@ class Worker:
     It keeps one checkpoint open. seconds bounds a job's time once it has started, memory what the
     process holds in memory, in bytes, each None for no bound; beyond them it is killed. After
     `idle` seconds without a job it ends, which gives all memory back, and starts again with the
-    next job. threads is how many it computes with; None is the libraries' choice. One thread may
-    read events while others cancel or kill. As for any spawned process the program's main module
-    must do its work under `if __name__ == "__main__"`.
+    next job. threads is how many it computes with; None is the libraries' choice. runner is the
+    class that runs jobs there. One thread may read events while others cancel or kill. As for any
+    spawned process the program's main module must do its work under `if __name__ == "__main__"`.
     """
 
     def __init__(
@@ -51,8 +51,9 @@ class Worker:
         memory: int | None = None,
         idle: float | None = None,
         threads: int | None = None,
+        runner: type[Runner] = Runner,
     ) -> None:
-        self.seconds, self.memory, self.idle, self.threads = seconds, memory, idle, threads
+        self.seconds, self.memory, self._how = seconds, memory, (idle, threads, runner)
         self.job: Job | None = None
         self._started: float | None = None
         self._process: Any = None
@@ -126,8 +127,7 @@ class Worker:
         if self._pipe is not None:
             self._pipe.close()
         self._pipe, other = context.Pipe()
-        told = (other, self.idle, self.threads)
-        self._process = context.Process(target=_work, args=told, daemon=True)
+        self._process = context.Process(target=_work, args=(other, *self._how), daemon=True)
         self._process.start()
         other.close()
 
@@ -141,7 +141,7 @@ class Worker:
         return None
 
 
-def _work(pipe: Connection, idle: float | None, threads: int | None) -> None:
+def _work(pipe: Connection, idle: float | None, threads: int | None, kind: type[Runner]) -> None:
     """The worker's process: jobs from the pipe, one after the other, and their events back."""
     # Ctrl-C reaches every process of a terminal; the one that watches decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -151,7 +151,7 @@ def _work(pipe: Connection, idle: float | None, threads: int | None) -> None:
     jobs: queue.Queue[Job] = queue.Queue()
     cancelled = threading.Event()
     threading.Thread(target=_listen, args=(pipe, jobs, cancelled), daemon=True).start()
-    runner = Runner()
+    runner = kind()
 
     def send(event: Event) -> None:
         pipe.send_bytes(json.dumps(vars(event)).encode())

@@ -22,6 +22,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from inlay.batch.command import Batch, batch
 from inlay.cli import bench, cut, listing, make, train
 from inlay.cli.options import OutFolder, Quiet
 from inlay.cli.outputs import Order, listening, printing, say
@@ -124,7 +125,7 @@ def demo(given: Quiet, output: OutFolder = "demo") -> None:
 for _function in (
     demo, make.compose, make.harmonize, make.remove, make.scene, cut.cut, train.learn,
     listing.methods, listing.models, make.run, make.rerun, listing.schema, train.train,
-    bench.bench,
+    bench.bench, batch,
 ):  # fmt: skip
     app.command()(grouped(_function))
 
@@ -171,8 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interrupts() as check:
             status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
-            if isinstance(status, Order):
-                status.write(check)
+            if isinstance(status, Order | Batch):
+                status = status.write(check)
         with printing(sys.stdout):
             pass
         if status == _INTERRUPTED:
@@ -182,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end(str(error), 2)
     except ClickException as error:
         return _end(usage_sentence(error), 2)
-    except (KeyboardInterrupt, typer.Abort, Cancelled):
-        return _end("interrupted; nothing was written.", _INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort, Cancelled) as error:
+        return _end(str(error) or "interrupted; nothing was written.", _INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has left, as in `inlay methods | head`.
         return 1

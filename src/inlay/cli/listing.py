@@ -67,12 +67,14 @@ def models(json: Json = False) -> None:
 
 
 def schema(
-    verb: Annotated[str, typer.Argument(help="compose, harmonize, remove or scene.")],
+    verb: Annotated[str, typer.Argument(help="compose, harmonize, remove, scene; or manifest.")],
 ) -> None:
-    """Print the JSON schema of a request, as inlay run takes it."""
+    """Print the JSON schema of a request, as inlay run takes it, or of a row, as batch does."""
+    from inlay.batch.manifest import schema
     from inlay.request import Request
 
-    print(json_module.dumps(Request.schema_of(verb), indent=2))
+    told = schema() if verb == "manifest" else Request.schema_of(verb)
+    print(json_module.dumps(told, indent=2))
 
 
 def _facts(method: Method, family: str | None) -> dict[str, Any]:

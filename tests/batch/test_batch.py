@@ -1,0 +1,189 @@
+"""Batches: what comes out, that nothing is lost or done twice, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+from skimage import data
+
+import runners
+from inlay.batch.command import Batch
+from inlay.batch.ledger import Ledger
+from inlay.cli import main
+from photos import cup
+from runners import Accidents, begun, manifest
+
+MANY = [f"row{number:03d}" for number in range(200)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.fromarray(data.chelsea()).resize((120, 80)).save(tmp_path / "scene.png")
+    Image.fromarray(cup()).resize((40, 36)).save(tmp_path / "cup.png")
+    return tmp_path
+
+
+def failures(out: Path) -> dict[str, str]:
+    lines = (out / "failed.jsonl").read_text().splitlines()
+    return {row["name"]: row["sentence"] for row in map(json.loads, lines)}
+
+
+def kill_some(stop: threading.Event, times: int, word: str) -> None:
+    """Kill a child of this process now and then, one whose command has a word in it."""
+    for _ in range(times):
+        if stop.wait(random.Random(times).uniform(0.2, 0.6)):
+            return
+        found = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if word in child.name() + " ".join(child.cmdline())
+        ]
+        if found:
+            random.choice(found).kill()
+
+
+@pytest.mark.parametrize(
+    ("engine", "word", "kills"), [("local", "spawn_main", 4), ("ray", "ray::Unlucky", 3)]
+)
+def test_killed_workers_lose_nothing(
+    folder: Path, engine: Any, word: str, kills: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is killed once, too, and its command given again; a row that kills its workers and
+    one that never ends fail alone.
+    """
+    if engine == "ray":
+        pytest.importorskip("ray")
+        here = [str(Path(runners.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(here))
+    names = [*MANY[:60], "poison", "hung", *MANY[60:]]
+    path, out = manifest(folder, names), folder / "out"
+    driver = subprocess.Popen([sys.executable, runners.__file__, path, str(out), engine])
+    until = time.monotonic() + 120
+    while len(list(out.glob("row*.png"))) < 20 and time.monotonic() < until:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = {file.name: file.stat().st_mtime_ns for file in out.glob("row*.png")}
+    assert 20 <= len(before) < 200
+    stop = threading.Event()
+    killer = threading.Thread(target=kill_some, args=(stop, kills, word))
+    killer.start()
+    try:
+        assert Batch(path, str(out), Accidents(engine=engine, quiet=True)).write(lambda: None) == 1
+    finally:
+        stop.set()
+        killer.join()
+    assert sorted(file.stem for file in out.glob("row*.png")) == MANY
+    told = failures(out)
+    assert told.keys() == {"poison.png", "hung.png"}
+    assert "died" in told["poison.png"] or "SIGKILL" in told["poison.png"]
+    assert "longer than 4 s" in told["hung.png"]
+    # What was in flight is made again: of each that died as many as it had, of the driver all.
+    most = 1 if engine == "local" else 64
+    assert len(begun(out)) <= 202 + most * (2 + kills + 6)
+    assert not list(out.glob(".inlay-*"))
+    sizes = {Image.open(file).size for file in out.glob("*.png")}
+    assert sizes == {(120, 80)}
+    if engine == "local":
+        single = json.loads(Path(path).read_text().splitlines()[7])
+        del single["name"]
+        single["background"] = str(folder / "scene.png")
+        single["subjects"][0]["picture"] = str(folder / "cup.png")
+        (folder / "one.json").write_text(json.dumps(single))
+        assert main(["run", str(folder / "one.json"), "-o", str(folder / "one.png"), "-q"]) == 0
+        assert (folder / "one.png").read_bytes() == (out / "row007.png").read_bytes()
+
+
+def test_again_makes_what_is_missing_or_changed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = manifest(folder, MANY[:6]), folder / "out"
+    command = Batch(path, str(out), Accidents(quiet=True))
+    assert command.write(lambda: None) == 0 and sorted(begun(out)) == [f"{n}.png" for n in MANY[:6]]
+    (out / "begun.txt").unlink()
+    (out / "row002.png").unlink()
+    lines = Path(path).read_text().splitlines()
+    lines[4] = lines[4].replace('"paste"', '"feather"')
+    Path(path).write_text("\n".join(lines))
+    assert Batch(path, str(out), Accidents(quiet=True)).write(lambda: None) == 0
+    assert sorted(begun(out)) == ["row002.png", "row004.png"]
+    Image.fromarray(cup()).resize((40, 36)).rotate(90).save(folder / "cup.png")
+    (out / "begun.txt").unlink()
+    assert Batch(path, str(out), Accidents(quiet=True)).write(lambda: None) == 0
+    assert len(begun(out)) == 6
+
+
+def test_two_commands_on_one_folder_do_not_clash(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(folder, MANY[:2])
+    (folder / "out").mkdir()
+    ledger = Ledger(str(folder / "out"))
+    assert main(["batch", path, "-o", str(folder / "out")]) == 2
+    assert "in use by another inlay batch" in capsys.readouterr().err
+    ledger.close()
+    assert main(["batch", path, "-o", str(folder / "out"), "--workers", "1"]) == 0
+
+
+def test_an_interrupted_command_says_what_is_done_and_goes_on(folder: Path) -> None:
+    path, out = manifest(folder, MANY), folder / "out"
+    command = [sys.executable, "-m", "inlay", "batch", path, "-o", str(out), "--json"]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert driver.stdout is not None and driver.stderr is not None
+    while json.loads(driver.stdout.readline()).get("done", 0) < 3:
+        pass
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 130
+    assert " of 200 are done" in driver.stderr.read()
+    made = len(list(out.glob("*.png")))
+    assert 3 <= made < 200 and not list(out.glob(".inlay-*"))
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = json.loads(again.stdout.splitlines()[-1])
+    assert last["kept"] >= 3 and last["kept"] + last["done"] == last["total"] == 200
+
+
+def test_a_full_disk_stops_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the same command goes on where there is room."""
+    small = folder / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can make a small file system")
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small)])
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        path = manifest(folder, MANY[:60])
+        assert main(["batch", path, "-o", str(small / "out"), "--workers", "1"]) == 2
+        assert "make room" in capsys.readouterr().err
+        subprocess.run(["mount", "-o", "remount,size=30m", str(small)], check=True)
+        assert main(["batch", path, "-o", str(small / "out"), "--workers", "1"]) == 0
+        assert len(list((small / "out").glob("row*.png"))) == 60
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_validate_names_every_bad_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest(folder, [*MANY[:3], "row001"])
+    with open(path, "a") as file:
+        file.write('{"verb": "compose", "background": "scene.png", "subjects": ["none.png"]}\n{\n')
+    assert main(["batch", path, "-o", str(folder / "out"), "--validate"]) == 2
+    *problems, last = capsys.readouterr().out.splitlines()
+    assert [problem.split(":")[0] for problem in problems] == ["line 4", "line 5", "line 6"]
+    assert "line 2's too" in problems[0] and "none.png" in problems[1] and "JSON" in problems[2]
+    assert last == "6 rows, 3 of them wrong" and not (folder / "out").exists()
+    assert main(["batch", path, "-o", str(folder / "out"), "--workers", "1", "-q"]) == 1
+    assert len(failures(folder / "out")) == 3
+    assert "row000.png" in (folder / "out" / "report.html").read_text()
