@@ -28,6 +28,7 @@ from inlay.cli.options import OutFolder, Quiet
 from inlay.cli.outputs import Order, listening, printing, say
 from inlay.cli.train import made_folder
 from inlay.errors import Cancelled, InputError, __version__, nearest, plain, show
+from inlay.server.command import serve
 
 # typer exports BadParameter only; its parents are click's, in whichever copy typer uses.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -125,7 +126,7 @@ def demo(given: Quiet, output: OutFolder = "demo") -> None:
 for _function in (
     demo, make.compose, make.harmonize, make.remove, make.scene, cut.cut, train.learn,
     listing.methods, listing.models, make.run, make.rerun, listing.schema, train.train,
-    bench.bench, batch,
+    bench.bench, batch, serve,
 ):  # fmt: skip
     app.command()(grouped(_function))
 

@@ -38,7 +38,7 @@ def methods(
     family = family_of(model)
     chosen = registry.all_methods() if name is None else {name: registry.get(name)}
     if json:
-        text = {key: _facts(method, family) for key, method in chosen.items()}
+        text = {key: registry.facts_of(method, family) for key, method in chosen.items()}
         print(json_module.dumps(text, indent=2))
     elif name is None:
         _overview(chosen, family)
@@ -77,33 +77,12 @@ def schema(
     print(json_module.dumps(told, indent=2))
 
 
-def _facts(method: Method, family: str | None) -> dict[str, Any]:
-    from inlay.settings import knobs
-
-    return {
-        "summary": method.summary,
-        "source": method.source,
-        "verbs": list(method.verbs),
-        "default_for": _defaults(method, family),
-        "needs_model": method.needs_model,
-        "invents": list(method.invents),
-        "concepts": method.concepts,
-        "presets": {key: dict(values) for key, values in method.presets.items()},
-        "settings": [knob.as_dict() for knob in knobs(method.settings_on(family)).values()],
-    }
-
-
-def _defaults(method: Method, family: str | None) -> list[str]:
-    """The verbs that it is the default of, where concepts are the subjects if it is for those."""
-    from inlay.methods.registry import default_for
-
-    return [v for v in method.verbs if default_for(v, method.concepts, family) == method.name]
-
-
 def _overview(found: dict[str, Method], family: str | None) -> None:
+    from inlay.methods.registry import defaults
+
     rows = []
     for name, method in found.items():
-        best, of = _defaults(method, family), " concepts" * method.concepts
+        best, of = defaults(method, family), " concepts" * method.concepts
         verbs = ", ".join(verb + of + "*" * (verb in best) for verb in method.verbs)
         model = "yes" if method.needs_model else "no"
         model += f"; a larger one for {', '.join(method.invents)}" if method.invents else ""

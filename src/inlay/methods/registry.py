@@ -10,7 +10,7 @@ from pydantic import InstanceOf, model_serializer
 
 from inlay.errors import InputError, nearest, show
 from inlay.methods.base import Method, Settings
-from inlay.settings import Form, as_text, validate_settings
+from inlay.settings import Form, as_text, knobs, validate_settings
 
 _DIFFUSION = ("cdc", "freecompose", "phd", "dreamcom", "dreamedit", "inpaint")
 _CLASSICAL = ("paste", "feather", "poisson", "reinhard", "telea", "patches")
@@ -33,6 +33,26 @@ def default_for(verb: str, concept: bool = False, family: str | None = None) -> 
     if concept:
         return "exemplar" if family else "dreamcom"
     return (_EMBEDDED_DEFAULTS if family else _DEFAULTS)[verb]
+
+
+def facts_of(method: Method, family: str | None) -> dict[str, Any]:
+    """What there is to say of a method, as JSON: with every setting, its bounds and its default."""
+    return {
+        "summary": method.summary,
+        "source": method.source,
+        "verbs": list(method.verbs),
+        "default_for": defaults(method, family),
+        "needs_model": method.needs_model,
+        "invents": list(method.invents),
+        "concepts": method.concepts,
+        "presets": {key: dict(values) for key, values in method.presets.items()},
+        "settings": [knob.as_dict() for knob in knobs(method.settings_on(family)).values()],
+    }
+
+
+def defaults(method: Method, family: str | None) -> list[str]:
+    """The verbs that it is the default of, where concepts are the subjects if it is for those."""
+    return [v for v in method.verbs if default_for(v, method.concepts, family) == method.name]
 
 
 def family_named(model: Any) -> str | None:

@@ -1,0 +1,224 @@
+"""The service: a store, and what works on it: runners with their workers, helpers, sweeps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyvips
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool as apart
+from starlette.datastructures import UploadFile
+
+from inlay.batch.runner import Event
+from inlay.batch.runner import Job as Task
+from inlay.batch.worker import Worker
+from inlay.errors import InputError
+from inlay.pictures.read import file_sha256
+from inlay.server import stage
+from inlay.server.jobs import File, Job, Store, remove
+from inlay.server.limits import Refusal
+from inlay.server.messages import Models, plainly
+from inlay.server.safety import Metrics
+
+_log = logging.getLogger("inlay.server")
+# Seconds between two looks at the queue, between two steps that are told, and that a cancelled job
+# may take to stop by itself.
+_LOOK, _TELL, _STOP = 1.0, 0.2, 5.0
+# Seconds between two sweeps of the store.
+_SWEEP = 60
+_BROKEN = "the job failed on the server's side; its log says why."
+
+
+class Runner(threading.Thread):
+    """One worker, and the thread that feeds it; a store may have several."""
+
+    def __init__(self, store: Store, metrics: Metrics, threads: int | None = None) -> None:
+        super().__init__(name="runner", daemon=True)
+        limits = store.limits
+        self.store, self.metrics, self.stopped = store, metrics, False
+        self.worker = Worker(
+            seconds=limits.job_seconds,
+            memory=limits.job_bytes,
+            idle=limits.idle_seconds,
+            threads=threads,
+            runner=stage.Bench,
+        )
+
+    def run(self) -> None:
+        """Until stop(); a job that is running then runs again with the next server."""
+        while not self.stopped:
+            if (job := self.store.claim(_LOOK)) is None:
+                continue
+            try:
+                self._make(job)
+            except Refusal as refusal:
+                self.store.fail(job.id, refusal.sentence)
+            except Exception:
+                _log.exception("job failed", extra={"job": job.id})
+                self.worker.kill()
+                self.store.fail(job.id, _BROKEN)
+
+    def stop(self) -> None:
+        """End the worker and the thread."""
+        self.stopped = True
+        self.worker.kill()
+        self.join(_STOP)
+
+    def _make(self, job: Job) -> None:
+        out = self.store.draft(".safetensors" if job.verb == "learn" else ".png")
+        most, told, end = self.store.limits.pixels, 0.0, 0.0
+        self.worker.submit(Task(job.id, job.request, str(out), previews=True, max_pixels=most))
+        try:
+            while self.worker.job is not None:
+                for event in self.worker.poll(_TELL):
+                    now = time.monotonic()
+                    if event.kind == "progress":
+                        if event.preview or event.step >= event.total or now - told > _TELL:
+                            told = now
+                            self.store.advance(job.id, event.step, event.total, event.preview)
+                    elif event.final and not self.stopped:
+                        self._end(job, event)
+                if self._unwanted(job.id) and self.worker.job is not None:
+                    end = end or time.monotonic() + _STOP
+                    self.worker.cancel()
+                    if time.monotonic() > end:
+                        self.worker.kill()
+        finally:
+            for path in self.store.new.glob(f"{out.stem}*"):
+                remove(path)
+
+    def _unwanted(self, job: str) -> bool:
+        try:
+            return self.store.job(job).state != "running"
+        except Refusal:
+            return True
+
+    def _end(self, job: Job, event: Event) -> None:
+        """Put down how a job ended."""
+        self.metrics.jobs.labels(event.kind).observe(time.time() - (job.started or 0))
+        if event.kind == "done":
+            files = [keep_result(self.store, Path(path)) for path in event.paths]
+            each = len(files) // len(event.records)
+            pictures = files[::each]
+            self.store.finish(job.id, [*pictures, *(set(files) - set(pictures))], event.records)
+        elif event.kind in ("failed", "died"):
+            _log.error(event.sentence, extra={"job": job.id})
+        if event.kind == "died":
+            self.store.died(job.id, event.sentence)
+        elif event.kind == "failed" and event.sentence.startswith("inlay failed"):
+            self.store.fail(job.id, _BROKEN)
+        elif event.kind in ("failed", "refused", "late"):
+            self.store.fail(job.id, plainly(event.sentence))
+
+
+class Service:
+    """What the addresses share: the store, a process each for uploads and for the stage, runners.
+
+    models are what clients may name, and the fields of a request's model that each stands for;
+    workers is how many jobs run at a time.
+    """
+
+    def __init__(self, store: Store, models: Models, token: str | None, workers: int = 1) -> None:
+        self.store, self.models, self.token, self.metrics = store, models, token, Metrics()
+        self.uploads, self.stage = (stage.Helper(store.files, store.limits) for _ in range(2))
+        self.runners = [Runner(store, self.metrics) for _ in range(workers)]
+        self.readers: dict[str, set[asyncio.Event]] = {}
+
+    @asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """Within it jobs are run and old files go; the lifespan of an application."""
+        loop = asyncio.get_running_loop()
+
+        def wake(job: str) -> None:
+            for reader in self.readers.get(job, ()):
+                reader.set()
+
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(_SWEEP)
+                await apart(self.store.sweep)
+
+        def hear(job: str) -> None:
+            loop.call_soon_threadsafe(wake, job)
+
+        self.store.listener = hear
+        for runner in self.runners:
+            runner.start()
+        tasks = [asyncio.create_task(sweep()), asyncio.create_task(self.stage.call(stage.warm))]
+        yield
+        for task in tasks:
+            task.cancel()
+        self.store.listener = lambda job: None
+        for runner in self.runners:
+            await apart(runner.stop)
+        for helper in (self.uploads, self.stage):
+            helper.close()
+        self.store.close()
+
+    async def keep(self, upload: UploadFile) -> File:
+        """Store what was uploaded; raises InputError for what is no whole picture or concept."""
+        draft = self.store.draft()
+        try:
+            file = await apart(_copy, upload, draft)
+            for known in (file, f"{file}.safetensors"):
+                with suppress(Refusal):
+                    return await apart(self.store.file, known)
+            most = self.store.limits.pixels
+            facts = await self.uploads.call(stage.describe, str(draft), most)
+            file += ".safetensors" if facts["kind"] == "concept" else ""
+            return await apart(self.store.keep, draft, file, facts)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    async def events(self, job: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        """A job's events as they come, up to its end; a state is told as the whole job."""
+        reader = asyncio.Event()
+        self.readers.setdefault(job, set()).add(reader)
+        try:
+            while True:
+                reader.clear()
+                found = await apart(self.store.events, job, after)
+                # Later than the events, so that it is as new as the last of them.
+                current = await apart(self.store.job, job)
+                for after, name, data in found:
+                    whole = current.model_dump_json() if name in ("state", "done") else data
+                    yield {"id": str(after), "event": name, "data": whole}
+                if current.ended:
+                    return
+                await reader.wait()
+        except Refusal:
+            # The job was deleted.
+            return
+        finally:
+            self.readers[job].discard(reader)
+            if not self.readers[job]:
+                del self.readers[job]
+
+
+def _copy(upload: UploadFile, draft: Path) -> str:
+    """Write what was uploaded; its SHA-256 in hex."""
+    with draft.open("wb") as file:
+        shutil.copyfileobj(upload.file, file)
+    if not draft.stat().st_size:
+        raise InputError("the file is empty; expected a picture.")
+    return file_sha256(draft)
+
+
+def keep_result(store: Store, path: Path) -> str:
+    """The id of a file of our own making, which is stored now."""
+    file, facts = file_sha256(path), dict[str, Any](kind="concept")
+    if path.suffix == ".png":
+        image = pyvips.Image.new_from_file(str(path))
+        facts = {"kind": "picture", "width": image.width, "height": image.height}
+        facts["has_alpha"] = image.hasalpha()
+    else:
+        file += path.suffix
+    return store.keep(path, file, facts).file
