@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "inlay"
 BEGIN, END = "<!-- map: written by tools/map.py -->", "<!-- end of map -->"
 # The rooms from the street to the cellar: a file imports only what stands further down.
 ROOMS = (
-    "cli", "evaluation", "batch", "training", "learning", "methods", "scene", "checkpoints",
+    "cli", "server", "evaluation", "batch", "training", "learning", "methods", "scene", "checkpoints",
     "diffusion", "pictures",
 )  # fmt: skip
 FILES = ("composer", "run", "plan", "result", "request", "settings", "errors")
@@ -32,7 +32,7 @@ def rows(deep: bool) -> list[tuple[str, str]]:
 
     deep: with every file of a room below it.
     """
-    above, below = ROOMS[:5], ROOMS[5:]
+    above, below = ROOMS[:6], ROOMS[6:]
     found: list[tuple[str, str]] = []
 
     def room(name: str) -> None:
