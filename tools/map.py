@@ -15,8 +15,8 @@ PACKAGE = ROOT / "src" / "inlay"
 BEGIN, END = "<!-- map: written by tools/map.py -->", "<!-- end of map -->"
 # The rooms from the street to the cellar: a file imports only what stands further down.
 ROOMS = (
-    "cli", "server", "evaluation", "batch", "training", "learning", "methods", "scene", "checkpoints",
-    "diffusion", "pictures",
+    "cli", "server", "evaluation", "batch", "training", "learning", "methods", "scene",
+    "checkpoints", "diffusion", "pictures",
 )  # fmt: skip
 FILES = ("composer", "run", "plan", "result", "request", "settings", "errors")
 
