@@ -6,9 +6,9 @@ import { studio, type Verb } from './studio.svelte';
 
 /** Settings that matter first, in this order; of a method the first few that it has. */
 const FIRST = [
-  'amount', 'strength', 'T_in', 'details', 'variant', 'num_iterations', 'num_inference_steps',
-  'guidance_scale', 'harmonize_strength', 'inpaint', 'iterations', 'strength_start', 'radius',
-  'reach', 'gradients', 'context', 'shadow', 'dilate', 'algorithm',
+  'amount', 'T_in', 'inpaint', 'details', 'variant', 'num_iterations', 'iterations', 'strength',
+  'num_inference_steps', 'guidance_scale', 'strength_start', 'radius', 'reach', 'gradients',
+  'context', 'shadow', 'dilate', 'algorithm',
 ];
 const SHOWN_FIRST = 3;
 /** They have fields of their own. */

@@ -17,6 +17,8 @@ class Jobs {
   /** The job that was last asked for here, and whether one is being asked for. */
   latest: string | null = $state(null);
   sending = $state(false);
+  /** Those asked for since the page was loaded; their results come onto the stage by themselves. */
+  private own = new Set<string>();
   private streams = new Map<string, EventSource>();
 
   async start(): Promise<void> {
@@ -41,6 +43,7 @@ class Jobs {
     await messages.during('Sending', async () => {
       const { id } = await api.order(request ?? (await requestOf()));
       this.latest = id;
+      this.own.add(id);
       this.put(await api.job(id));
       this.listen(id);
     });
@@ -94,9 +97,11 @@ class Jobs {
       this.put(job);
       if (job.state === 'failed') messages.say(said(job.error), 'error');
       job.notes?.forEach((note) => messages.say(said(note)));
-      if (job.state === 'done' && id === this.latest && job.verb !== 'learn') this.show(job);
-      if (job.state === 'done' && job.verb === 'learn')
+      if (job.state !== 'done') return;
+      if (job.verb === 'learn')
         messages.say('The object is learnt; it lies under Learn, ready for the stage.');
+      else if (id === this.latest && this.own.has(id)) this.show(job);
+      else messages.say('A picture is done; it lies in the history.');
     });
   }
 }

@@ -59,7 +59,9 @@ export async function subjectOf(stored: api.StoredFile, name: string, box?: Rect
   await messages.during('Cutting the subject out', async () => {
     let sprite: Sprite;
     let mask: string | null = null;
-    if (stored.kind === 'concept' || (stored.has_alpha && (await clear(stored.file)))) {
+    if (stored.kind === 'concept') {
+      sprite = await Sprite.whole(stored.file).catch(() => Sprite.blank());
+    } else if (stored.has_alpha && (await clear(stored.file))) {
       sprite = await Sprite.whole(stored.file);
     } else {
       const cut = await api.cut({ picture: stored.file });

@@ -105,7 +105,9 @@ async function restoreSubject(subject: Data, name: string): Promise<void> {
   const stored = await api.fileInfo(subject.picture);
   let sprite: Sprite;
   let mask: string | null = null;
-  if (stored.kind === 'concept' || (stored.has_alpha && !subject.mask)) {
+  if (stored.kind === 'concept') {
+    sprite = await Sprite.whole(stored.file).catch(() => Sprite.blank());
+  } else if (stored.has_alpha && !subject.mask) {
     sprite = await Sprite.whole(stored.file);
   } else {
     const { mask: known, cut_box: box, cut_points: points } = subject;

@@ -26,6 +26,17 @@ export class Sprite {
     return sprite;
   }
 
+  /** What stands for a concept that has no picture to show. */
+  static blank(): Sprite {
+    const card = canvasOf(256, 256);
+    const pen = pencil(card);
+    pen.fillStyle = 'rgb(91 108 255 / 45%)';
+    pen.fillRect(0, 0, card.width, card.height);
+    const sprite = new Sprite(card);
+    sprite.show(card);
+    return sprite;
+  }
+
   /** A photo with a cut-out of it: a picture of the photo's size that is clear round the subject. */
   static async cut(photo: string, cutout: string): Promise<Sprite> {
     const [whole, part] = await Promise.all([load(api.fileUrl(photo)), load(api.fileUrl(cutout))]);

@@ -34,6 +34,8 @@ export class Board {
   private base = new Sheet({ listening: false });
   private scene = new Sheet();
   private top = new Sheet();
+  /** What a scene is to fill, while there is nothing below the subjects. */
+  private sheet = new Frame({ visible: false, fill: 'rgb(128 134 150 / 18%)', stroke: '#888e9e', strokeScaleEnabled: false });
   private under = new Picture({ image: NO_IMAGE, visible: false });
   private over = new Picture({ image: NO_IMAGE });
   private curtain = new Group({ visible: false });
@@ -56,7 +58,7 @@ export class Board {
   ) {
     this.stage = new Stage({ container, width: 10, height: 10 });
     this.curtain.add(this.over);
-    this.base.add(this.under, this.curtain, this.glance);
+    this.base.add(this.sheet, this.under, this.curtain, this.glance);
     this.handles = new Transformer({
       flipEnabled: false,
       keepRatio: true,
@@ -96,10 +98,11 @@ export class Board {
     this.stage.batchDraw();
   }
 
-  /** The picture below everything, drawn over so many pixels of the stage. */
-  setGround(ground: Pyramid | null, size: Size): void {
+  /** The picture below everything, drawn over so many pixels of the stage; or an open sheet. */
+  setGround(ground: Pyramid | null, size: Size, open: boolean): void {
     this.ground = ground;
     this.under.visible(ground !== null).size(size);
+    this.sheet.visible(ground === null && open).size(size);
     if (ground) this.under.image(ground.at(this.density(size, ground.base)));
     this.base.batchDraw();
   }

@@ -61,7 +61,8 @@ export function globalKeys(event: KeyboardEvent): void {
     return;
   } else if (key === 'escape') {
     if (jobs.shown) jobs.show(null);
-    else studio.tool = 'move';
+    else if (studio.tool !== 'move') studio.tool = 'move';
+    else studio.selected = null;
   } else if (TOOLS[key]) {
     studio.tool = TOOLS[key];
   } else {
