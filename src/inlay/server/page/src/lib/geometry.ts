@@ -50,11 +50,17 @@ export function outline(size: Size, place: Placement): Rect {
   };
 }
 
-/** The placement that fills a box, keeping the aspect, as the library lays a subject into it. */
+/**
+ * The placement that fills a box, keeping the aspect, as the library lays a subject into it. A box
+ * that outline() has made is met exactly.
+ */
 export function fill(size: Size, box: Rect, rotate = 0, flip = false): Placement {
   const own = turned(size, rotate);
-  const scale = Math.min(box.width / own.width, box.height / own.height);
-  return { at: { x: box.x + box.width / 2, y: box.y + box.height / 2 }, scale, rotate, flip };
+  const at = { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+  const least = Math.max((box.width - 0.5) / own.width, (box.height - 0.5) / own.height);
+  const most = Math.min((box.width + 0.5) / own.width, (box.height + 0.5) / own.height);
+  const fits = Math.min(box.width / own.width, box.height / own.height);
+  return { at, scale: least <= most ? (least + most) / 2 : fits, rotate, flip };
 }
 
 /** In the middle, its longer side 40% of the ground's shorter one. */

@@ -49,6 +49,8 @@ export class Board {
   private result: Pyramid | null = null;
   private tint: HTMLCanvasElement | null = null;
   private painting = false;
+  private movable = false;
+  private held = false;
   private glanced = false;
 
   constructor(
@@ -148,6 +150,7 @@ export class Board {
   ): void {
     const gone = new Set(this.pieces.keys());
     this.painting = mode.painting;
+    this.movable = mode.movable;
     for (const [index, layer] of layers.entries()) {
       gone.delete(layer.id);
       const sprite = sprites.get(layer.id);
@@ -155,7 +158,7 @@ export class Board {
       const piece = this.pieces.get(layer.id) ?? this.piece(layer, sprite);
       piece.layer = layer;
       this.placePiece(piece);
-      piece.group.zIndex(index).draggable(mode.movable && !layer.locked);
+      piece.group.zIndex(index).draggable(mode.movable && !layer.locked && !this.held);
       piece.ghost.visible(mode.painting && layer.id === selected);
     }
     for (const id of gone) {
@@ -233,10 +236,12 @@ export class Board {
     return shape.getParent() === this.handles ? 'handle' : null;
   }
 
-  /** End a drag that Konva has begun, as when a second finger comes down. */
-  release(): void {
-    for (const { group } of this.pieces.values()) group.stopDrag();
-    if (this.handles.isTransforming()) this.handles.stopTransform();
+  /** Take no subject by one finger, nor go on with what one has begun, while there are two. */
+  hold(held: boolean): void {
+    this.held = held;
+    for (const { group, layer } of this.pieces.values())
+      group.draggable(!held && this.movable && !layer.locked);
+    if (held && this.handles.isTransforming()) this.handles.stopTransform();
   }
 
   /** Show a subject elsewhere for a moment, as between two fingers. */

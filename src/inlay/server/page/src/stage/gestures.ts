@@ -164,7 +164,7 @@ export class Gestures {
   private beginPinch(): void {
     if (this.act === 'brush') this.endStroke();
     this.board.setFrame(null, null);
-    this.board.release();
+    this.board.hold(true);
     this.act = 'pinch';
     this.pinch = this.measured();
     const layer = this.under(this.pinch.mid);
@@ -213,5 +213,6 @@ export class Gestures {
     }
     studio.live = null;
     this.pinch = this.pinched = null;
+    this.board.hold(false);
   }
 }
