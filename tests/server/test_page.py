@@ -143,9 +143,7 @@ class Visit:
 
 
 @pytest.mark.parametrize("ratio", [1, 2])
-def test_posted_box_is_the_drawn_one(
-    browser: Any, server: str, pictures: Path, ratio: int
-) -> None:
+def test_posted_box_is_the_drawn_one(browser: Any, server: str, pictures: Path, ratio: int) -> None:
     visit = Visit(browser, server, device_scale_factor=ratio)
     page = visit.page
     visit.stage(pictures / "green.png", pictures / "plain.png")
