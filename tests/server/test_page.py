@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from photos import cutout
 from PIL import Image
 from skimage import data
 
 import inlay
 from inlay import Box, Composer, Request
 from inlay.server import api
+from photos import cutout
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
