@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Form, Header, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool as apart
-from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from inlay.errors import InputError, __version__, show
 from inlay.methods.registry import all_methods, facts_of
-from inlay.pictures.read import MAX_JSON_BYTES
 from inlay.request import KINDS
 from inlay.request import Request as Order
 from inlay.result.record import read_back
@@ -32,7 +28,18 @@ from inlay.scene.subject import Subject
 from inlay.server import stage
 from inlay.server.jobs import File, Job
 from inlay.server.limits import Refusal
-from inlay.server.messages import LearnRequest, find_file, model_of, parse, plainly, request_of
+from inlay.server.messages import (
+    CutRequest,
+    LearnRequest,
+    OpenRequest,
+    PreviewRequest,
+    Problem,
+    model_of,
+    opened,
+    parse,
+    plainly,
+    request_of,
+)
 from inlay.server.safety import Guard, problem, same, session
 from inlay.server.service import Service, keep_result
 
@@ -46,70 +53,25 @@ _UNREADABLE = "the request's body cannot be read; expected JSON, or multipart/fo
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 # Seconds between two signs of life of a stream, and after which one who does not read is let go.
 _PING, _STUCK = 15, 30
-_ID = {"type": "string", "description": "id of a stored file, or name of a part"}
-_BOX = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
-_POINT = {**_BOX, "minItems": 2, "maxItems": 2}
-_EXAMPLE = {
-    "verb": "compose",
-    "background": "street",
-    "subjects": [{"picture": "cup", "box": [120, 200, 160, 140]}],
-    "method": {"name": "phd", "prompt": "a cup on a table"},
-}
-# Bodies that are no verb's request.
-_BODIES: dict[str, Any] = {
-    "cut": {
-        "type": "object",
-        "required": ["picture"],
-        "additionalProperties": False,
-        "properties": {
-            "picture": _ID,
-            "mask": _ID,
-            "box": _BOX,
-            "points": {"type": "array", "items": _POINT},
-        },
-    },
-    "preview": {
-        "type": "object",
-        "required": ["request"],
-        "properties": {
-            "request": {"$ref": "#/components/schemas/compose"},
-            "size": {"type": "integer", "minimum": 64, "maximum": 2048},
-        },
-    },
-    "open": {"type": "object", "required": ["file"], "properties": {"file": _ID}},
-    "login": {
-        "type": "object",
-        "required": ["token"],
-        "properties": {"token": {"type": "string"}},
-    },
-}
 router = APIRouter(prefix="/api")
-_PART = {"file": {"type": "string", "format": "binary"}}
-_UPLOAD = {"type": "object", "required": ["file"], "properties": _PART}
-_FILES = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
+_REFS = [{"$ref": f"#/components/schemas/{verb}"} for verb in (*KINDS, "learn")]
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"oneOf": _REFS},
+                "example": {
+                    "verb": "compose",
+                    "background": "0d1e…",
+                    "subjects": [{"picture": "77af…", "box": [120, 200, 160, 140]}],
+                    "method": {"name": "phd", "prompt": "a cup on a table"},
+                },
+            }
+        },
+    }
 }
 _PICTURE: dict[int | str, Any] = {200: {"content": {"image/jpeg": {}, "image/png": {}}}}
-
-
-class Problem(BaseModel):
-    """What is wrong, in one sentence."""
-
-    error: str
-
-
-def _body(*names: str, example: Any = None) -> dict[str, Any]:
-    """How OpenAPI tells a body: JSON, or a form with it as the part `request`, and files."""
-    refs = [{"$ref": f"#/components/schemas/{name}"} for name in names]
-    told = {"schema": {"oneOf": refs} if len(refs) > 1 else refs[0], "example": example}
-    form = {
-        "type": "object",
-        "properties": {"request": {"type": "string", "contentMediaType": "application/json"}},
-        "additionalProperties": {"type": "string", "format": "binary"},
-        "required": ["request"],
-    }
-    content = {"application/json": told, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 def _service(request: Request) -> Service:
@@ -121,52 +83,10 @@ Own = Annotated[Service, Depends(_service)]
 Size = Annotated[int, Query(ge=16, le=4096, description="longest side in pixels, at most")]
 
 
-async def _received(request: Request, own: Own) -> tuple[dict[str, Any], dict[str, str]]:
-    """The JSON of a request, its body or the part `request`, and its other parts, stored, by name.
-
-    Raises InputError and Refusal.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        async with _form(request, own.store.limits.files) as form:
-            told = form.get("request", "{}")
-            data = parse(told if isinstance(told, str) else await told.read(MAX_JSON_BYTES + 1))
-            uploads = {name: part for name, part in form.items() if not isinstance(part, str)}
-            uploads.pop("request", None)
-            return data, {name: (await own.keep(part)).file for name, part in uploads.items()}
-    if kind != "application/json":
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, _UNREADABLE)
-    body = b""
-    async for chunk in request.stream():
-        if len(body := body + chunk) > MAX_JSON_BYTES:
-            break
-    return parse(body), {}
-
-
-@asynccontextmanager
-async def _form(request: Request, files: int) -> AsyncIterator[FormData]:
-    """A form, whose files are gone after it."""
-    try:
-        form = await request.form(max_files=files, max_fields=files, max_part_size=MAX_JSON_BYTES)
-    except (HTTPException, ValueError, LookupError):
-        raise Refusal(HTTPStatus.BAD_REQUEST, _UNREADABLE) from None
-    try:
-        yield form
-    finally:
-        await form.close()
-
-
-Received = Annotated[tuple[dict[str, Any], dict[str, str]], Depends(_received)]
-
-
-@router.post("/files", status_code=201, openapi_extra=_FILES)
-async def add_file(request: Request, own: Own) -> File:
-    """Store a picture, or a concept that `inlay learn` wrote: one part, whatever its name."""
-    async with _form(request, 1) as form:
-        for part in form.values():
-            if not isinstance(part, str):
-                return await own.keep(part)
-    raise Refusal(HTTPStatus.BAD_REQUEST, "there is no file in the body; expected one as a part.")
+@router.post("/files", status_code=201)
+async def add_file(file: UploadFile, own: Own) -> File:
+    """Store a picture, or a concept that `inlay learn` wrote."""
+    return await own.keep(file)
 
 
 @router.get("/files/{file}", response_class=Response, responses=_PICTURE)
@@ -183,15 +103,37 @@ def describe_file(file: str, own: Own) -> File:
     return own.store.file(file)
 
 
-@router.post("/jobs", status_code=202, openapi_extra=_body(*KINDS, "learn", example=_EXAMPLE))
+@router.post("/jobs", status_code=202, openapi_extra=_BODY)
 async def add_job(
     request: Request,
-    received: Received,
     own: Own,
     idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Job:
-    """Put a request into the queue. A second one with the same Idempotency-Key is the first one."""
-    order, files = await apart(request_of, *received, own.store, own.models)
+    """Put a request into the queue: JSON, or a form with it as the part `request`, and files.
+
+    Its pictures are ids of stored files, or names of the form's parts. A second request with the
+    same Idempotency-Key is the first one.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    text, parts = "", {}
+    if kind == "multipart/form-data":
+        try:
+            form = await request.form(max_files=own.store.limits.files)
+        except (ValueError, LookupError):
+            raise Refusal(HTTPStatus.BAD_REQUEST, _UNREADABLE) from None
+        try:
+            for name, part in form.items():
+                if name == "request":
+                    text = part if isinstance(part, str) else await part.read()
+                elif not isinstance(part, str):
+                    parts[name] = (await own.keep(part)).file
+        finally:
+            await form.close()
+    elif kind == "application/json":
+        text = await request.body()
+    else:
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, _UNREADABLE)
+    order, files = await apart(request_of, parse(text), parts, own.store, own.models)
     return await apart(own.store.add, request.state.client, order, files, idempotency_key)
 
 
@@ -254,18 +196,13 @@ async def fetch_result(
     return FileResponse(own.store.files / file.file, filename=name, headers=_FOREVER)
 
 
-@router.post("/cut", openapi_extra=_body("cut"))
-async def cut_out(received: Received, own: Own) -> dict[str, Any]:
+@router.post("/cut")
+async def cut_out(asked: CutRequest, own: Own) -> dict[str, Any]:
     """The subject of a picture, as a PNG with alpha of the picture's size, and its mask."""
-    data, parts = received
-    if unknown := data.keys() - {"picture", "box", "points", "mask"}:
-        raise InputError(f"a cut has no {show(min(unknown))}; expected picture, box, points, mask.")
-    picture = find_file(parts, own.store, data.get("picture"), "picture")
-    mask = data.get("mask")
-    if mask is not None:
-        mask = find_file(parts, own.store, mask, "mask")
-    points = data.get("points") or None
-    hint = Subject(picture, mask=mask, cut_box=data.get("box"), cut_points=points)
+    for file in filter(None, (asked.picture, asked.mask)):
+        await apart(own.store.file, file)
+    points = asked.points or None
+    hint = Subject(asked.picture, mask=asked.mask, cut_box=asked.box, cut_points=points)
     drafts = own.store.draft(".png"), own.store.draft(".png")
     try:
         most = own.store.limits.pixels
@@ -274,49 +211,28 @@ async def cut_out(received: Received, own: Own) -> dict[str, Any]:
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
-    notes = [plainly(note) for note in found.pop("notes")]
-    return {"file": kept[0], "mask": kept[1], **found, "notes": notes}
+    notes = [plainly(note) for note in found["notes"]]
+    return {**found, "file": kept[0], "mask": kept[1], "notes": notes}
 
 
-@router.post(
-    "/preview", response_class=Response, responses=_PICTURE, openapi_extra=_body("preview")
-)
-async def preview(received: Received, own: Own) -> Response:
+@router.post("/preview", response_class=Response, responses=_PICTURE)
+async def preview(asked: PreviewRequest, own: Own) -> Response:
     """About what a compose request will give, at once: a reduced JPEG, made without a model."""
-    data, parts = received
-    size = data.pop("size", 1024)
-    if not isinstance(size, int) or not 64 <= size <= 2048:
-        raise InputError(f"size is {show(size)}; expected a whole number from 64 to 2048.")
-    order, files = await apart(request_of, data.get("request", data), parts, own.store, own.models)
+    order, files = await apart(request_of, asked.request, {}, own.store, own.models)
     if order["verb"] != "compose":
         raise InputError(f"a preview is of compose; it cannot show {order['verb']}.")
     known = [await apart(own.store.file, file) for file in files]
     sizes = {each.file: (each.width, each.height) for each in known}
-    made = await own.stage.call(stage.preview, order, sizes, size)
+    made = await own.stage.call(stage.preview, order, sizes, asked.size)
     return Response(made, media_type="image/jpeg")
 
 
-@router.post("/open", openapi_extra=_body("open"))
-async def open_picture(received: Received, own: Own) -> dict[str, Any]:
+@router.post("/open")
+async def open_picture(asked: OpenRequest, own: Own) -> dict[str, Any]:
     """The request inside a picture that inlay wrote, and what of its inputs is missing here."""
-    data, parts = received
-    file = find_file(parts, own.store, data.get("file"), "file")
-    record = await own.uploads.call(read_back, file)
-    request, missing = Order.of(record.request).model_dump(mode="json"), []
-    for place, known in record.inputs.items():
-        *above, last = place.split(".")
-        inner: Any = request
-        for part in above:
-            inner = inner[int(part) if part.isdigit() else part]
-        inner[last] = None
-        for name in (known.sha256, f"{known.sha256}.safetensors"):
-            with suppress(Refusal):
-                inner[last] = own.store.file(name).file
-        missing += [] if inner[last] else [place]
-    model = request.pop("model")
-    if model is not None and model["name"] in own.models:
-        request["model"] = {"name": model["name"]}
-    return {"request": request, "missing": missing}
+    await apart(own.store.file, asked.file)
+    record = await own.uploads.call(read_back, asked.file)
+    return await apart(opened, record, own.store, own.models)
 
 
 @router.get("/methods")
@@ -339,19 +255,12 @@ def show_session(own: Own) -> dict[str, Any]:
     return {**told, "limits": asdict(own.store.limits), "token_required": own.token is not None}
 
 
-@router.post("/login", openapi_extra=_body("login"))
-async def log_in(request: Request, own: Own) -> Response:
-    """A cookie that stands for the token; a form is sent on to the page."""
-    answer: Response = RedirectResponse("/", 303)
-    kind, token = request.headers.get("content-type", ""), None
-    if kind.startswith("application/x-www-form-urlencoded"):
-        async with _form(request, 1) as form:
-            token = form.get("token")
-    else:
-        data, _ = await _received(request, own)
-        token, answer = data.get("token"), JSONResponse({"ok": True})
+@router.post("/login", response_class=RedirectResponse, status_code=303)
+async def log_in(request: Request, token: Annotated[str, Form()], own: Own) -> Response:
+    """A cookie that stands for the token, and on to the page."""
+    answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     if own.token is not None:
-        if not isinstance(token, str) or not same(token, own.token):
+        if not same(token, own.token):
             raise Refusal(HTTPStatus.UNAUTHORIZED, "the token is wrong; see the server's terminal.")
         answer.headers["Set-Cookie"] = session(own.token, request.scope)
     return answer
@@ -422,7 +331,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for verb in (*KINDS, "learn"):
             parts[verb] = show_schema(verb)
             parts |= parts[verb].pop("$defs", {})
-        parts |= _BODIES
         app.openapi_schema = json.loads(
             json.dumps(schema).replace("#/$defs/", "#/components/schemas/")
         )

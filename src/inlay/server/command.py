@@ -3,105 +3,97 @@
 from __future__ import annotations
 
 import re
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
-
+from inlay.batch.command import flag
 from inlay.errors import InputError, show
 
-if TYPE_CHECKING:
-    from inlay.server.messages import Models
-
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_LEAST_TOKEN = 16
+_LEAST = 16
 
 
-def serve(
-    host: Annotated[str, typer.Option(metavar="H", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="P", help="Port.", min=1, max=65535)] = 8000,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]MODEL",
-            help="What clients may use, by NAME: embedded, a folder, a .safetensors file or a hub "
-            "id; the first is the default; may be repeated.",
-        ),
-    ] = None,
-    folder: Annotated[
-        str, typer.Option(metavar="DIR", help="Where jobs and pictures are kept.")
-    ] = "inlay-server",
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="INLAY_TOKEN",
-            metavar="T",
-            help="What clients must know; beyond this machine there is one in any case.",
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Name of this server, as behind a proxy; repeatable."),
-    ] = None,
-    workers: Annotated[int, typer.Option(metavar="N", help="Jobs at a time.", min=1)] = 1,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where it runs.")
-    ] = "auto",
-    max_pixels: Annotated[int, typer.Option(metavar="N", help="Of a picture.", min=1)] = 25_000_000,
-    max_queue: Annotated[int, typer.Option(metavar="N", help="Jobs that may wait.", min=1)] = 100,
-    keep_days: Annotated[float, typer.Option(metavar="D", help="Then results go.", min=0)] = 7,
-    keep_gb: Annotated[float, typer.Option(metavar="G", help="Of files in DIR.", min=0)] = 10,
-) -> None:
+@dataclass(frozen=True)
+class Serving:
+    """The options of serve."""
+
+    host: str = flag("127.0.0.1", "Address to listen on; 0.0.0.0 is every one.", "ADDRESS")
+    port: int = flag(8000, "Port to listen on; 0 is a free one.", "N", min=0, max=65535)
+    model: list[str] | None = flag(
+        None,
+        "What clients may name: embedded, a folder, a .safetensors file or a hub id; may be "
+        "repeated, the first is the default.",
+        "[NAME=]MODEL",
+    )
+    folder: str = flag("inlay-server", "Where jobs and pictures are kept.", "DIR")
+    token: str | None = flag(
+        None, "What clients must know; made up beyond this machine.", "T", envvar="INLAY_TOKEN"
+    )
+    allow_host: list[str] | None = flag(
+        None, "A name of this server, as behind a proxy; may be repeated.", "NAME"
+    )
+    workers: int = flag(1, "Jobs at a time.", "N", min=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "Where it runs.")
+    max_pixels: int = flag(25_000_000, "Refuse larger pictures undecoded.", "N", min=1)
+    max_queue: int = flag(100, "Jobs that may wait.", "N", min=1)
+    keep_days: float = flag(7.0, "How long what nobody uses is kept.", "D", min=0)
+    keep_gb: float = flag(10.0, "How much is kept; the least used goes first.", "G", min=0)
+
+
+def serve(given: Serving) -> None:
     """Serve the web page and the HTTP API.
 
-    Beyond this machine (--host 0.0.0.0) clients need a token, which is printed unless you give one.
+    To other machines only with a token, which is printed unless you give one.
     """
     try:
         import uvicorn
 
         from inlay.server.api import create_app
+        from inlay.server.jobs import Store
+        from inlay.server.limits import Limits
+        from inlay.server.safety import log_lines, new_token
         from inlay.server.service import Service
     except ImportError as error:
         raise InputError(f"inlay serve needs {error.name}; pip install inlay[server].") from None
-    import logging
-    import secrets
-    from contextlib import suppress
-
-    from inlay.server.jobs import Store
-    from inlay.server.limits import Limits
-    from inlay.server.safety import JsonLines
-
-    if token is not None and len(token) < _LEAST_TOKEN:
-        raise InputError(f"--token is too short; give {_LEAST_TOKEN} letters at least.")
-    limits = Limits(
-        pixels=max_pixels, queue=max_queue, age=keep_days * 86400, store_bytes=int(keep_gb * 1e9)
+    token, said = given.token, ""
+    if token is not None and len(token) < _LEAST:
+        raise InputError(f"the token is too short; give {_LEAST} letters at least.")
+    if token is None and given.host not in _LOOPBACK:
+        token = new_token()
+        said = f", token: {token}"
+    size = int(given.keep_gb * 1e9)
+    age = given.keep_days * 86400
+    limits = Limits(given.max_pixels, queue=given.max_queue, age=age, store_bytes=size)
+    store = Store(Path(given.folder).resolve(), limits)
+    models = models_of(given.model or ["embedded"], store.files, given.device)
+    service = Service(store, models, token, given.workers)
+    app = create_app(service, [given.host, *(given.allow_host or ())])
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5
     )
-    logger, lines = logging.getLogger("inlay.server"), logging.StreamHandler()
-    lines.setFormatter(JsonLines())
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    store = Store(Path(folder).resolve(), limits)
-    models = models_of(model or ["embedded"], store.files, device)
-    said = ""
-    if host not in _LOOPBACK and token is None:
-        token = secrets.token_urlsafe(24)
-        said = f", token {token}"
-    app = create_app(Service(store, models, token, workers), [*(allow_host or ()), host])
-    typer.echo(f"inlay serves at http://{f'[{host}]' if ':' in host else host}:{port}{said}")
+    six = ":" in given.host
+    try:
+        family = socket.AF_INET6 if six else socket.AF_INET
+        listener = socket.create_server((given.host, given.port), family=family)
+    except OSError as error:
+        raise InputError(
+            f"{given.host}:{given.port} cannot be listened on ({error.strerror}); give another "
+            "--host or --port."
+        ) from None
+    where = f"[{given.host}]" if six else given.host
+    print(f"inlay serves at http://{where}:{listener.getsockname()[1]}{said}", flush=True)
+    log_lines(sys.stderr)
     with suppress(KeyboardInterrupt):
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
+        uvicorn.Server(config).run([listener])
 
 
-def models_of(named: list[str], files: Path, device: str) -> Models:
-    """What clients may use: a request's model by its name; raises InputError.
+def models_of(named: Sequence[str], files: Path, device: str) -> dict[str, dict[str, Any]]:
+    """What clients may use: the fields of a request's model, by name; raises InputError.
 
     A folder or file becomes a link of that name where workers stand, so that nothing they write
     tells where it is.
@@ -115,20 +107,18 @@ def models_of(named: list[str], files: Path, device: str) -> Models:
     for text in named:
         name, _, where = text.rpartition("=")
         path = Path(where).expanduser()
-        opened = where
         if where != "embedded" and path.exists():
             suffix = path.suffix if path.is_file() else ""
-            opened = f"{(name or path.name).removesuffix(suffix)}{suffix}"
-            if not re.fullmatch(r"[A-Za-z][\w.-]{0,59}", opened):
+            opened = f"{name.removesuffix(suffix) or path.name.removesuffix(suffix)}{suffix}"
+            if not re.fullmatch(r"[A-Za-z][\w.-]{0,59}", opened) or opened == "embedded":
                 raise InputError(f"--model {show(text)} has no plain name; give NAME=PATH.")
             (files / opened).symlink_to(path.resolve())
-        elif where != "embedded" and not is_hub_id(where):
+            name, family = opened, family_of(str(path))
+        elif where == "embedded" or is_hub_id(where):
+            opened, family = where, family_of(where)
+        else:
             raise InputError(
                 f"--model {show(text)} is not there; give embedded, a folder, a file or a hub id."
             )
-        models[name or opened] = {
-            "name": opened,
-            "family": family_of(str(path) if path.exists() else where),
-            "device": device,
-        }
+        models[name or opened] = {"name": opened, "family": family, "device": device}
     return models

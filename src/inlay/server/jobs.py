@@ -25,27 +25,7 @@ from pydantic import BaseModel, Field
 from inlay.errors import InputError
 from inlay.server.limits import Limits, Refusal, busy, gone
 
-_TABLES = """
-PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-PRAGMA foreign_keys = ON;
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, client TEXT NOT NULL,
-    key TEXT, request TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'queued',
-    deaths INTEGER NOT NULL DEFAULT 0, step INTEGER NOT NULL DEFAULT 0,
-    total INTEGER NOT NULL DEFAULT 0, error TEXT, created REAL NOT NULL, started REAL,
-    finished REAL, files TEXT NOT NULL DEFAULT '[]', records TEXT NOT NULL DEFAULT '[]',
-    UNIQUE (client, key));
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    name TEXT NOT NULL, data TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS events_by_job ON events (job, id);
-CREATE TABLE IF NOT EXISTS files (
-    file TEXT PRIMARY KEY, size INTEGER NOT NULL, facts TEXT NOT NULL, used REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS uses (
-    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, file TEXT NOT NULL,
-    PRIMARY KEY (job, file));
-"""
+_TABLES = Path(__file__).with_name("jobs.sql")
 _UNENDED = "state IN ('queued', 'running')"
 # How many workers a job may end.
 _DEATHS = 3
@@ -110,7 +90,7 @@ class Store:
             self._base = sqlite3.connect(
                 folder / "jobs.db", isolation_level=None, timeout=1, check_same_thread=False
             )
-            self._base.executescript(_TABLES)
+            self._base.executescript(_TABLES.read_text())
         except (OSError, sqlite3.Error) as error:
             raise InputError(
                 f"the folder {folder} cannot be used ({error}); is it another server's? Give one "
@@ -302,6 +282,10 @@ class Store:
             if (self.files / file).exists():
                 return File(file=file, **json.loads(facts))
         raise gone(f"file {file[:80]!r}")
+
+    def holds(self, file: str) -> bool:
+        """Whether a file is stored."""
+        return bool(self._do("SELECT 1 FROM files WHERE file = ?", file))
 
     def draft(self, suffix: str = "") -> Path:
         """A name for a file that is yet to be written, on the disk of the stored ones."""

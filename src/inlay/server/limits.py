@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from fastapi import HTTPException
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -35,11 +37,11 @@ class Limits:
     store_bytes: int = 10_000_000_000
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer
+class Refusal(HTTPException):
     """A request that is answered with a status and one sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
-        super().__init__(sentence)
+        super().__init__(status, sentence)
         self.status, self.sentence = status, sentence
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from inlay.errors import InputError, nearest, show
 from inlay.pictures.read import MAX_JSON_BYTES
 from inlay.request import KINDS, Request, SceneRequest
-from inlay.result.record import names
+from inlay.result.record import Record, names
 from inlay.server.jobs import Store
 from inlay.settings import Form
 
@@ -41,19 +41,47 @@ class LearnRequest(Form):
     model: Any = None
 
 
+class CutRequest(BaseModel, extra="forbid"):
+    """Cut the subject out of a stored picture: what a mask covers, or what box and points name."""
+
+    picture: str
+    mask: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    points: list[tuple[float, float]] | None = None
+
+
+class PreviewRequest(BaseModel, extra="forbid"):
+    """Show about what a compose request will give, its longest side at most `size` pixels."""
+
+    request: dict[str, Any]
+    size: Annotated[int, Field(ge=64, le=2048)] = 1024
+
+
+class OpenRequest(BaseModel, extra="forbid"):
+    """Read the request inside a stored picture that inlay wrote."""
+
+    file: str
+
+
+class Problem(BaseModel):
+    """What is wrong, in one sentence."""
+
+    error: str
+
+
 def parse(text: bytes | str) -> dict[str, Any]:
     """A JSON object; raises InputError for anything else."""
     try:
         data = json.loads(text if len(text) <= MAX_JSON_BYTES else "")
         # Halves of characters are no text that could be written down.
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        if isinstance(data, dict):
+            return data
     except (ValueError, RecursionError):
-        raise InputError(
-            f"the request is no JSON of at most {MAX_JSON_BYTES} bytes; see /api/schema/compose."
-        ) from None
-    if not isinstance(data, dict):
-        raise InputError("the request is no JSON object; expected one with verb and method.")
-    return data
+        pass
+    raise InputError(
+        f"the request is no JSON object of at most {MAX_JSON_BYTES} bytes; see /api/schema/compose."
+    )
 
 
 def request_of(
@@ -64,7 +92,7 @@ def request_of(
     parts are the files that came along, by the names of their parts. Raises InputError for what is
     wrong, what would open anything else and what is too much; Refusal for a file that is not there.
     """
-    limits, find = store.limits, partial(find_file, parts, store)
+    limits, find = store.limits, partial(_find, parts, store)
     model = model_of(data.get("model"), models)
     if data.get("verb") == "learn":
         order = LearnRequest(**data)
@@ -87,7 +115,7 @@ def request_of(
     return request.model_dump(mode="json"), sorted(set(request.inputs().values()))
 
 
-def find_file(parts: Mapping[str, str], store: Store, word: Any, role: str) -> str:
+def _find(parts: Mapping[str, str], store: Store, word: Any, role: str) -> str:
     """The stored file that a client means; raises InputError or Refusal where there is none."""
     if not isinstance(word, str) or (word not in parts and not re.fullmatch(ID, word)):
         raise InputError(
@@ -137,3 +165,23 @@ def model_of(asked: Any, models: Models) -> dict[str, Any]:
 def plainly(sentence: str) -> str:
     """A sentence as a client may read it: without names of stored files, and without paths."""
     return _PATH.sub(r"\1", _NAMED.sub("", sentence))
+
+
+def opened(record: Record, store: Store, models: Models) -> dict[str, Any]:
+    """{"request", "missing"}: the request inside a picture with the ids of its inputs, and the
+    places of those that are not stored here, null in it.
+    """
+    request = Request.of(record.request).model_dump(mode="json")
+    missing = []
+    for place, known in record.inputs.items():
+        inner: Any = request
+        *above, last = (int(part) if part.isdigit() else part for part in place.split("."))
+        for part in above:
+            inner = inner[part]
+        ids = (known.sha256, f"{known.sha256}.safetensors")
+        inner[last] = next((each for each in ids if store.holds(each)), None)
+        missing += [place] if inner[last] is None else []
+    model = request.pop("model") or {}
+    if model.get("name") in models:
+        request["model"] = {"name": model["name"]}
+    return {"request": request, "missing": missing}

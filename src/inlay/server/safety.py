@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -28,6 +28,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inlay.pictures.read import MAX_JSON_BYTES
 from inlay.server.limits import Limits, Refusal
 
 CLIENT, SESSION = "inlay_client", "inlay_session"
@@ -157,9 +158,14 @@ class Guard:
                 _BEARER,
             )
         size = headers.get("content-length", "0")
-        if not size.isdecimal() or int(size[:20]) > self.limits.upload_bytes:
+        if not size.isdecimal() or int(size[:20]) > self._most(headers):
             return problem(*_TOO_LARGE)
         return None
+
+    def _most(self, headers: Headers) -> int:
+        """Bytes of a body: only files may be many."""
+        files = headers.get("content-type", "").lower().startswith("multipart/")
+        return self.limits.upload_bytes if files else MAX_JSON_BYTES
 
     def _is_ours(self, host: str) -> bool:
         name = re.sub(r":\d*$", "", host.lower())
@@ -189,7 +195,8 @@ class Guard:
 
     def _bounded(self, receive: Receive, headers: Headers) -> Receive:
         """The same body, which may neither be too long nor take too long."""
-        size, whole, end = 0, False, time.monotonic() + self.limits.body_seconds
+        size, whole, most = 0, False, self._most(headers)
+        end = time.monotonic() + self.limits.body_seconds
 
         async def bounded() -> Message:
             nonlocal size, whole
@@ -203,7 +210,7 @@ class Guard:
                 ) from None
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if size > self.limits.upload_bytes:
+            if size > most:
                 raise Refusal(*_TOO_LARGE)
             return message
 
@@ -221,6 +228,11 @@ _TOO_LARGE = (
 def same(word: str, other: str) -> bool:
     """Whether two words are equal, in a time that does not tell where they differ."""
     return hmac.compare_digest(word.encode(), other.encode())
+
+
+def new_token() -> str:
+    """A token that nobody guesses."""
+    return secrets.token_urlsafe(24)
 
 
 def session(token: str, scope: Scope) -> str:
@@ -263,3 +275,12 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def log_lines(stream: TextIO) -> None:
+    """From now on write the server's log there."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False

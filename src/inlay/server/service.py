@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ class Service:
         try:
             file = await apart(_copy, upload, draft)
             for known in (file, f"{file}.safetensors"):
-                with suppress(Refusal):
+                if await apart(self.store.holds, known):
                     return await apart(self.store.file, known)
             most = self.store.limits.pixels
             facts = await self.uploads.call(stage.describe, str(draft), most)
