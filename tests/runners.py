@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inlay.batch.command import Batch, Running
+from inlay.batch.command import Running
 from inlay.batch.engine import Actors, Crew, Processes
+from inlay.batch.order import Batch
 from inlay.batch.runner import Event, Job, Runner
 
 SECONDS = 8.0

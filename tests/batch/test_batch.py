@@ -20,8 +20,8 @@ from PIL import Image
 from skimage import data
 
 import runners
-from inlay.batch.command import Batch
 from inlay.batch.ledger import Ledger
+from inlay.batch.order import Batch
 from inlay.cli import main
 from photos import cup
 from runners import Accidents, begun, manifest

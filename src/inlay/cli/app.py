@@ -22,7 +22,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from inlay.batch.command import Batch, batch
+from inlay.batch.command import augment, batch
+from inlay.batch.order import Batch
 from inlay.cli import bench, cut, listing, make, train
 from inlay.cli.options import OutFolder, Quiet
 from inlay.cli.outputs import Order, listening, printing, say
@@ -126,7 +127,7 @@ def demo(given: Quiet, output: OutFolder = "demo") -> None:
 for _function in (
     demo, make.compose, make.harmonize, make.remove, make.scene, cut.cut, train.learn,
     listing.methods, listing.models, make.run, make.rerun, listing.schema, train.train,
-    bench.bench, batch, serve,
+    bench.bench, batch, augment, serve,
 ):  # fmt: skip
     app.command()(grouped(_function))
 
