@@ -29,6 +29,7 @@ from inlay.server import stage
 from inlay.server.jobs import File, Job
 from inlay.server.limits import Refusal
 from inlay.server.messages import (
+    ID,
     CutRequest,
     LearnRequest,
     OpenRequest,
@@ -63,8 +64,8 @@ _BODY = {
                 "schema": {"oneOf": _REFS},
                 "example": {
                     "verb": "compose",
-                    "background": "0d1e…",
-                    "subjects": [{"picture": "77af…", "box": [120, 200, 160, 140]}],
+                    "background": "0d1e" * 16,
+                    "subjects": [{"picture": "77af" * 16, "box": [120, 200, 160, 140]}],
                     "method": {"name": "phd", "prompt": "a cup on a table"},
                 },
             }
@@ -115,7 +116,8 @@ async def add_job(
     same Idempotency-Key is the first one.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    text, parts = "", {}
+    text: str | bytes = ""
+    parts: dict[str, str] = {}
     if kind == "multipart/form-data":
         try:
             form = await request.form(max_files=own.store.limits.files)
@@ -256,7 +258,7 @@ def show_session(own: Own) -> dict[str, Any]:
 
 
 @router.post("/login", response_class=RedirectResponse, status_code=303)
-async def log_in(request: Request, token: Annotated[str, Form()], own: Own) -> Response:
+async def log_in(request: Request, own: Own, token: Annotated[str, Form()] = "") -> Response:
     """A cookie that stands for the token, and on to the page."""
     answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     if own.token is not None:
@@ -288,6 +290,11 @@ def create_app(own: Service, hosts: Sequence[str] = ()) -> Guard:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "no job is run; start the server again.")
         return {"status": "ok"}
 
+    @app.get("/", include_in_schema=False)
+    def show_page() -> Response:
+        page = _PAGE / "index.html"
+        return FileResponse(page) if page.exists() else PlainTextResponse(_NO_PAGE)
+
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         """Figures for Prometheus."""
@@ -317,9 +324,7 @@ def create_app(own: Service, hosts: Sequence[str] = ()) -> Guard:
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log says why.")
 
     if _PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=_PAGE, html=True))
-    else:
-        app.get("/", include_in_schema=False)(lambda: PlainTextResponse(_NO_PAGE))
+        app.mount("/assets", StaticFiles(directory=_PAGE / "assets"))
     return Guard(app, own.store.limits, own.metrics, own.token, hosts)
 
 
@@ -331,7 +336,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for verb in (*KINDS, "learn"):
             parts[verb] = show_schema(verb)
             parts |= parts[verb].pop("$defs", {})
-        app.openapi_schema = json.loads(
-            json.dumps(schema).replace("#/$defs/", "#/components/schemas/")
-        )
+        parts["PreviewRequest"]["properties"]["request"] = _REFS[0]
+        text = json.dumps(schema).replace("#/$defs/", "#/components/schemas/")
+        file = f'"description": "id of a stored file", "pattern": "^{ID}$"'
+        app.openapi_schema = json.loads(text.replace('"description": "path of a picture"', file))
     return app.openapi_schema

@@ -234,7 +234,7 @@ class Store:
         with self._transaction(job):
             self._change(job, "deaths = deaths + 1", "state")
             if self._do("SELECT 1 FROM jobs WHERE id = ? AND deaths >= ?", job, _DEATHS):
-                self.fail(job, f"the job ended its worker {_DEATHS} times; the last time {reason}.")
+                self.fail(job, f"the job ended its worker {_DEATHS} times; the last time {reason}")
             self._change(job, "state = 'queued'", "state")
 
     def delete(self, job: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from inlay.errors import InputError, nearest, show
 from inlay.pictures.read import MAX_JSON_BYTES
@@ -21,11 +21,14 @@ from inlay.result.record import Record, names
 from inlay.server.jobs import Store
 from inlay.settings import Form
 
-ID = r"[0-9a-f]{64}(\.safetensors)?"
+ID = "[0-9a-f]{64}([.]safetensors)?"
 # In a sentence, a file's name, and any path of several parts.
 _NAMED = re.compile(rf" ?\b{ID}")
 _PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/'\"]+)+/([^\s/'\"]+)")
 
+FileId = Annotated[str, Field(pattern=f"^{ID}$")]
+# Such an id, or the name of a part of the same POST.
+FileOrPart = Annotated[Any, WithJsonSchema({"type": "string", "pattern": f"^{ID}$"})]
 # What workers open, by the names that the operator gave: the fields of a request's model.
 Models = Mapping[str, Mapping[str, Any]]
 
@@ -34,7 +37,7 @@ class LearnRequest(Form):
     """Learn one object from photos of it."""
 
     verb: Literal["learn"] = "learn"
-    photos: Annotated[tuple[str, ...], Field(min_length=1, max_length=10)]
+    photos: Annotated[tuple[FileOrPart, ...], Field(min_length=1, max_length=10)]
     class_name: Annotated[str, Field(min_length=1, max_length=200)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Annotated[int | None, Field(ge=1, le=5000)] = None
@@ -44,8 +47,8 @@ class LearnRequest(Form):
 class CutRequest(BaseModel, extra="forbid"):
     """Cut the subject out of a stored picture: what a mask covers, or what box and points name."""
 
-    picture: str
-    mask: str | None = None
+    picture: FileId
+    mask: FileId | None = None
     box: tuple[float, float, float, float] | None = None
     points: list[tuple[float, float]] | None = None
 
@@ -60,7 +63,7 @@ class PreviewRequest(BaseModel, extra="forbid"):
 class OpenRequest(BaseModel, extra="forbid"):
     """Read the request inside a stored picture that inlay wrote."""
 
-    file: str
+    file: FileId
 
 
 class Problem(BaseModel):
@@ -93,15 +96,16 @@ def request_of(
     wrong, what would open anything else and what is too much; Refusal for a file that is not there.
     """
     limits, find = store.limits, partial(_find, parts, store)
-    model = model_of(data.get("model"), models)
     if data.get("verb") == "learn":
         order = LearnRequest(**data)
         photos = [find(photo, f"photo {number}") for number, photo in enumerate(order.photos, 1)]
-        told: dict[str, Any] = {"verb": "learn", "photos": photos, "class_name": order.class_name}
+        model = model_of(order.model, models)
         settings = {"model": model["name"], "seed": order.seed}
         settings |= {} if order.steps is None else {"steps": order.steps}
+        told = {"verb": "learn", "photos": photos, "class_name": order.class_name}
         return {**told, "device": model["device"], "settings": settings}, photos
-    request = Request.of({**_with_files(data, find, limits.files), "model": model})
+    made = _with_files(data, find, limits.files)
+    request = Request.of({**made, "model": model_of(data.get("model"), models)})
     for place, (role, name) in names(request).items():
         if place != "model.name":
             raise InputError(f"the {role} {show(name)} is not offered here; leave it out.")

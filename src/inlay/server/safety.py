@@ -107,7 +107,8 @@ class Guard:
                 said = MutableHeaders(scope=message)
                 for name, value in {**_HEADERS, "X-Request-ID": number}.items():
                     said[name] = value
-                said.setdefault("Cache-Control", "no-store")
+                private = scope["path"].startswith("/api/")
+                said.setdefault("Cache-Control", "no-store" if private else "no-cache")
                 if new and status < 400:
                     fresh = cookie(CLIENT, secrets.token_urlsafe(16), _KNOWN, scope)
                     said.append("Set-Cookie", fresh)
