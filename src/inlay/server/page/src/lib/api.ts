@@ -33,7 +33,6 @@ export interface Job {
   record: Record<string, any> | null;
   file: string | null;
   files?: string[];
-  notes?: string[];
 }
 
 export interface Knob {

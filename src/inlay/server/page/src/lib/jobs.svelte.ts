@@ -96,7 +96,7 @@ class Jobs {
       if (!job) return;
       this.put(job);
       if (job.state === 'failed') messages.say(said(job.error), 'error');
-      job.notes?.forEach((note) => messages.say(said(note)));
+      job.record?.notes?.forEach((note: string) => messages.say(said(note)));
       if (job.state !== 'done') return;
       if (job.verb === 'learn')
         messages.say('The object is learnt; it lies under Learn, ready for the stage.');

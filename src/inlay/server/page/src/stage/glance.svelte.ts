@@ -14,12 +14,16 @@ const MOST_ENLARGED = 1.6;
 export class Glance {
   image: ImageBitmap | null = $state.raw(null);
   private timer: ReturnType<typeof setTimeout> | undefined;
+  /** A drag's end is an end; a key that is held down or a number that is typed may go on. */
+  private moving = false;
   private request: AbortController | null = null;
 
   /** To be called in an effect: whatever it reads asks for another preview when it changes. */
   watch(window: Size): void {
     const { ground, layers, live, verb, livePreview } = studio;
     void form.shadowKind;
+    const pause = this.moving ? 0 : PAUSE_MS;
+    this.moving = live !== null;
     clearTimeout(this.timer);
     this.request?.abort();
     if (!ground || !layers.length || verb !== 'compose' || !livePreview || live) {
@@ -33,7 +37,7 @@ export class Glance {
       this.image = null;
       return;
     }
-    this.timer = setTimeout(() => void this.ask(Math.min(size, side)), PAUSE_MS);
+    this.timer = setTimeout(() => void this.ask(Math.min(size, side)), pause);
   }
 
   private async ask(size: number): Promise<void> {

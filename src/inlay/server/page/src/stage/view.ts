@@ -6,14 +6,27 @@ import { studio } from '../lib/studio.svelte';
 export const LEAST_ZOOM = 0.02;
 export const MOST_ZOOM = 16;
 
-/** All of the stage in a window, with a margin on each side. */
-export function fit(stage: Size, window: Size, margin = 32): void {
-  const inner = (side: number) => Math.max(40, side - 2 * margin);
-  const zoom = Math.min(inner(window.width) / stage.width, inner(window.height) / stage.height, 4);
+/** What lies over a window's rim. */
+export interface Rim {
+  side: number;
+  top: number;
+  bottom: number;
+}
+
+/** The rim of the tools in a window, and of the hints where they are shown. */
+export function rimOf(window: Size, hints: boolean): Rim {
+  if (window.width < 600) return { side: 12, top: 12, bottom: hints ? 132 : 64 };
+  return { side: 64, top: hints ? 104 : 32, bottom: 32 };
+}
+
+/** All of the stage in a window, clear of what lies over its rim. */
+export function fit(stage: Size, window: Size, { side, top, bottom }: Rim): void {
+  const [wide, high] = [window.width - 2 * side, window.height - top - bottom];
+  const zoom = Math.min(Math.max(40, wide) / stage.width, Math.max(40, high) / stage.height, 4);
   studio.view = {
     zoom,
     x: (window.width - stage.width * zoom) / 2,
-    y: (window.height - stage.height * zoom) / 2,
+    y: top + (high - stage.height * zoom) / 2,
   };
 }
 
