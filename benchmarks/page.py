@@ -29,7 +29,10 @@ from skimage.transform import resize
 BACKGROUND, SUBJECT = (3000, 4000), (1400, 1500)
 WATCH = """() => {
   window.frames_ = [];
-  const tick = (time) => { window.frames_.push(time); window.ticking_ = requestAnimationFrame(tick); };
+  const tick = (time) => {
+    window.frames_.push(time);
+    window.ticking_ = requestAnimationFrame(tick);
+  };
   window.ticking_ = requestAnimationFrame(tick);
 }"""
 STOP = "() => { cancelAnimationFrame(window.ticking_); return window.frames_; }"

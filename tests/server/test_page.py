@@ -201,7 +201,7 @@ def test_file_is_the_one_that_python_makes(
         page.keyboard.press(key)
     page.get_by_label("Seed", exact=True).fill("7")
     page.get_by_role("combobox", name="Name").select_option("cdc")
-    page.locator("summary").click()
+    page.locator("summary", has_text="More settings").click()
     page.get_by_label("Steps", exact=True).fill("20")
     page.get_by_label("Steps", exact=True).press("Enter")
     with page.expect_request("**/api/jobs") as sent:
@@ -254,8 +254,10 @@ def test_fingers_pinch_and_paint(browser: Any, server: str, pictures: Path) -> N
     before = visit.numbers()
     page.get_by_role("button", name="Live preview").click()
     page.get_by_role("button", name="Lower the panel").click()
+    page.get_by_label("Close the hints").click()
     frame = page.locator(".frame").bounding_box()
-    middle = frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2
+    left, top, right, bottom = visit.drawn(2)
+    middle = frame["x"] + (left + right) / 2, frame["y"] + (top + bottom) / 2
     session = visit.context.new_cdp_session(page)
 
     def touch(kind: str, *points: tuple[float, float]) -> None:
@@ -314,9 +316,18 @@ def test_nothing_stands_in_anybodys_way(
         page.get_by_role("button", name="Raise the panel").click()
     visit.choose(".panel", "Add subject", pictures / "cat.png")
     page.locator(".panel li.selected").wait_for()
-    page.locator("summary").click()
+    page.locator("summary", has_text="More settings").click()
     check()
-    for verb in ("Remove", "Learn"):
+    page.get_by_role("combobox", name="Name").select_option("paste")
+    page.locator(".bar .run").click()
+    page.get_by_role("group", name="Result").wait_for(timeout=60_000)
+    page.get_by_role("button", name="History").click()
+    page.get_by_role("list", name="History").locator("img").first.wait_for()
+    check()
+    page.get_by_role("button", name="Edit").click()
+    for verb in ("Remove", "Scene", "Learn"):
         page.get_by_role("button", name=verb, exact=True).first.click()
         check()
+    page.get_by_role("button", name="Help").click()
+    check()
     visit.close()
