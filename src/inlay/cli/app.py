@@ -7,6 +7,7 @@ errors become sentences.
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import os
 import re
@@ -15,8 +16,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -43,6 +47,8 @@ _HUSH = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Threads that have nothing to do sleep in place of turning: others want the cores.
+    "OMP_WAIT_POLICY": "passive",
     "OPENCV_LOG_LEVEL": "SILENT",
     # Looking for some among all that is installed takes longer than most commands.
     "PYDANTIC_DISABLE_PLUGINS": "1",
@@ -161,6 +167,45 @@ def interrupts() -> Iterator[Callable[[], None]]:
             signal.signal(caught, handler)
 
 
+@contextmanager
+def few_imports() -> Iterator[None]:
+    """Inside, torch and diffusers are imported without what no picture needs, which takes as long
+    as all the rest; each is there once something of it is used.
+    """
+    spec = find_spec("torch")
+    names = ("scipy.stats", "scipy.optimize", "scipy.integrate", "torch._dynamo")
+    later: dict[str, Any] = {name: _Later(name) for name in names}
+    later["scipy.optimize"].linear_sum_assignment = None
+    # Of the compiler there are marks on functions, and a module that stands alone.
+    dynamo = later["torch._dynamo"]
+    homes = spec.submodule_search_locations if spec else None
+    dynamo.__path__ = [f"{home}/_dynamo" for home in homes or ()]
+    dynamo.allow_in_graph = dynamo.assume_constant_result = lambda function: function
+    dynamo.disable = lambda function=None, *_, **__: function or (lambda given: given)
+    later = {name: later.get(name) for name in {*later, "peft"} - sys.modules.keys()}
+    sys.modules.update(later)
+    # What is imported stays: there is nothing to be collected.
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        for name, module in later.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+class _Later(ModuleType):
+    """A module that is imported when something of it is first used."""
+
+    def __getattr__(self, word: str) -> Any:
+        if word.startswith("__"):
+            raise AttributeError(word)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), word)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; never raises for what a user can do."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -174,7 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interrupts() as check:
             status = command.main(args=arguments, prog_name="inlay", standalone_mode=False)
-            if isinstance(status, Order | Batch):
+            if isinstance(status, Order):
+                # Where others share the process, they may need what is left out.
+                status.write(check, few_imports if argv is None else nullcontext)
+            elif isinstance(status, Batch):
                 status = status.write(check)
         with printing(sys.stdout):
             pass

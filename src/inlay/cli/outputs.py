@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from inlay.cli.options import Batches
+    from inlay.methods.base import Importing
     from inlay.pictures.picture import Picture
     from inlay.pictures.write import Files
     from inlay.request import Request
@@ -61,10 +62,11 @@ class Order:
     notes: Sequence[str] = ()
     record: Record | None = None
 
-    def write(self, check: Callable[[], None]) -> None:
+    def write(self, check: Callable[[], None], importing: Importing) -> None:
         """Make every picture, put them where they belong, and say so; raises InputError.
 
-        check is called before anything is put in place, and raises where the user interrupted.
+        check is called before anything is put in place, and raises where the user interrupted;
+        importing is Checkpoint's.
         """
         from inlay.methods.base import Checkpoint
         from inlay.pictures.write import Files
@@ -82,6 +84,7 @@ class Order:
             check_out(str(path), inputs)
         opened = {} if first.model is None else dict(first.model)
         checkpoint = Checkpoint(opened.pop("name", "embedded"), **opened)
+        checkpoint.importing = importing
         with (
             listening(quiet=given.quiet, bar=not given.json, preview_file=preview) as listener,
             Files() as files,

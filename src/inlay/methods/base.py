@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _OWN_HARMONIZER = Path(__file__).parents[1] / "assets" / "harmonizer" / "config.json"
 
 Callback = Callable[[int, int, "Any | None"], None]
+Importing = Callable[[], AbstractContextManager[None]]
 # The class name of one of diffusers' schedulers.
 Scheduler = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{2,60}Scheduler$")]
 
@@ -125,6 +127,8 @@ class Checkpoint:
         self.named = {"name": self.model, "family": family or family_of(self.model)}
         self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
         self.lock = RLock()
+        # What libraries are imported and the checkpoint is loaded in.
+        self.importing: Importing = nullcontext
         self._backbone: Backbone | None = None
         self._adapters: dict[str, ControlAdapter] = {}
         self._harmonizers: dict[str, Harmonizer | None] = {}
@@ -135,7 +139,7 @@ class Checkpoint:
         # Jobs of a batch ask for it while another thread holds the lock for them.
         if self._backbone is not None:
             return self._backbone
-        with self.lock:
+        with self.lock, self.importing():
             if self._backbone is None:
                 from inlay.checkpoints.load import load_backbone
 

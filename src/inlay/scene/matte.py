@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +29,7 @@ _COLOUR_PIXELS = 4_000_000
 _BAND = {"thin": (0.01, 3.0, 8.0), "wide": (0.02, 3.0, 14.0)}
 # Alpha below this, and above one less this, is the solver's haze.
 _HAZE = 0.03
+_LOCK = Lock()
 
 
 def matte(
@@ -74,10 +81,8 @@ def colours(rgb: Image, alpha: Image, place: Box) -> Image:
         return np.ascontiguousarray(part[inner], np.float32)
     scale = min(1.0, (_COLOUR_PIXELS / crop.area) ** 0.5)
     size = max(1, round(crop.height * scale)), max(1, round(crop.width * scale))
-    with _matting():
-        from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
-
-        found = estimate_foreground_ml(resize(part, size), np.clip(resize(cover, size), 0, 1))
+    with _matting() as (_, estimate):
+        found = estimate(resize(part, size), np.clip(resize(cover, size), 0, 1))
     found = cv2.resize(found, (crop.width, crop.height), interpolation=cv2.INTER_LINEAR)
     own = np.where(solid[..., None], part[inner], np.clip(found[inner], 0, 1))
     return np.ascontiguousarray(own, np.float32)
@@ -98,10 +103,8 @@ def _closed_form(image: Image, outline: Mask, half: float) -> Image | None:
     trimap[outward > half] = 0
     try:
         # A right-hand side of zero makes its solver divide by zero.
-        with _matting(), np.errstate(divide="ignore", invalid="ignore"):
-            from pymatting.alpha.estimate_alpha_cf import estimate_alpha_cf
-
-            alpha = estimate_alpha_cf(
+        with _matting() as (estimate, _), np.errstate(divide="ignore", invalid="ignore"):
+            alpha = estimate(
                 image.astype(np.float64),
                 trimap,
                 laplacian_kwargs={"epsilon": 1e-6},
@@ -113,21 +116,46 @@ def _closed_form(image: Image, outline: Mask, half: float) -> Image | None:
 
 
 @contextmanager
-def _matting() -> Iterator[None]:
-    """The matting library starts as many threads as there are cores, and torch's number of threads
-    becomes theirs: it is put back, or a model that runs beside others would be slowed down.
+def _matting() -> Iterator[tuple[Any, Any]]:
+    """The matting library's functions. It starts as many threads as there are cores, and torch's
+    number of threads becomes theirs: it is put back, or a model that runs beside others would be
+    slowed down.
     """
-    _say_compiling()
     torch = sys.modules.get("torch")
     threads = None if torch is None else torch.get_num_threads()
+    if torch is None and "OMP_NUM_THREADS" in os.environ:
+        os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
     try:
-        yield
+        with _LOCK:
+            functions = _functions()
+        yield functions
     finally:
         if torch is not None and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
 
 
 @cache
-def _say_compiling() -> None:
-    """The matting library compiles itself at its first use after an install: say so, once."""
-    _log.info("estimating the matte (the first time after an install takes a minute)")
+def _functions() -> tuple[Any, Any]:
+    """Closed-form matting and the estimate of colours, by the modules that they are in.
+
+    Where a module of the library is imported it compiles itself, once after an install, and the
+    library's packages import all modules, most of which are of no use here: so there are other
+    packages meanwhile, which import none.
+    """
+    _log.info("estimating the matte (the first time after an install takes some seconds)")
+    spec = find_spec("pymatting")
+    assert spec is not None and spec.origin is not None
+    home = Path(spec.origin).parent
+    packages = {"pymatting": home}
+    packages |= {f"pymatting.{folder.name}": folder for folder in home.iterdir() if folder.is_dir()}
+    bare = {name: ModuleType(name) for name in packages if name not in sys.modules}
+    for name, module in bare.items():
+        module.__path__ = [str(packages[name])]
+    sys.modules.update(bare)
+    try:
+        cf = import_module("pymatting.alpha.estimate_alpha_cf").estimate_alpha_cf
+        ml = import_module("pymatting.foreground.estimate_foreground_ml").estimate_foreground_ml
+    finally:
+        for name in bare:
+            del sys.modules[name]
+    return cf, ml
