@@ -62,9 +62,10 @@ BOUNDS = {
     "files": 111,
     # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
     # masks, defaults by checkpoint, the cutter and shadows with their trainings, the benchmarks of
-    # light and of removal, filling by patches, views of concepts, and batches of pictures with a
-    # file of their own. It may fall, and must not rise unexplained.
-    "lines": 21150,
+    # light and of removal, filling by patches, views of concepts, batches of pictures with a file
+    # of their own, and libraries of which only parts are imported. It may fall, and must not rise
+    # unexplained.
+    "lines": 21230,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,

@@ -423,3 +423,23 @@ def test_notes_reach_standard_error_once_it_has_worked(capsys: pytest.CaptureFix
     assert "first" in capsys.readouterr().err
     assert main([*arguments, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_process_of_its_own_imports_what_it_runs_and_the_rest_when_asked() -> None:
+    """What a library only tries to import, the process is without until something of it is used."""
+    program = (
+        "import sys\n"
+        "from inlay.cli.app import few_imports\n"
+        "from inlay.methods.base import Checkpoint\n"
+        "checkpoint = Checkpoint()\n"
+        "checkpoint.importing = few_imports\n"
+        "backbone = checkpoint.backbone\n"
+        "left = ('scipy.stats', 'scipy.optimize', 'peft', 'torch._dynamo')\n"
+        "print(*(name in sys.modules for name in left))\n"
+        "print(backbone.solver('LMSDiscreteScheduler', 10).steps)\n"
+        "import peft, scipy.optimize, scipy.stats, torch._dynamo\n"
+        "print(torch._dynamo.is_compiling(), scipy.optimize.linear_sum_assignment is not None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    expected = ["False False False False", "10", "False True"]
+    assert done.stdout.splitlines() == expected, done.stderr

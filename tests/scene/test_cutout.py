@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -315,17 +316,23 @@ def test_tiny_pictures_are_cut_or_refused(
     assert result.alpha.max() > 0
 
 
-def test_cutting_leaves_torchs_number_of_threads_alone() -> None:
-    """The matting library's own threads, of which there are as many as cores, would set it."""
+@pytest.mark.parametrize("order", ["import torch; torch.set_num_threads(1)", ""])
+def test_cutting_leaves_torchs_number_of_threads_alone(order: str) -> None:
+    """The matting library's own threads, of which there are as many as cores, would set it; and of
+    that library no more is imported, and compiled, than is run.
+    """
     program = (
-        "import numpy as np, torch\n"
-        "torch.set_num_threads(1)\n"
+        f"{order}\nimport sys, numpy as np\n"
         "from inlay.pictures.arrays import Box\n"
         "from inlay.scene.matte import colours\n"
         "alpha = np.zeros((32, 32), np.float32)\n"
         "alpha[8:24, 8:24] = 0.5\n"
         "colours(np.full((32, 32, 3), 0.5, np.float32), alpha, Box(4, 4, 24, 24))\n"
-        "print(torch.get_num_threads())\n"
+        "import torch\n"
+        "print(torch.get_num_threads(), sorted(n for n in sys.modules if 'pymatting' in n))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "1", done.stderr
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith("1 ['pymatting.alpha.estimate_alpha_cf', "), done.stderr
+    assert "pymatting.alpha.estimate_alpha_knn" not in done.stdout
