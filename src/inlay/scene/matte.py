@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -153,9 +152,9 @@ def _functions() -> tuple[Any, Any]:
         module.__path__ = [str(packages[name])]
     sys.modules.update(bare)
     try:
-        cf = import_module("pymatting.alpha.estimate_alpha_cf").estimate_alpha_cf
-        ml = import_module("pymatting.foreground.estimate_foreground_ml").estimate_foreground_ml
+        from pymatting.alpha.estimate_alpha_cf import estimate_alpha_cf
+        from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
     finally:
         for name in bare:
             del sys.modules[name]
-    return cf, ml
+    return estimate_alpha_cf, estimate_foreground_ml
