@@ -1,16 +1,11 @@
-"""The page of `inlay serve`, driven in a browser as a user does, on a server of its own."""
+"""The page of `inlay serve`, driven in a browser as a user does."""
 
 from __future__ import annotations
 
+import base64
 import io
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +15,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-import inlay
 from inlay import Box, Composer, Request
 from inlay.server import api
 from photos import cutout
+from servers import Running
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -34,44 +29,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is install
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("served")
-
-
-@pytest.fixture(scope="module")
-def pictures(folder: Path) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files to upload: photographs, a cut-out, and a plain subject whose edges are easily seen."""
+    folder = tmp_path_factory.mktemp("pictures")
     Image.fromarray(data.coffee()).save(folder / "coffee.png")
     Image.fromarray(cutout(data.chelsea(), Box(60, 20, 300, 260))).save(folder / "cat.png")
     plain = np.zeros((300, 400, 4), np.uint8)
     plain[50:250, 50:350] = (*COLOUR, 255)
     Image.fromarray(plain).save(folder / "plain.png")
-    Image.fromarray(np.full((900, 1200, 3), (40, 90, 60), np.uint8)).save(folder / "green.png")
+    Image.fromarray(np.full((800, 1000, 3), (40, 90, 60), np.uint8)).save(folder / "green.png")
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "inlay", "serve", "--port", str(port)]
-    command += ["--folder", str(folder / "kept")]
-    source = Path(inlay.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(source)}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(f"{address}/healthz", timeout=5)
-            break
-        except OSError:
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-    yield address
-    process.terminate()
-    process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +52,8 @@ def browser() -> Iterator[Any]:
 class Visit:
     """A page that is open, and all that it did wrong."""
 
-    def __init__(self, browser: Any, server: str, **options: Any) -> None:
-        self.server = server
+    def __init__(self, browser: Any, server: Running, **options: Any) -> None:
+        self.address = f"http://127.0.0.1:{server.port}"
         self.faults: list[str] = []
         options = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark", **options}
         self.context = browser.new_context(**options)
@@ -95,7 +62,7 @@ class Visit:
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("request", self._sent)
-        self.page.goto(server)
+        self.page.goto(self.address)
         self.page.locator(".welcome").wait_for()
 
     def _heard(self, message: Any) -> None:
@@ -103,7 +70,7 @@ class Visit:
             self.faults.append(message.text)
 
     def _sent(self, request: Any) -> None:
-        if not request.url.startswith((self.server, "data:", f"blob:{self.server}")):
+        if not request.url.startswith((self.address, "data:", f"blob:{self.address}")):
             self.faults.append(f"a foreign request: {request.url}")
 
     def choose(self, where: str, name: str, file: Path) -> None:
@@ -143,7 +110,9 @@ class Visit:
 
 
 @pytest.mark.parametrize("ratio", [1, 2])
-def test_posted_box_is_the_drawn_one(browser: Any, server: str, pictures: Path, ratio: int) -> None:
+def test_posted_box_is_the_drawn_one(
+    browser: Any, server: Running, pictures: Path, ratio: int
+) -> None:
     visit = Visit(browser, server, device_scale_factor=ratio)
     page = visit.page
     visit.stage(pictures / "green.png", pictures / "plain.png")
@@ -158,7 +127,7 @@ def test_posted_box_is_the_drawn_one(browser: Any, server: str, pictures: Path, 
         start = visit.numbers()
         # The stage was in the middle of its window, and is still.
         centre = [frame["width"] / 2, frame["height"] / 2]
-        corner = [centre[0] - 600 * zoom, centre[1] - 450 * zoom]
+        corner = [centre[0] - 500 * zoom, centre[1] - 400 * zoom]
         box = (start[0] + start[2] / 2, start[1] + start[3] / 2)
         grip = [frame["x"] + corner[0] + box[0] * zoom, frame["y"] + corner[1] + box[1] * zoom]
         page.mouse.move(*grip)
@@ -189,7 +158,7 @@ def test_posted_box_is_the_drawn_one(browser: Any, server: str, pictures: Path, 
 
 
 def test_file_is_the_one_that_python_makes(
-    browser: Any, server: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Any, server: Running, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visit = Visit(browser, server)
     page = visit.page
@@ -217,7 +186,7 @@ def test_file_is_the_one_that_python_makes(
     download.value.save_as(theirs)
 
     # A server's requests name files by their hashes, in the folder where it keeps them.
-    monkeypatch.chdir(pictures / "kept" / "files")
+    monkeypatch.chdir(server.service.store.files)
     posted = json.loads(sent.value.post_data)
     assert posted["method"] == {"name": "cdc", "num_inference_steps": 20}
     request = Request.of(posted)
@@ -240,7 +209,7 @@ def test_file_is_the_one_that_python_makes(
     visit.close()
 
 
-def test_fingers_pinch_and_paint(browser: Any, server: str, pictures: Path) -> None:
+def test_fingers_pinch_and_paint(browser: Any, server: Running, pictures: Path) -> None:
     size = {"width": 390, "height": 844}
     visit = Visit(
         browser, server, viewport=size, has_touch=True, is_mobile=True, device_scale_factor=2
@@ -285,7 +254,7 @@ def test_fingers_pinch_and_paint(browser: Any, server: str, pictures: Path) -> N
         page.locator(".bar .run").click()
     mask = stored.value.json()["file"]
     assert json.loads(job.value.post_data)["subjects"][0]["mask"] == mask
-    levels = np.asarray(Image.open(pictures / "kept" / "files" / mask).convert("L"))
+    levels = np.asarray(Image.open(server.service.store.files / mask).convert("L"))
     assert levels.shape == (300, 400)
     assert levels[60, 60] == 255 and levels[150, 200] == 0 and levels[10, 10] == 0
     page.get_by_role("button", name="Cancel").click()
@@ -294,11 +263,66 @@ def test_fingers_pinch_and_paint(browser: Any, server: str, pictures: Path) -> N
     visit.close()
 
 
+PASTED = """async ([name, content]) => {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File([bytes], name, { type: "image/png" }));
+  window.dispatchEvent(new ClipboardEvent("paste", { clipboardData, cancelable: true }));
+}"""
+
+
+def test_from_one_result_to_the_next(browser: Any, server: Running, pictures: Path) -> None:
+    """What is pasted, variants, a result as background, a removal by brush, and what is deleted."""
+    visit = Visit(browser, server)
+    page = visit.page
+    for name in ("coffee.png", "cat.png"):
+        content = base64.b64encode((pictures / name).read_bytes()).decode()
+        page.evaluate(PASTED, [name, content])
+        page.locator(".panel li", has_text=name.removesuffix(".png")).wait_for()
+    page.get_by_role("combobox", name="Name").select_option("paste")
+    page.get_by_label("Variants").fill("2")
+    page.locator(".bar .run").click()
+    variants = page.get_by_role("list", name="Variants")
+    variants.get_by_role("button").nth(1).click()
+    line = page.get_by_label("Before and after")
+    line.focus()
+    line.press("Home")
+    page.get_by_role("button", name="Use as background").click()
+    page.locator(".panel li", has_text="result").wait_for()
+
+    page.get_by_role("button", name="Remove", exact=True).first.click()
+    frame = page.locator(".frame").bounding_box()
+    x, y = frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=5)
+    page.mouse.up()
+    page.get_by_label("Variants").fill("1")
+    page.get_by_role("combobox", name="Name").select_option("telea")
+    with page.expect_request("**/api/jobs") as sent:
+        page.locator(".bar .run").click()
+    page.get_by_role("group", name="Result").wait_for()
+    request = json.loads(sent.value.post_data)
+    mask = np.asarray(Image.open(server.service.store.files / request["mask"]).convert("L"))
+    assert mask.shape == (400, 600) and mask[200, 300] == 255 and mask[100, 300] == 0
+
+    page.get_by_role("button", name="History").click()
+    entries = page.get_by_role("list", name="History").get_by_role("listitem")
+    assert entries.count() == 2
+    entries.first.get_by_role("button", name="Delete").click()
+    entries.nth(1).wait_for(state="detached")
+    page.reload()
+    page.get_by_role("button", name="History").click()
+    entries.first.wait_for()
+    assert entries.count() == 1
+    visit.close()
+
+
 @pytest.mark.skipif(not AXE.is_file(), reason="the page's node_modules are not installed")
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_stands_in_anybodys_way(
-    browser: Any, server: str, pictures: Path, scheme: str, width: int
+    browser: Any, server: Running, pictures: Path, scheme: str, width: int
 ) -> None:
     visit = Visit(browser, server, viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = visit.page

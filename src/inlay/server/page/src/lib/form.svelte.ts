@@ -16,6 +16,9 @@ const OWN_FIELDS = ['prompt', 'negative_prompt'];
 /** A page's user names no files of the server. */
 const NAMES_FILES = ['adapter', 'harmonizer'];
 
+/** What else a request may say, which has no field here: it is kept, and can be left out. */
+const CARRIED = ['phases', 'remove', 'repose', 'remove_mask', 'control', 'keep_phases'];
+
 /** A value of a JSON schema as a knob, so that both kinds of description make one kind of field. */
 export function knobOf(name: string, property: any, description = ''): Knob {
   const options: any[] = property.anyOf ?? [property];
@@ -45,6 +48,8 @@ class Form {
   together = $state(false);
   preset: string | null = $state(null);
   shadow: Record<string, any> = $state({});
+  /** What a request that was put back says besides, by the name of its field. */
+  carried: Record<string, any> = $state.raw({});
   /** Of each method, what differs from its default. */
   values: Record<string, Record<string, any>> = $state({});
   private chosen: Record<string, string> = $state({});
@@ -181,6 +186,9 @@ class Form {
     this.together = !!request.together;
     const shadow = typeof request.shadow === 'string' ? { kind: request.shadow } : request.shadow;
     this.shadow = differing(shadow ?? {}, this.shadowKnobs, (knob) => knob.default);
+    const fields = request.verb === 'harmonize' ? ['background'] : CARRIED;
+    const carried = fields.filter((field) => request[field] && request[field].length !== 0);
+    this.carried = Object.fromEntries(carried.map((field) => [field, request[field]]));
     const method = this.methods[name];
     if (method) {
       const kept = differing(values, method.settings, (knob) => this.base(knob));

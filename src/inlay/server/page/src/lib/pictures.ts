@@ -42,7 +42,7 @@ export async function groundOf(stored: api.StoredFile, name: string): Promise<vo
       },
     }));
   }
-  history.clear();
+  studio.forget();
   studio.ground = { file: stored.file, name, raster: new Pyramid(drawn(image)), ...size };
   studio.mask = new Mask(image.naturalWidth, image.naturalHeight);
   studio.maskEmpty = true;

@@ -3,10 +3,9 @@
 import * as api from './api';
 import { form } from './form.svelte';
 import { fill, middle, outline, type Placement, type Rect, type Size } from './geometry';
-import { addLayer, groundMaskChanged, groundOf } from './pictures';
+import { addLayer, cutAgain, groundMaskChanged, groundOf } from './pictures';
 import { Sprite } from './sprite';
 import { studio, type Layer, type Verb } from './studio.svelte';
-import { history } from './undo.svelte';
 
 type Data = Record<string, any>;
 
@@ -46,7 +45,7 @@ async function storeMasks(): Promise<void> {
 /** The request for what is on the stage. */
 export async function requestOf(): Promise<Data> {
   const { verb, ground } = studio;
-  const shared: Data = { verb, method: form.choice(), seed: form.seed, num_images: form.variants };
+  const shared: Data = { ...form.carried, verb, method: form.choice(), seed: form.seed, num_images: form.variants };
   if (form.model && form.models.length > 1) shared.model = { name: form.model };
   if (studio.masking) {
     const data: Data = { ...shared, picture: ground!.file };
@@ -94,10 +93,14 @@ export async function restore(request: Data): Promise<void> {
   if (studio.masking && request.mask && studio.mask) {
     await studio.mask.read(api.fileUrl(request.mask));
     groundMaskChanged();
+  } else if (studio.masking && request.box) {
+    await cutAgain({ box: rectOf(request.box) });
+  } else if (studio.masking && request.point) {
+    await cutAgain({ point: { x: request.point[0], y: request.point[1] } });
   }
   for (const [index, subject] of (request.subjects ?? []).entries())
     await restoreSubject(subject, `subject ${index + 1}`);
-  history.clear();
+  studio.forget();
 }
 
 async function restoreSubject(subject: Data, name: string): Promise<void> {
@@ -121,11 +124,16 @@ async function restoreSubject(subject: Data, name: string): Promise<void> {
   addLayer(stored, name, sprite, mask, place, { view: subject.view ?? null });
 }
 
+function rectOf(box: number[] | Rect): Rect {
+  if (!Array.isArray(box)) return box;
+  const [x, y, width, height] = box as [number, number, number, number];
+  return { x, y, width, height };
+}
+
 function placeOf(subject: Data, size: Size, unit: number): Placement {
   const { box, at, scale, rotate = 0, flip = false } = subject;
   if (box) {
-    const [x, y, width, height] = Array.isArray(box) ? box : [box.x, box.y, box.width, box.height];
-    return fill(size, { x, y, width, height }, rotate, flip);
+    return fill(size, rectOf(box), rotate, flip);
   }
   const place = { ...middle(size, studio.stage), rotate, flip };
   if (at) place.at = { x: at[0], y: at[1] };

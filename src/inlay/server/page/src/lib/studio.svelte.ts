@@ -131,6 +131,13 @@ class Studio {
     this.tool = 'move';
   }
 
+  /** Let go of the pixels of subjects that no undo can bring back. */
+  forget(): void {
+    history.clear();
+    for (const id of this.sprites.keys())
+      if (!this.layers.some((layer) => layer.id === id)) this.sprites.delete(id);
+  }
+
   remove(id: number): void {
     this.arrange(this.layers.filter((layer) => layer.id !== id));
     if (this.selected === id) this.selected = this.layers.at(-1)?.id ?? null;

@@ -18,7 +18,7 @@ export class Gestures {
   private pinched: { id: number; place: Placement } | null = null;
   private pinch: { mid: Point; span: number; angle: number } | null = null;
   /** The space bar is held: the pointer is a hand. */
-  grab = false;
+  private grab = false;
 
   constructor(
     private element: HTMLElement,
@@ -30,6 +30,7 @@ export class Gestures {
     for (const name of ['pointerup', 'pointercancel'] as const)
       element.addEventListener(name, this.up, true);
     element.addEventListener('wheel', this.wheel, { passive: false });
+    for (const name of ['keydown', 'keyup'] as const) element.addEventListener(name, this.space);
   }
 
   private at(event: MouseEvent): Point {
@@ -37,8 +38,15 @@ export class Gestures {
     return { x: event.clientX - box.left, y: event.clientY - box.top };
   }
 
+  private space = (event: KeyboardEvent): void => {
+    if (event.key !== ' ') return;
+    event.preventDefault();
+    this.grab = event.type === 'keydown';
+  };
+
   private down = (event: PointerEvent): void => {
     const at = this.at(event);
+    this.element.focus({ preventScroll: true });
     this.fingers.set(event.pointerId, at);
     if (this.fingers.size === 2) return this.beginPinch();
     if (this.fingers.size > 2) return;
