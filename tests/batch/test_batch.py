@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from skimage import data
 import runners
 from inlay.batch.ledger import Ledger
 from inlay.batch.order import Batch
+from inlay.batch.runner import Job, Runner
 from inlay.cli import main
 from photos import cup
 from runners import Accidents, begun, manifest
@@ -187,3 +189,44 @@ def test_validate_names_every_bad_row(folder: Path, capsys: pytest.CaptureFixtur
     assert main(["batch", path, "-o", str(folder / "out"), "--workers", "1", "-q"]) == 1
     assert len(failures(folder / "out")) == 3
     assert "row000.png" in (folder / "out" / "report.html").read_text()
+
+
+def test_rows_alike_go_to_a_worker_together(folder: Path) -> None:
+    """And one among them that is wrong fails alone."""
+    path = manifest(folder, MANY[:7])
+    lines = Path(path).read_text().splitlines()
+    lines[1] = lines[1].replace('"paste"', '"feather"')
+    lines[4] = lines[4].replace("scene.png", "broken.png")
+    (folder / "broken.png").write_bytes((folder / "scene.png").read_bytes()[:900])
+    Path(path).write_text("\n".join(lines))
+    for size in ("1", "3"):
+        command = ["batch", path, "-o", str(folder / size), "--workers", "1", "-q"]
+        assert main([*command, "--batch-size", size]) == 1
+        assert failures(folder / size).keys() == {"row004.png"}
+    for name in set(MANY[:7]) - {"row004"}:
+        one, many = ((folder / size / f"{name}.png").read_bytes() for size in ("1", "3"))
+        assert one == many
+
+
+def test_rows_alike_go_through_the_network_together(folder: Path) -> None:
+    """Within 1 of 255 of those that go alone, in this process, which has torch already."""
+    path = manifest(folder, MANY[:3], method={"name": "phd", "num_inference_steps": 2})
+    paths = {"background": str(folder / "scene.png")}
+    rows = [json.loads(line) | paths for line in Path(path).read_text().splitlines()]
+    for row in rows:
+        row["subjects"][0]["picture"] = str(folder / "cup.png")
+        del row["name"]
+    for size in (1, "auto"):
+        jobs = [
+            Job(name, row, str(folder / f"{size}-{name}.png"))
+            for name, row in zip(MANY, rows, strict=False)
+        ]
+        ends = Runner().run_all(jobs, size)  # type: ignore[arg-type]
+        assert [end.kind for end in ends] == ["done"] * 3
+        assert all(end.records[0].get("batch_size", 1) == (1 if size == 1 else 3) for end in ends)
+    for name in MANY[:3]:
+        one, many = (
+            np.asarray(Image.open(folder / f"{size}-{name}.png")).astype(int)
+            for size in (1, "auto")
+        )
+        assert np.abs(one - many).max() <= 1

@@ -30,22 +30,27 @@ class Running:
     workers: int | None = flag(None, "How many; by default as the machines allow.", "N", min=1)
     timeout: float | None = flag(None, "For one picture at most.", "SECONDS", min=0.001)
     memory: int | None = flag(None, "A local worker's at most.", "MB", min=1)
+    batch_size: str = flag(
+        "1", "How many alike go through a network together: a number, or auto.", "N"
+    )
     json: bool = flag(False, "Print progress as lines of JSON.")
     quiet: bool = flag(False, "Say nothing but errors.", None, "--quiet", "-q")
 
     def crew(self) -> Crew:
         """The workers that the options ask for; raises InputError."""
         from inlay.batch.engine import Actors, Processes
+        from inlay.settings import as_batch_size
 
+        size = as_batch_size(self.batch_size)
         if self.engine == "ray":
-            return Actors(self.address, self.workers, self.timeout)
+            return Actors(self.address, self.workers, self.timeout, batch_size=size)
         if self.address is not None:
             raise InputError("--address is a Ray cluster's; give --engine ray, too.")
         cores = os.cpu_count() or 1
         count = self.workers or cores
         memory = None if self.memory is None else self.memory * 1_000_000
         threads = max(1, cores // count)
-        return Processes(count, seconds=self.timeout, memory=memory, threads=threads)
+        return Processes(count, size, seconds=self.timeout, memory=memory, threads=threads)
 
 
 def batch(

@@ -7,6 +7,7 @@ and one at which workers died three times has failed.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import time
@@ -14,16 +15,22 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing.connection import wait
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from inlay.batch.runner import Event, Job, Runner
 from inlay.batch.worker import Worker
 from inlay.errors import InputError, plain
 
+if TYPE_CHECKING:
+    from inlay.settings import BatchSize
+
 # How often a job may end its worker, and how often in a row an actor may not start.
 DEATHS = 3
 # An actor gets as many jobs at once as it does in so many seconds, at most so many.
 _CALL_SECONDS, _MOST = 0.5, 64
+# With a batch size of "auto" so many jobs go to a worker at once; those alike are looked for among
+# so many times as many.
+_AUTO, _AHEAD = 16, 4
 _TICK, _GROWTH_SECONDS = 0.2, 5.0
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
 
@@ -31,15 +38,18 @@ End: TypeAlias = tuple[Job, Event]
 
 
 class Crew(Protocol):
-    """Workers of one kind. Each is called a seat here: who sits on it may change."""
+    """Workers of one kind, each called a seat here: who sits on it may change. One is given at most
+    `most` jobs at once; where batch is not 1, so many that are alike.
+    """
 
     most: int
+    batch: int
 
     @property
     def seats(self) -> Sequence[Any]: ...
 
     def free(self) -> Sequence[Any]:
-        """The seats that may be given jobs now, at most `most` at once."""
+        """The seats that may be given jobs now."""
 
     def give(self, seat: Any, jobs: Sequence[Job]) -> None:
         """Have jobs run on a free seat."""
@@ -57,13 +67,22 @@ def work(jobs: Iterator[Job], crew: Crew) -> Iterator[tuple[int, Job, Event] | N
 
     A job is asked for when a worker is free for it. Raises InputError where the disk is full.
     """
-    again: deque[Job] = deque()
+    again, waiting = deque[Job](), list[Job]()
     deaths: Counter[str] = Counter()
     busy: dict[int, int] = {}
     left, size, mean = True, 1, 0.0
+
+    def draw() -> list[Job]:
+        if crew.batch == 1:
+            return list(islice(jobs, size))
+        waiting.extend(islice(jobs, _AHEAD * crew.batch - len(waiting)))
+        given = [job for job in waiting if _kind(job) == _kind(waiting[0])][: crew.batch]
+        waiting[:] = [job for job in waiting if job not in given]
+        return given
+
     while True:
         for seat in crew.free():
-            given = [again.popleft()] if again else list(islice(jobs, size) if left else ())
+            given = [again.popleft()] if again else draw() if left else []
             left = left and bool(given)
             if given:
                 busy[id(seat)] = len(given)
@@ -84,35 +103,47 @@ def work(jobs: Iterator[Job], crew: Crew) -> Iterator[tuple[int, Job, Event] | N
                     size = max(1, min(crew.most, int(_CALL_SECONDS / max(mean, 1e-3))))
                 if event.kind in ("died", "late"):
                     deaths[job.name] += 1
-                    if deaths[job.name] < DEATHS and not (event.kind == "late" and alone):
+                    # A second time is enough where nothing but the job itself took so long.
+                    late = event.kind == "late" and alone and deaths[job.name] > 1
+                    if deaths[job.name] < DEATHS and not late:
                         again.append(job)
                         continue
                 yield number, job, event
 
 
+def _shared(jobs: Sequence[Job], events: Sequence[Event]) -> list[End]:
+    """Each job with its event, or with the one that ended all of them."""
+    return [(job, events[number % len(events)]) for number, job in enumerate(jobs)]
+
+
+def _kind(job: Job) -> str:
+    """What jobs have in common that go through a network together."""
+    told = dict(job.request)
+    method = {key: value for key, value in told["method"].items() if "prompt" not in key}
+    return json.dumps([told["verb"], told.get("model"), told.get("size"), method])
+
+
 class Processes:
     """Worker processes of this machine, with the limits of Worker; a Crew."""
 
-    most = 1
-
-    def __init__(self, count: int, **limits: Any) -> None:
-        self.seats = [Worker(**limits) for _ in range(count)]
+    def __init__(self, count: int, batch_size: BatchSize = 1, **limits: Any) -> None:
+        self.seats = [Worker(batch_size=batch_size, **limits) for _ in range(count)]
+        self.batch = self.most = _AUTO if batch_size == "auto" else batch_size
+        self._given: dict[int, Sequence[Job]] = {}
 
     def free(self) -> list[Worker]:
         return [seat for seat in self.seats if seat.job is None]
 
     def give(self, seat: Worker, jobs: Sequence[Job]) -> None:
-        [job] = jobs
-        seat.submit(job)
+        self._given[id(seat)] = jobs
+        seat.submit(*jobs)
 
     def ends(self, timeout: float) -> list[tuple[Worker, list[End]]]:
-        busy = [(seat, job) for seat in self.seats if (job := seat.job) is not None]
-        wait([seat.pipe for seat, _ in busy], timeout)
+        busy = [seat for seat in self.seats if seat.job is not None]
+        wait([seat.pipe for seat in busy], timeout)
         # All are asked, as one that says nothing may be beyond its limits.
-        told = [
-            (seat, [(job, event) for event in seat.poll() if event.final]) for seat, job in busy
-        ]
-        return [(seat, ends) for seat, ends in told if ends]
+        told = [(seat, [event for event in seat.poll() if event.final]) for seat in busy]
+        return [(seat, _shared(self._given[id(seat)], events)) for seat, events in told if events]
 
     def close(self) -> None:
         for seat in self.seats:
@@ -128,14 +159,13 @@ class Actors:
     cluster cannot be reached.
     """
 
-    most = _MOST
-
     def __init__(
         self,
         address: str | None = None,
         count: int | None = None,
         seconds: float | None = None,
         runner: type[Runner] = Runner,
+        batch_size: BatchSize = 1,
     ) -> None:
         try:
             import ray
@@ -148,11 +178,14 @@ class Actors:
             except Exception as error:
                 reason = plain(f"{type(error).__name__}: {error}", 200)
                 raise InputError(f"no Ray cluster at {address} ({reason}).") from None
+        # A worker's death, which is dealt with here, is not for standard output.
+        ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
         self.seconds, self._dynamic, self._grown = seconds, count is None, time.monotonic()
         own = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"num_cpus": 1}
         self._kind = ray.remote(max_restarts=0, max_task_retries=0, **own)(runner)
         self._resource = "GPU" if "num_gpus" in own else "CPU"
-        self._failures = 0
+        self._failures, self._batch_size, self.most = 0, batch_size, _MOST
+        self.batch = _AUTO if batch_size == "auto" else batch_size
         self.seats: list[_Seat] = []
         self._grow(count or self._room())
 
@@ -162,7 +195,7 @@ class Actors:
         return [seat for seat in self.seats if seat.ref is None]
 
     def give(self, seat: _Seat, jobs: Sequence[Job]) -> None:
-        seat.jobs, seat.ref = jobs, seat.actor.run_all.remote(jobs)
+        seat.jobs, seat.ref = jobs, seat.actor.run_all.remote(jobs, self._batch_size)
         # Several are tried again one by one, should that not do.
         seat.until = time.monotonic() + (self.seconds or 1e9) + _CALL_SECONDS
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inlay.methods.base import Callback, Checkpoint
     from inlay.request import Request
     from inlay.result import Result
+    from inlay.settings import BatchSize
 
 _SENTENCE = 300
 _LEARN = ("verb", "photos", "class_name", "device", "settings")
@@ -80,50 +81,59 @@ class Runner:
 
     def run(self, job: Job, callback: Callback | None = None) -> Event:
         """Make a job's pictures and write all of them, or none; the event that ends it."""
-        started = time.monotonic()
-        try:
-            paths, records = _learn(job, callback) if _learns(job) else self._make(job, callback)
-            seconds = round(time.monotonic() - started, 4)
-            return Event("done", paths=paths, records=records, seconds=seconds)
-        except InputError as error:
-            return Event("refused", str(error))
-        except Cancelled:
-            return Event("cancelled")
-        except MemoryError:
-            return Event("failed", "it does not fit into memory; give smaller pictures.")
-        except Exception as error:
-            kind = type(error).__name__
-            return Event("failed", plain(f"inlay failed with {kind}: {error}", _SENTENCE))
+        return self._ends([job], 1, callback)[0]
 
-    def run_all(self, jobs: Sequence[Job]) -> list[Event]:
-        """As `run`, of several jobs."""
-        return [self.run(job) for job in jobs]
+    def run_all(self, jobs: Sequence[Job], batch_size: BatchSize = 1) -> list[Event]:
+        """As `run`, of several jobs. So many pictures of one checkpoint go through the network
+        together, which rounds otherwise: within 1 of 255.
+        """
+        if batch_size == 1:
+            return [self.run(job) for job in jobs]
+        return self._ends(jobs, batch_size, None)
 
-    def _make(self, job: Job, callback: Callback | None) -> tuple[list[str], list[dict[str, Any]]]:
+    def _ends(
+        self, jobs: Sequence[Job], batch_size: BatchSize, callback: Callback | None
+    ) -> list[Event]:
         from inlay.pictures.read import DEFAULT_MAX_PIXELS
-        from inlay.request import Request
-        from inlay.run import Options, run
+        from inlay.run import Options, run_all
 
-        most = job.max_pixels or DEFAULT_MAX_PIXELS
-        how = Options(callback, previews=job.previews, max_pixels=most)
+        started = time.monotonic()
+        ends: list[Event | None] = [None] * len(jobs)
         with tempfile.TemporaryDirectory(prefix="inlay-") as folder:
-            request, urls = Request.of(job.request), dict[str, str]()
-            if job.remote:
-                request, urls = _fetched(request, Path(folder))
-            result = run(request, self._checkpoint(request), how)
-            for record in result.records:
-                _restore(record, urls)
-            above, _, name = job.output.rpartition("/")
-            if not (job.remote and "://" in above):
-                return _write(result, Path(job.output), job.layers), result.records
-            paths = _write(result, Path(folder, name), job.layers)
-            import fsspec
-
-            urls = {path: f"{above}/{Path(path).name}" for path in paths}
-            # The first picture comes last: where it is, all are.
-            for path in reversed(paths):
-                fsspec.url_to_fs(above)[0].put_file(path, urls[path])
-            return list(urls.values()), result.records
+            requests: dict[int, tuple[Request, dict[str, str]]] = {}
+            for number, job in enumerate(jobs):
+                try:
+                    if job.request.get("verb") == "learn":
+                        paths, records = _learn(job, callback)
+                        ends[number] = _done(paths, records, started)
+                    else:
+                        requests[number] = _read(job, Path(folder, str(number)))
+                except Exception as error:
+                    ends[number] = _failure(error)
+            while requests:
+                first, _ = next(iter(requests.values()))
+                those = [n for n, (request, _) in requests.items() if request.model == first.model]
+                told = [
+                    Options(
+                        callback, None, jobs[n].previews, jobs[n].max_pixels or DEFAULT_MAX_PIXELS
+                    )
+                    for n in those
+                ]
+                asked = [requests[n][0] for n in those]
+                try:
+                    made = run_all(asked, self._checkpoint(first), told, batch_size)
+                except Exception as error:
+                    made = [error] * len(those)
+                for n, result in zip(those, made, strict=True):
+                    _, urls = requests.pop(n)
+                    try:
+                        if isinstance(result, BaseException):
+                            raise result
+                        paths = _deliver(result, jobs[n], urls, Path(folder, str(n)))
+                        ends[n] = _done(paths, result.records, started, len(those))
+                    except Exception as error:
+                        ends[n] = _failure(error)
+        return [end for end in ends if end is not None]
 
     def _checkpoint(self, request: Request) -> Checkpoint:
         """The request's checkpoint; the one that was open is closed where it is another."""
@@ -136,8 +146,45 @@ class Runner:
         return self._open[1]
 
 
-def _learns(job: Job) -> bool:
-    return job.request.get("verb") == "learn"
+def _done(paths: list[str], records: Any, started: float, jobs: int = 1) -> Event:
+    seconds = round((time.monotonic() - started) / jobs, 4)
+    return Event("done", paths=paths, records=records, seconds=seconds)
+
+
+def _failure(error: Exception) -> Event:
+    """The end of a job that an error is."""
+    if isinstance(error, InputError):
+        return Event("refused", str(error))
+    if isinstance(error, Cancelled):
+        return Event("cancelled")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Event("failed", "it does not fit into memory; give smaller pictures.")
+    return Event("failed", plain(f"inlay failed with {type(error).__name__}: {error}", _SENTENCE))
+
+
+def _read(job: Job, folder: Path) -> tuple[Request, dict[str, str]]:
+    """A job's request, with files in a folder in place of URLs, and these by their places."""
+    from inlay.request import Request
+
+    folder.mkdir()
+    request = Request.of(job.request)
+    return _fetched(request, folder) if job.remote else (request, {})
+
+
+def _deliver(result: Result, job: Job, urls: Mapping[str, str], folder: Path) -> list[str]:
+    """Put a job's files where they belong, by way of a folder where that is a URL."""
+    for record in result.records:
+        _restore(record, urls)
+    above, _, name = job.output.rpartition("/")
+    if not (job.remote and "://" in above):
+        return _write(result, Path(job.output), job.layers)
+    import fsspec
+
+    there = {path: f"{above}/{Path(path).name}" for path in _write(result, folder / name, "")}
+    # The first picture comes last: where it is, all are.
+    for path in reversed(there):
+        fsspec.url_to_fs(above)[0].put_file(path, there[path])
+    return list(there.values())
 
 
 def _learn(job: Job, callback: Callback | None) -> tuple[list[str], list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -25,6 +25,8 @@ from inlay.errors import Cancelled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from inlay.settings import BatchSize
 
 # How often the limits of a running job are looked at, in seconds.
 _TICK = 0.2
@@ -54,9 +56,12 @@ class Worker:
         idle: float | None = None,
         threads: int | None = None,
         runner: type[Runner] = Runner,
+        batch_size: BatchSize = 1,
     ) -> None:
-        self.seconds, self.memory, self._how = seconds, memory, (idle, threads, runner)
+        self.seconds, self.memory = seconds, memory
+        self._how = (idle, threads, runner, batch_size)
         self.job: Job | None = None
+        self._jobs: Sequence[Job] = ()
         self._started: float | None = None
         self._starts = 0
         self._process: Any = None
@@ -74,12 +79,14 @@ class Worker:
             raise RuntimeError("the worker has not started; submit a job first.")
         return self._pipe
 
-    def submit(self, job: Job) -> None:
-        """Have a job run; the one before must have ended."""
+    def submit(self, *jobs: Job) -> None:
+        """Have a job run; the one before must have ended. Several run together, batch_size at a
+        time, without steps: their ends come at once, in their order; if they die, it is one.
+        """
         if self.job is not None:
             raise RuntimeError(f"the worker still runs {self.job.name}.")
         self._starts = _STARTS
-        self._begin(job)
+        self._begin(jobs)
 
     def events(self) -> Iterator[Event]:
         """Everything that happens until the job ends; its end comes last."""
@@ -91,7 +98,7 @@ class Worker:
         found: list[Event] = []
         try:
             while self.job is not None and self.pipe.poll(0 if found else timeout):
-                found.append(Event(**json.loads(self.pipe.recv_bytes(_LONGEST))))
+                found += [Event(**told) for told in json.loads(self.pipe.recv_bytes(_LONGEST))]
                 if found[-1].kind == "started":
                     self._started = time.monotonic()
                 if found[-1].final:
@@ -102,7 +109,7 @@ class Worker:
             if job is not None and self._started is None and self._starts > 0:
                 # It ended before the job began, be it for want of work just when that came.
                 self._starts -= 1
-                self._begin(job)
+                self._begin(self._jobs)
             else:
                 found.append(Event("died", _end_of(self._process.exitcode)))
         if self.job is not None and (end := self._excess()):
@@ -123,8 +130,8 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def _begin(self, job: Job) -> None:
-        """Send a job to the process, started where there is none."""
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Send jobs to the process, started where there is none."""
         if self._process is None or not self._process.is_alive():
             context = get_context("spawn")
             if self._pipe is not None:
@@ -133,35 +140,41 @@ class Worker:
             self._process = context.Process(target=_work, args=(other, *self._how), daemon=True)
             self._process.start()
             other.close()
-        self.job, self._started = job, None
+        self.job, self._jobs, self._started = jobs[0], jobs, None
         # That it died just now is seen by poll().
         with suppress(OSError):
-            self.pipe.send_bytes(json.dumps(vars(job)).encode())
+            self.pipe.send_bytes(json.dumps([vars(job) for job in jobs]).encode())
 
     def _excess(self) -> Event | None:
         """The end of a job that goes beyond a limit."""
         spent = 0.0 if self._started is None else time.monotonic() - self._started
-        if self.seconds is not None and spent > self.seconds:
+        if self.seconds is not None and spent > self.seconds * len(self._jobs):
             return Event("late", f"it took longer than {self.seconds:g} s.")
         if self.memory is not None and _resident(self._process.pid) > self.memory:
             return Event("died", f"it needed more than {self.memory / 1e6:.0f} MB of memory.")
         return None
 
 
-def _work(pipe: Connection, idle: float | None, threads: int | None, kind: type[Runner]) -> None:
+def _work(
+    pipe: Connection,
+    idle: float | None,
+    threads: int | None,
+    kind: type[Runner],
+    batch_size: BatchSize,
+) -> None:
     """The worker's process: jobs from the pipe, one after the other, and their events back."""
     # Ctrl-C reaches every process of a terminal; the one that watches decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if threads is not None:
         for name in ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "NUMBA_NUM_THREADS"):
             os.environ[name] = str(threads)
-    jobs: queue.Queue[Job] = queue.Queue()
+    jobs: queue.Queue[list[Job]] = queue.Queue()
     cancelled = threading.Event()
     threading.Thread(target=_listen, args=(pipe, jobs, cancelled), daemon=True).start()
     runner = kind()
 
-    def send(event: Event) -> None:
-        pipe.send_bytes(json.dumps(vars(event)).encode())
+    def send(*events: Event) -> None:
+        pipe.send_bytes(json.dumps([vars(event) for event in events]).encode())
 
     def step(number: int, total: int, preview: Any) -> None:
         if cancelled.is_set():
@@ -171,14 +184,17 @@ def _work(pipe: Connection, idle: float | None, threads: int | None, kind: type[
 
     with suppress(queue.Empty):
         while True:
-            job = jobs.get(timeout=idle)
+            told = jobs.get(timeout=idle)
             send(Event("started"))
-            send(runner.run(job, step))
+            if len(told) > 1:
+                send(*runner.run_all(told, batch_size))
+            else:
+                send(runner.run(told[0], step))
     # Libraries may stumble over each other on the way out, but this end is no accident.
     os._exit(0)
 
 
-def _listen(pipe: Connection, jobs: queue.Queue[Job], cancelled: threading.Event) -> None:
+def _listen(pipe: Connection, jobs: queue.Queue[list[Job]], cancelled: threading.Event) -> None:
     """Take jobs and cancellations; where whoever watches is gone, nobody wants the work."""
     try:
         while True:
@@ -187,7 +203,7 @@ def _listen(pipe: Connection, jobs: queue.Queue[Job], cancelled: threading.Event
                 cancelled.set()
             else:
                 cancelled.clear()
-                jobs.put(Job(**message))
+                jobs.put([Job(**told) for told in message])
     except (EOFError, OSError):
         os._exit(1)
 
