@@ -19,7 +19,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -186,6 +189,22 @@ def build_sdxl_inpaint(folder: Path) -> Path:
         return _build_xl(folder, StableDiffusionXLInpaintPipeline, 9)
 
 
+def build_lcm(folder: Path) -> Path:
+    """A latent consistency model: it is told the guidance scale."""
+    with seeded(6):
+        cls, unet = LatentConsistencyModelPipeline, _unet(4, time_cond_proj_dim=32)
+        return _build_sd(folder, cls, unet, LCMScheduler(**NOISE), "quick_gelu")
+
+
+def build_turbo(folder: Path) -> Path:
+    """Stable Diffusion 2.x distilled for few steps without guidance: trailing spacing."""
+    with seeded(7):
+        scheduler = EulerAncestralDiscreteScheduler(**NOISE, timestep_spacing="trailing")
+        unet = _unet(4, use_linear_projection=True)
+        return _build_sd(folder, StableDiffusionPipeline, unet, scheduler, "gelu")
+
+
+FEW_STEPS = {"lcm": build_lcm, "turbo": build_turbo}
 BUILDERS = {
     "sd1": build_sd1,
     "sd1_inpaint": build_sd1_inpaint,
@@ -200,7 +219,7 @@ def built(name: str) -> Path:
     """One of BUILDERS, made once a test run. Do not write into the folder: copy it."""
     root = Path(tempfile.mkdtemp(prefix="inlay-checkpoint-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    return BUILDERS[name](root / name)
+    return {**BUILDERS, **FEW_STEPS}[name](root / name)
 
 
 @functools.cache

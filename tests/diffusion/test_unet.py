@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import LatentConsistencyModelPipeline
+from skimage import data
 from torch import Tensor
 
-from checkpoints import loaded
+from checkpoints import built, loaded
+from inlay import Composer
+from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.sample import Level, Sampler, sample
 from inlay.diffusion.unet import DdpmLevels, UNetBackbone
 from inlay.errors import InputError
+from photos import cup
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -140,3 +145,58 @@ def test_zero_terminal_snr_is_followed(name: str) -> None:
 def test_as_many_steps_as_there_are_levels(name: str) -> None:
     assert make_solver(name, CONFIG, 1000) is not None
     assert DdpmLevels(CONFIG).run(1000)[0].timestep == 999
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.5])
+def test_a_consistency_model_samples_as_diffusers_pipeline_does(scale: float) -> None:
+    backbone = loaded("lcm")
+    pipe = LatentConsistencyModelPipeline.from_pretrained(built("lcm"))
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        "a cat", height=128, width=128, num_inference_steps=4, guidance_scale=scale,
+        generator=torch.Generator().manual_seed(3), output_type="latent",
+    ).images  # fmt: skip
+    conditions = Conditions(backbone.embed(["a cat"], (128, 128)), guidance_scale=scale)
+    ours = backbone.solver("LCMScheduler", 4)(
+        backbone.denoiser(conditions), torch.zeros(1, 4, 16, 16), strength=1.0,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_consistency_model_is_told_its_scale_and_has_the_levels_it_was_distilled_at() -> None:
+    backbone, z = loaded("lcm"), torch.ones(1, 4, 16, 16)
+    levels = backbone.levels.run(4)
+    assert [level.timestep for level in levels] == [999, 759, 499, 259, 0]
+    assert len(backbone.levels.run(500)) == 51
+    text, negative = (backbone.embed([word], (128, 128)) for word in ("a cat", "cups"))
+    said = [
+        backbone.denoiser(Conditions(text, other, scale))(z, levels[1])[0]
+        for other, scale in ((None, 3.0), (negative, 3.0), (None, 8.0))
+    ]
+    # It is not guided, so a negative prompt is not read.
+    assert torch.equal(said[0], said[1]) and not torch.allclose(said[0], said[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["cdc", "freecompose", "phd", "inpaint"])
+@pytest.mark.parametrize("model", ["lcm", "turbo"])
+def test_few_steps_run_and_what_does_not_fit_them_is_said(model: str, method: str) -> None:
+    def notes(**told: Any) -> str:
+        composer = Composer(str(built(model)))
+        few: dict[str, float] = {"num_inference_steps": 4}
+        if method == "freecompose":
+            few = {"num_iterations": 2, "foreground_weight": 0, "background_weight": 0}
+        if method == "phd":
+            few["harmonize_guidance_scale"] = 1.0
+        settings = {"method": method, **few, **told}
+        if method == "inpaint":
+            result = composer.remove(data.astronaut(), box=(60, 60, 100, 100), **settings)
+        else:
+            result = composer.compose(data.astronaut(), cup(), box=(60, 60, 200, 200), **settings)
+        return " ".join(result.record["notes"])
+
+    guided, free = notes(guidance_scale=5), notes(guidance_scale=1)
+    assert "distilled" not in free
+    assert ("distilled for 1 to 8 steps without guidance" in guided) == (model == "turbo")
+    if method != "freecompose":
+        assert "distilled for 1 to 8 steps" in notes(guidance_scale=1, num_inference_steps=10)

@@ -167,8 +167,9 @@ class Backbone(ABC):
     side in pixels that the checkpoint was trained at; least_window, of how many of a picture's
     pixels a window is at least, before it is enlarged to that; multiple, what window sides must be
     multiples of; levels, the noise levels of its training; prediction_type, in diffusers' words;
-    told_scale, where the network reads the guidance scale in place of being guided; notes, what a
-    user should know of how it was loaded; network, vae, text and scheduler_config as loaded.
+    told_scale, where the network reads the guidance scale in place of being guided; few_steps,
+    where it was distilled to need no more than 8; notes, what a user should know of how it was
+    loaded; network, vae, text and scheduler_config as loaded.
     """
 
     kind: Kind
@@ -179,6 +180,7 @@ class Backbone(ABC):
     levels: Levels
     prediction_type: str
     told_scale: bool = False
+    few_steps: bool = False
     least_window: int = 32
     # What stands in for predict() where the backbone is that of a job in a batch.
     wait: Callable[[Tensor, float | Tensor, Conditions], Tensor] | None = None

@@ -128,6 +128,8 @@ class FlowBackbone(Backbone):
         self.latent_channels = int(vae.config.latent_channels)
         self.told_scale = bool(config.get("guidance_embeds"))
         packs = self.family == "flux"
+        # FLUX.1 [schnell].
+        self.few_steps = packs and not self.told_scale
         self.multiple = self.factor * (2 if packs else int(config.patch_size))
         read, made = int(config.in_channels), int(config.out_channels or config.in_channels)
         if packs:

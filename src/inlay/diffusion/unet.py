@@ -10,6 +10,7 @@ import diffusers
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, IdentityDistribution
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,8 +23,7 @@ from inlay.errors import InputError
 
 # Settings that the U-Nets of Stable Diffusion are without, and the blocks that they consist of.
 _STRANGE = (
-    "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim",
-    "timestep_post_act",
+    "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "timestep_post_act",
 )  # fmt: skip
 _BLOCKS = re.compile("(CrossAttn)?(Down|Up)Block2D|UNetMidBlock2DCrossAttn|None")
 
@@ -31,14 +31,17 @@ _BLOCKS = re.compile("(CrossAttn)?(Down|Up)Block2D|UNetMidBlock2DCrossAttn|None"
 class DdpmLevels(Levels):
     """The levels of a scheduler config: signal sqrt(a), noise sqrt(1 - a) for the cumulative alpha
     a of a timestep. Spacing, offset and the level that a run ends at are those of diffusers'
-    DDIMScheduler.
+    DDIMScheduler; of a latent consistency model (Luo et al. 2023, arXiv 2310.04378) a run's levels
+    are some of those that it was distilled at.
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
-        # DDIM stands in for any scheduler of the config: it shares their noise levels.
-        ddim: Any = diffusers.DDIMScheduler
-        self.scheduler = ddim.from_config(dict(scheduler_config), clip_sample=False)
+        # DDIM stands in for any other scheduler of the config: it shares their noise levels.
+        consistent = scheduler_config.get("_class_name") == "LCMScheduler"
+        kind: Any = diffusers.LCMScheduler if consistent else diffusers.DDIMScheduler
+        self.scheduler = kind.from_config(dict(scheduler_config), clip_sample=False)
         self.alphas_cumprod: Tensor = self.scheduler.alphas_cumprod.float().cpu()
+        self.most = self.scheduler.config.get("original_inference_steps") or len(self)
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -51,7 +54,7 @@ class DdpmLevels(Levels):
         return Level(alphas.sqrt(), (1 - alphas).sqrt(), timesteps)
 
     def whole(self, steps: int) -> list[Level]:
-        self.scheduler.set_timesteps(steps)
+        self.scheduler.set_timesteps(min(steps, self.most))
         # Leading spacing plus an offset can name a timestep beyond the last one.
         timesteps = [min(int(t), len(self) - 1) for t in self.scheduler.timesteps]
         # Always the final level last: diffusers steps to t - T // S, which for step counts that do
@@ -86,6 +89,11 @@ class UNetBackbone(Backbone):
         else:
             self.family = "sd2" if unet.config.use_linear_projection else "sd1"
         self.levels = DdpmLevels(self.scheduler_config)
+        self.told_scale = bool(unet.config.time_cond_proj_dim)
+        config = self.levels.scheduler.config
+        # As those of Turbo, Lightning and Hyper are; such with zero terminal SNR are spaced so too.
+        trailing = config.get("timestep_spacing") == "trailing"
+        self.few_steps = self.told_scale or (trailing and not config.get("rescale_betas_zero_snr"))
         self.prediction_type = str(self.levels.scheduler.config.prediction_type)
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise InputError(
@@ -110,9 +118,14 @@ class UNetBackbone(Backbone):
         features = conditions.control and [
             repeat_rows(x.to(self.device, self.dtype), len(z)) for x in conditions.control
         ]
+        scale, width = None, self.network.config.time_cond_proj_dim
+        if width:
+            scale = torch.full((len(z),), 1000 * (conditions.guidance_scale - 1))
+            scale = get_timestep_embedding(scale, width, downscale_freq_shift=1).to(inputs)
         output: Tensor = self.network(
             inputs,
             step,
+            timestep_cond=scale,
             encoder_hidden_states=hidden,
             added_cond_kwargs=added,
             down_intrablock_additional_residuals=features,
@@ -164,7 +177,7 @@ def _check(unet: Any, vae: Any, text: TextStack, name: str) -> None:
         raise InputError(
             f"The U-Net of the model {name} wants conditions other than text, or has other blocks "
             f"({', '.join(strange[:3])}), but inlay runs those of Stable Diffusion 1.x, "
-            "2.x and XL, and none with an embedded guidance scale, such as LCM."
+            "2.x and XL."
         )
     if int(vae.config.latent_channels) != latent:
         raise InputError(

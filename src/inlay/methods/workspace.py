@@ -45,6 +45,17 @@ class Workspace:
     settings: ModelSettings
     context: Context
 
+    def __post_init__(self) -> None:
+        told, backbone = self.settings, self.backbone
+        steps = getattr(told, "num_inference_steps", 0)
+        guided = told.guidance_scale != 1 and not backbone.told_scale
+        if backbone.few_steps and (steps > 8 or guided):
+            without = "" if backbone.told_scale else " without guidance"
+            self.context.note(
+                f"the model {backbone.name} was distilled for 1 to 8 steps{without}; give it few"
+                f"{without and ', and guidance scales of 1'}"
+            )
+
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) of the model's picture."""
