@@ -111,6 +111,18 @@ def test_a_helper_that_dies_is_replaced(tmp_path: Path) -> None:
     helper.close()
 
 
+def test_a_helper_lasts_for_so_many_tasks(tmp_path: Path) -> None:
+    """Then another process goes on, and what the first one was at is done."""
+    helper = stage.Helper(tmp_path, Limits(), lasts=3)
+
+    async def tasks() -> list[int]:
+        return await asyncio.gather(*(helper.call(os.getpid) for _ in range(4)))
+
+    found = asyncio.run(tasks())
+    assert found[0] == found[1] != found[2] == found[3]
+    helper.close()
+
+
 def test_models_are_named_by_the_operator_and_tell_no_path(tmp_path: Path) -> None:
     files, secret = tmp_path / "files", tmp_path / "secret" / "model"
     files.mkdir()

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Header, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +21,6 @@ from starlette.exceptions import HTTPException
 
 from inlay.errors import InputError, __version__, show
 from inlay.methods.registry import all_methods, facts_of
-from inlay.request import KINDS
 from inlay.request import Request as Order
 from inlay.result.record import read_back
 from inlay.scene.subject import Subject
@@ -55,7 +54,8 @@ _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 # Seconds between two signs of life of a stream, and after which one who does not read is let go.
 _PING, _STUCK = 15, 30
 router = APIRouter(prefix="/api")
-_REFS = [{"$ref": f"#/components/schemas/{verb}"} for verb in (*KINDS, "learn")]
+Verb = Literal["compose", "harmonize", "remove", "scene", "learn"]
+_REFS = [{"$ref": f"#/components/schemas/{verb}"} for verb in get_args(Verb)]
 _BODY = {
     "requestBody": {
         "required": True,
@@ -245,7 +245,7 @@ def list_methods(own: Own, model: str | None = None) -> dict[str, Any]:
 
 
 @router.get("/schema/{verb}")
-def show_schema(verb: str) -> dict[str, Any]:
+def show_schema(verb: Verb) -> dict[str, Any]:
     """The JSON schema of a verb's request."""
     return LearnRequest.model_json_schema() if verb == "learn" else Order.schema_of(verb)
 
@@ -333,7 +333,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
         parts = schema["components"]["schemas"]
-        for verb in (*KINDS, "learn"):
+        for verb in get_args(Verb):
             parts[verb] = show_schema(verb)
             parts |= parts[verb].pop("$defs", {})
         parts["PreviewRequest"]["properties"]["request"] = _REFS[0]

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
@@ -19,6 +20,7 @@ from inlay.pictures.read import MAX_JSON_BYTES
 from inlay.request import KINDS, Request, SceneRequest
 from inlay.result.record import Record, names
 from inlay.server.jobs import Store
+from inlay.server.limits import Refusal
 from inlay.settings import Form
 
 ID = "[0-9a-f]{64}([.]safetensors)?"
@@ -36,7 +38,7 @@ Models = Mapping[str, Mapping[str, Any]]
 class LearnRequest(Form):
     """Learn one object from photos of it."""
 
-    verb: Literal["learn"] = "learn"
+    verb: Literal["learn"]
     photos: Annotated[tuple[FileOrPart, ...], Field(min_length=1, max_length=10)]
     class_name: Annotated[str, Field(min_length=1, max_length=200)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -156,19 +158,20 @@ def _with_files(
 
 
 def model_of(asked: Any, models: Models) -> dict[str, Any]:
-    """One of the operator's models, the first where none is named; raises InputError."""
+    """One of the operator's models, the first where none is named; InputError or Refusal else."""
     told = {"name": asked} if isinstance(asked, str) else asked or {}
     if not isinstance(told, dict) or told.get("loras") or told.get("textual_inversions"):
         raise InputError(f"model is {show(asked)}; expected one of {', '.join(models)}.")
     name = told.get("name") or next(iter(models))
     if not isinstance(name, str) or name not in models:
-        raise InputError(f"the model is {show(name)}; {nearest(str(name), models)}")
+        sentence = f"the model is {show(name)}; {nearest(str(name), models)}"
+        raise Refusal(HTTPStatus.NOT_FOUND, sentence)
     return dict(models[name])
 
 
 def plainly(sentence: str) -> str:
     """A sentence as a client may read it: without names of stored files, and without paths."""
-    return _PATH.sub(r"\1", _NAMED.sub("", sentence))
+    return _PATH.sub(r"\1", _NAMED.sub(lambda found: "" if found.start() else "the file", sentence))
 
 
 def opened(record: Record, store: Store, models: Models) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import threading
 import time
@@ -128,8 +129,11 @@ class Service:
 
     def __init__(self, store: Store, models: Models, token: str | None, workers: int = 1) -> None:
         self.store, self.models, self.token, self.metrics = store, models, token, Metrics()
-        self.uploads, self.stage = (stage.Helper(store.files, store.limits) for _ in range(2))
-        self.runners = [Runner(store, self.metrics) for _ in range(workers)]
+        self.uploads = stage.Helper(store.files, store.limits, lasts=1000)
+        self.stage = stage.Helper(store.files, store.limits)
+        # Alone a worker has all cores; several share them.
+        threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+        self.runners = [Runner(store, self.metrics, threads) for _ in range(workers)]
         self.readers: dict[str, set[asyncio.Event]] = {}
 
     @asynccontextmanager

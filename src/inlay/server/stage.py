@@ -40,10 +40,14 @@ _NOTHING = np.zeros((1, 1), np.uint8)
 
 
 class Helper:
-    """A process for tasks on pictures, each bounded in time and memory, in a bounded queue."""
+    """A process for tasks on pictures, each bounded in time and memory, in a bounded queue.
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
-        self.folder, self.limits, self.waiting = folder, limits, 0
+    After so many tasks as it `lasts` another one takes its place: libraries lose some memory with
+    each damaged picture.
+    """
+
+    def __init__(self, folder: Path, limits: Limits, lasts: int | None = None) -> None:
+        self.folder, self.limits, self.lasts, self.done, self.waiting = folder, limits, lasts, 0, 0
         self._pool = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
@@ -58,7 +62,10 @@ class Helper:
         """
         if self.waiting >= self.limits.tasks:
             raise busy("the server has too many pictures to work on")
-        self.waiting += 1
+        self.waiting, self.done = self.waiting + 1, self.done + 1
+        if self.done == self.lasts:
+            self._pool.shutdown(wait=False)
+            self._pool, self.done = self._start(), 0
         try:
             for _ in range(2):
                 pool = self._pool
