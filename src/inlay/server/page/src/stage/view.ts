@@ -15,8 +15,9 @@ export interface Rim {
 
 /** The rim of the tools in a window, and of the hints where they are shown. */
 export function rimOf(window: Size, hints: boolean): Rim {
-  if (window.width < 600) return { side: 12, top: 12, bottom: hints ? 132 : 64 };
-  return { side: 64, top: hints ? 104 : 32, bottom: 32 };
+  if (matchMedia('(max-width: 720px)').matches)
+    return { side: 12, top: 12, bottom: hints ? 132 : 64 };
+  return { side: 72, top: hints ? 104 : 32, bottom: 32 };
 }
 
 /** All of the stage in a window, clear of what lies over its rim. */
