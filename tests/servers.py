@@ -83,9 +83,10 @@ def guarded(
 
 
 @contextmanager
-def running(folder: Path, **more: Any) -> Iterator[Running]:
+def running(folder: Path, batch_size: int = 1, **more: Any) -> Iterator[Running]:
     """A server with a real worker, as long as the block lasts."""
-    service = Service(Store(folder, Limits(**{**SMALL, **more})), MODELS, None)
+    store = Store(folder, Limits(**{**SMALL, **more}))
+    service = Service(store, MODELS, None, batch_size=batch_size)
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()

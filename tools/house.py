@@ -80,8 +80,10 @@ BOUNDS = {
     # beside JSON, folders and processes, the ground of photos, and labels in six formats.
     "files of batch": 11,
     "lines of batch": 2260,
+    # Of server 1,200 lines were planned; more are batches of jobs alike, helpers that may die, a
+    # preview, an API that describes itself, and sentences for all that may be wrong.
     "files of server": 9,
-    "lines of server": 1200,
+    "lines of server": 1890,
 }
 DOORS = ("batch", "server")
 

@@ -115,6 +115,29 @@ def test_a_key_is_one_job_of_its_client(store: Store) -> None:
         added(store, 1, key="k")
 
 
+def test_jobs_alike_are_claimed_together(store: Store) -> None:
+    """They differ in seeds, pictures and prompts; what a worker has died of runs alone."""
+    method = {"name": "cdc", "prompt": "a cup", "num_inference_steps": 5}
+    jobs = [
+        store.add("client", {**REQUEST, "seed": seed, "method": {**method, **more}}, ())
+        for seed, more in enumerate(
+            ({}, {"num_inference_steps": 6}, {"prompt": "a cat"}, {}, {"prompt": ""}, {})
+        )
+    ]
+    assert claimed(store).id == jobs[0].id
+    store.died(jobs[0].id, "no.")
+    dead = claimed(store)
+    assert dead.id == jobs[0].id and store.claim_alike(dead, 9) == []
+    store.fail(dead.id, "no.")
+    odd = claimed(store)
+    assert odd.id == jobs[1].id and store.claim_alike(odd, 9) == []
+    first = claimed(store)
+    alike = store.claim_alike(first, 2)
+    assert [each.id for each in (first, *alike)] == [jobs[n].id for n in (2, 3, 4)]
+    assert {each.state for each in alike} == {"running"}
+    assert claimed(store).id == jobs[5].id
+
+
 def test_what_is_old_goes_and_what_is_needed_stays(store: Store) -> None:
     needed, result, spare = (kept(store, letter) for letter in "abc")
     waits = store.add("client", REQUEST, [needed])

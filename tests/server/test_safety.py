@@ -126,6 +126,7 @@ def test_only_hosts_that_no_stranger_can_point_here_are_answered(
         ({"Origin": "http://127.0.0.1:9000"}, 403),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin", "Origin": HERE}, 201),

@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
+from inlay import Composer
 from inlay.cli import main
 from inlay.errors import InputError
+from inlay.request import Request
 from inlay.server import stage
 from inlay.server.command import models_of
 from inlay.server.limits import Limits
-from servers import Running, photographs
+from servers import Running, encoded, photographs, running
 
 COMMAND = (sys.executable, "-m", "inlay", "serve", "--port", "0", "--folder", "store")
 
@@ -79,6 +83,30 @@ def test_what_a_killed_server_had_to_do_is_done_by_the_next(tmp_path: Path) -> N
         assert ends[1]["file"] == before["file"]
         again = client.post("/api/jobs", json=slow).json()["id"]
         assert finished(client, again)["file"] == ends[0]["file"]
+
+
+def test_jobs_alike_go_through_the_network_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures are those of each alone, within a level; one that is refused harms no other."""
+    clear = encoded(np.zeros((32, 32, 4), np.uint8))
+    with running(tmp_path / "store", batch_size=4) as one:
+        background, subject, clear = (one.upload(each) for each in (*photographs(), clear))
+        method = {"name": "cdc", "num_inference_steps": 3, "prompt": "a cup"}
+        request = {"verb": "compose", "background": background, "method": method}
+        placed = [{"picture": each, "box": [100, 120, 90, 80]} for each in (subject, clear)]
+        orders = [{**request, "seed": n, "subjects": [placed[n == 2]]} for n in range(4)]
+        # All of these wait until this one has gone ahead.
+        one.order({**request, "subjects": placed[:1]})
+        jobs = [one.wait(job["id"]) for job in [one.order(order) for order in orders]]
+        assert [job["state"] for job in jobs] == ["done", "done", "failed", "done"]
+        assert jobs[0]["record"]["batch_size"] == 3
+        composer = Composer("embedded", device="cpu")
+        monkeypatch.chdir(one.service.store.files)
+        for job in (jobs[0], jobs[3]):
+            made = np.asarray(Image.open(job["file"])).astype(int)
+            own = np.asarray(composer.run(Request.of(job["request"])).image)
+            assert abs(made - own).max() <= 1
 
 
 def test_a_worker_that_is_killed_costs_no_job(server: Running) -> None:

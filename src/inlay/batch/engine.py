@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -76,7 +76,8 @@ def work(jobs: Iterator[Job], crew: Crew) -> Iterator[tuple[int, Job, Event] | N
         if crew.batch == 1:
             return list(islice(jobs, size))
         waiting.extend(islice(jobs, _AHEAD * crew.batch - len(waiting)))
-        given = [job for job in waiting if _kind(job) == _kind(waiting[0])][: crew.batch]
+        kind = kind_of(waiting[0].request)
+        given = [job for job in waiting if kind_of(job.request) == kind][: crew.batch]
         waiting[:] = [job for job in waiting if job not in given]
         return given
 
@@ -116,9 +117,8 @@ def _shared(jobs: Sequence[Job], events: Sequence[Event]) -> list[End]:
     return [(job, events[number % len(events)]) for number, job in enumerate(jobs)]
 
 
-def _kind(job: Job) -> str:
-    """What jobs have in common that go through a network together."""
-    told = dict(job.request)
+def kind_of(told: Mapping[str, Any]) -> str:
+    """What the requests of jobs have in common that go through a network together."""
     method = {key: value for key, value in told["method"].items() if "prompt" not in key}
     return json.dumps([told["verb"], told.get("model"), told.get("size"), method])
 

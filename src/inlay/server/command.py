@@ -38,6 +38,12 @@ class Serving:
         None, "A name of this server, as behind a proxy; may be repeated.", "NAME"
     )
     workers: int = flag(1, "Jobs at a time.", "N", min=1)
+    batch_size: int = flag(
+        1,
+        "How many jobs alike go through a network together, which may round otherwise.",
+        "N",
+        min=1,
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "Where it runs.")
     max_pixels: int = flag(25_000_000, "Refuse larger pictures undecoded.", "N", min=1)
     max_queue: int = flag(100, "Jobs that may wait.", "N", min=1)
@@ -71,7 +77,7 @@ def serve(given: Serving) -> None:
     limits = Limits(given.max_pixels, queue=given.max_queue, age=age, store_bytes=size)
     store = Store(Path(given.folder).resolve(), limits)
     models = models_of(given.model or ["embedded"], store.files, given.device)
-    service = Service(store, models, token, given.workers)
+    service = Service(store, models, token, given.workers, given.batch_size)
     app = create_app(service, [given.host, *(given.allow_host or ())])
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5

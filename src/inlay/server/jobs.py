@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from inlay.batch.engine import kind_of
 from inlay.errors import InputError
 from inlay.server.limits import Limits, Refusal, busy, gone
 
@@ -66,7 +67,7 @@ class Job(BaseModel):
     record: dict[str, Any] | None
     file: str | None
     files: list[str]
-    client: str = Field(exclude=True)
+    deaths: int = Field(exclude=True)
 
     @property
     def ended(self) -> bool:
@@ -197,11 +198,24 @@ class Store:
 
     def _claim(self) -> Job | None:
         rows = self._do("SELECT id FROM jobs WHERE state = 'queued' ORDER BY number LIMIT 1")
-        for (job,) in rows:
-            change, queued = "state = 'running', started = ?, step = 0", "state = 'queued'"
-            self._change(job, change, "state", time.time(), where=queued)
-            return self.job(job)
-        return None
+        return self._run(rows[0]["id"]) if rows else None
+
+    def claim_alike(self, job: Job, most: int) -> list[Job]:
+        """So many further jobs at most that may run together with a claimed one, running now: none
+        that a worker has died of.
+        """
+        calm = "SELECT * FROM jobs WHERE state = 'queued' AND deaths = 0 ORDER BY number"
+        if most < 1 or job.deaths or job.verb == "learn":
+            return []
+        with self._lock:
+            waiting = (each for each in map(self._read, self._do(calm)) if each.verb == job.verb)
+            alike = [each.id for each in waiting if kind_of(each.request) == kind_of(job.request)]
+            return [self._run(each) for each in alike[:most]]
+
+    def _run(self, job: str) -> Job:
+        change, queued = "state = 'running', started = ?, step = 0", "state = 'queued'"
+        self._change(job, change, "state", time.time(), where=queued)
+        return self.job(job)
 
     def advance(self, job: str, step: int, total: int, preview: str = "") -> None:
         """A running job's progress, with a picture of it, a JPEG in base64, where there is one."""

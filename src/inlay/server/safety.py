@@ -20,7 +20,6 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
@@ -88,10 +87,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            # There are no web sockets here.
             if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
+                return await self.app(scope, receive, send)
+            # There are no web sockets here.
+            return await send({"type": "websocket.close"})
         started, status, number = time.perf_counter(), 500, secrets.token_hex(8)
         headers, begun = Headers(scope=scope), False
         cookies = cookie_parser(headers.get("cookie", ""))
@@ -145,7 +144,7 @@ class Guard:
             )
         if path.startswith("/api/") or method not in ("GET", "HEAD", "OPTIONS"):
             origin = headers.get("origin", f"http://{hosts[0]}")
-            foreign = urlsplit(origin).netloc.lower() != hosts[0].lower()
+            foreign = origin.partition("://")[2].lower() != hosts[0].lower()
             if foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
                 return problem(
                     HTTPStatus.FORBIDDEN, "the request comes from another site's page; use its own."

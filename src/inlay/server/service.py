@@ -8,8 +8,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +41,34 @@ _BROKEN = "the job failed on the server's side; its log says why."
 class Runner(threading.Thread):
     """One worker, and the thread that feeds it; a store may have several."""
 
-    def __init__(self, store: Store, metrics: Metrics, threads: int | None = None) -> None:
+    def __init__(
+        self, store: Store, metrics: Metrics, threads: int | None = None, batch_size: int = 1
+    ) -> None:
         super().__init__(name="runner", daemon=True)
         limits = store.limits
-        self.store, self.metrics, self.stopped = store, metrics, False
+        self.store, self.metrics, self.batch_size, self.stopped = store, metrics, batch_size, False
         self.worker = Worker(
             seconds=limits.job_seconds,
             memory=limits.job_bytes,
             idle=limits.idle_seconds,
             threads=threads,
             runner=stage.Bench,
+            batch_size=batch_size,
         )
 
     def run(self) -> None:
         """Until stop(); a job that is running then runs again with the next server."""
         while not self.stopped:
-            if (job := self.store.claim(_LOOK)) is None:
+            if (first := self.store.claim(_LOOK)) is None:
                 continue
+            jobs = [first, *self.store.claim_alike(first, self.batch_size - 1)]
             try:
-                self._make(job)
-            except Refusal as refusal:
-                self.store.fail(job.id, refusal.sentence)
+                self._make(jobs)
             except Exception:
-                _log.exception("job failed", extra={"job": job.id})
+                _log.exception("job failed", extra={"job": first.id})
                 self.worker.kill()
-                self.store.fail(job.id, _BROKEN)
+                for job in jobs:
+                    self.store.fail(job.id, _BROKEN)
 
     def stop(self) -> None:
         """End the worker and the thread."""
@@ -73,67 +76,88 @@ class Runner(threading.Thread):
         self.worker.kill()
         self.join(_STOP)
 
-    def _make(self, job: Job) -> None:
-        out = self.store.draft(".safetensors" if job.verb == "learn" else ".png")
-        most, told, end = self.store.limits.pixels, 0.0, 0.0
-        self.worker.submit(Task(job.id, job.request, str(out), previews=True, max_pixels=most))
+    def _make(self, jobs: Sequence[Job]) -> None:
+        """Run one job, or several together, which tell no steps."""
+        suffix = ".safetensors" if jobs[0].verb == "learn" else ".png"
+        outs = [self.store.draft(suffix) for _ in jobs]
+        single, most = len(jobs) == 1, self.store.limits.pixels
+        self.worker.submit(
+            *(
+                Task(job.id, job.request, str(out), previews=single, max_pixels=most)
+                for job, out in zip(jobs, outs, strict=True)
+            )
+        )
+        ends, told, end = list[Event](), 0.0, 0.0
         try:
             while self.worker.job is not None:
                 for event in self.worker.poll(_TELL):
                     now = time.monotonic()
-                    if event.kind == "progress":
-                        if event.preview or event.step >= event.total or now - told > _TELL:
-                            told = now
-                            self.store.advance(job.id, event.step, event.total, event.preview)
-                    elif event.final and not self.stopped:
-                        self._end(job, event)
-                if self._unwanted(job.id) and self.worker.job is not None:
+                    if event.final:
+                        ends.append(event)
+                    elif event.preview or event.step == event.total or now - told > _TELL:
+                        told = now
+                        step, total, preview = event.step, event.total, event.preview
+                        self.store.advance(jobs[0].id, step, total, preview)
+                if not any(map(self._wanted, jobs)) and self.worker.job is not None:
                     end = end or time.monotonic() + _STOP
                     self.worker.cancel()
                     if time.monotonic() > end:
                         self.worker.kill()
+            # Where the process died, its death is the end of all.
+            for number, job in enumerate(jobs if not self.stopped else ()):
+                self._end(job, ends[number % len(ends)], single)
         finally:
-            for path in self.store.new.glob(f"{out.stem}*"):
-                remove(path)
+            for out in outs:
+                for path in self.store.new.glob(f"{out.stem}*"):
+                    remove(path)
 
-    def _unwanted(self, job: str) -> bool:
-        try:
-            return self.store.job(job).state != "running"
-        except Refusal:
-            return True
+    def _wanted(self, job: Job) -> bool:
+        with suppress(Refusal):
+            return self.store.job(job.id).state == "running"
+        return False
 
-    def _end(self, job: Job, event: Event) -> None:
-        """Put down how a job ended."""
+    def _end(self, job: Job, event: Event, single: bool) -> None:
+        """Put down how a job ended; in company it gets another try alone."""
         self.metrics.jobs.labels(event.kind).observe(time.time() - (job.started or 0))
         if event.kind == "done":
-            files = [keep_result(self.store, Path(path)) for path in event.paths]
-            each = len(files) // len(event.records)
-            pictures = files[::each]
-            self.store.finish(job.id, [*pictures, *(set(files) - set(pictures))], event.records)
-        elif event.kind in ("failed", "died"):
+            try:
+                files = [keep_result(self.store, Path(path)) for path in event.paths]
+            except Refusal as refusal:
+                return self.store.fail(job.id, refusal.sentence)
+            pictures = files[:: len(files) // len(event.records)]
+            files = [*pictures, *(set(files) - set(pictures))]
+            return self.store.finish(job.id, files, event.records)
+        if event.kind in ("failed", "died"):
             _log.error(event.sentence, extra={"job": job.id})
-        if event.kind == "died":
+        if event.kind == "died" or (event.kind == "late" and not single):
             self.store.died(job.id, event.sentence)
         elif event.kind == "failed" and event.sentence.startswith("inlay failed"):
             self.store.fail(job.id, _BROKEN)
-        elif event.kind in ("failed", "refused", "late"):
+        elif event.kind != "cancelled":
             self.store.fail(job.id, plainly(event.sentence))
 
 
 class Service:
     """What the addresses share: the store, a process each for uploads and for the stage, runners.
 
-    models are what clients may name, and the fields of a request's model that each stands for;
-    workers is how many jobs run at a time.
+    models are what clients may name, and the fields of a request's model that each stands for.
+    workers run at a time, each on one job, or on batch_size of them that are alike.
     """
 
-    def __init__(self, store: Store, models: Models, token: str | None, workers: int = 1) -> None:
+    def __init__(
+        self,
+        store: Store,
+        models: Models,
+        token: str | None,
+        workers: int = 1,
+        batch_size: int = 1,
+    ) -> None:
         self.store, self.models, self.token, self.metrics = store, models, token, Metrics()
         self.uploads = stage.Helper(store.files, store.limits, lasts=1000)
         self.stage = stage.Helper(store.files, store.limits)
         # Alone a worker has all cores; several share them.
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
-        self.runners = [Runner(store, self.metrics, threads) for _ in range(workers)]
+        self.runners = [Runner(store, self.metrics, threads, batch_size) for _ in range(workers)]
         self.readers: dict[str, set[asyncio.Event]] = {}
 
     @asynccontextmanager

@@ -32,6 +32,7 @@ from inlay.pictures.arrays import Box
 from inlay.pictures.read import read_picture
 from inlay.scene.subject import Cutout, Subject, cut
 from inlay.server.limits import Limits, busy
+from inlay.settings import BatchSize
 
 T = TypeVar("T")
 # Reduced pictures and cut-outs that are kept for the next preview, of each kind.
@@ -210,6 +211,10 @@ class Bench(Runner):
     def run(self, job: Job, callback: Callback | None = None) -> Event:
         os.chdir(Path(job.output).parent.with_name("files"))
         return super().run(job, callback)
+
+    def run_all(self, jobs: Sequence[Job], batch_size: BatchSize = 1) -> list[Event]:
+        os.chdir(Path(jobs[0].output).parent.with_name("files"))
+        return super().run_all(jobs, batch_size)
 
 
 class _Laid(Subject):
