@@ -61,17 +61,18 @@ def request_of(files: list[str], seed: int) -> dict[str, Any]:
 class Server:
     """`inlay serve` in a process of its own, that may be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, batch_size: int = 1) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.folder, self.url = folder, f"http://127.0.0.1:{self.port}"
+        self.more = ["--device", "cpu", "--batch-size", str(batch_size)]
         self.log = (folder / "log.txt").open("a")
         self.start()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "inlay", "serve", "--port", str(self.port)]
         self.process = subprocess.Popen(
-            [*command, "--folder", str(self.folder / "store"), "--device", "cpu"],
+            [*command, "--folder", str(self.folder / "store"), *self.more],
             stdout=subprocess.DEVNULL, stderr=self.log,
         )  # fmt: skip
         while True:
@@ -270,9 +271,9 @@ print(done / (time.monotonic() - start))
     return round(float(done.stdout), 3)
 
 
-def load(folder: Path, clients: int, minutes: float) -> dict[str, Any]:
+def load(folder: Path, clients: int, minutes: float, batch_size: int) -> dict[str, Any]:
     """Many clients at once, against the library alone on the same machine, before and after."""
-    server = Server(folder)
+    server = Server(folder, batch_size)
     with httpx.Client(base_url=server.url, timeout=60) as client:
         for each in photographs():
             client.post("/api/files", files={"file": each})
@@ -346,6 +347,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--count", type=int, default=10_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -353,7 +355,7 @@ def main() -> int:
         if given.what == "chaos":
             found = chaos(folder, given.jobs, given.kills)
         elif given.what == "load":
-            found = load(folder, given.clients, given.minutes)
+            found = load(folder, given.clients, given.minutes, given.batch_size)
         else:
             found = uploads(folder, given.count)
     print(json.dumps(found, indent=1))
