@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from photos import cup, cutout, ellipse_alpha
 
 coco = pytest.importorskip("pycocotools.mask")
 Mask = NDArray[np.bool_]
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FORMATS = "coco,yolo,voc,masks,imagefolder,webdataset"
 
 
@@ -163,6 +165,11 @@ def test_labels_are_those_of_the_layers_in_every_format(tmp_path: Path) -> None:
         assert np.array_equal(objects, last)
         assert {int(kind) for kind in kinds[objects == len(kept)]} == {mine[-1]["category_id"]}
         total += len(kept)
+    example = runpy.run_path(str(EXAMPLES / "torch_dataset.py"))["Composites"](str(out))
+    assert len(example) == 4
+    picture, target = example[3]
+    assert picture.shape == (3, *size) and np.array_equal(target["masks"][-1].numpy() > 0, mask)
+    assert target["boxes"][-1].tolist() == [x, y, x + width, y + height]
     assert total >= 10 and hidden >= 2 and len(dropped) >= 2, (total, hidden, dropped)
 
 

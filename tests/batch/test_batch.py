@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -230,3 +232,15 @@ def test_rows_alike_go_through_the_network_together(folder: Path) -> None:
             for size in (1, "auto")
         )
         assert np.abs(one - many).max() <= 1
+
+
+def test_the_example_for_ray_data_makes_a_batch(folder: Path) -> None:
+    """Without Ray, which calls it with columns."""
+    path = Path(__file__).parents[2] / "examples" / "ray_data.py"
+    compose = runpy.run_path(str(path))["Compose"]()
+    subject = {"picture": str(folder / "cup.png"), "random": True}
+    told = {"verb": "compose", "method": "paste", "background": str(folder / "scene.png")}
+    rows = [{**told, "subjects": [subject]}, {**told, "subjects": ["none.png"]}]
+    made = compose({"request": np.array([json.dumps(row) for row in rows])})
+    assert Image.open(io.BytesIO(made["image"][0])).size == (120, 80) and made["error"][0] == ""
+    assert made["image"][1] == b"" and "none.png" in made["error"][1]

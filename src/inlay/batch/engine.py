@@ -68,7 +68,7 @@ def work(jobs: Iterator[Job], crew: Crew) -> Iterator[tuple[int, Job, Event] | N
     A job is asked for when a worker is free for it. Raises InputError where the disk is full.
     """
     again, waiting = deque[Job](), list[Job]()
-    deaths: Counter[str] = Counter()
+    deaths, slow = Counter[str](), dict[str, Event]()
     busy: dict[int, int] = {}
     left, size, mean = True, 1, 0.0
 
@@ -106,10 +106,13 @@ def work(jobs: Iterator[Job], crew: Crew) -> Iterator[tuple[int, Job, Event] | N
                     deaths[job.name] += 1
                     # A second time is enough where nothing but the job itself took so long.
                     late = event.kind == "late" and alone and deaths[job.name] > 1
+                    if event.kind == "late":
+                        slow[job.name] = event
                     if deaths[job.name] < DEATHS and not late:
                         again.append(job)
                         continue
-                yield number, job, event
+                # Whatever ended it at last, that it took too long says most.
+                yield number, job, slow.get(job.name, event) if event.kind == "died" else event
 
 
 def _shared(jobs: Sequence[Job], events: Sequence[Event]) -> list[End]:

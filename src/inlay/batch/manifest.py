@@ -83,9 +83,10 @@ def schema() -> dict[str, Any]:
     return {"title": "Row of a manifest", "oneOf": rows}
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    number = 0
-    while line := file.readline(_LONGEST + 1):
+def _lines(file: Any) -> Iterator[tuple[int, Any]]:
+    # Those of a store know no longest line by themselves.
+    lines, number = io.BufferedReader(file), 0
+    while line := lines.readline(_LONGEST + 1):
         number += 1
         if len(line) > _LONGEST:
             raise InputError(f"line {number} is longer than {_LONGEST} bytes; expected a request.")
