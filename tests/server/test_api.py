@@ -15,6 +15,8 @@ from PIL import Image
 from skimage import data
 
 from inlay import Composer
+from inlay.pictures.read import read_picture
+from inlay.pictures.write import write_picture
 from inlay.request import Request
 from servers import Running, encoded, photographs
 
@@ -196,6 +198,25 @@ def test_a_picture_gives_its_request_back(server: Running, pictures: tuple[str, 
     assert plain.status_code == 422 and "no record" in plain.json()["error"]
 
 
+def test_a_record_names_no_place_but_those_of_its_request(
+    server: Running, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    """Whoever wrote it: inputs that are not stored are missing, the rest is passed over."""
+    known = {"path": "/srv/secret.png", "sha256": pictures[0]}
+    places = ("background", "subjects.0.picture", "subjects.9.mask", "method.name", "a.b.c", "")
+    inputs = {place: known for place in places}
+    inputs["subjects.0.picture"] = {"path": "x.png", "sha256": "0" * 64}
+    record = {"inlay": "9", "request": compose(pictures, "paste"), "inputs": inputs}
+    picture = read_picture(data.chelsea()[:20, :20])
+    write_picture(picture, tmp_path / "other.png", record=json.dumps(record))
+    file = server.upload((tmp_path / "other.png").read_bytes())
+    answer = server.client.post("/api/open", json={"file": file})
+    assert answer.status_code == 200 and answer.json()["missing"] == ["subjects.0.picture"]
+    request = answer.json()["request"]
+    assert request["background"] == pictures[0] and request["method"]["name"] == "paste"
+    assert request["subjects"][0]["picture"] is None
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -262,7 +283,7 @@ def test_what_there_is_is_described(server: Running) -> None:
     assert told["models"] == ["embedded"] and told["token_required"] is False
     methods = server.client.get("/api/methods?model=embedded").json()
     assert {"phd", "paste"} <= methods.keys()
-    assert server.client.get("/api/methods?model=other").status_code == 422
+    assert server.client.get("/api/methods?model=other").status_code == 404
     assert "background" in server.client.get("/api/schema/compose").json()["properties"]
     assert "photos" in server.client.get("/api/schema/learn").json()["properties"]
     assert server.client.get("/api/schema/nonsense").status_code == 422

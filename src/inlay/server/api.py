@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from inlay.errors import InputError, __version__, show
 from inlay.methods.registry import all_methods, facts_of
+from inlay.pictures.read import MAX_JSON_BYTES
 from inlay.request import Request as Order
 from inlay.result.record import read_back
 from inlay.scene.subject import Subject
@@ -126,7 +127,7 @@ async def add_job(
         try:
             for name, part in form.items():
                 if name == "request":
-                    text = part if isinstance(part, str) else await part.read()
+                    text = part if isinstance(part, str) else await part.read(2 * MAX_JSON_BYTES)
                 elif not isinstance(part, str):
                     parts[name] = (await own.keep(part)).file
         finally:

@@ -28,6 +28,8 @@ ID = "[0-9a-f]{64}([.]safetensors)?"
 _NAMED = re.compile(rf" ?\b{ID}")
 _PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/'\"]+)+/([^\s/'\"]+)")
 
+# What of a subject is a picture.
+_PICTURES = ("picture", "mask")
 FileId = Annotated[str, Field(pattern=f"^{ID}$")]
 # Such an id, or the name of a part of the same POST.
 FileOrPart = Annotated[Any, WithJsonSchema({"type": "string", "pattern": f"^{ID}$"})]
@@ -149,7 +151,7 @@ def _with_files(
         made["subjects"] = [
             put(
                 each if isinstance(each, dict) else {"picture": each},
-                ("picture", "mask"),
+                _PICTURES,
                 f" of subject {number}",
             )
             for number, each in enumerate(subjects, 1)
@@ -178,14 +180,18 @@ def opened(record: Record, store: Store, models: Models) -> dict[str, Any]:
     """{"request", "missing"}: the request inside a picture with the ids of its inputs, and the
     places of those that are not stored here, null in it.
     """
-    request = Request.of(record.request).model_dump(mode="json")
-    missing = []
-    for place, known in record.inputs.items():
+    told = Request.of(record.request)
+    places = {f"subjects.{n}.{w}" for n in range(len(told.subjects_of())) for w in _PICTURES}
+    # A stranger's record may name any place.
+    places = {*told.inputs(), *((places | {*told.sources}) & record.inputs.keys())}
+    request, missing = told.model_dump(mode="json"), []
+    for place in sorted(places):
         inner: Any = request
         *above, last = (int(part) if part.isdigit() else part for part in place.split("."))
         for part in above:
             inner = inner[part]
-        ids = (known.sha256, f"{known.sha256}.safetensors")
+        known = record.inputs[place].sha256 if place in record.inputs else ""
+        ids = (known, f"{known}.safetensors")
         inner[last] = next((each for each in ids if store.holds(each)), None)
         missing += [place] if inner[last] is None else []
     model = request.pop("model") or {}
