@@ -63,9 +63,9 @@ BOUNDS = {
     # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
     # masks, defaults by checkpoint, the cutter and shadows with their trainings, the benchmarks of
     # light and of removal, filling by patches, views of concepts, batches of pictures with a file
-    # of their own, libraries of which only parts are imported, checkpoints of few steps. It may
+    # of their own, partial imports, checkpoints of few steps, weights in prompts. It may
     # fall, and must not rise unexplained.
-    "lines": 21250,
+    "lines": 21370,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,

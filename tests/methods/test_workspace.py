@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
 
+import flows
 from checkpoints import BUILDERS, built
 from inlay import Box, Composer, InputError
 from inlay.checkpoints.load import load_backbone
@@ -151,12 +152,14 @@ def test_sides_are_multiples_of_8(name: str) -> None:
 
 def test_a_cut_prompt_is_in_the_record() -> None:
     told = {"num_inference_steps": 1, "mask": mask(), "method": "inpaint"}
-    made = composer("sd1").remove(data.coffee(), prompt="a cat on a table " * 30, **told)
+    sd3, long = Composer(str(flows.built("sd3"))), "a cat on a table " * 60
+    made = sd3.remove(data.coffee(), prompt=long, **told)
     (note,) = made.record["notes"]
-    assert note.startswith("only the first 77 of the ") and "'a cat on a table" in note
-    again = composer("sd1").remove(data.coffee(), prompt="a cat on a table " * 30, **told)
-    assert again.record["notes"] == [note]
-    assert composer("sd1").remove(data.coffee(), prompt="a cat", **told).record["notes"] == []
+    assert note.startswith("only the first 256 of the ") and "'a cat on a table" in note
+    assert sd3.remove(data.coffee(), prompt=long, **told).record["notes"] == [note]
+    assert sd3.remove(data.coffee(), prompt="a cat", **told).record["notes"] == []
+    # A U-Net reads all of it.
+    assert composer("sd1").remove(data.coffee(), prompt=long, **told).record["notes"] == []
 
 
 @pytest.mark.parametrize("part", ["network", "vae"])

@@ -165,8 +165,10 @@ class LocalizedPrompt(HeadsRule):
         # Infinite sigma (zero terminal SNR) would drown the prompt: stop at SD's own largest.
         noise = math.log1p(min(self.sigma, 15.0))
         most = [weight * noise * scores.max() for weight in self.weights]
-        inside = most[0] * mask * self.inside.to(scores)
-        return inside + most[1] * (1 - mask) * self.outside.to(scores)
+        # Of a long prompt words are found in the first chunk.
+        rest = (0, scores.shape[-1] - len(self.inside))
+        own, other = (functional.pad(x.to(scores), rest) for x in (self.inside, self.outside))
+        return most[0] * mask * own + most[1] * (1 - mask) * other
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """With explicit scores, and the bonus on the last half of the rows."""

@@ -289,9 +289,9 @@ class Backbone(ABC):
                 f"{str(dtype).removeprefix('torch.')}; {cure} or milder settings."
             )
 
-    def embed(self, prompts: Sequence[str], size: tuple[int, int]) -> Embedding:
-        """Embed prompts for a window of (height, width) pixels; rows in the prompts' order."""
-        return self.text.embed(prompts, size)
+    def embed(self, prompts: Sequence[str], size: tuple[int, int], skip: int = 0) -> Embedding:
+        """Embed prompts for a window of (height, width) pixels; see TextStack.embed()."""
+        return self.text.embed(prompts, size, skip)
 
     def denoiser(self, conditions: Conditions) -> Denoiser:
         """The network under conditions, as a function of (z, level)."""

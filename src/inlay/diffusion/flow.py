@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from inlay.diffusion.attention import AttentionRule, HiddenRegion, Layer, SharedSource
 from inlay.diffusion.backbone import Backbone, Conditions
 from inlay.diffusion.sample import CLEAN, Level, Levels, Sampler
-from inlay.diffusion.text import TextStack
+from inlay.diffusion.text import TextStack, plain_text
 from inlay.errors import InputError
 
 # The schedulers that sample a flow, with the share of fresh noise a step: on such levels DDIM's
@@ -40,19 +40,22 @@ class FlowText(TextStack):
 
     SD3 has two of CLIP. It reads their last hidden states but one, side by side and widened with
     zeros to T5's width, and behind them 256 places of T5's; FLUX has one, and reads 512 places of
-    T5's alone. CLIP's pooled outputs go along: added = {"pooled_projections": (N, P)}.
+    T5's alone. CLIP's pooled outputs go along: added = {"pooled_projections": (N, P)}. Weights are
+    passed over, and what is beyond the lengths is not read.
     """
+
+    chunks = False
 
     def _added(self, pooled: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         return {"pooled_projections": torch.cat(list(pooled))}
 
     @torch.no_grad()
-    def _encode(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, prompt: str, skip: int) -> tuple[Tensor, Tensor | None]:
         outputs = self._outputs(prompt)
         hidden: Tensor = outputs.pop().last_hidden_state
         if len(outputs) == 1:
             return hidden, outputs[0].pooler_output
-        short = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        short = torch.cat([output.hidden_states[-2 - skip] for output in outputs], -1)
         short = functional.pad(short, (0, hidden.shape[-1] - short.shape[-1]))
         return torch.cat([short, hidden], 1), torch.cat([x.text_embeds for x in outputs], -1)
 
@@ -60,7 +63,8 @@ class FlowText(TextStack):
         if number < len(self.encoders) - 1:
             return super().token_ids(prompt, number)
         options = {"padding": "max_length", "max_length": self.length(number), "truncation": True}
-        return list(self.tokenizers[number](prompt, verbose=False, **options).input_ids)
+        text = plain_text(prompt)
+        return list(self.tokenizers[number](text, verbose=False, **options).input_ids)
 
     def length(self, number: int) -> int:
         if number < len(self.encoders) - 1:

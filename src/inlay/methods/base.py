@@ -84,9 +84,11 @@ class ModelSettings(Settings, use_attribute_docstrings=True):
     """What every method that runs a diffusion model has, in diffusers' spelling."""
 
     prompt: str = Field("", max_length=2000)
-    """what the picture should show"""
+    """what the picture should show; "(cat:1.4)" gives a word weight, see docs/checkpoints.md"""
     negative_prompt: str = Field("", max_length=2000)
     """what it should not show"""
+    clip_skip: int = Field(0, ge=0, le=23)
+    """how many of the text encoder's last layers are left out"""
     guidance_scale: float = default(7.5, embedded=5.0, ge=0, le=50)
     """how strongly the prompt steers (classifier-free guidance); 1 is off"""
     initial_latent: Literal["noise", "source"] = "noise"

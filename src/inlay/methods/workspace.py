@@ -69,7 +69,7 @@ class Workspace:
         """A prompt's one row; of one that is not read to its end a note tells."""
         if told := self.backbone.text.unread(prompt):
             self.context.note(told)
-        return self.backbone.embed([prompt], self.size)
+        return self.backbone.embed([prompt], self.size, self.settings.clip_skip)
 
     @cached_property
     def text(self) -> Embedding:
