@@ -17,7 +17,8 @@ from skimage import data
 
 from inlay import Composer
 from inlay.cli import main
-from inlay.scene import shiftmap
+from inlay.pictures.arrays import grow
+from inlay.scene import patches, shiftmap
 from inlay.scene.fill import copy_pieces, fill_hole, shadow_of
 from inlay.scene.patches import find_sources
 
@@ -105,6 +106,57 @@ def test_texture_is_as_rough_as_round_the_hole(name: str) -> None:
     truth = energy(picture, hole)
     assert abs(np.log2(energy(filled(broken, hole), hole) / truth)) < 0.7
     assert abs(np.log2(energy(fill_hole(broken, hole), hole) / truth)) > 2
+
+
+def test_a_thing_beside_the_hole_is_not_put_into_it() -> None:
+    grey = cv2.resize(data.gravel(), (256, 256), interpolation=cv2.INTER_AREA) / 255
+    picture = np.repeat(grey[..., None] * 0.3 + 0.5, 3, -1).astype(np.float32)
+    cat = cv2.resize(data.chelsea()[20:280, 120:380], (130, 130), interpolation=cv2.INTER_AREA)
+    thing = disc((256, 256), 128, 128, 60)
+    picture[63:193, 63:193][thing[63:193, 63:193]] = cat[thing[63:193, 63:193]] / 255
+    # Gravel lies all round the hole, and the cat in the same rows.
+    hole = disc((256, 256), 128, 45, 34) & ~thing
+    sources = find_sources(np.where(hole[..., None], np.float32(0.2), picture), hole)
+    assert sources is not None and thing[tuple(sources[hole].T)].mean() < 0.05
+
+
+def test_how_strange_a_colour_is() -> None:
+    rng = np.random.default_rng(0)
+    colours, rim = rng.random((9, 7, 3), np.float32), rng.random((5, 3), np.float32)
+    wanted = np.linalg.norm(colours[:, :, None] - rim, axis=-1).min(-1)
+    np.testing.assert_allclose(patches._strangeness(colours, rim), wanted, rtol=1e-5)
+
+
+def test_what_a_shift_map_costs() -> None:
+    rng = np.random.default_rng(0)
+    shape = (20, 24)
+    colours = rng.integers(0, 256, (*shape, 3)).astype(np.float32)
+    guide = rng.integers(0, 256, (*shape, 2)).astype(np.float32)
+    hole, usable = disc(shape, 10, 9, 3), np.zeros(shape, np.bool_)
+    usable[1:-1, 1:-1] = ~grow(hole, 1)[1:-1, 1:-1]
+    rows = np.zeros(shape, np.float32)
+    sources, cost = shiftmap.shift_map(colours, rows, guide, usable, hole)
+    shifts = sources - np.stack(np.indices(shape), -1)
+
+    def apart(one: NDArray[np.int32], two: NDArray[np.int32]) -> float:
+        known = [usable[tuple(place)] for place in (one, two)]
+        if not all(known):
+            return 500.0 * any(known)
+        return float(round(min(500, np.linalg.norm(colours[tuple(one)] - colours[tuple(two)]))))
+
+    total = 0.0
+    for point in np.argwhere(hole):
+        source = sources[tuple(point)]
+        total += round(np.linalg.norm(guide[tuple(point)] - guide[tuple(source)]))
+        for step in np.array([(1, 0), (-1, 0), (0, 1), (0, -1)]):
+            beside = point + step
+            if not hole[tuple(beside)]:
+                far = np.linalg.norm(colours[tuple(beside)] - colours[tuple(source + step)])
+                total += 2 * round(min(500, far))
+            elif step.sum() > 0:
+                other = sources[tuple(beside)]
+                total += apart(source, other - step) + apart(source + step, other)
+    assert shifts[hole].any(1).all() and cost == pytest.approx(total / hole.sum())
 
 
 def test_nothing_comes_from_the_hole_and_nothing_else_changes() -> None:

@@ -23,7 +23,9 @@ class PatchesSettings(Settings, use_attribute_docstrings=True):
     the mask's longer side; 0 leaves it
     """
     row_weight: float = Field(1.0, ge=0, le=10)
-    """how much pieces keep to their height in the picture; 0 lets sky lie under a roof"""
+    """how much pieces keep to their height in the picture, unless they fit far better without; 0
+    lets sky lie under a roof
+    """
 
 
 def run(window: Window, backbone: object, settings: PatchesSettings, context: Context) -> Painted:

@@ -39,6 +39,10 @@ _LEVELS = (2.55, 1.0, 1.0)
 # What the guide's colour and its roughness (a logarithm) count; how far around a pixel they are
 # looked at; and how much rougher the guide is than the rim: seams are cheapest where nothing is.
 _LIGHT, _ROUGH, _BROAD, _ROUGHER = 0.1, 12.0, 6.0, 0.15
+# What it counts that a colour is none of the rim's, which is so wide; of pixels blurred so much.
+_STRANGE, _RIM, _FINE = 0.3, 8.0, 1.0
+# How many times as good a map must be that does not keep to rows.
+_BETTER = 1.35
 # The most pixels of a hole that patches are compared for; larger ones copy what the half finds.
 _MOST = 1_000_000
 # Rounds of searching and voting at each size; random tries begin so far away; sweeps at most of
@@ -189,6 +193,24 @@ def _settle(features: Image, trust: Image, usable: Mask, points: Sources, source
             break
 
 
+@compiled
+def _strangeness(colours: Image, rim: Image) -> Image:
+    """How far each pixel's colour is from the nearest of the rim's (n, 3)."""
+    height, width, channels = colours.shape
+    apart = np.empty((height, width), np.float32)
+    for y in range(height):
+        for x in range(width):
+            nearest = np.float32(1e30)
+            for j in range(len(rim)):
+                total = np.float32(0)
+                for c in range(channels):
+                    step = colours[y, x, c] - rim[j, c]
+                    total += step * step
+                nearest = min(nearest, total)
+            apart[y, x] = math.sqrt(nearest)
+    return apart
+
+
 @dataclass(eq=False)
 class Level:
     """A picture at one size: features (h, w, 5) and the hole (h, w), both padded."""
@@ -234,15 +256,25 @@ class Level:
     def map_shifts(self, row_weight: float) -> Sources:
         """The hole's sources as the shift map has them."""
         colours = self.features[..., :3] * np.array(_LEVELS, np.float32)
-        rows = np.linspace(0, _ROWS * row_weight, len(colours), dtype=np.float32)
-        rows = np.broadcast_to(rows[:, None], self.hole.shape)
         # What the rim lets one expect: about which colour, and how rough.
         broad = masked_blur(self.features, (~self.hole).astype(np.float32), _BROAD)
         broad[..., :3] *= np.array(_LEVELS, np.float32) * _LIGHT
         broad[..., 3:] = np.log2(1 + broad[..., 3:]) * _ROUGH
         guide = membrane(broad, self.hole)
         guide[self.hole, 3:] += _ROUGHER * _ROUGH
-        sources = shift_map(np.dstack([colours, rows]), guide, self.usable, self.hole)
+        # What no part of the rim has is not what lies in the hole.
+        fine = masked_blur(colours, (~self.hole).astype(np.float32), _FINE)
+        rim = fine[grow(self.hole, _RIM) & (self.trust == 1)]
+        strange = _STRANGE * _strangeness(fine, rim[:: 1 + len(rim) // 256])
+        guide = np.dstack([guide, np.where(self.hole, 0, strange)]).astype(np.float32)
+        rows = np.linspace(0, _ROWS, len(colours), dtype=np.float32)
+        rows = np.broadcast_to(rows[:, None], self.hole.shape)
+        told = (guide, self.usable, self.hole)
+        sources, cost = shift_map(colours, rows * np.float32(row_weight), *told)
+        if row_weight > 0:
+            # From above or below only where that is plainly better.
+            others, least = shift_map(colours, np.zeros_like(rows), *told)
+            sources = others if least * _BETTER < cost else sources
         return np.asarray(np.clip(sources, 0, np.array(self.hole.shape) - 1), np.int32)
 
     def refine(self, first: Sources, seed: int) -> Sources:

@@ -55,9 +55,11 @@ def _apart(features: Image, usable: Mask, y: int, x: int, v: int, u: int) -> flo
 
 
 @compiled
-def _likeness(features: Image, usable: Mask, known: Table, missing: Table, shifts: Table) -> Image:
-    """For each shift (n, 2), how like each known pixel is to the one it leads to, 0 to 1, and which
-    missing pixels it can fill.
+def _likeness(
+    features: Image, strange: Image, usable: Mask, known: Table, missing: Table, shifts: Table
+) -> Image:
+    """For each shift (n, 2), how like each known pixel is to the one it leads to, 0 to 1, and how
+    likely a missing pixel has what lies there, 0 where that is nothing.
     """
     table = np.zeros((len(shifts), len(known) + len(missing)), np.float32)
     height, width = usable.shape
@@ -69,14 +71,15 @@ def _likeness(features: Image, usable: Mask, known: Table, missing: Table, shift
             if not (0 <= v < height and 0 <= u < width and usable[v, u]):
                 continue
             if inside:
-                # Of a place far up or down there is little to expect.
-                table[i, j] = max(_AGAIN, 1 - abs(features[y, x, -1] - features[v, u, -1]) / _LEVEL)
+                # Of a place far up or down there is little to expect, or of one that is strange.
+                level = 1 - abs(features[y, x, -1] - features[v, u, -1]) / _LEVEL
+                table[i, j] = max(_AGAIN, level * (1 - strange[v, u] / _ALIKE))
             else:
                 table[i, j] = max(0.0, 1 - _apart(features, usable, y, x, v, u) / _ALIKE)
     return table
 
 
-def choose_shifts(features: Image, usable: Mask, hole: Mask) -> Table:
+def choose_shifts(features: Image, strange: Image, usable: Mask, hole: Mask) -> Table:
     """At most SHIFTS shifts (n, 2) of rows and columns, each the one that adds most to the last."""
     height, width = hole.shape
     missing = np.argwhere(hole).astype(np.int32)
@@ -93,13 +96,13 @@ def choose_shifts(features: Image, usable: Mask, hole: Mask) -> Table:
     total = np.concatenate(
         [
             # In parts, for the whole table is large; what can fill nothing is of no use.
-            (table := _likeness(features, usable, known[::8], missing[::4], part)).sum(1)
+            (table := _likeness(features, strange, usable, known[::8], missing[::4], part)).sum(1)
             * table[:, len(known[::8]) :].any(1)
             for part in np.array_split(shifts, 1 + len(shifts) // 4096)
         ]
     )
     shifts = shifts[np.argsort(-total, kind="stable")[:_CLOSER]]
-    table = _likeness(features, usable, known, missing, shifts)
+    table = _likeness(features, strange, usable, known, missing, shifts)
     weight = np.ones(table.shape[1], np.float32)
     chosen: list[int] = []
     while len(chosen) < min(SHIFTS, len(shifts)):
@@ -107,7 +110,7 @@ def choose_shifts(features: Image, usable: Mask, hole: Mask) -> Table:
         chosen.append(best)
         # What is explained, or can be filled, already counts less.
         weight[: len(known)] *= 1 - 0.5 * table[best, : len(known)]
-        weight[len(known) :][table[best, len(known) :] > 0] = _AGAIN
+        weight[len(known) :] *= 1 - (1 - _AGAIN) * table[best, len(known) :]
         close = np.abs(shifts - shifts[best]).max(1) <= 1
         table[close] = 0
     return np.asarray(shifts[chosen], np.int32)
@@ -258,15 +261,45 @@ def _alone(
     return costs
 
 
-def shift_map(features: Image, guide: Image, usable: Mask, hole: Mask) -> Table:
-    """From where each pixel of a hole is copied: int32 (h, w, 2), elsewhere 0. guide (h, w, c) is
-    about what is expected in the hole, and what is there elsewhere.
+@compiled
+def _energy(
+    features: Image,
+    usable: Mask,
+    points: Table,
+    links: Table,
+    alone: NDArray[np.float64],
+    shifts: Table,
+    labels: NDArray[np.int64],
+) -> float:
+    """What a shift map costs a pixel, but for those that no shift reaches."""
+    total = 0.0
+    for i in range(len(points)):
+        if alone[i, labels[i]] < _NEVER:
+            total += alone[i, labels[i]]
+        for k in (0, 2):
+            j = links[i, k]
+            if j < 0:
+                continue
+            for y, x in (points[i], points[j]):
+                v, u = y + shifts[labels[i], 0], x + shifts[labels[i], 1]
+                by, bx = y + shifts[labels[j], 0], x + shifts[labels[j], 1]
+                total += _apart(features, usable, v, u, by, bx)
+    return total / len(points)
+
+
+def shift_map(
+    colours: Image, rows: Image, guide: Image, usable: Mask, hole: Mask
+) -> tuple[Table, float]:
+    """From where each pixel of a hole is copied, int32 (h, w, 2), elsewhere 0; and what that costs
+    a pixel where rows do not count. rows (h, w) is what a pixel's height counts beside its colour;
+    guide (h, w, c) is about what is expected in the hole, and what is there elsewhere.
 
     usable must be False within a pixel of the border. Where no shift reaches, it is what lies in
     the hole or out of the picture.
     """
+    features = np.dstack([colours, rows])
     points = np.argwhere(hole).astype(np.int32)
-    shifts = choose_shifts(features, usable, hole)
+    shifts = choose_shifts(features, guide[..., -1], usable, hole)
     numbers = np.full((hole.shape[0] + 2, hole.shape[1] + 2), -1, np.int32)
     numbers[1:-1, 1:-1][hole] = range(len(points))
     y, x = points.T + 1
@@ -279,4 +312,5 @@ def shift_map(features: Image, guide: Image, usable: Mask, hole: Mask) -> Table:
         left = [label for label in left if _expand(*told, label)]
     sources = np.zeros((*hole.shape, 2), np.int32)
     sources[hole] = points + shifts[labels]
-    return sources
+    alone = _alone(colours, guide, usable, hole, points, shifts)
+    return sources, _energy(colours, usable, points, links, alone, shifts, labels)
