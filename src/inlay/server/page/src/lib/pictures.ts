@@ -26,22 +26,7 @@ export async function groundOf(stored: api.StoredFile, name: string): Promise<vo
   if (stored.kind !== 'picture') throw new api.Refusal('A background is a picture; this is none.');
   const image = await load(api.fileUrl(stored.file));
   const size = { width: stored.width!, height: stored.height! };
-  const before = studio.ground;
-  // Subjects keep their share of the picture when another one comes below them.
-  if (before && studio.layers.length && (before.width !== size.width || before.height !== size.height)) {
-    const factor = Math.min(size.width / before.width, size.height / before.height);
-    studio.layers = studio.layers.map((layer) => ({
-      ...layer,
-      place: {
-        ...layer.place,
-        at: {
-          x: (layer.place.at.x * size.width) / before.width,
-          y: (layer.place.at.y * size.height) / before.height,
-        },
-        scale: layer.place.scale * factor,
-      },
-    }));
-  }
+  if (studio.ground) studio.rescale(studio.ground, size);
   studio.forget();
   studio.ground = { file: stored.file, name, raster: new Pyramid(drawn(image)), ...size };
   studio.mask = new Mask(image.naturalWidth, image.naturalHeight);

@@ -124,6 +124,17 @@ class Studio {
     this.layers = this.layers.map((layer) => (layer.id === id ? { ...layer, ...change } : layer));
   }
 
+  /** Subjects keep their share of the stage when it becomes another size. */
+  rescale(from: Size, to: Size): void {
+    const factor = Math.min(to.width / from.width, to.height / from.height);
+    const moved = ({ place }: Layer): Placement => ({
+      ...place,
+      at: { x: (place.at.x * to.width) / from.width, y: (place.at.y * to.height) / from.height },
+      scale: place.scale * factor,
+    });
+    this.layers = this.layers.map((layer) => ({ ...layer, place: moved(layer) }));
+  }
+
   add(layer: Layer, sprite: Sprite): void {
     this.sprites.set(layer.id, sprite);
     this.arrange([...this.layers, layer]);
