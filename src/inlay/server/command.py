@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import socket
 import sys
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def serve(given: Serving) -> None:
         from inlay.server.api import create_app
         from inlay.server.jobs import Store
         from inlay.server.limits import Limits
-        from inlay.server.safety import log_lines, new_token
+        from inlay.server.safety import log_lines
         from inlay.server.service import Service
     except ImportError as error:
         raise InputError(f"inlay serve needs {error.name}; pip install inlay[server].") from None
@@ -70,7 +71,7 @@ def serve(given: Serving) -> None:
     if token is not None and len(token) < _LEAST:
         raise InputError(f"the token is too short; give {_LEAST} letters at least.")
     if token is None and given.host not in _LOOPBACK:
-        token = new_token()
+        token = secrets.token_urlsafe(24)
         said = f", token: {token}"
     size = int(given.keep_gb * 1e9)
     age = given.keep_days * 86400

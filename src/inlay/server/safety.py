@@ -230,11 +230,6 @@ def same(word: str, other: str) -> bool:
     return hmac.compare_digest(word.encode(), other.encode())
 
 
-def new_token() -> str:
-    """A token that nobody guesses."""
-    return secrets.token_urlsafe(24)
-
-
 def session(token: str, scope: Scope) -> str:
     """The Set-Cookie header of a login."""
     until = str(int(time.time()) + _LOGIN)

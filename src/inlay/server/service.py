@@ -219,12 +219,12 @@ class Service:
                 for after, name, data in found:
                     whole = current.model_dump_json() if name in ("state", "done") else data
                     yield {"id": str(after), "event": name, "data": whole}
-                if current.ended:
+                # It may have ended between the two: then its last event is yet to be read.
+                if current.ended and (not found or found[-1][1] == "done"):
                     return
                 await reader.wait()
         except Refusal:
-            # The job was deleted.
-            return
+            return  # The job was deleted.
         finally:
             self.readers[job].discard(reader)
             if not self.readers[job]:
