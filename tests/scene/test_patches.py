@@ -18,7 +18,7 @@ from skimage import data
 from inlay import Composer
 from inlay.cli import main
 from inlay.pictures.arrays import grow
-from inlay.scene import patches, shiftmap
+from inlay.scene import shiftmap
 from inlay.scene.fill import copy_pieces, fill_hole, shadow_of
 from inlay.scene.patches import find_sources
 
@@ -124,7 +124,7 @@ def test_how_strange_a_colour_is() -> None:
     rng = np.random.default_rng(0)
     colours, rim = rng.random((9, 7, 3), np.float32), rng.random((5, 3), np.float32)
     wanted = np.linalg.norm(colours[:, :, None] - rim, axis=-1).min(-1)
-    np.testing.assert_allclose(patches._strangeness(colours, rim), wanted, rtol=1e-5)
+    np.testing.assert_allclose(shiftmap.strangeness(colours, rim), wanted, rtol=1e-5)
 
 
 def test_what_a_shift_map_costs() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from inlay.pictures.arrays import Image, Mask, distance, grow, masked_blur, resize
 from inlay.scene.fill import membrane
-from inlay.scene.shiftmap import compiled, shift_map
+from inlay.scene.shiftmap import compiled, shift_map, strangeness
 
 Sources = NDArray[np.int32]
 
@@ -193,24 +193,6 @@ def _settle(features: Image, trust: Image, usable: Mask, points: Sources, source
             break
 
 
-@compiled
-def _strangeness(colours: Image, rim: Image) -> Image:
-    """How far each pixel's colour is from the nearest of the rim's (n, 3)."""
-    height, width, channels = colours.shape
-    apart = np.empty((height, width), np.float32)
-    for y in range(height):
-        for x in range(width):
-            nearest = np.float32(1e30)
-            for j in range(len(rim)):
-                total = np.float32(0)
-                for c in range(channels):
-                    step = colours[y, x, c] - rim[j, c]
-                    total += step * step
-                nearest = min(nearest, total)
-            apart[y, x] = math.sqrt(nearest)
-    return apart
-
-
 @dataclass(eq=False)
 class Level:
     """A picture at one size: features (h, w, 5) and the hole (h, w), both padded."""
@@ -265,7 +247,7 @@ class Level:
         # What no part of the rim has is not what lies in the hole.
         fine = masked_blur(colours, (~self.hole).astype(np.float32), _FINE)
         rim = fine[grow(self.hole, _RIM) & (self.trust == 1)]
-        strange = _STRANGE * _strangeness(fine, rim[:: 1 + len(rim) // 256])
+        strange = _STRANGE * strangeness(fine, rim[:: 1 + len(rim) // 256])
         guide = np.dstack([guide, np.where(self.hole, 0, strange)]).astype(np.float32)
         rows = np.linspace(0, _ROWS, len(colours), dtype=np.float32)
         rows = np.broadcast_to(rows[:, None], self.hole.shape)

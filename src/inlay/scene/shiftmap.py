@@ -55,6 +55,24 @@ def _apart(features: Image, usable: Mask, y: int, x: int, v: int, u: int) -> flo
 
 
 @compiled
+def strangeness(colours: Image, rim: Image) -> Image:
+    """How far each pixel's colour is from the nearest of the rim's (n, 3)."""
+    height, width, channels = colours.shape
+    apart = np.empty((height, width), np.float32)
+    for y in range(height):
+        for x in range(width):
+            nearest = np.float32(1e30)
+            for j in range(len(rim)):
+                total = np.float32(0)
+                for c in range(channels):
+                    step = colours[y, x, c] - rim[j, c]
+                    total += step * step
+                nearest = min(nearest, total)
+            apart[y, x] = math.sqrt(nearest)
+    return apart
+
+
+@compiled
 def _likeness(
     features: Image, strange: Image, usable: Mask, known: Table, missing: Table, shifts: Table
 ) -> Image:
