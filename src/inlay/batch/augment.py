@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,9 +124,12 @@ def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class Places:
     """Where things go in one photo: on its ground, clear of what its labels say is there."""
 
-    def __init__(self, photo: Photo, given: Augmenting) -> None:
+    def __init__(
+        self, photo: Photo, given: Augmenting, count: Sequence[float], share: Sequence[float]
+    ) -> None:
         picture = np.asarray(read_picture(photo.path).to_pil().convert("RGB"))
         self.given, self.size = given, picture.shape[1::-1]
+        self.count, self.share = count, share
         self.ground = None
         if given.preset == "scene":
             self.ground = ground_in(photo, given.places, picture)
@@ -141,9 +144,8 @@ class Places:
         """Subjects for one picture, those that stand further away first."""
         if self.given.preset == "single-view":
             return [self._large(things[int(rng.integers(len(things)))], rng)]
-        least, most = numbers(self.given.count, "count", 2, most=100)
         drawn = list[dict[str, Any]]()
-        for _ in range(rng.integers(int(least), int(most) + 1)):
+        for _ in range(rng.integers(int(self.count[0]), int(self.count[1]) + 1)):
             thing, turn = (
                 things[int(rng.integers(len(things)))],
                 round(rng.uniform(-_TURN, _TURN), 1),
@@ -164,10 +166,9 @@ class Places:
         assert ground is not None
         (width, height), (high, wide) = self.size, ground.feet.shape
         rows, columns = np.nonzero(ground.feet)
-        low, large = numbers(self.given.size, "size", 2, most=4)
         best, least = None, self.given.overlap
         for _ in range(_TRIES):
-            at, share = rng.integers(len(rows)), rng.uniform(low, large)
+            at, share = rng.integers(len(rows)), rng.uniform(self.share[0], self.share[1])
             x, y = (columns[at] + rng.random()) / wide, (rows[at] + rng.random()) / high
             side = share * height * (y * high - ground.horizon) / (high - ground.horizon)
             scale = side / max(thing.aspect, 1)
@@ -224,9 +225,13 @@ def planned(
     known = type(settings).model_fields
     if given.prompt and "prompt" in known:
         method["prompt"] = given.prompt
+    spans = numbers(given.count, "count", 2, most=100), numbers(given.size, "size", 2, most=4)
     rows, bare = [], []
     for number, photo in enumerate(photos):
-        places = Places(photo, given)
+        if settings.works_on_background():
+            # It is painted anew; nothing of what was there stays.
+            photo = replace(photo, labels=())
+        places = Places(photo, given, *spans)
         if places.ground is None and given.preset == "scene":
             bare.append(photo.path)
             continue
@@ -236,17 +241,17 @@ def planned(
             if "amount" in known and not preset:
                 # How much of the light there an object takes.
                 own["amount"] = round(rng.uniform(*_LIGHT), 3)
-            row: dict[str, Any] = {"name": f"images/{number:05d}-{copy:03d}.png", "method": own}
-            row |= {
+            row = {
+                "name": f"images/{number:05d}-{copy:03d}.png",
                 "verb": "compose",
+                "method": own,
                 "background": os.path.abspath(photo.path),
                 "seed": int(rng.integers(2**31)),
+                "shadow": "auto" if given.preset == "scene" else "none",
             }
-            row |= {"subjects": places.draw(things, rng)}
-            row |= {"together": settings.works_on_background() and len(row["subjects"]) > 1}
-            row |= {"shadow": "auto" if given.preset == "scene" else "none"}
-            if row["subjects"]:
-                rows.append((row, photo))
+            if subjects := places.draw(things, rng):
+                together = settings.works_on_background() and len(subjects) > 1
+                rows.append(({**row, "subjects": subjects, "together": together}, photo))
     return rows, bare
 
 
@@ -274,6 +279,8 @@ class Augmentation(Batch):
     def write(self, check: Callable[[], None]) -> int:
         """Write manifest.jsonl and preview.png, make the pictures, then their labels."""
         given, out = self.given, Path(self.output)
+        if "://" in self.output:
+            raise InputError(f"{self.output} is a URL; augment writes to a folder.")
         formats = [name.strip() for name in given.labels.split(",")]
         if unknown := [name for name in formats if name not in FORMATS]:
             raise InputError(f"--labels has {unknown[0]!r}; expected {', '.join(FORMATS)}.")
@@ -281,7 +288,8 @@ class Augmentation(Batch):
         photos = read_photos(self.sources[0])
         things = read_things(self.sources[1], out / "objects")
         rows, bare = planned(photos, things, given)
-        if bare and not given.quiet:
+        says = not (given.quiet or given.json)
+        if bare and says:
             print(f"{len(bare)} backgrounds show no ground and are left out, like {bare[0]}")
         if not rows:
             raise InputError(f"{self.sources[0]} has no place for an object; give --places.")
@@ -296,14 +304,16 @@ class Augmentation(Batch):
             *names.values(),
             *(each["category"] for photo in photos for each in photo.labels),
         }
-        failed = [json.loads(line)["name"] for line in (out / "failed.jsonl").open()]
+        told = (out / "failed.jsonl").read_text().splitlines()
+        # Of those that were refused before they were made the line comes first.
+        failed = {json.loads(line)["name"].rpartition(": ")[2] for line in told}
         made = (
             photo.composite(out, row, [names[each["picture"]] for each in row["subjects"]])
             for row, photo in rows
             if row["name"] not in failed
         )
         kept, dropped = write_labels(out, formats, sorted(classes), made, given.visible)
-        if not given.quiet:
+        if says:
             print(f"{kept} labels; {dropped} things are too hidden to have one")
         return status
 

@@ -172,6 +172,7 @@ class Actors:
     ) -> None:
         try:
             import ray
+            import ray.util.metrics
         except ImportError:
             raise InputError("ray is not installed; pip install 'inlay[batch]'.") from None
         self._ray, self._own = ray, not ray.is_initialized()
@@ -187,6 +188,8 @@ class Actors:
         own = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"num_cpus": 1}
         self._kind = ray.remote(max_restarts=0, max_task_retries=0, **own)(runner)
         self._resource = "GPU" if "num_gpus" in own else "CPU"
+        # Beside what Ray itself tells Prometheus.
+        self._ends = ray.util.metrics.Counter("inlay_jobs", "Jobs by their end.", ("kind",))
         self._failures, self._batch_size, self.most = 0, batch_size, _MOST
         self.batch = _AUTO if batch_size == "auto" else batch_size
         self.seats: list[_Seat] = []
@@ -238,6 +241,8 @@ class Actors:
             reason = plain(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
             return self._replace(seat, Event("died", f"its worker died ({reason})."))
         jobs, seat.jobs, seat.ref, self._failures = seat.jobs, (), None, 0
+        for event in events:
+            self._ends.inc(tags={"kind": event.kind})
         return list(zip(jobs, events, strict=True))
 
     def _replace(self, seat: _Seat, event: Event) -> list[End]:
