@@ -104,7 +104,6 @@ def main() -> None:
         page = visit(browser, given.address, "dark")
         page.get_by_role("button", name="Remove", exact=True).first.click()
         choose(page, ".welcome", "Choose a picture", coffee)
-        page.get_by_label("Close the hints").click()
         frame = page.locator(".frame").bounding_box()
         zoom = float(page.get_by_label("Zoom, percent").input_value().rstrip("%")) / 100
         page.locator(".panel").get_by_label("Brush,").fill("76")

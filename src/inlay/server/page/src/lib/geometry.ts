@@ -26,7 +26,7 @@ export interface Placement {
 }
 
 /** The size of the box round a rectangle that is turned by so many degrees. */
-export function turned(size: Size, degrees: number): Size {
+function turned(size: Size, degrees: number): Size {
   const angle = (degrees * Math.PI) / 180;
   const square = degrees % 90 === 0;
   const trim = (value: number) => (square ? Math.round(Math.abs(value)) : Math.abs(value));

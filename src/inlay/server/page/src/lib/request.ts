@@ -21,7 +21,7 @@ export function missing(): string {
 }
 
 /** A subject as a request names it; its box is the one that is drawn, in whole pixels. */
-export function subjectData(layer: Layer): Data {
+function subjectData(layer: Layer): Data {
   const box = outline(layer.crop, layer.place);
   const data: Data = { picture: layer.picture, box: [box.x, box.y, box.width, box.height] };
   if (layer.mask) data.mask = layer.mask;

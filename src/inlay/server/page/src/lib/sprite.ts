@@ -45,6 +45,13 @@ export class Sprite {
     return sprite;
   }
 
+  /** The same again, with a mask of its own. */
+  copy(): Sprite {
+    const sprite = new Sprite(this.photo);
+    sprite.show(this.cutout);
+    return sprite;
+  }
+
   /** Show another cut-out of the photo, whose alpha becomes the mask. */
   show(cutout: CanvasImageSource): void {
     const pen = pencil(this.cutout);

@@ -1,6 +1,6 @@
 /** What is on the stage, and how it is to be made: the one state that all parts of the page share. */
 
-import type { Placement, Point, Rect, Size } from './geometry';
+import { wrap, type Placement, type Point, type Rect, type Size } from './geometry';
 import type { Mask } from './mask';
 import type { Pyramid } from './raster';
 import type { Sprite } from './sprite';
@@ -34,13 +34,6 @@ export interface Layer {
   stamp: number;
 }
 
-export interface Example {
-  name: string;
-  background: string;
-  subject: string;
-  box: [number, number, number, number];
-}
-
 export interface View {
   zoom: number;
   x: number;
@@ -62,8 +55,6 @@ class Studio {
   maskStamp = $state(0);
   maskEmpty = $state(true);
   view: View = $state.raw({ zoom: 1, x: 0, y: 0 });
-  /** Whether the subject's mask is being painted. */
-  painting = $state(false);
   livePreview = $state(true);
   /** Where a subject is while it is moved, before that is a step of undo. */
   live: { id: number; place: Placement } | null = $state.raw(null);
@@ -152,7 +143,6 @@ class Studio {
   remove(id: number): void {
     this.arrange(this.layers.filter((layer) => layer.id !== id));
     if (this.selected === id) this.selected = this.layers.at(-1)?.id ?? null;
-    this.painting = false;
   }
 
   duplicate(id: number): void {
@@ -162,7 +152,7 @@ class Studio {
     const off = Math.round(0.04 * Math.min(this.stage.width, this.stage.height));
     const at = { x: layer.place.at.x + off, y: layer.place.at.y + off };
     const copy = { ...layer, id: this.newId(), place: { ...layer.place, at } };
-    this.add(copy, sprite);
+    this.add(copy, sprite.copy());
   }
 
   /** Move a subject one up (1) or down (-1) in the order in which they are laid. */
@@ -200,11 +190,9 @@ class Studio {
 
   rotateBy(degrees: number): void {
     const layer = this.layer;
-    const turn = (value: number) => {
-      const rest = (((value % 360) + 540) % 360) - 180;
-      return Math.round(rest * 100) / 100;
-    };
-    if (layer) this.place(layer.id, { rotate: turn(layer.place.rotate + degrees) }, 'rotate');
+    if (!layer) return;
+    const rotate = Math.round(wrap(layer.place.rotate + degrees) * 100) / 100;
+    this.place(layer.id, { rotate }, 'rotate');
   }
 
   flip(): void {

@@ -1,6 +1,6 @@
 /** Fingers, mouse and wheel on the stage: pan, pinch, brush, box and point. */
 
-import { between, inward, outward, type Placement, type Point } from '../lib/geometry';
+import { between, inward, outward, wrap, type Placement, type Point } from '../lib/geometry';
 import { currentMask, cutAgain, groundMaskChanged, keepPatch, spriteChanged } from '../lib/pictures';
 import { studio, type Layer } from '../lib/studio.svelte';
 import type { Board } from './board';
@@ -208,7 +208,7 @@ export class Gestures {
     factor: number,
   ): Placement {
     const held = inward(onStage(was.mid), place);
-    const rotate = Math.round((place.rotate - (now.angle - was.angle)) * 100) / 100;
+    const rotate = Math.round(wrap(place.rotate - (now.angle - was.angle)) * 100) / 100;
     const next = { ...place, scale: place.scale * factor, rotate };
     const [at, to] = [outward(held, next), onStage(now.mid)];
     return { ...next, at: { x: next.at.x + to.x - at.x, y: next.at.y + to.y - at.y } };

@@ -3,8 +3,8 @@
 import type { Point, Size } from '../lib/geometry';
 import { studio } from '../lib/studio.svelte';
 
-export const LEAST_ZOOM = 0.02;
-export const MOST_ZOOM = 16;
+const LEAST_ZOOM = 0.02;
+const MOST_ZOOM = 16;
 
 /** What lies over a window's rim. */
 export interface Rim {
@@ -13,10 +13,9 @@ export interface Rim {
   bottom: number;
 }
 
-/** The rim of the tools in a window, and of the hints where they are shown. */
-export function rimOf(window: Size, hints: boolean): Rim {
-  if (matchMedia('(max-width: 720px)').matches)
-    return { side: 12, top: 12, bottom: hints ? 132 : 64 };
+/** The rim of the tools, in a narrow window below the stage, and of the hints where they are shown. */
+export function rimOf(narrow: boolean, hints: boolean): Rim {
+  if (narrow) return { side: 12, top: 12, bottom: hints ? 132 : 64 };
   return { side: 72, top: hints ? 104 : 32, bottom: 32 };
 }
 
