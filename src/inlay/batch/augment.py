@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 _SIDE, _TRIES = 160, 80
 # So much of a picture is ground at least, where there is any, and so far up things may stand.
 _LEAST_GROUND, _HIGHEST = 0.12, 0.6
-# Neighbours in Lab that differ less are smooth, as the sky is.
-_SMOOTH = 2.2
+# Neighbours in Lab that differ less are smooth, as the sky is. It is blue, or as clouds: b* below,
+# lightness above; lightness above, chroma below.
+_SMOOTH, _BLUE, _PALE = 2.2, (-6, 30), (70, 15)
 # An object's least side in a composite, in pixels; its turn, in degrees; a single view's share of
 # its picture; what a method makes of its change.
 _LEAST_SIDE, _TURN, _LARGE, _LIGHT = 12, 6.0, (0.6, 0.85), (0.1, 0.4)
@@ -61,8 +62,8 @@ def find_ground(picture: NDArray[np.uint8]) -> Ground | None:
     """The ground in a photograph (H, W, 3), sRGB; None where it shows none.
 
     It is what a watershed from the lowest rows keeps of the picture against one from its upper
-    third, less the sky: what is smooth all the way from the upper edge. Things stand in its lower
-    part only. The horizon is where it ends.
+    third, less the sky: what is smooth, blue or pale all the way from the upper edge. Things stand
+    in its lower part only. The horizon is where it ends.
     """
     small = _small(picture)
     height, width = small.shape[:2]
@@ -70,7 +71,9 @@ def find_ground(picture: NDArray[np.uint8]) -> Ground | None:
     lab = cv2.bilateralFilter(lab, 7, 12, 5)
     steps = [np.abs(np.diff(lab, axis=axis, append=lab.take([-1], axis))) for axis in (0, 1)]
     smooth = cv2.blur(np.maximum(*steps).max(2), (3, 3)) < _SMOOTH
-    _, pieces = cv2.connectedComponents(smooth.astype(np.uint8), connectivity=4)
+    light, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
+    airy = (lab[..., 2] < _BLUE[0]) & (light > _BLUE[1]) | (light > _PALE[0]) & (chroma < _PALE[1])
+    _, pieces = cv2.connectedComponents((smooth | airy).astype(np.uint8), connectivity=4)
     sky = np.isin(pieces, np.setdiff1d(pieces[0], 0))
     seeds = np.zeros((height, width), np.int32)
     seeds[: height // 3], seeds[-max(2, height // 16) :] = 2, 1
