@@ -65,7 +65,7 @@ BOUNDS = {
     # light and of removal, filling by patches, views of concepts, batches of pictures with a file
     # of their own, partial imports, checkpoints of few steps, weights in prompts. It may
     # fall, and must not rise unexplained.
-    "lines": 21440,
+    "lines": 21480,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import inlay
 from checkpoints import BUILDERS, WIDTH, build_single_file, built, loaded, predictions
-from inlay.checkpoints.folder import budget, pick_weights
+from inlay.checkpoints.folder import budget, pick_weights, read_tensors
 from inlay.checkpoints.hub import files_to_fetch, is_complete
 from inlay.checkpoints.load import fingerprint, load_backbone, pick_device, pick_dtype
 from inlay.diffusion.backbone import Backbone
@@ -846,3 +846,32 @@ def test_a_download_that_broke_off_between_shards_is_not_complete(tmp_path: Path
     assert not is_complete(folder, half=False)
     (unet / shards["b"]).write_bytes((unet / shards["a"]).read_bytes())
     assert is_complete(folder, half=False)
+
+
+def test_tensors_are_read_as_the_library_reads_them_but_into_memory_of_their_own(
+    tmp_path: Path,
+) -> None:
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    tensors = {f"{kind}": torch.arange(7).to(kind) for kind in kinds}
+    tensors |= {"one": torch.tensor(2.5), "none": torch.zeros(0, 3), "matrix": draw(5, 4)}
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    made = read_tensors(tmp_path / "a.safetensors")
+    assert made.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert made[name].dtype == tensor.dtype and torch.equal(made[name], tensor)
+        assert made[name].data_ptr() % 64 == 0
+    halves = read_tensors(tmp_path / "a.safetensors", torch.float16)
+    assert torch.equal(halves["matrix"], tensors["matrix"].half())
+    assert halves["torch.int64"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_a_checkpoints_weights_lie_in_no_file(name: str, tmp_path: Path) -> None:
+    """A file that is cut short after loading changes nothing, and ends no process."""
+    shutil.copytree(built(name), tmp_path / name)
+    backbone = load_backbone(tmp_path / name, device="cpu")
+    for file in (tmp_path / name).rglob("*.safetensors"):
+        file.write_bytes(b"")
+    pairs = zip(backbone.network.parameters(), loaded(name).network.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    assert torch.equal(backbone.embed(["a"], SIZE).hidden, loaded(name).embed(["a"], SIZE).hidden)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal
 
 from inlay.errors import InputError, show
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -159,11 +161,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(text, f"The file {path}")
 
 
-def parse_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object of at most 4 million letters; InputError for anything else."""
+def parse_json(text: str, where: str, most: int = _MOST_LETTERS) -> dict[str, Any]:
+    """A JSON object of at most so many letters; InputError for anything else."""
     value = None
     with suppress(ValueError, RecursionError):
-        value = json.loads(text) if len(text) <= _MOST_LETTERS else None
+        value = json.loads(text) if len(text) <= most else None
     if not isinstance(value, dict):
         raise InputError(f"{where} is not readable JSON: a JSON object is needed.")
     return value
@@ -200,8 +202,9 @@ def load_network(
     files = [home / name for name in chosen if name.endswith(".safetensors")]
     for file in files:
         check_safetensors(file, "weight file")
-    key = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
-    with budget(files, where):
+    mapped = cls.__module__.startswith("transformers")
+    key = "dtype" if mapped else "torch_dtype"
+    with budget(files, where), _reading(dtype):
         network, report = cls.from_pretrained(
             str(home),
             local_files_only=True,
@@ -214,7 +217,51 @@ def load_network(
     missing = sorted(name for name in report["missing_keys"] if "position_ids" not in name)
     if missing:
         raise InputError(f"{where} lacks {missing[0]}: fetch it again.")
+    for tensor in (*network.parameters(), *network.buffers()) if mapped else ():
+        tensor.data = tensor.data.clone()
     return network, files
+
+
+@contextmanager
+def _reading(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, this thread's weight files are read by read_tensors(), which diffusers maps."""
+    from safetensors import torch as library
+
+    read, thread = library.load_file, get_ident()
+
+    def load_file(path: Path, device: Any = "cpu") -> dict[str, Tensor]:
+        return read_tensors(path, dtype) if get_ident() == thread else read(path, device)
+
+    library.load_file = load_file
+    try:
+        yield
+    finally:
+        library.load_file = read
+
+
+def read_tensors(path: str | Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file that was checked, in memory of their own, and of a dtype
+    but for whole numbers.
+
+    Kernels round differently on memory of another alignment, so the same weights in another file
+    would give other bytes; a mapped file that is cut short later kills the process; and of a copy
+    of one twice as much is held.
+    """
+    import torch
+    from safetensors import torch as library
+
+    tensors: dict[str, Tensor] = {}
+    with Path(path).open("rb") as file:
+        start = 8 + (length := int.from_bytes(file.read(8), "little"))
+        header = parse_json(file.read(length).decode(), f"The header of {path}", _LONGEST_HEADER)
+        header.pop("__metadata__", None)
+        for name, told in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            tensor = torch.empty(told["shape"], dtype=library._TYPES[told["dtype"]])
+            file.seek(start + told["data_offsets"][0])
+            if tensor.numel():
+                file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
+            tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensors
 
 
 def budget(files: Sequence[Path], where: str) -> AbstractContextManager[Any]:

@@ -24,6 +24,7 @@ from inlay.checkpoints.folder import (
     pick_weights,
     read_index,
     read_scheduler,
+    read_tensors,
     weights_stem,
 )
 from inlay.errors import InputError
@@ -149,7 +150,6 @@ def load_file(path: Path, dtype: Any) -> Parts:
     """
     import torch
     from diffusers.loaders.single_file import load_single_file_sub_model
-    from safetensors.torch import load_file as read
 
     keys = check_safetensors(path, "model")
     flow = any("double_blocks." in key or "joint_blocks." in key for key in keys)
@@ -159,7 +159,7 @@ def load_file(path: Path, dtype: Any) -> Parts:
             "Stable Diffusion 3 are opened as a folder, which diffusers' from_single_file() and "
             "save_pretrained() write, and a LoRA or a textual inversion goes in beside a model."
         )
-    weights, loaded = read(path), dict[str, Any]()
+    weights, loaded = read_tensors(path), dict[str, Any]()
     folder = _settings(path, weights)
     parts = read_index(folder, str(folder))
     if parts["vae"] != "AutoencoderKL" or "unet" not in parts:

@@ -91,7 +91,7 @@ def load_backbone(
 
 
 def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) -> Backbone:
-    """The checkpoint on its device, its weights in memory of their own."""
+    """The checkpoint on its device."""
     loaded, flow = parts.loaded, "transformer" in parts.loaded
     tokenizers, encoders = (
         [each for part, each in loaded.items() if part.startswith(kind)]
@@ -103,7 +103,7 @@ def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) 
     if dtype == torch.float16 and getattr(vae.config, "force_upcast", True) is False:
         vae.half()
     for module in (vae, network, *encoders):
-        own_weights(module.to(place))
+        module.to(place)
     index = read_json(parts.folder / "model_index.json")
     zeros = len(encoders) == 2 and bool(index.get("force_zeros_for_empty_prompt", True))
     text = (FlowText if flow else partial(TextStack, empty_is_zero=zeros))(tokenizers, encoders)
@@ -133,7 +133,7 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
             raise InputError(f"{where} is a {found}, but only a {kind.class_name} can be used.")
         cls = getattr(diffusers, kind.class_name)
         network, files = load_network(folder, cls, stem, where, dtype=backbone.dtype, half=half)
-        own_weights(network.requires_grad_(False).eval().to(backbone.device))
+        network.requires_grad_(False).eval().to(backbone.device)
     labelled = [(file.name, file) for file in files]
     return kind(network, backbone, name=name, hasher=lambda: fingerprint(labelled))
 
@@ -184,17 +184,6 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return kind
 
 
-def own_weights(module: torch.nn.Module) -> None:
-    """Copy weights that still lie in a mapped file into memory of our own.
-
-    Kernels round differently on memory of another alignment, so the same weights in another file
-    would give other bytes; and a mapped file that is cut short later kills the process.
-    """
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.device.type == "cpu":
-            tensor.data = tensor.data.clone()
-
-
 def _load(name: str, dtype: torch.dtype) -> Parts:
     path = Path(name).expanduser()
     file = path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
@@ -212,7 +201,8 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
     used: list[tuple[str, Path]] = []
     parts = read_index(folder, name)
     config = read_scheduler(folder, name, "transformer" in parts)
-    for part, class_name in parts.items():
+    # The largest last: what libraries hold while they load the others is free again.
+    for part, class_name in reversed(parts.items()):
         home, stem = folder / part, weights_stem(part)
         if not home.is_dir():
             raise InputError(f"The model {name} has no folder {part}, which its index names.")
@@ -232,7 +222,7 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
         half = dtype == torch.float16
         loaded[part], files = load_network(home, cls, stem, where, dtype=own, half=half)
         used += [(f"{part}/{file.name}", file) for file in files]
-    return Parts(folder, loaded, config, used)
+    return Parts(folder, {part: loaded[part] for part in parts}, config, used)
 
 
 @contextmanager
