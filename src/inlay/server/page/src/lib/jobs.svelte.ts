@@ -4,6 +4,9 @@ import * as api from './api';
 import type { Job } from './api';
 import { messages } from './messages.svelte';
 import { requestOf } from './request';
+import { sentence } from './words';
+
+const FAILED = 'it failed, and the server gives no reason';
 
 const open = (job: Job) => job.state === 'queued' || job.state === 'running';
 
@@ -95,8 +98,8 @@ class Jobs {
       this.previews = rest;
       if (!job) return;
       this.put(job);
-      if (job.state === 'failed') messages.say(said(job.error), 'error');
-      job.record?.notes?.forEach((note: string) => messages.say(said(note)));
+      if (job.state === 'failed') messages.say(sentence(job.error || FAILED), 'error');
+      job.record?.notes?.forEach((note: string) => messages.say(sentence(note)));
       if (job.state !== 'done') return;
       if (job.verb === 'learn')
         messages.say('The object is learnt; it lies under Learn, ready for the stage.');
@@ -105,10 +108,5 @@ class Jobs {
     });
   }
 }
-
-const said = (text: string | null) => {
-  const words = text || 'It failed, and the server gives no reason.';
-  return words.charAt(0).toUpperCase() + words.slice(1);
-};
 
 export const jobs = new Jobs();

@@ -8,6 +8,7 @@ import { bounds, drawn, load, Pyramid } from './raster';
 import { Sprite } from './sprite';
 import { studio, type Layer } from './studio.svelte';
 import { history } from './undo.svelte';
+import { sentence } from './words';
 
 const plain = (name: string) => name.replace(/\.[a-z0-9]+$/i, '');
 
@@ -207,6 +208,3 @@ export function spriteChanged(id: number, mask: string): void {
 }
 
 const numbers = (box: Rect) => [box.x, box.y, box.width, box.height];
-
-export const sentence = (text: string) =>
-  text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');
