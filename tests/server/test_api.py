@@ -178,6 +178,8 @@ def test_an_object_is_learnt_and_used(server: Running, pictures: tuple[str, str]
     assert re.fullmatch(r"[0-9a-f]{64}\.safetensors", concept)
     told = server.client.get(f"/api/files/{concept}/info").json()
     assert told["kind"] == "concept"
+    # The cup was cut out, and so it is shown.
+    assert opened(server.client.get(f"/api/files/{concept}").content).shape[2] == 4
     content = server.client.get(f"/api/jobs/{job['id']}/result").content
     assert server.upload(content) == concept
     assert str(server.service.store.files).encode() not in content

@@ -164,7 +164,7 @@ def reduced(file: str, size: int) -> pyvips.Image:
 
 def _image(photo: PILImage.Image, size: int) -> pyvips.Image:
     photo.thumbnail((size, size))
-    return pyvips.Image.new_from_array(np.asarray(photo))
+    return pyvips.Image.new_from_array(np.asarray(photo), interpretation="srgb")
 
 
 def shown(file: str, size: int) -> tuple[bytes, str]:
