@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from inlay.request import Request
 from inlay.result.record import names
 
 _COLUMNS = ("name", "key", "state", "run", "line", "sentence", "paths", "seconds")
-# Between two parts on an object store, in seconds.
-_EVERY = 10.0
+# Between two parts on an object store, and between two commits where rows come fast, in seconds.
+_EVERY, _KEPT = 10.0, 0.05
 
 
 def key_of(request: Request, layers: str = "") -> str:
@@ -65,12 +66,14 @@ class Ledger:
             self._base.execute("PRAGMA journal_mode = WAL")
             self._base.execute("PRAGMA synchronous = NORMAL")
             self._base.execute(f"CREATE TABLE IF NOT EXISTS rows (name PRIMARY KEY, {columns})")
+            self._base.execute("BEGIN IMMEDIATE")
             self._base.execute("DELETE FROM rows WHERE state IS NULL")
         except sqlite3.OperationalError as error:
             raise InputError(
                 f"{folder} is in use by another inlay batch, or cannot be written ({error}); wait "
                 "for it or give another folder."
             ) from None
+        self._kept = time.monotonic()
         self._written, self._news = time.monotonic(), list[tuple[Any, ...]]()
         if self._remote:
             self._read_parts(self._remote)
@@ -101,10 +104,18 @@ class Ledger:
         paths = json.dumps(list(event.paths))
         row = (name, key, event.kind, self.run, line, event.sentence, paths, event.seconds)
         self._put(row)
+        if time.monotonic() - self._kept > _KEPT:
+            self.keep()
         if self._remote:
             self._news.append(row)
             if time.monotonic() - self._written > _EVERY:
                 self._write_part(self._remote)
+
+    def keep(self) -> None:
+        """Make sure of what was told, whatever happens to this process."""
+        self._base.execute("COMMIT")
+        self._base.execute("BEGIN IMMEDIATE")
+        self._kept = time.monotonic()
 
     def rows(self, *states: str) -> Iterator[dict[str, Any]]:
         """The rows of this run that ended in one of some states, in the manifest's order."""
@@ -120,6 +131,9 @@ class Ledger:
 
     def close(self) -> None:
         """Let another command have it."""
+        # On a full disk the last rows are made again.
+        with suppress(sqlite3.OperationalError):
+            self._base.execute("COMMIT")
         if self._remote:
             self._write_part(self._remote)
         self._base.close()

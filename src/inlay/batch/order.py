@@ -114,6 +114,8 @@ class Batch:
                     ledger.end(job.name, *keys.pop(job.name), event)
                     self.counts[event.kind] += 1
                     self.seats[seat] += 1
+                else:
+                    ledger.keep()
                 if time.monotonic() - told > _EVERY:
                     told = time.monotonic()
                     self._tell(told - started, live)
