@@ -43,6 +43,8 @@ class Running:
 
         size = as_batch_size(self.batch_size)
         if self.engine == "ray":
+            if self.memory is not None:
+                raise InputError("--memory bounds local workers; Ray has a monitor of its own.")
             return Actors(self.address, self.workers, self.timeout, batch_size=size)
         if self.address is not None:
             raise InputError("--address is a Ray cluster's; give --engine ray, too.")
