@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -43,6 +44,7 @@ def encoded(samples: Any, kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
+@functools.cache
 def photographs() -> tuple[bytes, bytes]:
     """A background, and a subject with alpha."""
     crop = data.coffee()[20:140, 150:300]
@@ -282,10 +284,10 @@ def load(folder: Path, clients: int, minutes: float, batch_size: int) -> dict[st
         job = client.post("/api/jobs", json=request_of(files, 0)).json()["id"]
         while client.get(f"/api/jobs/{job}").json()["state"] in ("queued", "running"):
             time.sleep(0.2)
-    alone = {way: library(folder, 20, way == "batched") for way in ("one by one", "batched")}
+    alone = {way: library(folder, 15, way == "batched") for way in ("one by one", "batched")}
     found = asyncio.run(crowd(server.url, clients, 60 * minutes))
     server.close()
-    again = {way: library(folder, 20, way == "batched") for way in ("one by one", "batched")}
+    again = {way: library(folder, 15, way == "batched") for way in ("one by one", "batched")}
     best = max((alone[way] + again[way]) / 2 for way in alone)
     wrong = [status for status in found["statuses"] if status >= 400 and status != 429]
     found |= {"library before": alone, "library after": again}

@@ -80,9 +80,9 @@ def serve(given: Serving) -> None:
     models = models_of(given.model or ["embedded"], store.files, given.device)
     service = Service(store, models, token, given.workers, given.batch_size)
     app = create_app(service, [given.host, *(given.allow_host or ())])
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5
-    )
+    # Longer than proxies keep a connection that rests.
+    waits: dict[str, Any] = {"timeout_keep_alive": 90, "timeout_graceful_shutdown": 5}
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, **waits)
     six = ":" in given.host
     try:
         family = socket.AF_INET6 if six else socket.AF_INET
