@@ -183,10 +183,10 @@ def chaos(folder: Path, jobs: int, kills: int) -> dict[str, Any]:
 
 
 async def one_client(
-    url: str, number: int, end: float, counts: dict[str, int], statuses: dict[int, int]
+    url: str, number: int, end: float, done: list[float], statuses: dict[int, int]
 ) -> None:
     """Orders jobs one after the other and fetches their results, until the time is over."""
-    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120, verify=False) as client:
 
         async def ask(method: str, path: str, **told: Any) -> httpx.Response:
             answer = await client.request(method, path, **told)
@@ -210,15 +210,16 @@ async def one_client(
                     if line == "event: done" or time.monotonic() > end:
                         break
             if time.monotonic() < end:
-                counts["done"] += (await ask("GET", f"/api/jobs/{job}/result")).status_code == 200
+                await ask("GET", f"/api/jobs/{job}/result")
+                done.append(time.monotonic())
 
 
 async def crowd(url: str, clients: int, seconds: float) -> dict[str, Any]:
-    end, counts, statuses = time.monotonic() + seconds, {"done": 0}, dict[int, int]()
+    end, done, statuses = time.monotonic() + seconds, list[float](), dict[int, int]()
     times: list[float] = []
 
     async def probe() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=False) as client:
             while time.monotonic() < end:
                 before = time.monotonic()
                 assert (await client.get("/healthz")).status_code == 200
@@ -233,12 +234,13 @@ async def crowd(url: str, clients: int, seconds: float) -> dict[str, Any]:
         await asyncio.sleep(seconds)
         del reader
 
-    each = [one_client(url, number, end, counts, statuses) for number in range(clients)]
+    each = [one_client(url, number, end, done, statuses) for number in range(clients)]
     found = await asyncio.gather(*each, probe(), stuck(), return_exceptions=True)
     failures = [repr(error) for error in found if isinstance(error, BaseException)]
     times.sort()
     health = {f"p{q}": round(1000 * times[int(len(times) * q / 100)], 1) for q in (50, 95, 99)}
-    rate = round(counts["done"] / seconds, 3)
+    # From the first one on: before it the clients themselves get ready.
+    rate = round((len(done) - 1) / (done[-1] - done[0]), 3)
     return {"jobs a second": rate, "healthz ms": health, "statuses": statuses, "failures": failures}
 
 

@@ -178,3 +178,23 @@ def test_a_wait_for_a_job_ends_when_there_is_one(store: Store) -> None:
     job = added(store)
     thread.join(10)
     assert found and found[0] is not None and found[0].id == job.id
+
+
+def test_several_runners_claim_each_job_once(store: Store) -> None:
+    """At the same time, alone and together, and none waits for another for ever."""
+    import threading
+
+    method = {"name": "cdc", "prompt": "a cup"}
+    jobs = [store.add(f"{n}", {**REQUEST, "seed": n, "method": method}, ()) for n in range(40)]
+    found: list[str] = []
+
+    def run() -> None:
+        while (job := store.claim(0.2)) is not None:
+            found.extend(each.id for each in (job, *store.claim_alike(job, 2)))
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == sorted(job.id for job in jobs)

@@ -197,8 +197,8 @@ class Store:
             return self._claim() or (self._work.wait(seconds) and self._claim()) or None
 
     def _claim(self) -> Job | None:
-        rows = self._do("SELECT id FROM jobs WHERE state = 'queued' ORDER BY number LIMIT 1")
-        return self._run(rows[0]["id"]) if rows else None
+        queue = self._do("SELECT id FROM jobs WHERE state = 'queued' ORDER BY number")
+        return next((self.job(job) for (job,) in queue if self._starts(job)), None)
 
     def claim_alike(self, job: Job, most: int) -> list[Job]:
         """So many further jobs at most that may run together with a claimed one, running now: none
@@ -207,15 +207,14 @@ class Store:
         calm = "SELECT * FROM jobs WHERE state = 'queued' AND deaths = 0 ORDER BY number"
         if most < 1 or job.deaths or job.verb == "learn":
             return []
-        with self._lock:
-            waiting = (each for each in map(self._read, self._do(calm)) if each.verb == job.verb)
-            alike = [each.id for each in waiting if kind_of(each.request) == kind_of(job.request)]
-            return [self._run(each) for each in alike[:most]]
+        waiting = (each for each in map(self._read, self._do(calm)) if each.verb == job.verb)
+        alike = [each.id for each in waiting if kind_of(each.request) == kind_of(job.request)]
+        return [self.job(each) for each in alike[:most] if self._starts(each)]
 
-    def _run(self, job: str) -> Job:
+    def _starts(self, job: str) -> bool:
+        """Whether a job runs from now on: another thread may have claimed or cancelled it."""
         change, queued = "state = 'running', started = ?, step = 0", "state = 'queued'"
-        self._change(job, change, "state", time.time(), where=queued)
-        return self.job(job)
+        return self._change(job, change, "state", time.time(), where=queued)
 
     def advance(self, job: str, step: int, total: int, preview: str = "") -> None:
         """A running job's progress, with a picture of it, a JPEG in base64, where there is one."""
