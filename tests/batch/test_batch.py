@@ -140,6 +140,8 @@ def test_two_commands_on_one_folder_do_not_clash(
     assert "in use by another inlay batch" in capsys.readouterr().err
     ledger.close()
     assert main(["batch", path, "-o", str(folder / "out"), "--workers", "1"]) == 0
+    assert main(["batch", path, "-o", str(folder / "cup.png")]) == 2
+    assert "cannot be a folder" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_says_what_is_done_and_goes_on(folder: Path) -> None:

@@ -282,8 +282,8 @@ class Augmentation(Batch):
     def write(self, check: Callable[[], None]) -> int:
         """Write manifest.jsonl and preview.png, make the pictures, then their labels."""
         given, out = self.given, Path(self.output)
-        if "://" in self.output:
-            raise InputError(f"{self.output} is a URL; augment writes to a folder.")
+        if "://" in self.output or out.is_file():
+            raise InputError(f"{self.output} is no folder; augment writes to one.")
         formats = [name.strip() for name in given.labels.split(",")]
         if unknown := [name for name in formats if name not in FORMATS]:
             raise InputError(f"--labels has {unknown[0]!r}; expected {', '.join(FORMATS)}.")

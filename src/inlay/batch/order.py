@@ -60,8 +60,12 @@ class Batch:
 
         self.output = self.output.removeprefix("file://").rstrip("/")
         self.total = sum(1 for _ in raw_rows(self.manifest))
-        if "://" not in self.output:
-            os.makedirs(self.output, exist_ok=True)
+        try:
+            if "://" not in self.output:
+                os.makedirs(self.output, exist_ok=True)
+        except OSError as error:
+            reason = f"{self.output} cannot be a folder ({error.strerror})"
+            raise InputError(f"{reason}; give another one.") from None
         with closing(Ledger(self.output)) as ledger:
             try:
                 with closing(self.given.crew()) as crew:
