@@ -19,7 +19,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check src tests tools benchmarks examples
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 3 --dist loadfile
 
 setup: $(STAMP)
 

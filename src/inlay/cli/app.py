@@ -49,6 +49,8 @@ _HUSH = {
     "TOKENIZERS_PARALLELISM": "false",
     # Threads that have nothing to do sleep in place of turning: others want the cores.
     "OMP_WAIT_POLICY": "passive",
+    # numpy's own cannot, and its products here are too small for two.
+    "OPENBLAS_NUM_THREADS": "1",
     "OPENCV_LOG_LEVEL": "SILENT",
     # Looking for some among all that is installed takes longer than most commands.
     "PYDANTIC_DISABLE_PLUGINS": "1",
