@@ -20,6 +20,7 @@ from inlay.batch.runner import Job, Runner
 from inlay.batch.worker import Worker
 from inlay.cli import main
 from photos import cup
+from runners import Threads
 
 REQUEST = {
     "verb": "compose",
@@ -52,6 +53,16 @@ def job(folder: Path, request: dict[str, Any], output: str = "out.png", **more: 
     subject = {**subject, "picture": str(folder / subject["picture"])}
     placed = {**request, "background": str(folder / "chelsea.png"), "subjects": [subject]}
     return Job(output, placed, str(folder / output), **more)
+
+
+def test_a_worker_knows_its_threads_before_it_imports_numpy(folder: Path) -> None:
+    before = dict(os.environ)
+    worker = Worker(threads=3, runner=Threads)
+    worker.submit(job(folder, REQUEST))
+    *_, done = worker.events()
+    worker.kill()
+    assert json.loads(done.sentence) == ["3"] * 3
+    assert dict(os.environ) == before
 
 
 def test_a_worker_writes_what_inlay_run_writes(folder: Path, worker: Worker) -> None:

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,12 @@ _LONGEST = 64 << 20
 _PREVIEW_SIDE = 512
 # So often a process may end before it has begun a job, and another one gets it.
 _STARTS = 3
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OPENCV_FOR_THREADS_NUM",
+    "NUMBA_NUM_THREADS",
+)
 
 
 class Worker:
@@ -59,7 +65,7 @@ class Worker:
         batch_size: BatchSize = 1,
     ) -> None:
         self.seconds, self.memory = seconds, memory
-        self._how = (idle, threads, runner, batch_size)
+        self._how, self._threads = (idle, runner, batch_size), threads
         self.job: Job | None = None
         self._jobs: Sequence[Job] = ()
         self._started: float | None = None
@@ -138,7 +144,8 @@ class Worker:
                 self._pipe.close()
             self._pipe, other = context.Pipe()
             self._process = context.Process(target=_work, args=(other, *self._how), daemon=True)
-            self._process.start()
+            with _environment(self._threads):
+                self._process.start()
             other.close()
         self.job, self._jobs, self._started = jobs[0], jobs, None
         # That it died just now is seen by poll().
@@ -155,19 +162,31 @@ class Worker:
         return None
 
 
+@contextmanager
+def _environment(threads: int | None) -> Iterator[None]:
+    """Inside, a process that starts computes with so many threads: it has to know before its main
+    module imports numpy.
+    """
+    told = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
+    before = {name: os.environ[name] for name in told if name in os.environ}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def _work(
     pipe: Connection,
     idle: float | None,
-    threads: int | None,
     kind: type[Runner],
     batch_size: BatchSize,
 ) -> None:
     """The worker's process: jobs from the pipe, one after the other, and their events back."""
     # Ctrl-C reaches every process of a terminal; the one that watches decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if threads is not None:
-        for name in ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "NUMBA_NUM_THREADS"):
-            os.environ[name] = str(threads)
     jobs: queue.Queue[list[Job]] = queue.Queue()
     cancelled = threading.Event()
     threading.Thread(target=_listen, args=(pipe, jobs, cancelled), daemon=True).start()
