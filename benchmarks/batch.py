@@ -33,13 +33,16 @@ import psutil
 from PIL import Image
 from skimage import data
 
+from inlay import Composer, Request
 from inlay.batch.command import Running
 from inlay.batch.engine import Actors, Crew, Processes, work
 from inlay.batch.order import Batch
 from inlay.batch.runner import Event, Job, Runner
+from inlay.batch.sources import read_photos
 from inlay.cli import main
 
 HERE = str(Path(__file__).parent)
+VISIBLE = 0.2  # a thing of which less is seen has no label: the default of `inlay augment`
 
 
 class Unlucky(Runner):
@@ -332,6 +335,52 @@ def labels(folder: Path) -> None:
     command = ["augment", str(folder / "instances.json"), str(folder / "things"), "-o"]
     command += [str(folder / "out"), "--places", "0,0.5,1,0.5", "--copies", "5", "--seed", "1"]
     main([*command, "--labels", "coco,yolo,voc,masks,imagefolder,webdataset", "--workers", "2"])
+    wrong = [pixels_wrong(folder, image) for image in read_coco(folder / "out").values()]
+    print(f"{len(wrong)} pictures made again from the manifest: pixels of labels that their layers")
+    print(f"do not say {sum(each[1] for each in wrong)}, of {sum(each[0] for each in wrong)} labels")
+
+
+def read_coco(out: Path) -> dict[str, dict[str, Any]]:
+    """The images of COCO's JSON by name, each with its labels and its row of the manifest."""
+    told = json.loads((out / "coco.json").read_text())
+    images = {each["id"]: {**each, "labels": []} for each in told["images"]}
+    for label in told["annotations"]:
+        images[label["image_id"]]["labels"].append(label)
+    names = {image["file_name"]: image for image in images.values()}
+    for line in (out / "manifest.jsonl").open():
+        row = json.loads(line)
+        names[row.pop("name")]["row"] = row
+    return names
+
+
+def pixels_wrong(folder: Path, image: dict[str, Any]) -> tuple[int, int]:
+    """How many labels a picture has, and the pixels in which they differ from what is left of
+    each layer of the request, run again, under those that lie over it.
+    """
+    from pycocotools import mask as coco
+
+    result = Composer().run(Request.of(image["row"]))
+    size = (image["height"], image["width"])
+    photo = {Path(each.path).name: each for each in read_photos(str(folder / "instances.json"))}
+    alphas = [
+        mask.astype(float)
+        for _, mask in photo[Path(image["row"]["background"]).name].masks(*size[::-1])
+    ]
+    own = len(alphas)
+    for layer in result.layers:
+        alphas.append(np.zeros(size))
+        alphas[-1][layer.box.slices] = np.asarray(layer.mask) / 255
+    truth = []
+    for number, alpha in enumerate(alphas):
+        left = alpha.copy()
+        for above in alphas[max(number + 1, own) :]:
+            left *= 1 - above
+        if left.sum() >= VISIBLE * alpha.sum() > 0:
+            truth.append(left >= 0.5 - 1e-6)
+    found = [coco.decode(label["segmentation"]).astype(bool) for label in image["labels"]]
+    if len(found) != len(truth):
+        return len(found), size[0] * size[1]
+    return len(found), sum(int((a != b).sum()) for a, b in zip(found, truth, strict=True))
 
 
 def cost(folder: Path) -> None:
