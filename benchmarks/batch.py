@@ -337,7 +337,9 @@ def labels(folder: Path) -> None:
     main([*command, "--labels", "coco,yolo,voc,masks,imagefolder,webdataset", "--workers", "2"])
     wrong = [pixels_wrong(folder, image) for image in read_coco(folder / "out").values()]
     print(f"{len(wrong)} pictures made again from the manifest: pixels of labels that their layers")
-    print(f"do not say {sum(each[1] for each in wrong)}, of {sum(each[0] for each in wrong)} labels")
+    print(
+        f"do not say {sum(each[1] for each in wrong)}, of {sum(each[0] for each in wrong)} labels"
+    )
 
 
 def read_coco(out: Path) -> dict[str, dict[str, Any]]:

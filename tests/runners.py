@@ -18,12 +18,12 @@ from inlay.batch.runner import Event, Job, Runner
 
 SECONDS = 8.0
 # What a process was told in its environment by the time it imported this module.
-NAMES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+NAMES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 TOLD = json.dumps([os.environ.get(name) for name in NAMES])
 
 
-class Threads(Runner):
-    """Says how many threads its process was told of; does nothing else."""
+class Told(Runner):
+    """Says which threads and GPU its process was told of; does nothing else."""
 
     def run(self, job: Job, callback: Any = None) -> Event:
         return Event("done", TOLD)

@@ -9,6 +9,7 @@ import random
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
@@ -23,12 +25,14 @@ from PIL import Image
 from skimage import data
 
 import runners
+from inlay import InputError
+from inlay.batch.engine import Processes, find_gpus
 from inlay.batch.ledger import Ledger
 from inlay.batch.order import Batch
 from inlay.batch.runner import Job, Runner
 from inlay.cli import main
 from photos import cup
-from runners import Accidents, begun, manifest
+from runners import Accidents, Told, begun, manifest
 
 MANY = [f"row{number:03d}" for number in range(200)]
 
@@ -142,6 +146,56 @@ def test_two_commands_on_one_folder_do_not_clash(
     assert main(["batch", path, "-o", str(folder / "out"), "--workers", "1"]) == 0
     assert main(["batch", path, "-o", str(folder / "cup.png")]) == 2
     assert "cannot be a folder" in capsys.readouterr().err
+
+
+def test_two_commands_on_one_store_do_not_clash(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = manifest(folder, MANY[:2]), f"memory://{folder.name}"
+    system, root = fsspec.url_to_fs(out)
+    ledger = Ledger(out)
+    assert main(["batch", path, "-o", out]) == 2
+    assert "in use by another inlay batch" in capsys.readouterr().err
+    ledger.close()
+    assert not system.exists(f"{root}/ledger.lock")
+    alive, ended = os.getpid(), subprocess.Popen(["true"])
+    ended.wait()
+    now, here = time.time(), socket.gethostname()
+    for pid, host, moment, taken in (
+        (alive, here, now - 299, False),
+        (alive, here, now - 301, True),
+        (ended.pid, here, now, True),
+        (ended.pid, "another", now, False),
+    ):
+        told = {"run": "other", "host": host, "pid": pid, "time": moment}
+        system.pipe_file(f"{root}/ledger.lock", json.dumps(told).encode())
+        if taken:
+            Ledger(out).close()
+        else:
+            with pytest.raises(InputError, match=f"in use by another inlay batch on {host}"):
+                Ledger(out)
+            assert json.loads(system.cat_file(f"{root}/ledger.lock")) == told
+
+
+def test_each_worker_sees_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert find_gpus() == ["0", "1", "2"]
+    for told, names in (("", []), ("1,MIG-a", ["1", "MIG-a"]), ("2,-1,0", ["2"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+        assert find_gpus() == names
+    crew = Processes(3, gpus=["0", "MIG-a"], runner=Told)
+    for seat in crew.seats:
+        crew.give(seat, [Job("a", {"verb": "compose"}, str(tmp_path / "a.png"))])
+    seen = []
+    while len(seen) < 3:
+        seen += [(crew.seats.index(seat), end) for seat, end in crew.ends(1)]
+    crew.close()
+    gpus = [json.loads(event.sentence)[-1] for _, [(_, event)] in sorted(seen, key=lambda s: s[0])]
+    assert gpus == ["0", "MIG-a", "0"]
 
 
 def test_an_interrupted_command_says_what_is_done_and_goes_on(folder: Path) -> None:

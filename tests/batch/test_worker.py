@@ -20,7 +20,7 @@ from inlay.batch.runner import Job, Runner
 from inlay.batch.worker import Worker
 from inlay.cli import main
 from photos import cup
-from runners import Threads
+from runners import Told
 
 REQUEST = {
     "verb": "compose",
@@ -55,13 +55,13 @@ def job(folder: Path, request: dict[str, Any], output: str = "out.png", **more: 
     return Job(output, placed, str(folder / output), **more)
 
 
-def test_a_worker_knows_its_threads_before_it_imports_numpy(folder: Path) -> None:
+def test_a_worker_knows_its_threads_and_gpu_before_it_imports_numpy(folder: Path) -> None:
     before = dict(os.environ)
-    worker = Worker(threads=3, runner=Threads)
+    worker = Worker(threads=3, gpu="5", runner=Told)
     worker.submit(job(folder, REQUEST))
     *_, done = worker.events()
     worker.kill()
-    assert json.loads(done.sentence) == ["3"] * 3
+    assert json.loads(done.sentence) == ["3", "3", "3", "5"]
     assert dict(os.environ) == before
 
 

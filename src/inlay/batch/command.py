@@ -38,7 +38,7 @@ class Running:
 
     def crew(self) -> Crew:
         """The workers that the options ask for; raises InputError."""
-        from inlay.batch.engine import Actors, Processes
+        from inlay.batch.engine import Actors, Processes, find_gpus
         from inlay.settings import as_batch_size
 
         size = as_batch_size(self.batch_size)
@@ -48,11 +48,12 @@ class Running:
             return Actors(self.address, self.workers, self.timeout, batch_size=size)
         if self.address is not None:
             raise InputError("--address is a Ray cluster's; give --engine ray, too.")
-        cores = os.cpu_count() or 1
-        count = self.workers or cores
+        cores, gpus = os.cpu_count() or 1, find_gpus()
+        count = self.workers or len(gpus) or cores
         memory = None if self.memory is None else self.memory * 1_000_000
         threads = max(1, cores // count)
-        return Processes(count, size, seconds=self.timeout, memory=memory, threads=threads)
+        limits = {"seconds": self.timeout, "memory": memory, "threads": threads}
+        return Processes(count, size, gpus, **limits)
 
 
 def batch(

@@ -10,10 +10,12 @@ import errno
 import json
 import logging
 import os
+import shutil
+import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -126,11 +128,31 @@ def kind_of(told: Mapping[str, Any]) -> str:
     return json.dumps([told["verb"], told.get("model"), told.get("size"), method])
 
 
-class Processes:
-    """Worker processes of this machine, with the limits of Worker; a Crew."""
+def find_gpus() -> list[str]:
+    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names or would name them.
 
-    def __init__(self, count: int, batch_size: BatchSize = 1, **limits: Any) -> None:
-        self.seats = [Worker(batch_size=batch_size, **limits) for _ in range(count)]
+    NVIDIA's own tool is asked: torch takes seconds to load, and this process needs none of it.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None and (tool := shutil.which("nvidia-smi")):
+        command = [tool, "--query-gpu=index", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = ",".join(answer.stdout.split()) if answer.returncode == 0 else ""
+    names = [name.strip() for name in (told or "").split(",")]
+    # As CUDA has it, one that is no device ends the list.
+    return list(takewhile(lambda name: name not in ("", "-1"), names))
+
+
+class Processes:
+    """Worker processes of this machine, with the limits of Worker; a Crew. Each sees one of the
+    GPUs, in turn, where there are some.
+    """
+
+    def __init__(
+        self, count: int, batch_size: BatchSize = 1, gpus: Sequence[str] = (), **limits: Any
+    ) -> None:
+        own = [gpus[number % len(gpus)] if gpus else None for number in range(count)]
+        self.seats = [Worker(batch_size=batch_size, gpu=gpu, **limits) for gpu in own]
         self.batch = self.most = _AUTO if batch_size == "auto" else batch_size
         self._given: dict[int, Sequence[Job]] = {}
 

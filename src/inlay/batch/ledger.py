@@ -1,7 +1,8 @@
 """What became of each row of a batch, kept beside the results, so that nothing is done twice.
 
 In a folder it is a SQLite file, which one command at a time may hold. On an object store, where no
-file can be changed, it is read from parts and its news are added as another part, in Parquet.
+file can be changed, it is read from parts and its news are added as another part, in Parquet; there
+an object beside it says who holds it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import sqlite3
 import tempfile
 import time
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.batch.runner import Event
-from inlay.errors import InputError, __version__
+from inlay.errors import InputError, __version__, plain
 from inlay.pictures.read import file_sha256
 from inlay.request import Request
 from inlay.result.record import names
@@ -28,6 +30,8 @@ from inlay.result.record import names
 _COLUMNS = ("name", "key", "state", "run", "line", "sentence", "paths", "seconds")
 # Between two parts on an object store, and between two commits where rows come fast, in seconds.
 _EVERY, _KEPT = 10.0, 0.05
+# So often a claim on an object store is told anew, and so old it is nobody's, in seconds.
+_BEAT, _GONE = 30.0, 300.0
 
 
 def key_of(request: Request, layers: str = "") -> str:
@@ -56,6 +60,7 @@ class Ledger:
 
     def __init__(self, folder: str) -> None:
         self.run, self._remote = uuid.uuid4().hex, folder if "://" in folder else None
+        self._claim = _Claim(folder, self.run) if self._remote else None
         self._spare = tempfile.TemporaryDirectory() if self._remote else None
         path = Path(self._spare.name if self._spare else folder, "ledger.sqlite")
         self._base = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
@@ -112,7 +117,12 @@ class Ledger:
                 self._write_part(self._remote)
 
     def keep(self) -> None:
-        """Make sure of what was told, whatever happens to this process."""
+        """Make sure of what was told, whatever happens to this process.
+
+        Raises InputError where another command has taken the folder meanwhile.
+        """
+        if self._claim:
+            self._claim.beat()
         self._base.execute("COMMIT")
         self._base.execute("BEGIN IMMEDIATE")
         self._kept = time.monotonic()
@@ -137,6 +147,8 @@ class Ledger:
         if self._remote:
             self._write_part(self._remote)
         self._base.close()
+        if self._claim:
+            self._claim.end()
         if self._spare:
             self._spare.cleanup()
 
@@ -171,6 +183,70 @@ class Ledger:
             with fsspec.open(name, "wb") as file:
                 parquet.write_table(table, file)
         self._written, self._news = time.monotonic(), []
+
+
+class _Claim:
+    """One command's hold on a folder of an object store: an object there, told anew now and then.
+
+    One that is five minutes old, or of a process that has ended on this machine, is taken over.
+    Raises InputError where another command holds it.
+    """
+
+    def __init__(self, folder: str, run: str) -> None:
+        import fsspec
+
+        self._system, root = fsspec.url_to_fs(folder)
+        self._folder, self._place, self._run = folder, f"{root}/ledger.lock", run
+        try:
+            self._tell("create")
+        except Exception:
+            # Stores say in different words that it is there.
+            if not self._system.exists(self._place):
+                raise
+            holder = self._holder()
+            if time.time() - holder["time"] < _GONE and not self._ended(holder):
+                raise self._refusal(holder) from None
+            self._tell("overwrite")
+
+    def beat(self) -> None:
+        """Say that this command still runs."""
+        if time.monotonic() - self._told > _BEAT:
+            holder = self._holder()
+            if holder["run"] != self._run:
+                raise self._refusal(holder)
+            self._tell("overwrite")
+
+    def end(self) -> None:
+        """Let another command have the folder."""
+        if self._holder()["run"] == self._run:
+            self._system.rm_file(self._place)
+
+    def _tell(self, mode: str) -> None:
+        told = {"run": self._run, "host": socket.gethostname(), "pid": os.getpid()}
+        data = json.dumps({**told, "time": time.time()}).encode()
+        self._system.pipe_file(self._place, data, mode=mode)
+        self._told = time.monotonic()
+
+    def _holder(self) -> dict[str, Any]:
+        """Who the object says holds the folder; nobody where it is gone or says nothing."""
+        told = {"run": "", "host": "", "pid": 0, "time": 0.0}
+        with suppress(FileNotFoundError, ValueError, TypeError):
+            self._system.invalidate_cache()
+            told |= json.loads(self._system.cat_file(self._place))
+        return told
+
+    @staticmethod
+    def _ended(holder: dict[str, Any]) -> bool:
+        import psutil
+
+        return holder["host"] == socket.gethostname() and not psutil.pid_exists(holder["pid"])
+
+    def _refusal(self, holder: dict[str, Any]) -> InputError:
+        host = plain(str(holder["host"]), 100)
+        return InputError(
+            f"{self._folder} is in use by another inlay batch on {host}; wait for it, or for five "
+            "minutes if it was killed, or give another folder."
+        )
 
 
 def _state(source: str) -> str:

@@ -49,9 +49,10 @@ class Worker:
     It keeps one checkpoint open. seconds bounds a job's time once it has started, memory what the
     process holds in memory, in bytes, each None for no bound; beyond them it is killed. After
     `idle` seconds without a job it ends, which gives all memory back, and starts again with the
-    next job. threads is how many it computes with; None is the libraries' choice. runner is the
-    class that runs jobs there. One thread may read events while others cancel or kill. As for any
-    spawned process the program's main module must do its work under `if __name__ == "__main__"`.
+    next job. threads is how many it computes with; None is the libraries' choice. gpu is the only
+    one that it sees, as CUDA names it; None: all. runner is the class that runs jobs there. One
+    thread may read events while others cancel or kill. As for any spawned process the program's
+    main module must do its work under `if __name__ == "__main__"`.
     """
 
     def __init__(
@@ -61,11 +62,16 @@ class Worker:
         memory: int | None = None,
         idle: float | None = None,
         threads: int | None = None,
+        gpu: str | None = None,
         runner: type[Runner] = Runner,
         batch_size: BatchSize = 1,
     ) -> None:
         self.seconds, self.memory = seconds, memory
-        self._how, self._threads = (idle, runner, batch_size), threads
+        self._how, self._variables = (idle, runner, batch_size), dict[str, str]()
+        if threads is not None:
+            self._variables |= dict.fromkeys(_THREADS, str(threads))
+        if gpu is not None:
+            self._variables["CUDA_VISIBLE_DEVICES"] = gpu
         self.job: Job | None = None
         self._jobs: Sequence[Job] = ()
         self._started: float | None = None
@@ -144,7 +150,7 @@ class Worker:
                 self._pipe.close()
             self._pipe, other = context.Pipe()
             self._process = context.Process(target=_work, args=(other, *self._how), daemon=True)
-            with _environment(self._threads):
+            with _environment(self._variables):
                 self._process.start()
             other.close()
         self.job, self._jobs, self._started = jobs[0], jobs, None
@@ -163,11 +169,10 @@ class Worker:
 
 
 @contextmanager
-def _environment(threads: int | None) -> Iterator[None]:
-    """Inside, a process that starts computes with so many threads: it has to know before its main
+def _environment(told: dict[str, str]) -> Iterator[None]:
+    """Inside, a process that starts has these variables: it has to know its threads before its main
     module imports numpy.
     """
-    told = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
     before = {name: os.environ[name] for name in told if name in os.environ}
     os.environ.update(told)
     try:
