@@ -9,8 +9,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -30,21 +30,24 @@ _TEXT = ("name", "verb", "picture", "mask", "background", "prompt", "negative_pr
 @dataclass(frozen=True)
 class Row:
     """A row: its line or number, from 1, the name of its result's file, and its request, whose
-    pictures' paths begin with the manifest's folder; or None, and what is wrong with it.
+    pictures' paths begin with the manifest's folder; or None, and what is wrong with it. beside:
+    what it says that is not the request's.
     """
 
     line: int
     name: str
     request: Request | None
     problem: str = ""
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_rows(manifest: str) -> Iterator[Row]:
+def read_rows(manifest: str, beside: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of a manifest: a path or an fsspec URL that ends in .jsonl, .csv or .parquet.
 
     A column whose name has dots is a place in the request, like subjects.0.box. Cells of a CSV are
     read as JSON where they are JSON, as a list where they are numbers with commas, else as text;
-    an empty one says nothing. Raises InputError where the manifest itself cannot be read.
+    an empty one says nothing. Columns named in `beside` are no part of the request. Raises
+    InputError where the manifest itself cannot be read.
     """
     base = manifest.replace(os.sep, "/").rpartition("/")[0]
     for line, data in raw_rows(manifest):
@@ -52,7 +55,8 @@ def read_rows(manifest: str) -> Iterator[Row]:
         try:
             told = _nested(data)
             name = _file_name(told.pop("name", line if line > 999_999 else name))
-            yield Row(line, name, _joined(Request.of(told), base))
+            more = {key: told.pop(key) for key in beside if key in told}
+            yield Row(line, name, _joined(Request.of(told), base), beside=more)
         except InputError as error:
             yield Row(line, name, None, str(error))
 
