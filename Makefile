@@ -15,8 +15,8 @@ demo: $(STAMP)
 	$(BIN)/inlay demo -o demo
 
 test: $(STAMP)
-	$(BIN)/ruff check src tests tools benchmarks examples
-	$(BIN)/ruff format --check src tests tools benchmarks examples
+	$(BIN)/ruff check src tests tools benchmarks examples integrations
+	$(BIN)/ruff format --check src tests tools benchmarks examples integrations
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 3 --dist loadfile
@@ -24,8 +24,8 @@ test: $(STAMP)
 setup: $(STAMP)
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix src tests tools benchmarks examples
-	$(BIN)/ruff format src tests tools benchmarks examples
+	$(BIN)/ruff check --fix src tests tools benchmarks examples integrations
+	$(BIN)/ruff format src tests tools benchmarks examples integrations
 	$(BIN)/python tools/map.py
 
 clean:

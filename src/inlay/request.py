@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from inlay.errors import InputError, nearest, show
 from inlay.methods.registry import (
@@ -34,8 +34,16 @@ from inlay.scene.shadow import Shadow, ShadowField
 from inlay.scene.subject import BoxField, Flag, PointField, Side, Source, Subject, as_subjects
 from inlay.settings import MAX_PICTURES, Form, as_whole, checked
 
-_SEED = checked(partial(as_whole, least=0, most=2**63 - 1, spelt="2^63 - 1"))
-_COUNT = checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PICTURES)))
+_Seed = Annotated[
+    int,
+    checked(partial(as_whole, least=0, most=2**63 - 1, spelt="2^63 - 1")),
+    Field(json_schema_extra={"minimum": 0, "maximum": 2**63 - 1}),
+]
+_Count = Annotated[
+    int,
+    checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PICTURES))),
+    Field(json_schema_extra={"minimum": 1, "maximum": MAX_PICTURES}),
+]
 
 
 class Request(Form):
@@ -51,8 +59,8 @@ class Request(Form):
     one_of: ClassVar[tuple[str, ...]] = ()
 
     method: MethodChoice
-    seed: Annotated[int, _SEED] = 0
-    num_images: Annotated[int, _COUNT] = 1
+    seed: _Seed = 0
+    num_images: _Count = 1
     model: Model | None = None
 
     @model_validator(mode="before")
