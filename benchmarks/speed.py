@@ -9,6 +9,10 @@ memory of its process.
 
     python benchmarks/speed.py [RUNS]
 
+A file of 12 megapixels in and one out, without a model, over what Pillow's open and save cost:
+
+    python benchmarks/speed.py [RUNS] --files
+
 What compose costs besides its network calls, in this tree and in another, by turns in processes of
 their own (CPU seconds, both warm, networks answering from memory):
 
@@ -191,6 +195,40 @@ def cold_start() -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1024
 
 
+def files(runs: int) -> None:
+    """CPU seconds of a 12 MP file in and one out, without a model, over Pillow's open and save."""
+    rng, composer = np.random.default_rng(0), Composer(device="cpu")
+    grain = rng.normal(0, 2, (3000, 4000, 3))
+    photo = np.clip(background(4000, 3000) + grain, 0, 255).round().astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        Image.fromarray(subject()).save(f"{folder}/cup.png")
+        for suffix, options in ((".png", {}), (".jpg", {"quality": 95, "subsampling": 0})):
+            source, target = f"{folder}/source{suffix}", f"{folder}/target{suffix}"
+            Image.fromarray(photo).save(source, **options)
+
+            def ours(source: str = source, target: str = target) -> None:
+                composer.compose(
+                    source, f"{folder}/cup.png", box=Box(1800, 1300, 700, 600), method="paste"
+                ).save(target)
+
+            def pillows(source: str = source, target: str = target, options: Any = options) -> None:
+                with Image.open(source) as picture:
+                    picture.save(target, **options)
+
+            ours()
+            sides = {"ours": ours, "Pillow's": pillows}
+            spent: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(runs):
+                for name, side in sides.items():
+                    start = time.process_time()
+                    side()
+                    spent[name].append(time.process_time() - start)
+            a, b = (statistics.median(each) for each in spent.values())
+            sizes = f"{os.path.getsize(target) / 1e6:.1f} MB"
+            label = f"12 MP {suffix[1:]} to {suffix[1:]}, paste / Pillow's open + save"
+            print(f"{label:52s} {a / b:6.3f}   (CPU {a:.2f} s, {b:.2f} s; {sizes})")
+
+
 def main(runs: int) -> None:
     # First: a child's peak counts what its parent held when it was started.
     seconds, peak = cold_start()
@@ -237,7 +275,9 @@ def main(runs: int) -> None:
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
     how_often = numbers[0] if numbers else 7
-    if "--overhead" in sys.argv:
+    if "--files" in sys.argv:
+        files(how_often)
+    elif "--overhead" in sys.argv:
         print(overhead(how_often))
     elif "--against" in sys.argv:
         against(sys.argv[sys.argv.index("--against") + 1], how_often)

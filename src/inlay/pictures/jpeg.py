@@ -41,17 +41,22 @@ def keep_blocks(picture: Picture, said: bytes) -> bytes | None:
     with suppress(ImportError, OSError), TemporaryDirectory(prefix="inlay-") as folder, _silence():
         import jpeglib
 
-        path = Path(folder) / "a.jpg"
-        path.write_bytes(b"".join([said[:2], *bare]))
+        path, whole = Path(folder) / "a.jpg", b"".join([said[:2], *bare])
+        # Of one scan what is said of the picture is known without its samples, which take a while.
+        start = bare[-1][: 2 + int.from_bytes(bare[-1][2:4], "big")]
+        head = b"".join([said[:2], *bare[:-1], start, b"\xff\xd9"])
+        head = whole if bytes([0xFF, _SCAN]) in bare[-1][2:] else head
+        path.write_bytes(head)
         jpeglib.version.set("turbo210")
         jpeg = jpeglib.read_dct(path)
         factors = jpeg.samp_factor
         known = jpeg.jpeg_color_space.name in ("JCS_YCbCr", "JCS_GRAYSCALE")
+        jpeg.content = whole
         if not known or (factors[0] % factors).any() or not jpeg.qt.all():
             return None
         if picture.patches:
             _transform(picture, jpeg)
-        jpeg.qt = -1  # the file's own
+        jpeg.content, jpeg.qt = head, -1  # the file's own
         jpeg.write_dct(str(path))
         new = [block for kind, block in _segments(path.read_bytes()) if kind not in _SAID]
         return b"".join([said[:2], *facts, *new])
