@@ -15,11 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxFillPipeline, FluxPipeline, StableDiffusion3Pipeline
+from diffusers import (
+    FluxFillPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    QwenImageEditPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+)
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
+from transformers import BatchFeature, Qwen2VLImageProcessorPil
 
-from flows import LATENT, built, loaded
+from checkpoints import WIDTH
+from flows import LATENT, built, loaded, one_file
 from inlay import Box, Composer, InputError, Result
 from inlay.checkpoints.hub import files_to_fetch, is_complete
 from inlay.checkpoints.load import load_backbone
@@ -32,8 +42,14 @@ from inlay.learning.settings import LearnConfig
 from inlay.methods.cdc import CdcSettings, LocalizedPull
 from photos import Photo, cutout
 
-NAMES = ["sd3", "flux", "flux_fill"]
-PIPELINES = {"sd3": StableDiffusion3Pipeline, "flux": FluxPipeline, "flux_fill": FluxFillPipeline}
+PIPELINES = {
+    "sd3": StableDiffusion3Pipeline,
+    "flux": FluxPipeline,
+    "flux_fill": FluxFillPipeline,
+    "flux_kontext": FluxKontextPipeline,
+    "qwen": QwenImagePipeline,
+}
+NAMES = [*PIPELINES, "qwen_edit"]
 SIZE = (128, 128)
 PROMPT, NEGATIVE, SCALE, STEPS = "a cat on a table", "a photo of 2 cups", 4.0, 5
 FEW: dict[str, Any] = {"num_inference_steps": 3, "seed": 3, "guidance_scale": 3.0}
@@ -53,12 +69,14 @@ def hole() -> tuple[Tensor, Tensor]:
 
 def conditions(name: str, prompt: str = PROMPT) -> Conditions:
     backbone, (picture, mask) = loaded(name), hole()
+    shown = picture * 2 - 1
     return Conditions(
-        backbone.embed([prompt], SIZE),
-        backbone.embed([NEGATIVE], SIZE),
+        backbone.embed([prompt], SIZE, 0, shown),
+        backbone.embed([NEGATIVE], SIZE, 0, shown),
         guidance_scale=SCALE,
         mask=mask,
-        masked_latent=backbone.encode_masked(picture * 2 - 1, mask),
+        masked_latent=backbone.encode_masked(shown, mask),
+        reference=backbone.encode(shown) if backbone.edits else None,
     )
 
 
@@ -79,11 +97,17 @@ def trajectory(name: str, prompt: str = PROMPT) -> list[Tensor]:
 @cache
 def reference(name: str) -> list[Tensor]:
     """The latents after each step of diffusers' pipeline of the same folder."""
+    if name == "qwen_edit":
+        return edited()
     pipe: Any = PIPELINES[name].from_pretrained(built(name))
     pipe.set_progress_bar_config(disable=True)
     latents, z, options = [], noise(), {"negative_prompt": NEGATIVE}
     if name != "sd3":
         z, options = functional.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2), {}
+    if name == "qwen":
+        options = {"negative_prompt": NEGATIVE, "true_cfg_scale": SCALE}
+    if name == "flux_kontext":
+        options = {"image": loaded(name).encode(hole()[0] * 2 - 1), "max_area": SIZE[0] * SIZE[1]}
     if name == "flux_fill":
         picture, mask = hole()
         options = {"image": picture, "mask_image": functional.interpolate(mask, SIZE)}
@@ -105,12 +129,61 @@ def reference(name: str) -> list[Tensor]:
         height=SIZE[0],
         width=SIZE[1],
         num_inference_steps=STEPS,
-        guidance_scale=SCALE,
         latents=z.clone(),
         output_type="latent",
         callback_on_step_end=keep,
+        **({} if name == "qwen" else {"guidance_scale": SCALE}),
         **options,
     )
+    return latents
+
+
+def packed(z: Tensor) -> Tensor:
+    return functional.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def edited() -> list[Tensor]:
+    """The latents of Qwen-Image-Edit, by hand: its pipeline brings all pictures to 1024 pixels."""
+    plain: Any = QwenImagePipeline.from_pretrained(built("qwen"))
+    images = Qwen2VLImageProcessorPil.from_pretrained(built("qwen_edit") / "processor")
+
+    def processor(text: list[str], images: Any = images, **_: Any) -> BatchFeature:
+        # 128 pixels are 9 patches of 14 a side, less one to make pairs; four are one token.
+        shown = made(images=[picture], return_tensors="pt")
+        assert shown["image_grid_thw"].tolist() == [[1, 8, 8]]
+        (text,) = (each.replace("<|image_pad|>", "<|image_pad|>" * 16) for each in text)
+        return BatchFeature({**plain.tokenizer([text], return_tensors="pt"), **shown})
+
+    made, picture = images, (hole()[0][0].permute(1, 2, 0) * 255).round().byte().numpy()
+    parts = {name: getattr(plain, name) for name in ("vae", "text_encoder", "tokenizer")}
+    parts |= {"transformer": plain.transformer, "scheduler": plain.scheduler}
+    pipe = QwenImageEditPipeline(**parts, processor=processor)
+    texts = [pipe.encode_prompt([p], image=picture, device="cpu")[0] for p in (PROMPT, NEGATIVE)]
+    raw = pipe.vae.encode((hole()[0] * 2 - 1)[:, :, None]).latent_dist.mode()[:, :, 0]
+    mean, spread = (
+        torch.tensor(x).view(1, -1, 1, 1)
+        for x in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+    )
+    known, z, latents = packed((raw - mean) / spread), packed(noise()), []
+    pipe.scheduler.set_timesteps(
+        sigmas=np.linspace(1, 1 / STEPS, STEPS), mu=0.5 + (64 - 16) * (0.9 - 0.5) / (64 - 16)
+    )
+    for t in pipe.scheduler.timesteps:
+        positive, negative = (
+            pipe.transformer(
+                hidden_states=torch.cat([z, known], 1),
+                timestep=t.expand(1) / 1000,
+                encoder_hidden_states=text,
+                img_shapes=[[(1, 8, 8), (1, 8, 8)]],
+                return_dict=False,
+            )[0][:, :64]
+            for text in texts
+        )
+        guided = negative + SCALE * (positive - negative)
+        guided = guided * positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        z = pipe.scheduler.step(guided, t, z, return_dict=False)[0]
+        latents.append(functional.pixel_shuffle(z.transpose(1, 2).unflatten(2, (8, 8)), 2))
     return latents
 
 
@@ -130,7 +203,7 @@ def test_the_trajectory_feels_the_prompt(name: str) -> None:
 
 
 def test_guidance_is_told_to_flux_and_made_for_sd3() -> None:
-    for name, rows in (("sd3", 2), ("flux", 1), ("flux_fill", 1)):
+    for name, rows in (("sd3", 2), ("flux", 1), ("flux_fill", 1), ("qwen", 2)):
         backbone, seen = loaded(name), []
 
         def see(module: Any, args: Any, options: dict[str, Any], to: Any = seen) -> None:
@@ -141,7 +214,7 @@ def test_guidance_is_told_to_flux_and_made_for_sd3() -> None:
             backbone.denoiser(conditions(name))(noise(), backbone.levels[500])
         handle.remove()
         assert len(seen[0]["hidden_states"]) == rows
-        if name != "sd3":
+        if rows == 1:
             assert seen[0]["guidance"].tolist() == [SCALE]
 
 
@@ -177,7 +250,8 @@ def test_a_denoiser_tells_the_noise_and_the_picture_of_its_sample(name: str) -> 
 def test_facts_of_the_checkpoint(name: str) -> None:
     backbone = loaded(name)
     assert (backbone.native_size, backbone.multiple, backbone.factor) == (128, 16, 8)
-    assert backbone.family == ("sd3" if name == "sd3" else "flux")
+    assert backbone.family == name.split("_")[0]
+    assert backbone.edits == (name in ("flux_kontext", "qwen_edit"))
     assert backbone.kind == ("inpaint" if name == "flux_fill" else "plain")
     assert len(backbone.hash) == 64
 
@@ -186,13 +260,14 @@ def test_facts_of_the_checkpoint(name: str) -> None:
 def test_a_latent_decodes_to_its_picture_as_the_autoencoder_has_it(name: str) -> None:
     backbone, x = loaded(name), hole()[0] * 2 - 1
     with torch.inference_mode():
+        x = x[:, :, None] if backbone.family == "qwen" else x
         raw = backbone.vae.encode(x).latent_dist.mode()
-        torch.testing.assert_close(
-            backbone.decode(backbone.encode(x)), backbone.vae.decode(raw).sample, atol=1e-4, rtol=0
-        )
+        made = backbone.decode(backbone.encode(hole()[0] * 2 - 1))
+        known = backbone.vae.decode(raw).sample.reshape(made.shape)
+        torch.testing.assert_close(made, known, atol=1e-4, rtol=0)
 
 
-def disturbed(network: Any, mask: Tensor) -> list[Any]:
+def disturbed(network: Any, mask: Tensor, behind: int = 64) -> list[Any]:
     """Hooks that change the keys and values of the picture's tokens under a latent mask (h, w), in
     the latter half of a transformer's layers.
     """
@@ -201,8 +276,8 @@ def disturbed(network: Any, mask: Tensor) -> list[Any]:
 
     def change(module: Any, args: Any, output: Tensor) -> Tensor:
         output = output.clone()
-        # What precedes the picture, if anything does, is the text.
-        output[:, where - 64] += 3
+        # What precedes the picture, if anything does, is the text; behind it may be a reference.
+        output[:, where - behind] += 3
         return output
 
     later = [network.get_submodule(name) for name in names[len(names) // 2 :]]
@@ -224,7 +299,7 @@ def test_target_rows_do_not_see_what_is_hidden(name: str) -> None:
         plain = denoise(torch.cat([z, z]), level)[0]
         with backbone.attention(rule):
             hidden = denoise(torch.cat([z, z]), level)[0]
-            hooks = disturbed(backbone.network, mask[0, 0])
+            hooks = disturbed(backbone.network, mask[0, 0], 128 if backbone.edits else 64)
             blind = denoise(torch.cat([z, z]), level)[0]
         seeing = denoise(torch.cat([z, z]), level)[0]
         for hook in hooks:
@@ -310,7 +385,7 @@ RUNS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["sd3", "flux", "flux_fill"])
 def test_every_method_makes_a_picture_inside_its_region_only(name: str, run: str) -> None:
     background, _, picture, _ = scene()
     before = background if "cdc" in run or "phd" in run or "compose" in run.split() else picture
@@ -420,13 +495,77 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_sentence(case: str, tmp_pa
     assert str(folder) in str(error.value) and str(error.value).endswith(".")
 
 
-def test_loras_and_textual_inversions_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
+def test_a_lora_that_does_not_fit_a_transformer_is_refused(tmp_path: Path) -> None:
     lora = tmp_path / "lora.safetensors"
     save_file({"transformer.x_embedder.lora_A.weight": torch.zeros(1, 1)}, lora)
     with pytest.raises(InputError, match="LoRA"):
         load_backbone(built("flux"), device="cpu", loras=[(lora, 1.0)])
+
+
+LORA_LAYERS = {
+    "sd3": "transformer_blocks.1.attn.to_k",
+    "flux": "single_transformer_blocks.1.attn.to_q",
+    "qwen": "transformer_blocks.0.attn.add_q_proj",
+}
+
+
+@pytest.mark.parametrize("name", LORA_LAYERS)
+def test_a_lora_in_pefts_names_is_merged_into_a_transformer(name: str, tmp_path: Path) -> None:
+    layer, lora = LORA_LAYERS[name], tmp_path / "lora.safetensors"
+    before = loaded(name).network.get_submodule(layer).weight
+    a, b = torch.randn(2, before.shape[1]), torch.randn(before.shape[0], 2)
+    start = f"transformer.{layer}"
+    save_file({f"{start}.lora_A.weight": a, f"{start}.lora_B.weight": b}, lora)
+    after = load_backbone(built(name), device="cpu", loras=[(lora, 0.5)])
+    known = before + 0.5 * b @ a
+    torch.testing.assert_close(after.network.get_submodule(layer).weight, known)
+    other = layer.replace("_q", "_v") if "_q" in layer else layer.replace("_k", "_v")
+    same = loaded(name).network.get_submodule(other).weight
+    assert torch.equal(after.network.get_submodule(other).weight, same) and not after.notes
+
+
+def test_a_lora_in_kohyas_names_is_merged_into_flux(tmp_path: Path) -> None:
+    generator, lora = torch.Generator().manual_seed(0), tmp_path / "lora.safetensors"
+    width, rank, alpha, tensors = 32, 4, 2.0, dict[str, Tensor]()
+    # Query, key and value of a block in one; the end of a single block; a text encoder's layer.
+    shapes = {
+        "lora_unet_double_blocks_0_img_attn_qkv": (3 * width, width),
+        "lora_unet_single_blocks_1_linear2": (width, 5 * width),
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": (WIDTH, WIDTH),
+    }
+    changes = []
+    for name, (made, read) in shapes.items():
+        down, up = (torch.randn(s, generator=generator) for s in ((rank, read), (made, rank)))
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        changes.append(alpha / rank * up @ down)
+    save_file(tensors, lora)
+    before, after = loaded("flux"), load_backbone(built("flux"), device="cpu", loras=[(lora, 1.0)])
+    assert not after.notes
+    attention = "transformer_blocks.0.attn"
+    known = {f"{attention}.to_{x}": c for x, c in zip("qkv", changes[0].chunk(3), strict=True)}
+    known |= {"single_transformer_blocks.1.proj_out": changes[1], f"{attention}.add_q_proj": 0}
+    for layer, change in known.items():
+        old, new = (x.network.get_submodule(layer).weight for x in (before, after))
+        torch.testing.assert_close(new, old + change, atol=1e-5, rtol=1e-5)
+    old, new = (
+        next(
+            x for name, x in y.text.encoders[0].named_parameters() if "0.self_attn.q_proj.w" in name
+        )
+        for y in (before, after)
+    )
+    torch.testing.assert_close(new, old + changes[2], atol=1e-5, rtol=1e-5)
+
+
+def test_a_transformer_in_one_file_is_that_of_its_folder(tmp_path: Path) -> None:
+    backbone, source = load_backbone(one_file(tmp_path), device="cpu"), loaded("qwen")
+    known, got = source.network.state_dict(), backbone.network.state_dict()
+    assert known.keys() == got.keys()
+    assert all(torch.equal(got[key], x) for key, x in known.items())
+    assert backbone.family == "qwen" and backbone.hash != source.hash
+    (tmp_path / "model" / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="text_encoder"):
+        load_backbone(tmp_path / "model.safetensors", device="cpu")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -438,7 +577,7 @@ def test_a_download_has_all_parts_of_a_folder(name: str, tmp_path: Path) -> None
     )
     assert is_complete(built(name), False)
     folder = Path(shutil.copytree(built(name), tmp_path / "model"))
-    next((folder / "text_encoder_2").glob("*.safetensors")).unlink()
+    next((folder / "text_encoder").glob("*.safetensors")).unlink()
     assert not is_complete(folder, False)
 
 

@@ -26,30 +26,36 @@ if TYPE_CHECKING:
 
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _KL, _T5 = ("AutoencoderKL",), ("T5EncoderModel",)
-_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5Tokenizer", "T5TokenizerFast")
+_QWEN = ("Qwen2_5_VLForConditionalGeneration",)
+_TOKENIZERS = {_T5: "T5Tokenizer", _QWEN: "Qwen2Tokenizer"}
 
 
-def _layout(network: str, cls: str, vae: Sequence[str], *texts: Sequence[str]) -> dict[str, Any]:
+def _layout(network: str, cls: str, vae: Sequence[str], *texts: Any) -> dict[str, Any]:
     """Every class that a checkpoint may ask for, by part, in the order of loading."""
     ends = [(text, f"_{number}" if number > 1 else "") for number, text in enumerate(texts, 1)]
+    names = {end: _TOKENIZERS.get(text, "CLIPTokenizer") for text, end in ends}
     return {
         network: (cls,),
         "vae": vae,
         **{f"text_encoder{end}": text for text, end in ends},
-        **{f"tokenizer{end}": _TOKENIZERS[text == _T5] for text, end in ends},
+        **{f"tokenizer{end}": (name, f"{name}Fast") for end, name in names.items()},
     }
 
 
-# What ends in _2 may be absent beside a U-Net.
+# What ends in _2 may be absent beside a U-Net, and what shows a picture to a text encoder.
 _UNET = _layout(
     "unet", "UNet2DConditionModel", (*_KL, "AutoencoderTiny", "PatchAutoencoder"), _CLIP, _CLIP
 )
 _SD3 = _layout("transformer", "SD3Transformer2DModel", _KL, _CLIP[1:], _CLIP[1:], _T5)
 _FLUX = _layout("transformer", "FluxTransformer2DModel", _KL, _CLIP[:1], _T5)
+_QWEN_IMAGE = _layout(
+    "transformer", "QwenImageTransformer2DModel", ("AutoencoderKLQwenImage",), _QWEN
+) | {"processor": ("Qwen2VLProcessor",)}
+_LAYOUTS = {"FluxTransformer2DModel": _FLUX, "QwenImageTransformer2DModel": _QWEN_IMAGE}
 # The folders that a checkpoint may have, beside its scheduler's.
-PARTS = tuple(dict.fromkeys([*_UNET, *_SD3]))
+PARTS = tuple(_UNET | _SD3 | _QWEN_IMAGE)
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-# Of a JSON file, and of the header of a .safetensors file.
+# Of a JSON file, and of a .safetensors file's header.
 _MOST_LETTERS, _LONGEST_HEADER, _MOST_TENSORS = 1 << 22, 1 << 24, 20_000
 _CONVERT = (
     "which can run code when opened, so inlay reads .safetensors files alone: where you trust it, "
@@ -60,7 +66,6 @@ _CONVERT = (
 _FOREIGN = (
     "attn_implementation", "_attn_implementation", "quantization_config", "transformers_weights"
 )  # fmt: skip
-
 # What folders that version 0.1 trained say; it is never imported.
 _EARLIER = {"PatchAutoencoder": ["inlay.diffusion.autoencoder", "PatchAutoencoder"]}
 
@@ -83,15 +88,15 @@ def read_index(folder: Path, name: str) -> dict[str, str]:
     layout, transformer = _UNET, index.get("transformer")
     if index.get("unet") is None and isinstance(transformer, list) and len(transformer) == 2:
         # An unknown transformer is refused by its name.
-        layout = _FLUX if transformer[1] == "FluxTransformer2DModel" else _SD3
+        layout = _LAYOUTS.get(str(transformer[1]), _SD3)
     parts = {}
     for part, allowed in layout.items():
         entry = index.get(part)
         if entry is None or entry == [None, None]:
-            if layout is not _UNET or not part.endswith("_2"):
+            if part != "processor" and (layout is not _UNET or not part.endswith("_2")):
                 raise InputError(
                     f"The model {name} has no {part}, but inlay runs Stable Diffusion 1.x, 2.x, "
-                    "XL and 3 checkpoints and those of FLUX.1."
+                    "XL and 3 checkpoints and those of FLUX.1 and Qwen-Image."
                 )
             continue
         known = [cls for cls in allowed if entry in ([library_of(cls), cls], _EARLIER.get(cls))]
@@ -119,7 +124,7 @@ def library_of(cls: str) -> str:
     """The module that a class is imported from."""
     if cls == "PatchAutoencoder":
         return "inlay.diffusion.unet"
-    return "transformers" if cls.startswith(("CLIP", "T5")) else "diffusers"
+    return "transformers" if cls.startswith(("CLIP", "T5", "Qwen2")) else "diffusers"
 
 
 def weights_stem(part: str) -> str | None:
@@ -146,7 +151,7 @@ def read_scheduler(folder: Path, name: str, flow: bool = False) -> dict[str, Any
             "the DDPM kind, such as those of Stable Diffusion 1.x, 2.x and XL."
         )
     steps = config.get("num_train_timesteps", 1000)
-    if not isinstance(steps, int) or not 1 <= steps <= 100_000:
+    if not (isinstance(steps, int) and 1 <= steps <= 100_000):
         raise InputError(f"The model {name} states {steps!r} training timesteps, not 1 to 100000.")
     return config
 
@@ -155,20 +160,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError for anything else."""
     if not path.is_file():
         raise InputError(f"The folder {path.parent} has no {path.name}.")
-    text = ""
     with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-        text = file.read(_MOST_LETTERS + 1)
-    return parse_json(text, f"The file {path}")
+        return parse_json(file.read(_MOST_LETTERS + 1), f"The file {path}")
+    return parse_json("", f"The file {path}")
 
 
 def parse_json(text: str, where: str, most: int = _MOST_LETTERS) -> dict[str, Any]:
     """A JSON object of at most so many letters; InputError for anything else."""
-    value = None
     with suppress(ValueError, RecursionError):
-        value = json.loads(text) if len(text) <= most else None
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is not readable JSON: a JSON object is needed.")
-    return value
+        if len(text) <= most and isinstance(value := json.loads(text), dict):
+            return value
+    raise InputError(f"{where} is not readable JSON: a JSON object is needed.")
 
 
 def load_network(
@@ -179,8 +181,7 @@ def load_network(
     `stem` is their name's, `where` what messages call the network, half as for pick_weights().
     Raises InputError for weights that are not there, or not whole.
     """
-    names = [path.name for path in home.iterdir()]
-    config = read_json(home / "config.json")
+    names, config = [path.name for path in home.iterdir()], read_json(home / "config.json")
     if "adapter_config.json" in names or any(config.get(key) for key in _FOREIGN):
         raise InputError(
             f"{where} comes with an adapter_config.json, or {', '.join(_FOREIGN)} in its "
@@ -308,12 +309,11 @@ def pick_weights(
     names = sorted(names)
     for variant in ("fp16", None) if half else (None, "fp16"):
         mark = f".{variant}" if variant else ""
-        whole = f"{stem}{mark}.safetensors"
-        if whole in names:
+        if (whole := f"{stem}{mark}.safetensors") in names:
             return variant, [whole]
         index = f"{stem}.safetensors.index{mark}.json"
-        shard = re.compile(re.escape(stem + mark) + r"-\d+-of-\d+\.safetensors")
-        shards = [name for name in names if shard.fullmatch(name)]
+        shard = re.escape(stem + mark) + r"-\d+-of-\d+\.safetensors"
+        shards = [name for name in names if re.fullmatch(shard, name)]
         if index in names and shards:
             return variant, [index, *shards]
     pickles = [name for name in names if name.endswith(_PICKLES)]

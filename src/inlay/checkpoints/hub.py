@@ -16,14 +16,12 @@ from typing import Any
 
 from inlay.checkpoints.folder import (
     PARTS,
-    Parts,
     budget,
     check_safetensors,
     has_shards,
     library_of,
     pick_weights,
     read_index,
-    read_scheduler,
     read_tensors,
     weights_stem,
 )
@@ -34,6 +32,8 @@ _log = logging.getLogger("inlay")
 _TIMEOUT = 10.0
 # Of a single file: what its tensors' names begin with, and what is fetched to go with it.
 _SIGNATURE = "model.diffusion_model."
+_FLOW = re.compile(rf"({_SIGNATURE})?(double_blocks|joint_blocks|transformer_blocks)\.")
+_VAE, _TEXTS = "first_stage_model.", ("text_encoders.", "conditioner.", "cond_stage_model.")
 _SETTINGS = ("model_index.json", "*/*.json", "tokenizer*/*")
 _REASON = {
     "GatedRepoError": "asks you to accept its terms and log in on the Hugging Face hub first",
@@ -144,47 +144,60 @@ def hub_folder(
         raise InputError(f"The {what} {repo_id} {(kinds or [_UNREACHED])[0]}.") from error
 
 
-def load_file(path: Path, dtype: Any) -> Parts:
-    """Load one file whose settings and tokenizer come from a diffusers folder: that of the file's
-    name beside it, else the one it lies in, else the one that diffusers knows, from the hub.
-    """
-    import torch
-    from diffusers.loaders.single_file import load_single_file_sub_model
+class OneFile:
+    """A model in one file, whose settings and tokenizer come from a diffusers folder: that of the
+    file's name beside it, else the one it lies in, else the one that diffusers knows, from the hub.
 
-    keys = check_safetensors(path, "model")
-    flow = any("double_blocks." in key or "joint_blocks." in key for key in keys)
-    if flow or not any(key.startswith(_SIGNATURE) for key in keys):
-        raise InputError(
-            f"The model {path} is not Stable Diffusion 1.x, 2.x or XL in one file: FLUX.1 and "
-            "Stable Diffusion 3 are opened as a folder, which diffusers' from_single_file() and "
-            "save_pretrained() write, and a LoRA or a textual inversion goes in beside a model."
-        )
-    weights, loaded = read_tensors(path), dict[str, Any]()
-    folder = _settings(path, weights)
-    parts = read_index(folder, str(folder))
-    if parts["vae"] != "AutoencoderKL" or "unet" not in parts:
-        raise InputError(
-            f"The folder {folder} does not describe a Stable Diffusion 1.x, 2.x or XL checkpoint; "
-            "those of Stable Diffusion 3 and FLUX.1 are opened by their folder."
-        )
-    config = read_scheduler(folder, str(folder))
-    for part, class_name in parts.items():
-        with budget([path], f"The {part} of the model {path}"):
-            loaded[part] = load_single_file_sub_model(
+    Of a U-Net's checkpoint it holds all weights, of a transformer's those of the transformer and
+    perhaps more; what it lacks is the folder's. Raises InputError for a file of another kind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        keys = check_safetensors(path, "model")
+        self.path, self.flow = path, any(_FLOW.match(key) for key in keys)
+        if not self.flow and not any(key.startswith(_SIGNATURE) for key in keys):
+            raise InputError(
+                f"The model {path} is not Stable Diffusion, FLUX.1 or Qwen-Image in one file; a "
+                "LoRA or a textual inversion goes in beside a model."
+            )
+        self.weights = read_tensors(path)
+        self.folder = _settings(path, self.weights)
+        parts = read_index(self.folder, str(self.folder))
+        if ("transformer" in parts) != self.flow or parts["vae"] == "PatchAutoencoder":
+            raise InputError(
+                f"The folder {self.folder} does not describe the checkpoint that the model {path} "
+                "is of; put one that does, named as the file, beside it."
+            )
+
+    def holds(self, part: str) -> bool:
+        """Whether the weights of a part are those of the file."""
+        if not self.flow or part == "transformer":
+            return True
+        starts = _VAE if part == "vae" else _TEXTS
+        return part != "processor" and any(key.startswith(starts) for key in self.weights)
+
+    def load(self, part: str, class_name: str, dtype: Any) -> Any:
+        """A part in a dtype, on the CPU; InputError where the file lacks some of its weights."""
+        from diffusers.loaders.single_file import load_single_file_sub_model
+
+        weights = self.weights
+        if class_name.startswith("QwenImage"):
+            weights = {key.removeprefix(_SIGNATURE): x for key, x in weights.items()}
+        with budget([self.path], f"The {part} of the model {self.path}"):
+            loaded = load_single_file_sub_model(
                 library_of(class_name),
                 class_name,
                 part,
                 weights,
                 pipelines=None,
                 is_pipeline_module=False,
-                cached_model_config_path=str(folder),
+                cached_model_config_path=str(self.folder),
                 local_files_only=True,
-                torch_dtype=torch.float32 if part == "vae" else dtype,
+                torch_dtype=dtype,
             )
-    for part in ("unet", "vae"):
-        if any(weight.is_meta for weight in loaded[part].parameters()):
-            raise InputError(f"The model {path} lacks some of the weights of its {part}.")
-    return Parts(folder, loaded, config, [(path.name, path)])
+        if weights_stem(part) and any(weight.is_meta for weight in loaded.parameters()):
+            raise InputError(f"The model {self.path} lacks some of the weights of its {part}.")
+        return loaded
 
 
 def _settings(path: Path, weights: dict[str, Any]) -> Path:

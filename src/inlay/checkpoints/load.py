@@ -30,11 +30,12 @@ from inlay.checkpoints.folder import (
     read_scheduler,
     weights_stem,
 )
-from inlay.checkpoints.hub import files_to_fetch, hub_folder, is_complete, is_hub_id, load_file
+from inlay.checkpoints.hub import OneFile, files_to_fetch, hub_folder, is_complete, is_hub_id
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import Branch
 from inlay.diffusion.flow import FlowBackbone, FlowText
+from inlay.diffusion.qwen import QwenBackbone, QwenText
 from inlay.diffusion.text import TextStack
 from inlay.diffusion.unet import UNetBackbone
 from inlay.errors import InputError, show
@@ -61,7 +62,7 @@ def load_backbone(
     """Load a checkpoint, with LoRA files merged into it and textual inversions added.
 
     name_or_path is "embedded", a diffusers folder, a hub id (owner/name; the local cache first,
-    then a download), or a single .safetensors file of SD 1.x, 2.x or XL, see hub.load_file().
+    then a download), or a single .safetensors file, see hub.OneFile.
     loras are (path, scale). device "auto" is cuda, else mps, else cpu; dtype "auto" is float16 on
     cuda and float32 elsewhere. Raises InputError for anything that cannot be loaded.
     """
@@ -105,10 +106,26 @@ def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) 
     for module in (vae, network, *encoders):
         module.to(place)
     index = read_json(parts.folder / "model_index.json")
-    zeros = len(encoders) == 2 and bool(index.get("force_zeros_for_empty_prompt", True))
-    text = (FlowText if flow else partial(TextStack, empty_is_zero=zeros))(tokenizers, encoders)
-    kind, hasher = FlowBackbone if flow else UNetBackbone, partial(fingerprint, parts.files)
-    return kind(network, vae, text, parts.scheduler_config, name=name, hasher=hasher)
+    pipeline = str(index.get("_class_name"))
+    text: TextStack
+    kind: type[Backbone]
+    if type(network).__name__.startswith("Qwen"):
+        text = QwenText(tokenizers, encoders, pipeline=pipeline, images=loaded.get("processor"))
+        kind = QwenBackbone
+    elif flow:
+        text, kind = FlowText(tokenizers, encoders), FlowBackbone
+    else:
+        zeros = len(encoders) == 2 and bool(index.get("force_zeros_for_empty_prompt", True))
+        text, kind = TextStack(tokenizers, encoders, empty_is_zero=zeros), UNetBackbone
+    return kind(
+        network,
+        vae,
+        text,
+        parts.scheduler_config,
+        name=name,
+        hasher=partial(fingerprint, parts.files),
+        edits=flow and re.search("Kontext|Edit", pipeline) is not None,
+    )
 
 
 def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
@@ -188,25 +205,39 @@ def _load(name: str, dtype: torch.dtype) -> Parts:
     path = Path(name).expanduser()
     file = path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
     if file and name != "embedded":
-        return load_file(path, dtype)
+        whole = OneFile(path)
+        return _load_folder(whole.folder, name, dtype, whole)
     half = dtype == torch.float16
     complete, wanted = partial(is_complete, half=half), partial(files_to_fetch, half=half)
     fetch = partial(hub_folder, name, complete, wanted)
     return _load_folder(_folder(name, _ASSETS / "embedded", "model", fetch), name, dtype)
 
 
-def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
-    """Load every part; network and text encoders in `dtype`, the autoencoder in float32."""
+def _load_folder(
+    folder: Path, name: str, dtype: torch.dtype, whole: OneFile | None = None
+) -> Parts:
+    """Load every part, those from one file that it holds; network and text encoders in `dtype`, the
+    autoencoder in float32.
+    """
     loaded: dict[str, Any] = {}
-    used: list[tuple[str, Path]] = []
+    used: list[tuple[str, Path]] = [] if whole is None else [(whole.path.name, whole.path)]
     parts = read_index(folder, name)
     config = read_scheduler(folder, name, "transformer" in parts)
     # The largest last: what libraries hold while they load the others is free again.
     for part, class_name in reversed(parts.items()):
         home, stem = folder / part, weights_stem(part)
+        own = torch.float32 if part == "vae" else dtype
+        if whole is not None and stem is not None and whole.holds(part):
+            loaded[part] = whole.load(part, class_name, own)
+            continue
         if not home.is_dir():
             raise InputError(f"The model {name} has no folder {part}, which its index names.")
         cls = getattr(import_module(library_of(class_name)), class_name)
+        if part == "processor":
+            # Of what it consists of, the part for pictures; that for videos needs torchvision.
+            cls = import_module("transformers").Qwen2VLImageProcessorPil
+            loaded[part] = cls.from_pretrained(str(home), local_files_only=True)
+            continue
         if stem is None:
             # Without these the library makes an empty tokenizer and says nothing.
             if not any((home / item).is_file() for item in ("tokenizer.json", "vocab.json")):
@@ -218,8 +249,7 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Parts:
                     "expected a number."
                 )
             continue
-        where, own = f"The {part} of the model {name}", torch.float32 if part == "vae" else dtype
-        half = dtype == torch.float16
+        where, half = f"The {part} of the model {name}", dtype == torch.float16
         loaded[part], files = load_network(home, cls, stem, where, dtype=own, half=half)
         used += [(f"{part}/{file.name}", file) for file in files]
     return Parts(folder, {part: loaded[part] for part in parts}, config, used)

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders import (
+    FluxLoraLoaderMixin,
+    QwenImageLoraLoaderMixin,
+    StableDiffusionLoraLoaderMixin,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,12 +32,15 @@ _NAME = re.compile(
     r"|\.(?P<kind>alpha|dora_scale|lora_magnitude_vector|diff|w_norm|diff_b|b_norm"
     r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12]))(?:\.\w+){0,2})"
 )
+# Who knows what a transformer's layers are called elsewhere.
+_TRANSFORMERS: dict[str, Any] = {"Flux": FluxLoraLoaderMixin, "Qwen": QwenImageLoraLoaderMixin}
 _SAME = {"A": "down", "B": "up", "lora_magnitude_vector": "dora_scale"}
 _SAME |= dict.fromkeys(("w_norm", "diff_b", "b_norm"), "diff")
-# How a layer's name begins, with _ for every dot: of the U-Net, the first text encoder, the second,
-# or of the first that has it.
+# How a layer's name begins, with _ for every dot: of the network, the first text encoder, the
+# second, or of the first that has it.
 _START = re.compile(
-    r"(?:base_model_model_)?(?:(lora_unet_|unet_|diffusion_model_)|(lora_te1?_|text_encoder_(?!2_)"
+    r"(?:base_model_model_)?"
+    r"(?:(lora_unet_|unet_|transformer_(?!blocks)|diffusion_model_)|(lora_te1?_|text_encoder_(?!2_)"
     r"|clip_l_)|(lora_te2_|text_encoder_2_|clip_g_)|lycoris_)?(?:text_model_)?"
 )
 
@@ -115,16 +122,16 @@ def _matrix(t: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def read_updates(path: Path, backbone: Backbone) -> tuple[dict[str, Update], list[Path]]:
-    """A file's updates of a U-Net and its text encoders, by its own names, in any format; and the
-    files that were read.
+    """A file's updates of a network and its text encoders, by its own names, in any format; and
+    the files that were read.
 
     Of what PEFT writes of a LoRA, in its header or beside it, the numbers weigh those layers that
     have no alpha of their own; nothing else is read. Raises InputError for tensors of other kinds.
     """
-    keys, network = check_safetensors(path, "LoRA"), backbone.unet
+    keys, network = check_safetensors(path, "LoRA"), backbone.network
     layers = _layers(network, backbone.text.encoders)
     (config, files), parts = _config(path, keys), dict[tuple[str, str], dict[str, Tensor]]()
-    for name, tensor in load_file(path).items():
+    for name, tensor in _split(path, load_file(path), network).items():
         match = _NAME.fullmatch(name)
         if match is None:
             raise InputError(
@@ -150,6 +157,25 @@ def read_updates(path: Path, backbone: Backbone) -> tuple[dict[str, Update], lis
             known = getattr(layer, parameter, None)
             updates[f"{name}.{parameter}"] = Update(known, tensors, alpha)
     return updates, files
+
+
+def _split(path: Path, tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+    """A transformer's LoRA in diffusers' names, where kohya's, or those of the code that the model
+    was released with, join layers that are several there; others as they are.
+    """
+    kind = type(network).__name__
+    foreign = re.compile(
+        r"lora_unet_|lora_te|diffusion_model|base_model|double_blocks|single_blocks"
+    )
+    loader = next((cls for start, cls in _TRANSFORMERS.items() if kind.startswith(start)), None)
+    if loader is None or not any(foreign.match(name) for name in tensors):
+        return tensors
+    if any("dora_scale" in name for name in tensors):
+        raise InputError(
+            f"The LoRA {path} is a DoRA for a transformer in names but diffusers' own."
+        )
+    split: dict[str, Tensor] = loader.lora_state_dict(dict(tensors))
+    return split
 
 
 def _layers(network: Any, encoders: Sequence[nn.Module]) -> dict[tuple[int, str], nn.Module]:
@@ -205,7 +231,8 @@ def _alpha(config: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) 
     run. Raises ValueError, TypeError or AttributeError for what is no number, or no name.
     """
     part = name.partition(".")[0]
-    prefix = f"{part}." if part in ("unet", "text_encoder", "text_encoder_2") else ""
+    known = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    prefix = f"{part}." if part in known else ""
     patterns = dict(config.get(f"{prefix}alpha_pattern") or {})
     ends = {key.strip("^$").replace("\\.", "."): value for key, value in patterns.items()}
     if not all(re.fullmatch(r"[\w.]+", end) for end in ends):
@@ -219,8 +246,8 @@ def _alpha(config: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) 
 
 
 def load_lora(path: Path, scale: float, backbone: Backbone) -> list[Path]:
-    """Merge a LoRA or one of its kin, see Update, into a checkpoint of the Stable Diffusion 1.x,
-    2.x or XL kind, times scale; returns the files that were read.
+    """Merge a LoRA or one of its kin, see Update, into a checkpoint, times scale; returns the files
+    that were read.
 
     Merged, it costs nothing at run time and leaves attention processors alone. Layers that do not
     fit are left out, and the checkpoint's notes name them. Raises InputError for a file of another

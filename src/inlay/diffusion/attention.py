@@ -243,9 +243,18 @@ class _Views(HeadsRule):
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.heads(query, key, value, 0, query.shape[2])
 
-    def heads(self, query: Tensor, key: Tensor, value: Tensor, start: int, tokens: int) -> Tensor:
+    def heads(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        start: int,
+        tokens: int,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """attend() where the picture's `tokens` begin at `start` of the sequence (rows, heads, n,
-        width). The others are text, of which each row sees its own.
+        width). The others are text, of which each row sees its own; mask, bool (rows, 1, 1, n), is
+        False where a text has ended.
         """
         heads, end = torch.empty_like(query), start + tokens
         for *pair, keep in self.views(len(query), tokens):
@@ -257,7 +266,14 @@ class _Views(HeadsRule):
                     # Dropped, not masked: fewer keys also make the call cheaper.
                     picture = picture[:, :, keep.to(x.device)]
                 both.append(torch.cat([text[:, :, :start], picture, text[:, :, end:]], 2))
-            heads[rows] = functional.scaled_dot_product_attention(query[rows], both[0], both[1])
+            there = None
+            if mask is not None:
+                ends = mask[rows][..., :start], mask[rows][..., end:]
+                gap = both[0].shape[2] - ends[0].shape[-1] - ends[1].shape[-1]
+                there = torch.cat([ends[0], mask.new_ones(len(rows), 1, 1, gap), ends[1]], -1)
+            heads[rows] = functional.scaled_dot_product_attention(
+                query[rows], both[0], both[1], there
+            )
         return heads
 
 

@@ -19,105 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.diffusion.attention import AttentionRule, Layer, change_attention
+from inlay.diffusion.conditions import Conditions, repeat_rows
 from inlay.diffusion.sample import Level, Levels, Sampler, guide
-from inlay.diffusion.text import Embedding, TextStack, join
+from inlay.diffusion.text import Embedding, TextStack
 from inlay.errors import InputError
 
 # Of a side of the pictures that a checkpoint was trained on, in pixels.
 _LARGEST = 4096
 Kind = Literal["plain", "inpaint"]
-
-
-@dataclass(frozen=True, eq=False)
-class Guide:
-    """A harmonizer at work on one picture: diffusers' ControlNetModel, its condition (1 or N, 4, H,
-    W), and what its answer is multiplied by; at scale 0 it is not run.
-    """
-
-    network: Any
-    condition: Tensor
-    scale: float = 1.0
-
-    def residuals(
-        self, inputs: Tensor, t: Tensor, hidden: Tensor, added: Mapping[str, Tensor] | None
-    ) -> dict[str, Any]:
-        """What the branch adds to a U-Net call on `inputs` (N, C, h, w), as that call's options."""
-        if self.scale == 0:
-            return {}
-        condition = repeat_rows(self.condition.to(inputs.device, inputs.dtype), len(inputs))
-        down, middle = self.network(
-            inputs,
-            t,
-            encoder_hidden_states=hidden,
-            controlnet_cond=condition,
-            conditioning_scale=self.scale,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-
-
-@dataclass(frozen=True, eq=False)
-class Conditions:
-    """What a network is told besides a sample and its level: all of it of 1 row, or of N.
-
-    text and negative are embedded prompts; without `negative`, or at guidance_scale 1, there is no
-    guidance. guidance_rescale is the share in which guided predictions get the spread of unguided
-    ones. mask (h, w), 1 where content is made, and masked_latent (C, h, w), the encoded picture
-    without what the mask covers, may always be given: networks that do not read them pass over
-    them. control are a T2I-Adapter's features, level by level; guide is a harmonizer.
-    """
-
-    text: Embedding
-    negative: Embedding | None = None
-    guidance_scale: float = 1.0
-    guidance_rescale: float = 0.0
-    mask: Tensor | None = None
-    masked_latent: Tensor | None = None
-    control: Sequence[Tensor] | None = None
-    guide: Guide | None = None
-
-    @property
-    def guided(self) -> bool:
-        return self.negative is not None and self.guidance_scale != 1
-
-    def rows(self, count: int) -> Conditions:
-        """With the text of ONE batch of `count` latents; where guided of twice as many, [negative,
-        text]. The rest stays as it is: see repeat_rows().
-        """
-        text = self.text.rows(count)
-        if self.negative is not None and self.guided:
-            text = join(self.negative.rows(count), text)
-        return replace(self, text=text, negative=None)
-
-    @staticmethod
-    def join(*parts: Conditions) -> Conditions:
-        """The rows of several, in order, as those of one batch; guidance is the first one's, and
-        the network of its guide. What one of them has all must have; ValueError otherwise.
-        """
-        rows: dict[str, Any] = {}
-        for name in ("text", "negative", "mask", "masked_latent", "control", "guide"):
-            values = [getattr(part, name) for part in parts]
-            if len({value is None for value in values}) > 1:
-                raise ValueError(f"all conditions of a batch must have {name}, or none")
-            rows[name] = _stack(values)
-        return replace(parts[0], **rows)
-
-
-def repeat_rows(x: Tensor, count: int) -> Tensor:
-    """(N, C, h, w) as `count` rows: one serves all, N serve either half of a guided batch."""
-    return x.repeat(count // len(x), 1, 1, 1)
-
-
-def _stack(values: Sequence[Any]) -> Any:
-    """The rows of embeddings, guides, tensors, lists of tensors or None, in order."""
-    if isinstance(values[0], Embedding):
-        return join(*values)
-    if isinstance(values[0], Guide):
-        return replace(values[0], condition=torch.cat([guide.condition for guide in values]))
-    if isinstance(values[0], Tensor):
-        return torch.cat(list(values))
-    return values[0] and [torch.cat(x) for x in zip(*values, strict=True)]
 
 
 @dataclass(eq=False)
@@ -148,7 +57,7 @@ class Denoiser:
         output = call(inputs, level.timestep, conditions.rows(count))
         if conditions.guided:
             scale, rescale = conditions.guidance_scale, conditions.guidance_rescale
-            output = guide(output[:count], output[count:], scale, rescale)
+            output = backbone.guide(output[:count], output[count:], scale, rescale)
         eps, x0 = level.estimates(output, z.float(), backbone.prediction_type)
         for estimate in (eps, x0):
             backbone.check_finite(estimate, "network", backbone.dtype)
@@ -168,8 +77,9 @@ class Backbone(ABC):
     pixels a window is at least, before it is enlarged to that; multiple, what window sides must be
     multiples of; levels, the noise levels of its training; prediction_type, in diffusers' words;
     told_scale, where the network reads the guidance scale in place of being guided; few_steps,
-    where it was distilled to need no more than 8; notes, what a user should know of how it was
-    loaded; network, vae, text and scheduler_config as loaded.
+    where it was distilled to need no more than 8; edits, where it reads a whole picture beside the
+    sample, to change it as the prompt says; notes, what a user should know of how it was loaded;
+    network, vae, text and scheduler_config as loaded.
     """
 
     kind: Kind
@@ -181,6 +91,7 @@ class Backbone(ABC):
     prediction_type: str
     told_scale: bool = False
     few_steps: bool = False
+    edits: bool = False
     least_window: int = 32
     # What stands in for predict() where the backbone is that of a job in a batch.
     wait: Callable[[Tensor, float | Tensor, Conditions], Tensor] | None = None
@@ -194,8 +105,10 @@ class Backbone(ABC):
         *,
         name: str,
         hasher: Callable[[], str] = lambda: "",
+        edits: bool = False,
     ) -> None:
         self.network, self.vae, self.text, self.name = network, vae, text, name
+        self.edits = edits
         self.scheduler_config = dict(scheduler_config)
         self.rules: list[AttentionRule] = []
         self.notes: list[str] = []
@@ -205,17 +118,19 @@ class Backbone(ABC):
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         # Each of its levels but the last halves the picture; a linear one has patches.
-        self.factor = int(
-            vae.config.get("patch_size") or 2 ** (len(vae.config.block_out_channels) - 1)
-        )
-        self._scaling = float(vae.config.scaling_factor)
-        self._shift: float = getattr(vae.config, "shift_factor", None) or 0.0
+        config = vae.config
+        levels = config.get("block_out_channels") or config.get("dim_mult", ())
+        self.factor = int(config.get("patch_size") or 2 ** (len(levels) - 1))
+        scaling = float(config.get("scaling_factor", 1))
+        # Numbers, or one for each channel (1, C, 1, 1).
+        self._scaling: float | Tensor = scaling
+        self._shift: float | Tensor = config.get("shift_factor") or 0.0
         self.set_up()
-        largest = _LARGEST if 0 < abs(self._scaling) < math.inf else 0
+        largest = _LARGEST if 0 < abs(scaling) < math.inf else 0
         if not self.factor <= self.native_size <= largest:
             raise InputError(
                 f"The model {name} is for pictures of {self.native_size:.6g} pixels, and latents "
-                f"times {self._scaling:.6g}; expected at most {_LARGEST}, and a finite number."
+                f"times {scaling:.6g}; expected at most {_LARGEST}, and a finite number."
             )
 
     @abstractmethod
@@ -236,13 +151,16 @@ class Backbone(ABC):
         """(N, 3, H, W) in [-1, 1] to scaled latents (N, C, H / factor, W / factor), float32: the
         mode of the posterior. Raises InputError where they are not finite.
         """
+        return (self._autoencode(self._latent, x) - self._shift) * self._scaling
 
-        def latent(vae: Any, x: Tensor) -> Tensor:
-            output = vae.encode(x)
-            z: Tensor = output.latent_dist.mode() if "latent_dist" in output else output.latents
-            return z
+    def _latent(self, vae: Any, x: Tensor) -> Tensor:
+        output = vae.encode(x)
+        z: Tensor = output.latent_dist.mode() if "latent_dist" in output else output.latents
+        return z
 
-        return (self._autoencode(latent, x) - self._shift) * self._scaling
+    def _decoded(self, vae: Any, z: Tensor) -> Tensor:
+        x: Tensor = vae.decode(z).sample
+        return x
 
     def encode_masked(
         self, x: Tensor, mask: Tensor, encode: Callable[[Tensor], Tensor] | None = None
@@ -262,7 +180,7 @@ class Backbone(ABC):
         InputError where they are not finite.
         """
         raw = z.float() / self._scaling + self._shift
-        return self._autoencode(lambda vae, x: vae.decode(x).sample, raw)
+        return self._autoencode(self._decoded, raw)
 
     def _autoencode(self, call: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
         """A call of the autoencoder in float32; one that overflows in float16 is made again."""
@@ -289,8 +207,16 @@ class Backbone(ABC):
                 f"{str(dtype).removeprefix('torch.')}; {cure} or milder settings."
             )
 
-    def embed(self, prompts: Sequence[str], size: tuple[int, int], skip: int = 0) -> Embedding:
-        """Embed prompts for a window of (height, width) pixels; see TextStack.embed()."""
+    def embed(
+        self,
+        prompts: Sequence[str],
+        size: tuple[int, int],
+        skip: int = 0,
+        picture: Tensor | None = None,
+    ) -> Embedding:
+        """Embed prompts for a window of (height, width) pixels; see TextStack.embed(). `picture`,
+        (1, 3, H, W) in [-1, 1], is what they are about, for encoders that look at it too.
+        """
         return self.text.embed(prompts, size, skip)
 
     def denoiser(self, conditions: Conditions) -> Denoiser:
@@ -316,6 +242,10 @@ class Backbone(ABC):
     def change(self, rule: AttentionRule) -> AbstractContextManager[None]:
         """What a rule needs to be put into the network for; InputError where it cannot be."""
         return change_attention(self.network, rule, self.layers())
+
+    def guide(self, negative: Tensor, positive: Tensor, scale: float, rescale: float) -> Tensor:
+        """Guidance, see sample.guide()."""
+        return guide(negative, positive, scale, rescale)
 
     @abstractmethod
     def layers(self) -> list[Layer]:

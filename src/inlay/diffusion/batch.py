@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from inlay.diffusion.attention import AttentionRule
-from inlay.diffusion.backbone import Backbone, Conditions, repeat_rows
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions, repeat_rows
 from inlay.errors import Cancelled
 
 # The largest batch that is chosen; of a picture in it, what the network holds at once, in its
@@ -55,7 +56,7 @@ class Call:
     def kind(self) -> Any:
         """What calls must have in common to be made as one; those under a rule are made alone."""
         told, guide = self.conditions, self.conditions.guide
-        tensors = [self.z, told.text.hidden, told.mask, told.masked_latent]
+        tensors = [self.z, told.text.hidden, told.mask, told.masked_latent, told.reference]
         tensors += [*(told.text.added or {}).values(), *(told.control or ())]
         shapes = [None if x is None else x.shape[1:] for x in tensors]
         branch = guide and (id(guide.network), guide.scale, guide.condition.shape[1:])
@@ -64,13 +65,14 @@ class Call:
     def whole(self) -> Conditions:
         """The conditions with a row of everything for each of z."""
         told, count = self.conditions, len(self.z)
-        masks = (told.mask, told.masked_latent)
-        mask, masked = (x if x is None else repeat_rows(x, count) for x in masks)
+        names = "mask", "masked_latent", "reference"
+        known = {name: x for name in names if (x := getattr(told, name)) is not None}
+        rows: dict[str, Any] = {name: repeat_rows(x, count) for name, x in known.items()}
         control = told.control and [repeat_rows(x, count) for x in told.control]
         guide = told.guide
         if guide is not None:
             guide = replace(guide, condition=repeat_rows(guide.condition, count))
-        return replace(told, mask=mask, masked_latent=masked, control=control, guide=guide)
+        return replace(told, **rows, control=control, guide=guide)
 
 
 class _Turn(Thread):

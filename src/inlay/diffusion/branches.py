@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions, Guide
 from inlay.diffusion.sample import CLEAN, Level, Step, sample
 from inlay.errors import InputError
 

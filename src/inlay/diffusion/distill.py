@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Denoise, Level, Levels, draw_noise
 
 Optimizer = Literal["SGD", "AdamW"]

@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from inlay.diffusion.attention import AttentionRule, HiddenRegion, Layer, SharedSource
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions, repeat_rows
 from inlay.diffusion.sample import CLEAN, Level, Levels, Sampler
 from inlay.diffusion.text import TextStack, plain_text
 from inlay.errors import InputError
@@ -117,12 +118,15 @@ class FlowBackbone(Backbone):
     """A checkpoint of SD3 (family "sd3") or FLUX.1 (family "flux"); see Backbone.
 
     FLUX reads a latent packed: 2 x 2 of its pixels are one token; FLUX.1 Fill also the latent of
-    what is to stay and the mask of its patches. FLUX.1 [dev] and Fill are told the guidance scale
-    in place of being guided, so they do not read the negative prompt. Raises InputError for a
-    transformer that this package cannot drive.
+    what is to stay and the mask of its patches, Kontext tokens of the picture that it is to change.
+    FLUX.1 [dev], Fill and Kontext are told the guidance scale in place of being guided, so they do
+    not read the negative prompt. Raises InputError for a transformer that this package cannot
+    drive.
     """
 
     levels: FlowLevels
+    # Whether 2 x 2 pixels of a latent are one token, and text stands before them in attention.
+    packs: bool
 
     def set_up(self) -> None:
         network, vae, text, name = self.network, self.vae, self.text, self.name
@@ -131,7 +135,7 @@ class FlowBackbone(Backbone):
         self.prediction_type = "flow_prediction"
         self.latent_channels = int(vae.config.latent_channels)
         self.told_scale = bool(config.get("guidance_embeds"))
-        packs = self.family == "flux"
+        self.packs = packs = self.family == "flux"
         # FLUX.1 [schnell].
         self.few_steps = packs and not self.told_scale
         self.multiple = self.factor * (2 if packs else int(config.patch_size))
@@ -145,9 +149,14 @@ class FlowBackbone(Backbone):
             raise InputError(
                 f"The transformer of the model {name} reads {config.in_channels} channels and text "
                 f"of width {config.joint_attention_dim}, which is not what Stable Diffusion 3 or "
-                "FLUX.1 [dev], [schnell] or Fill read beside these text encoders."
+                "FLUX.1 [dev], [schnell], Fill or Kontext read beside these text encoders."
             )
         self.kind = "plain" if read == made else "inpaint"
+        self.set_levels()
+
+    def set_levels(self) -> None:
+        """The native size, and the levels that follow from it."""
+        config, packs = self.network.config, self.packs
         if packs:
             # It has no size of its own: that of the longest sequence it was trained at.
             tokens = int(self.scheduler_config.get("max_image_seq_len", 4096))
@@ -161,8 +170,8 @@ class FlowBackbone(Backbone):
     def unet(self) -> Any:
         """InputError, for all that is made for a U-Net."""
         raise InputError(
-            f"the model {self.name} is a transformer, but LoRA files, T2I-Adapters, harmonizers "
-            "and concepts are for U-Nets."
+            f"the model {self.name} is a transformer, but T2I-Adapters, harmonizers and concepts "
+            "are for U-Nets."
         )
 
     def layers(self) -> list[Layer]:
@@ -186,39 +195,49 @@ class FlowBackbone(Backbone):
 
     def predict(self, z: Tensor, timestep: float | Tensor, conditions: Conditions) -> Tensor:
         """The velocity (N, C, h, w) in float32, without guidance; see Backbone.predict()."""
-        seen, text = self.seen(z, conditions), conditions.text
+        seen, text, reference = self.seen(z, conditions), conditions.text, conditions.reference
         step = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(len(z))
         told = {"encoder_hidden_states": text.hidden, **(text.added or {})}
         inputs: dict[str, Any] = {name: x.to(self.device, self.dtype) for name, x in told.items()}
         inputs["return_dict"] = False
         tokens = z.shape[-2] * z.shape[-1] // (self.multiple // self.factor) ** 2
+        behind = 0 if reference is None else tokens
         rules = [rule for rule in self.rules if isinstance(rule, HiddenRegion | SharedSource)]
-        with _JointAttention(rules[-1], self, tokens) if rules else nullcontext():
-            if self.family == "flux":
-                return self._packed(seen, step, conditions.guidance_scale, inputs)
-            z = z.to(self.device, self.dtype)
-            velocity: Tensor = self.network(hidden_states=z, timestep=step, **inputs)[0]
-            return velocity.float()
+        with _JointAttention(rules[-1], self, tokens, behind) if rules else nullcontext():
+            if not self.packs:
+                z = z.to(self.device, self.dtype)
+                velocity: Tensor = self.network(hidden_states=z, timestep=step, **inputs)[0]
+                return velocity.float()
+            if self.told_scale:
+                inputs["guidance"] = torch.full_like(step, conditions.guidance_scale)
+            # The mask of a patch's pixels, one channel each: here they are all the patch's own.
+            mask = [x.repeat(1, self.factor**2, 1, 1) for x in seen[1:2]]
+            pictures = [torch.cat([*seen[:1], *seen[2:], *mask], 1)]
+            if reference is not None:
+                pictures.append(repeat_rows(reference, len(z)))
+            return self._packed(pictures, step, inputs)
 
-    def _packed(
-        self, seen: list[Tensor], step: Tensor, guidance_scale: float, inputs: dict[str, Any]
-    ) -> Tensor:
-        height, width = (side // 2 for side in seen[0].shape[-2:])
-        # The mask of a patch's pixels, one channel each: here they are all the patch's own.
-        parts = [*seen[:1], *seen[2:], *(x.repeat(1, self.factor**2, 1, 1) for x in seen[1:2])]
-        whole = torch.cat([x.to(self.device, self.dtype) for x in parts], 1)
-        rows, columns = torch.arange(height), torch.arange(width)
-        if self.told_scale:
-            inputs["guidance"] = torch.full_like(step, guidance_scale)
+    def _packed(self, pictures: list[Tensor], step: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """The velocity for the first of some latents, of which the others are references."""
+        height, width = (side // 2 for side in pictures[0].shape[-2:])
+        parts = [
+            functional.pixel_unshuffle(x.to(self.device, self.dtype), 2).flatten(2).transpose(1, 2)
+            for x in pictures
+        ]
         output = self.network(
-            hidden_states=functional.pixel_unshuffle(whole, 2).flatten(2).transpose(1, 2),
+            hidden_states=torch.cat(parts, 1),
             timestep=step / len(self.levels),
-            img_ids=torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype), rows, columns).to(step),
-            txt_ids=step.new_zeros(inputs["encoder_hidden_states"].shape[1], 3),
+            **self.places(len(pictures), height, width, inputs["encoder_hidden_states"]),
             **inputs,
-        )[0]
+        )[0][:, : height * width]
         tokens = output.float().transpose(1, 2).unflatten(2, (height, width))
         return functional.pixel_shuffle(tokens, 2)
+
+    def places(self, count: int, height: int, width: int, text: Tensor) -> dict[str, Tensor]:
+        """How a packed network is told where the tokens of `count` pictures of one size are."""
+        axes = (torch.arange(n) for n in (count, height, width))
+        ids = torch.cartesian_prod(*axes).to(self.device, torch.float32)
+        return {"img_ids": ids, "txt_ids": ids.new_zeros(text.shape[1], 3)}
 
     def solver(self, name: str, steps: int) -> Sampler:
         """Euler's steps on the checkpoint's levels, or ancestral ones; InputError for any other."""
@@ -233,20 +252,25 @@ class FlowBackbone(Backbone):
 class _JointAttention(TorchFunctionMode):
     """Puts a rule's views in force while the network runs, in the layers that it is for.
 
-    In FLUX the text stands first, in SD3 the picture; some layers of SD3.5 hold the picture alone.
+    In FLUX and Qwen-Image the text stands first and the `behind` tokens of a reference last, in SD3
+    the picture stands first; some layers of SD3.5 hold the picture alone.
     Each of diffusers' layers makes one fused call, which is changed here, so that no processor of
     ours needs to know how a family projects and turns its queries.
     """
 
     def __init__(
-        self, rule: HiddenRegion | SharedSource, backbone: FlowBackbone, tokens: int
+        self,
+        rule: HiddenRegion | SharedSource,
+        backbone: FlowBackbone,
+        tokens: int,
+        behind: int,
     ) -> None:
         super().__init__()
-        self.rule, self.tokens = rule, tokens
+        self.rule, self.tokens, self.behind = rule, tokens, behind
         layers = backbone.layers()
         chosen = {layer.name for layer in rule.layers(layers)}
         self.acts = iter([layer.name in chosen for layer in layers])
-        self.text_first = backbone.family == "flux"
+        self.text_first = backbone.packs
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -256,5 +280,5 @@ class _JointAttention(TorchFunctionMode):
             return func(*args, **kwargs)
         given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         query, key, value = given["query"], given["key"], given["value"]
-        start = key.shape[2] - self.tokens if self.text_first else 0
-        return self.rule.heads(query, key, value, start, self.tokens)
+        start = key.shape[2] - self.tokens - self.behind if self.text_first else 0
+        return self.rule.heads(query, key, value, start, self.tokens, given.get("attn_mask"))

@@ -54,10 +54,11 @@ def features_of(vae: Any, kind: Kind = "auto", *, base: bool = True) -> Features
     """The features of a kind; "auto" is the encoder's where there is one, else the pyramid, whose
     `base` it is. Raises InputError for "encoder" on a linear autoencoder.
     """
-    deep = hasattr(getattr(vae, "encoder", None), "down_blocks")
+    # That of Qwen-Image is for films.
+    deep = hasattr(getattr(vae, "encoder", None), "down_blocks") and "z_dim" not in vae.config
     if kind == "encoder" and not deep:
         raise InputError(
-            "perceptual is 'encoder', but this model's autoencoder is linear and has no features; "
+            "perceptual is 'encoder', but this model's autoencoder is linear or for films; "
             "use laplacian or auto."
         )
     if kind == "laplacian" or not deep:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from inlay.errors import InputError, show
 
@@ -86,10 +87,10 @@ class Embedding:
         return replace(self, hidden=self.hidden.expand(count, -1, -1), added=added)
 
     def filled(self, tokens: int) -> Tensor:
-        """hidden with blanks up to so many tokens."""
+        """hidden with blanks up to so many tokens; where there are none, with zeros."""
         missing = tokens - self.hidden.shape[1]
         if not missing or self.blank is None:
-            return self.hidden
+            return functional.pad(self.hidden, (0, 0, 0, missing)) if missing else self.hidden
         blank = self.blank()
         rest = blank.repeat(len(self), missing // blank.shape[1], 1)
         return torch.cat([self.hidden, rest], 1)
@@ -147,7 +148,8 @@ class TextStack:
         """
         if not prompts:
             raise ValueError("embed() needs at least one prompt")
-        layers = min(int(encoder.config.num_hidden_layers) for encoder in self.encoders)
+        told = (encoder.config.get_text_config() for encoder in self.encoders)
+        layers = min(int(config.num_hidden_layers) for config in told)
         if skip >= layers:
             raise InputError(f"clip_skip is {skip}; expected less than the {layers} layers.")
         row = self._row if self.learns else self._kept

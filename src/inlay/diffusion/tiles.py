@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Denoise, Level
 
 # Beyond this many times the model's size a scene grows by plain resampling.
@@ -136,10 +136,10 @@ def in_tiles(
 class TiledDenoiser:
     """A denoiser over a latent of any size, made of one for windows.
 
-    The conditions' mask (1, 1, H, W), 1 where content is made, and masked_latent (1, C, H, W) are
-    those of the whole; `denoiser` makes a denoiser of the conditions of some windows, such as
-    Backbone.denoiser. Where a window holds nothing to be made it is not run; what no window tells
-    of is `kept` (1, C, H, W), whose noise follows from the level.
+    The conditions' mask (1, 1, H, W), 1 where content is made, masked_latent and reference
+    (1, C, H, W) are those of the whole; `denoiser` makes a denoiser of the conditions of some
+    windows, such as Backbone.denoiser. Where a window holds nothing to be made it is not run; what
+    no window tells of is `kept` (1, C, H, W), whose noise follows from the level.
     """
 
     denoiser: Callable[[Conditions], Denoise]
@@ -160,11 +160,12 @@ class TiledDenoiser:
             return noise, self.kept
 
         def say(numbers: Sequence[int]) -> Tensor:
-            mask, masked = (
+            mask, masked, reference = (
                 None if x is None else tiling.stack(x, numbers)
-                for x in (whole.mask, whole.masked_latent)
+                for x in (whole.mask, whole.masked_latent, whole.reference)
             )
-            denoise = self.denoiser(replace(whole, mask=mask, masked_latent=masked))
+            told = replace(whole, mask=mask, masked_latent=masked, reference=reference)
+            denoise = self.denoiser(told)
             return torch.stack(denoise(tiling.stack(z, numbers), level))
 
         (eps, x0), weights = tiling.mean(self.used, say)

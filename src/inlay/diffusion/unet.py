@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inlay.diffusion.attention import Layer, unet_layers
-from inlay.diffusion.backbone import Backbone, Conditions, repeat_rows
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions, repeat_rows
 from inlay.diffusion.sample import Level, Levels, Sampler
 from inlay.diffusion.text import TextStack
 from inlay.errors import InputError

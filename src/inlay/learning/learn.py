@@ -21,7 +21,8 @@ from inlay.checkpoints.concept import Base, Concept, write_concept
 from inlay.checkpoints.folder import read_json
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.attention_masked import released_tokens
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Sampler
 from inlay.diffusion.text import Embedding, embed_prompt
 from inlay.errors import InputError

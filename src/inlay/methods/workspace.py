@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -14,7 +14,8 @@ from PIL import Image as PilImage
 from torch import Tensor
 from torch.nn import functional
 
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Denoise, Sampler, Step
 from inlay.diffusion.text import Embedding
 from inlay.methods.base import Context, ModelSettings
@@ -69,7 +70,8 @@ class Workspace:
         """A prompt's one row; of one that is not read to its end a note tells."""
         if told := self.backbone.text.unread(prompt):
             self.context.note(told)
-        return self.backbone.embed([prompt], self.size, self.settings.clip_skip)
+        picture = self.reference() if self.backbone.edits else None
+        return self.backbone.embed([prompt], self.size, self.settings.clip_skip, picture)
 
     @cached_property
     def text(self) -> Embedding:
@@ -117,17 +119,29 @@ class Workspace:
         """The prompts with guidance; and a mask (1, 1, h, w) to be painted with the picture
         (1, 3, H, W) round it, of which the network is shown what the mask leaves.
         """
-        seen = None
+        seen, reference, scale = None, None, self.settings.guidance_scale
         if mask is not None and picture is not None:
             seen = self.backbone.encode_masked(picture, mask)
-        scale = self.settings.guidance_scale
-        return Conditions(self.text, self.negative, scale, mask=mask, masked_latent=seen)
+        if self.backbone.edits:
+            reference = self.backbone.encode(self.reference(picture))
+        told = Conditions(self.text, self.negative, scale, mask=mask, masked_latent=seen)
+        return replace(told, reference=reference)
+
+    def reference(self, picture: Tensor | None = None) -> Tensor:
+        """The picture (1, 3, H, W) that a checkpoint for editing is to change, by default the
+        workspace's own; without what is to go, as it would keep it.
+        """
+        x = self.picture if picture is None else picture
+        if self.context.verb != "remove":
+            return x
+        return x * (1 - self.window.mask(self.size, getattr(self.settings, "grow", 0.0)))
 
     def blank(self, mask: Tensor) -> Conditions:
         """The conditions of a picture that is to be painted as a whole: what training shows then is
         grey, whose latent need not be 0. `mask` is any of the latent's size.
         """
-        return self.conditions(torch.ones_like(mask), torch.zeros(1, 3, *self.size))
+        told = self.conditions(torch.ones_like(mask), torch.zeros(1, 3, *self.size))
+        return replace(told, reference=self.conditions().reference) if self.backbone.edits else told
 
     def paint(
         self,

@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.checkpoints.load import load_branch
-from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import Harmonizer, correct, few_levels, new_harmonizer
+from inlay.diffusion.conditions import Conditions, Guide
 from inlay.learning.loop import VALIDATED, Processes, inside
 from inlay.learning.settings import Optimizer, Rate, Share, Steps, Warmup
 from inlay.training.corpus import Corpus, RenderedConfig, cover, with_rendered

@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.text import Embedding
 from inlay.learning.loop import VALIDATED, check_side, inside, prediction_error
 from inlay.learning.samples import random_crop, random_mask

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from inlay.diffusion.attention import FirstLayer, HiddenRegion, SharedSource, self_attention_from
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import control_image, fit_drawing
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.distill import Descent, Iterate, Side, Span, Term, beside, distill
 from inlay.diffusion.perceptual import latent_loss
 from inlay.diffusion.sample import Denoise, draw_noise, step_count

@@ -138,6 +138,7 @@ class _Scene:
             guidance_rescale=_RESCALE,
             mask=hidden.to(backbone.device),
             masked_latent=backbone.encode_masked(image, hidden, encode),
+            reference=source if backbone.edits else None,
         )
         run = step_count(steps, strength)
 
