@@ -150,7 +150,7 @@ def test_what_shows_no_object_is_passed_over(
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     photos = find_photos([BUNDLED], include=["coffee*", "astronaut*"])
     variants: dict[str, tuple[str, dict[str, Any]]] = {
         "still": ("reinhard", {"amount": 0.0}),
@@ -158,9 +158,9 @@ def report() -> Report:
         "gentle": ("reinhard", {"amount": 0.3}),
     }
     # A model that is not there: classical methods never ask for it.
-    composer = Composer("no/such/model")
+    model = {"name": "no/such/model"}
     chosen = Harmony(photos, count=7, seed=3, harmless=2, short_side=SHORT_SIDE)
-    return run(chosen, variants, composer)
+    return run(chosen, variants, tmp_path_factory.mktemp("run"), model=model)
 
 
 def test_paste_comes_first_and_harms_nothing(report: Report) -> None:

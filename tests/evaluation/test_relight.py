@@ -13,9 +13,11 @@ from PIL import Image
 from inlay import Composer
 from inlay.cli import main
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import PASTE, Report, run, summary
+from inlay.evaluation.benchmark import PASTE, Case, Report, run, summary
 from inlay.evaluation.relight import Relight, find_triples
 from inlay.pictures.arrays import Box, to_uint8
+from inlay.request import Request
+from inlay.result import Result
 
 SIZE = 64
 PLACE, OBJECT, OTHER, SHADE = 160, 100, 140, 120
@@ -79,7 +81,7 @@ def test_the_object_is_laid_in_at_its_own_pixels(folder: Path) -> None:
     case = next(benchmark.cases())
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    made = benchmark.make(Composer("no/such/model"), case, texture, **plain(PASTE))
+    made = paste_over(benchmark, case, texture)
     share = case.mask[..., None]
     over = np.where(share > 0, share * texture + (1 - share) * PLACE, PLACE)
     assert np.abs(np.asarray(made.image) - over).max() <= 0.5001
@@ -88,8 +90,9 @@ def test_the_object_is_laid_in_at_its_own_pixels(folder: Path) -> None:
     assert np.array_equal(np.asarray(layer)[..., 3], to_uint8(case.mask[BODY.slices]))
 
 
-def plain(method: str) -> dict[str, Any]:
-    return {"method": method, **Relight.plain}
+def paste_over(benchmark: Relight, case: Case, pasted: Any) -> Result:
+    order = {**benchmark.order(case, pasted), "method": PASTE, **Relight.plain}
+    return Composer("no/such/model").run(Request.of(order))
 
 
 def test_figures_are_closed_forms(folder: Path) -> None:
@@ -98,7 +101,7 @@ def test_figures_are_closed_forms(folder: Path) -> None:
     standing, floating = benchmark.cases()
     report = Report(benchmark, {}, methods={PASTE: {}, "truth": {}, "half": {}, "dark": {}})
     for case in (standing, floating):
-        made = benchmark.make(Composer("no/such/model"), case, case.pasted, **plain(PASTE))
+        made = paste_over(benchmark, case, case.pasted)
         paste = np.asarray(made.image)
         half, dark = case.truth.copy(), case.truth.copy()
         half[SHADOW.slices] = (half[SHADOW.slices].astype(int) + PLACE) // 2
@@ -129,9 +132,9 @@ def test_figures_are_closed_forms(folder: Path) -> None:
     assert alone["shadow_ratio"] is None and alone["floating"] == 0
 
 
-def test_paste_harms_nothing_and_others_do(folder: Path) -> None:
+def test_paste_harms_nothing_and_others_do(folder: Path, tmp_path: Path) -> None:
     variants: dict[str, Any] = {"full": ("reinhard", {"amount": 1.0}), PASTE: (PASTE, {})}
-    report = run(Relight(find_triples([str(folder)])), variants, Composer("no/such/model"))
+    report = run(Relight(find_triples([str(folder)])), variants, tmp_path / "run")
     paste, full = summary(report)
     assert list(report.methods) == [PASTE, "full"] and report.settings["triples"] == 2
     assert paste["harm_delta_e"] < 1 < full["harm_delta_e"]
@@ -140,10 +143,10 @@ def test_paste_harms_nothing_and_others_do(folder: Path) -> None:
     assert full["cases"] == 2 == len(report.harm)
 
 
-def test_a_variant_names_its_shadow(folder: Path) -> None:
+def test_a_variant_names_its_shadow(folder: Path, tmp_path: Path) -> None:
     """A contact shadow darkens the ground, on which paste and a method by itself leave nothing."""
     shadows = {kind: ("paste", {"shadow": kind}) for kind in ("none", "contact")}
-    report = run(Relight(find_triples([str(folder)])), shadows, Composer("no/such/model"))
+    report = run(Relight(find_triples([str(folder)])), shadows, tmp_path / "run")
     paste, none, contact = summary(report)
     assert [report.methods[label]["shadow"]["kind"] for label in report.methods] == [
         "none", "none", "contact",
@@ -238,4 +241,4 @@ def test_what_is_wrong_is_said_in_one_sentence(
 def test_a_variant_of_paste_keeps_another_name(folder: Path) -> None:
     benchmark = Relight(find_triples([str(folder)]))
     with pytest.raises(InputError, match="call yours by another name"):
-        run(benchmark, {PASTE: ("reinhard", {})})
+        run(benchmark, {PASTE: ("reinhard", {})}, folder.parent / "out")

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from inlay import Composer
 from inlay.cli import main
 from inlay.errors import InputError
 from inlay.evaluation.benchmark import Case, run, summary
@@ -73,8 +72,8 @@ def test_figures_of_known_fills() -> None:
     assert found["energy"] < 0.1 and found["rim"] < 0.1 and found["fpsnr"] < 25
 
 
-def test_patches_beat_telea_on_texture(folder: Path) -> None:
-    report = run(benchmark(folder, 3), {"patches": ("patches", {})}, Composer("no/such/model"))
+def test_patches_beat_telea_on_texture(folder: Path, tmp_path: Path) -> None:
+    report = run(benchmark(folder, 3), {"patches": ("patches", {})}, tmp_path)
     telea, patches = summary(report)
     assert telea["label"] == "telea" and not report.harm
     assert patches["energy"] < 0.6 < telea["energy"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from inlay.settings import BatchSize
 
 _SENTENCE = 300
-_LEARN = ("verb", "photos", "class_name", "device", "settings")
+_LEARN = ("verb", "photos", "masks", "class_name", "device", "settings")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Job:
     """A request as plain data, and the file that its picture goes to.
 
     request is what Request.of reads; or {"verb": "learn", "photos": [paths], "class_name": …}, with
-    device and settings (LearnConfig's) where wanted, and output is a .safetensors file. Of several
-    pictures each goes to STEM-seed=N beside output, and phases or stages that are kept beside
+    masks, device and settings (LearnConfig's) where wanted; output is a .safetensors file then. Of
+    several pictures each goes to STEM-seed=N beside output, and phases or stages that are kept beside
     theirs. previews asks for preview pictures. max_pixels bounds pictures that are read; None is
     the usual bound. remote: inputs and output may be URLs, which fsspec opens. layers is an .npz
     file for the subjects of the first picture: boxes (n, 4) as x, y, width, height, and the alpha
@@ -205,7 +205,7 @@ def _learn(job: Job, callback: Callback | None) -> tuple[list[str], list[dict[st
             callback(int(step[1]), config.steps, None)
 
     name, device = str(told.get("class_name", "")), told.get("device", "auto")
-    photos = with_places(told.get("photos", ()))
+    photos = with_places(told.get("photos", ()), masks=told.get("masks", ()))
     concept = learn(photos, name, job.output, config, device=device, log=log)
     record = concept.model_dump(mode="json", exclude={"sights": {"__all__": {"picture"}}})
     return [job.output], [record]

@@ -1,97 +1,234 @@
-"""bench: how well methods do, measured on pictures whose truth is known."""
+"""bench and study: how well methods do, by known truths, by papers' protocols, and by people."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from fnmatch import fnmatchcase
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from inlay.batch.command import Running
 from inlay.cli.listing import table
-from inlay.cli.options import Checkpoint, OutFolder, Saying, flag
+from inlay.cli.options import Checkpoint, OutFolder, Quiet, flag
 from inlay.cli.outputs import listening, say
 from inlay.cli.train import made_folder
 from inlay.errors import InputError, nearest, show
 
+if TYPE_CHECKING:
+    from inlay.evaluation.bench import Bench, Variant
+    from inlay.evaluation.benchmark import Benchmark
+
+# What is measured by a truth of our own, and the data sets of papers.
+Name = Literal[
+    "harmony", "relight", "removal",
+    "murecom", "murecom-rmobj", "dreameditbench", "shine-dreameditbench", "tf-icon", "cocoee",
+    "iharmony4", "libcom", "manifest",
+]  # fmt: skip
+_TRUTHS = ("harmony", "relight", "removal")
+# What must be as it was for a benchmark to go on.
+_ABOUT = "bench.json"
+
 
 @dataclass(frozen=True)
-class Benchmark(Checkpoint, Saying):
+class Benching(Checkpoint, Running):
     """The options of bench."""
 
     methods: str | None = flag(
         "Methods; NAME:KEY=VALUE:KEY=VALUE is one with settings, or with shadow=KIND.", "A,B"
     )
-    cases: int = flag("Cases to run on; relight: at most.", "N", default=100, least=1)
+    ablation: str | None = flag(
+        "Variants from a YAML file, or one that comes along: dreamcom-attention, "
+        "dreamcom-references, cdc-grid, phd-stages.", "FILE",
+    )  # fmt: skip
+    results: list[str] | None = flag(
+        "Pictures of another tool, called by the pairs; may be repeated.", "DIR"
+    )
+    protocol: str | None = flag("How papers' data sets are scored; by default as theirs.", "NAME")
+    metric: list[str] | None = flag(
+        "A metric's network, in a folder or on the hub; may be repeated.", "NAME=MODEL"
+    )
+    samples: int = flag("Pictures of each pair, with consecutive seeds.", "K", default=1, least=1)
+    learn: list[str] | None = flag("How methods' concepts are learnt.", "KEY=VALUE")
+    cases: int | None = flag("How many; else 100 of truths of our own, all of a data set.", "N")
     harmless: int | None = flag("Of these, undisturbed ones to run on; all by default.", "N")
     seed: int = flag("Of all randomness.", "N", default=0)
     split: Literal["held-out", "training", "all"] | None = flag(
         "Which pictures; held-out is the default where metadata.jsonl has any."
     )
-    include: list[str] | None = flag("Only such names; may be repeated.", "PATTERN")
+    include: list[str] | None = flag("Only such names or categories; repeatable.", "PATTERN")
     short_side: int = flag("Reduce pictures to this short side.", "N", default=384, least=1)
     set: list[str] | None = flag("A setting of one of the methods.", "METHOD.KEY=VALUE")
+    resume: bool = flag("Go on with what is in DIR.", default=False)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Of a request's model."""
+        return {"name": self.model, "device": self.device, "dtype": self.dtype}
 
 
 def bench(
-    benchmark: Annotated[
-        Literal["harmony", "relight", "removal"], typer.Argument(help="Which benchmark.")
-    ],
+    benchmark: Annotated[Name, typer.Argument(help="Which benchmark.")],
     folder: Annotated[
-        list[str], typer.Argument(help="Folders of pictures; scikit-image means its photos.")
+        list[str],
+        typer.Argument(help="Folders of pictures, scikit-image means its photos; or a data set's."),
     ],
     output: OutFolder,
-    given: Benchmark,
-) -> None:
-    """Measure methods on known truths.
+    given: Benching,
+) -> int:
+    """Measure methods on known truths, or as papers do on their data sets.
 
     harmony: objects of photos, disturbed on purpose. relight: rendered objects that come from
-    another light, of tools/render_pairs.py. removal: holes in photos. Writes NAME.json, NAME.md
-    and sheet.png.
+    another light, of tools/render_pairs.py. removal: holes in photos. All others are data sets, see
+    docs/benchmarks.md. Writes report.html, tables, and every score as Parquet.
     """
-    from inlay.composer import Composer
-    from inlay.evaluation.benchmark import Benchmark as Runs
+    kind = _truths if benchmark in _TRUTHS else _pairs
+    return kind(benchmark, folder, output, given)
+
+
+def _truths(name: str, folder: Sequence[str], output: str, given: Benching) -> int:
+    """harmony, relight, removal."""
     from inlay.evaluation.benchmark import run
     from inlay.evaluation.harmony import Harmony
     from inlay.evaluation.photos import find_photos
     from inlay.evaluation.relight import Relight, find_triples
     from inlay.evaluation.removal import Removal
-    from inlay.evaluation.tables import as_dict, tables, write_report
+    from inlay.evaluation.tables import as_dict, truth_tables, write_report
 
-    kinds: dict[str, type[Runs]] = {"harmony": Harmony, "relight": Relight, "removal": Removal}
+    kinds: dict[str, type[Benchmark]] = {"harmony": Harmony, "relight": Relight, "removal": Removal}
     include = given.include or []
-    find = find_triples if benchmark == "relight" else find_photos
-    sources = find(folder, given.split, include)
-    chosen = kinds[benchmark](sources, given.cases, given.seed, given.harmless, given.short_side)
+    sources = (find_triples if name == "relight" else find_photos)(folder, given.split, include)
+    count = 100 if given.cases is None else given.cases
+    chosen = kinds[name](sources, count, given.seed, given.harmless, given.short_side)
     named = chosen.methods if given.methods is None else given.methods
     variants = _variants(named, given.set or [], str(chosen.blank["verb"]))
-    composer = Composer(given.model, device=given.device, dtype=given.dtype)
+    told = {each.label: (each.method["name"], {**each.method, **each.request}) for each in variants}
+    about = {"benchmark": name, "folders": folder, "split": given.split, "include": include}
+    about |= {"cases": given.cases, "seed": given.seed, "model": given.model}
     with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
         heard.label = "measuring"
-        report = run(chosen, variants, composer, heard.step)
+        with _claimed(out, {**about, "short_side": given.short_side}, given.resume):
+            report = run(chosen, told, out, given, heard.step, given.fields)
         report.settings |= {"folders": folder, "split": given.split, "include": include}
         report.settings["model"] = given.model
         written = write_report(report, out)
     if given.json:
         say(json.dumps(as_dict(report), allow_nan=False, indent=1))
     elif not given.quiet:
-        for heading, headers, rows in tables(report):
-            say(table(headers, rows, heading))
+        for each in truth_tables(report):
+            say(table(each.headers, each.rows, each.title))
+        for path in written:
+            say(path)
+    return 0
+
+
+def _pairs(name: str, folder: Sequence[str], output: str, given: Benching) -> int:
+    """The data sets of papers, and those in their form."""
+    from inlay.evaluation.bench import Bench, read_ablation
+    from inlay.evaluation.datasets import open_dataset
+    from inlay.evaluation.metrics import metrics_of
+    from inlay.evaluation.report import write_results
+    from inlay.learning.settings import LearnConfig
+    from inlay.settings import parse_values
+
+    if len(folder) > 1:
+        raise InputError(f"{name} is one folder; there are {len(folder)}.")
+    dataset = open_dataset(name, folder[0])
+    about: dict[str, Any] = {"title": name}
+    if given.ablation is not None and given.methods is not None:
+        raise InputError("--methods and --ablation exclude each other; give one of them.")
+    if given.ablation is not None:
+        told, variants = read_ablation(given.ablation)
+        about |= {**told, "ablation": given.ablation}
+    else:
+        named = given.methods or ("" if given.results else "paste,poisson,phd")
+        verb = next(iter(dataset.pairs())).request.verb
+        variants = _variants(named, given.set or [], verb, concepts=True) if named else []
+    learn = parse_values(given.learn or [], LearnConfig)
+    variants = [each.learnt(learn) for each in variants]
+    for item in given.metric or []:
+        if "=" not in item:
+            raise InputError(f"--metric {show(item)} is wrong; expected NAME=MODEL.")
+    models = {k: Path(v) for k, _, v in (item.partition("=") for item in given.metric or [])}
+    protocol = given.protocol or str(about.get("protocol", dataset.protocol))
+    metrics = metrics_of(protocol, models or None)
+    patterns = given.include or ["*"]
+    about |= {"benchmark": name, "folder": str(Path(folder[0]).absolute()), "protocol": protocol}
+    about |= {"samples": given.samples, "seed": given.seed, "model": given.model}
+    order = Bench(
+        dataset, variants, output, given,
+        samples=given.samples, seed=given.seed, model=given.fields, results=given.results or (),
+        chosen=lambda p: any(fnmatchcase(n, x) for x in patterns for n in (p.name, p.category)),
+        most=given.cases,
+    )  # fmt: skip
+    with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
+        heard.label, order.progress = "measuring", heard.step
+        with _claimed(out, about, given.resume):
+            status = order.write(lambda: None)
+            scores = order.score(metrics)
+            tables, written = write_results(order, scores, metrics, about)
+    _tell(given, order, tables, written)
+    return status
+
+
+def _tell(given: Benching, order: Bench, tables: Sequence[Any], written: Sequence[Path]) -> None:
+    """What was found, on standard output."""
+    if given.json:
+        say(json.dumps({"tables": [vars(each) for each in tables], "problems": order.problems}))
+    elif not given.quiet:
+        for each in tables:
+            say(table(each.headers, each.rows, each.title))
+        for line in (*tables[0].notes, *order.problems[:20]) if tables else order.problems[:20]:
+            say(line)
         for path in written:
             say(path)
 
 
-def _variants(text: str, sets: Sequence[str], verb: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Read --methods and --set; the text of each variant is its label."""
-    from inlay.evaluation.benchmark import OF_REQUEST
+@contextmanager
+def _claimed(out: Path, about: Mapping[str, Any], resume: bool) -> Iterator[None]:
+    """See that nothing in a folder is overwritten but what the same benchmark began; where it
+    could not begin, the folder is as it was.
+    """
+    from inlay.pictures.write import replace_file
+
+    asked, path = json.loads(json.dumps(about, default=str)), out / _ABOUT
+    if not resume and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; give a new folder, or --resume to go on there.")
+    if any(out.iterdir()) and not path.is_file():
+        raise InputError(f"{out} holds no benchmark to go on with; give another folder.")
+    known = json.loads(path.read_bytes()) if path.is_file() else asked
+    for key in (key for key in asked if known.get(key) != asked[key]):
+        raise InputError(
+            f"{out} was begun with {key} {show(known.get(key))}, not {show(asked[key])}; give a "
+            "new folder."
+        )
+    text = json.dumps(asked, indent=1).encode()
+    replace_file(path, methodcaller("write", text))
+    try:
+        yield
+    except InputError:
+        if not (out / "pictures").exists():
+            path.unlink()
+        raise
+
+
+def _variants(text: str, sets: Sequence[str], verb: str, concepts: bool = False) -> list[Variant]:
+    """Read --methods and --set; the text of each variant is its label. concepts: whether there are
+    photos of objects to learn.
+    """
+    from inlay.evaluation.bench import OF_REQUEST, Variant
     from inlay.methods import registry as methods
     from inlay.settings import parse_values
 
     known = [
         name
         for name, method in methods.all_methods().items()
-        if verb in method.verbs and not method.concepts
+        if verb in method.verbs and (concepts or not method.concepts)
     ]
     labels = [label.strip() for label in text.split(",") if label.strip()]
     if not labels:
@@ -107,12 +244,37 @@ def _variants(text: str, sets: Sequence[str], verb: str) -> dict[str, tuple[str,
         if name not in names.values():
             near = nearest(name, names.values())
             raise InputError(f"--set {show(item)} is for a method that is not run; {near}")
-    variants = {}
+    variants = []
     for label, name in names.items():
         own = (item.partition(".")[2] for item in sets if item.startswith(f"{name}."))
         items = [item.partition("=") for item in (*label.split(":")[1:], *own)]
         request = {key: value for key, _, value in items if key in OF_REQUEST}
         rest = ["".join(item) for item in items if item[0] not in OF_REQUEST]
         found = parse_values(rest, methods.get(name).settings)
-        variants[label] = (name, found | request)
+        variants.append(Variant(label, {"name": name, **found}, request))
     return variants
+
+
+@dataclass(frozen=True)
+class Studying(Quiet):
+    """The options of study."""
+
+    serve: bool = flag(
+        "Serve the page here, and keep what people say as they say it.", default=False
+    )
+    port: int = flag("Port to listen on; 0 is a free one.", "N", default=8001, least=0)
+    choice: bool = flag("Ask for the better of two, in place of a ranking.", default=False)
+    trials: int | None = flag("Pairs to ask about at most.", "N", least=1)
+    seed: int = flag("Of the choice of pairs and of what is compared.", "N", default=0)
+
+
+def study(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="What inlay bench has written.")],
+    given: Studying,
+) -> None:
+    """Have people rank the methods of a benchmark, blind, for compatibility and fidelity.
+
+    Writes DIR/study: a page that works by itself, and what was rated so far as tables. With --serve
+    the page is at a loopback address, and every rating is kept at once.
+    """
+    raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What every benchmark shares: cases with a known truth, methods run on them, and a report.
+"""Benchmarks of our own: cases with a known truth as pairs of a data set, and their figures.
 
 Each method runs on every case, and on some of them with the truth itself in place of what was
 disturbed: what it changes there is harm. One plain method is what all are compared with.
@@ -6,11 +6,11 @@ disturbed: what it changes there is harm. One plain method is what all are compa
 
 from __future__ import annotations
 
-import time
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,23 +18,22 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from inlay.composer import Composer
+from inlay.batch.command import Running
 from inlay.errors import InputError
-from inlay.pictures.arrays import Box, bounds, to_uint8
+from inlay.evaluation.bench import OF_REQUEST, Bench, Variant
+from inlay.evaluation.datasets import Pair
+from inlay.pictures.arrays import Box, bounds, from_levels, to_uint8
 from inlay.request import Request
-from inlay.result import Result
+from inlay.result.record import with_inputs
 
 PASTE = "paste"
 MAX_CASES = 10_000
 SHORT_SIDE = 384
-# What of a variant is the request's and not the method's.
-OF_REQUEST = ("shadow",)
 
 # In dB. Without a cap one faultless case would make every mean infinite.
 MAX_PSNR = 60.0
 
 Image = NDArray[np.uint8]
-Variant = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +56,31 @@ class Case:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Known(Pair):
+    """A case as a pair of a data set, whose pictures lie in files, or its truth undisturbed."""
+
+    number: int = 0
+    file: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    undisturbed: bool = False
+
+    def case(self) -> Case:
+        """What its figures are taken from, read from the files."""
+        truth, mask = (np.asarray(PILImage.open(str(f))) for f in (self.truth, self.truth_mask))
+        under = getattr(self.request, "background", None)
+        place = None if under is None else np.asarray(PILImage.open(under))
+        levels = from_levels(mask)
+        return Case(self.number, self.file, self.category, levels, truth, truth, place)
+
+
 @dataclass(eq=False)
 class Benchmark(ABC):
-    """What methods are measured on: where its cases come from, and what is said of results.
+    """What methods are measured on: a data set that makes its pairs, and what is said of results.
 
     sources are photographs or the like, of which `count` cases are made. `harmless` is how many of
-    these are also run undisturbed; None is all. Raises InputError for numbers out of bounds.
+    these are also run undisturbed; None is all. `inputs` is the folder for the pictures of pairs().
+    Raises InputError for numbers out of bounds.
     """
 
     name: ClassVar[str]
@@ -88,6 +106,11 @@ class Benchmark(ABC):
     seed: int = 0
     harmless: int | None = None
     short_side: int = SHORT_SIDE
+    inputs: Path | None = None
+    # As of a Metric, which it is of its own pairs.
+    source: ClassVar[str] = "inlay"
+    reason: ClassVar[None] = None
+    higher_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.harmless = self.count if self.harmless is None else self.harmless
@@ -107,12 +130,56 @@ class Benchmark(ABC):
         """Cases 0 to count - 1."""
 
     @abstractmethod
-    def make(self, composer: Composer, case: Case, pasted: Image, **choice: Any) -> Result:
-        """Run a method on a case whose object looks as in `pasted`."""
+    def order(self, case: Case, pasted: Image) -> dict[str, Any]:
+        """The request, but for its method, that has a method work on a case whose object looks as
+        in `pasted`; its pictures are arrays.
+        """
 
     def figures(self, case: Case, result: Image) -> dict[str, float]:
         """Of one result, uint8 (h, w, 3)."""
         return measure(result, case.truth, case.mask)
+
+    @property
+    def protocol(self) -> str:
+        return self.name
+
+    def problems(self) -> list[str]:
+        return []
+
+    def pairs(self) -> Iterator[Known]:
+        """The cases, and after each of the first ones that with nothing to be mended."""
+        folder = self.inputs
+        if folder is None:
+            raise RuntimeError("the pictures of pairs need a folder; say inputs.")
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def file(name: str, picture: Image) -> Path:
+            PILImage.fromarray(picture).save(folder / f"{name}.png", compress_level=1)
+            return folder / f"{name}.png"
+
+        try:
+            for case in self.cases():
+                number, box = f"{case.number:05d}", bounds(case.mask)
+                truth = file(f"{number}-truth", case.truth)
+                mask = file(f"{number}-mask", to_uint8(case.mask))
+                for undisturbed in (False, True)[: 1 + (case.number < (self.harmless or 0))]:
+                    name = f"{number}-undisturbed" if undisturbed else number
+                    order = self.order(case, case.truth if undisturbed else case.pasted)
+                    request = Request.of({**order, "method": self.base})
+                    arrays = {place: np.asarray(each) for place, each in request.inputs().items()}
+                    files = {
+                        place: str(file(f"{name}-{place}", each)) for place, each in arrays.items()
+                    }
+                    yield Known(
+                        name, case.kind, with_inputs(request, files), (), (), box or Box(0, 0, 1, 1),
+                        truth, mask, case.number, case.name, case.facts, undisturbed,
+                    )  # fmt: skip
+        except InputError:
+            shutil.rmtree(folder)
+            raise
+
+    def __call__(self, pair: Known, result: PILImage.Image) -> dict[str, float]:
+        return self.figures(pair.case(), np.asarray(result.convert("RGB"), np.uint8))
 
     def shares(self, cases: Sequence[Mapping[str, Any]], label: str) -> dict[str, float | None]:
         """Further figures of a variant over some cases of a report."""
@@ -125,7 +192,7 @@ class Report:
 
     settings: how the run was asked for. methods: label to method, settings, model, device, dtype.
     cases: number, file, kind, facts, and for each label its figures; harm: those of what was not
-    disturbed, without facts. views: small JPEG pictures for the contact sheet, by case and column.
+    disturbed, without facts. views: the pictures of each case, by column of the contact sheet.
     """
 
     benchmark: Benchmark = field(repr=False)
@@ -133,84 +200,73 @@ class Report:
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
     harm: list[dict[str, Any]] = field(default_factory=list)
-    views: list[dict[str, bytes]] = field(default_factory=list, repr=False)
+    views: list[dict[str, Path]] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        benchmark: Benchmark,
+        methods: dict[str, dict[str, Any]],
+        pairs: Sequence[Known],
+        scores: Sequence[Mapping[str, Any]],
+    ) -> Report:
+        """From the scores of a Bench: a row a picture, those of a pair one after the other."""
+        settings = {"cases": benchmark.count, "seed": benchmark.seed}
+        settings |= {"harmless": benchmark.harmless, "short_side": benchmark.short_side}
+        settings |= {benchmark.nouns[0]: len(benchmark.sources)}
+        report = cls(benchmark, settings, methods)
+        facts = ("pair", "category", "method", "sample", "seed", "picture")
+        found: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for score in scores:
+            found.setdefault(score["pair"], {})[score["method"]] = score
+        for pair in pairs:
+            own = found.get(pair.name, {})
+            if own.keys() != methods.keys():
+                # What one of them could not do says nothing of the others.
+                continue
+            row: dict[str, Any] = {"number": pair.number, "file": pair.file, "kind": pair.category}
+            if not pair.undisturbed:
+                row |= pair.facts
+                views = {"truth": Path(str(pair.truth)), "mask": Path(str(pair.truth_mask))}
+                report.views.append(views | {n: Path(s["picture"]) for n, s in own.items()})
+            row["results"] = {
+                name: {key: value for key, value in score.items() if key not in facts}
+                for name, score in own.items()
+            }
+            (report.harm if pair.undisturbed else report.cases).append(row)
+        return report
 
 
 def run(
     benchmark: Benchmark,
-    variants: Mapping[str, Variant],
-    composer: Composer | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    variants: Mapping[str, tuple[str, Mapping[str, Any]]],
+    folder: str | Path,
+    given: Running | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    model: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Run named variants of methods, {label: (method, settings)}, on a benchmark.
+    """Run named variants of methods, {label: (method, settings)}, on a benchmark of known truths.
 
-    The plain method is always there, as the first one. progress(done, total) is called after each
-    picture and may raise. The model of `composer` is loaded only where a method needs it. Raises
-    InputError for an unknown method or wrong settings before any work.
+    The plain method is always there, as the first one. Pictures go to the folder; a second run goes
+    on from there. Raises InputError for an unknown method or wrong settings before any work.
     """
     base = benchmark.base
     if variants.get(base, (base, {})) != (base, {}):
         raise InputError(f"the variant {base!r} is the plain {base}; call yours by another name.")
     everything = {base: (base, {}), **variants, **{base: (base, benchmark.plain)}}
-    for name, choice in everything.values():
+    chosen = []
+    for label, (name, choice) in everything.items():
         request = {key: choice[key] for key in OF_REQUEST if key in choice}
         own = {key: choice[key] for key in choice.keys() - request.keys()}
-        Request.of({**benchmark.blank, **request, "method": {"name": name, **own}})
-    composer = composer or Composer()
-    count, harmless = benchmark.count, benchmark.harmless or 0
-    settings = {"cases": count, "seed": benchmark.seed, "harmless": harmless}
-    settings |= {"short_side": benchmark.short_side, benchmark.nouns[0]: len(benchmark.sources)}
-    report = Report(benchmark, settings)
-    total, done = (count + harmless) * len(everything), 0
-    for case in benchmark.cases():
-        for pasted, rows in ((case.pasted, report.cases), (case.truth, report.harm)):
-            if rows is report.harm and case.number >= harmless:
-                continue
-            results, views = {}, {}
-            for label, (name, choice) in everything.items():
-                started = time.perf_counter()
-                made = benchmark.make(composer, case, pasted, method=name, **choice)
-                seconds = time.perf_counter() - started - made.record["timings"]["load_s"]
-                views[label] = np.asarray(made.image.convert("RGB"), np.uint8)
-                figures = benchmark.figures(case, views[label])
-                results[label] = {**figures, "seconds": round(seconds, 4)}
-                report.methods.setdefault(label, _about(made.record))
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-            row: dict[str, Any] = {"number": case.number, "file": case.name, "kind": case.kind}
-            if rows is report.cases:
-                row |= case.facts
-                report.views.append(_views(case, views))
-            rows.append({**row, "results": results})
-    return report
-
-
-def _about(record: Mapping[str, Any]) -> dict[str, Any]:
-    request, own = record["request"], record["request"]["method"]
-    about = {key: record[key] for key in ("method", "model", "device", "dtype")}
-    about |= {key: request[key] for key in OF_REQUEST if key in request}
-    return about | {"settings": {key: own[key] for key in own if key not in ("name", "preset")}}
-
-
-def _views(case: Case, results: Mapping[str, Image]) -> dict[str, bytes]:
-    """Small pictures, truth, mask and each result: of the object and a little round it, or all of
-    them where their surroundings are to change.
-    """
-    box = bounds(case.mask)
-    assert box is not None
-    near = box.grown(max(box.width, box.height) // 3 + 8)
-    whole = Box.of_size(case.mask.shape[::-1])
-    part = (whole if case.place is not None else near.intersect(whole) or box).slices
-    white = np.repeat(to_uint8(case.mask)[..., None], 3, axis=2)
-    views = {}
-    for label, picture in {"truth": case.truth, "mask": white, **results}.items():
-        small, file = PILImage.fromarray(picture[part]), BytesIO()
-        small.thumbnail((224, 224))
-        # Compressed: the pictures of thousands of cases stay in memory until the end.
-        small.save(file, "JPEG", quality=92)
-        views[label] = file.getvalue()
-    return views
+        chosen.append(Variant(label, {"name": name, **own}, request))
+    for variant in chosen:
+        Request.of({**benchmark.blank, **variant.request, "method": variant.method})
+    benchmark.inputs = Path(folder, "inputs")
+    told: dict[str, Any] = {"seed": benchmark.seed, "model": model, "progress": progress}
+    bench = Bench(benchmark, chosen, folder, given, **told)
+    if bench.write(lambda: None):
+        raise InputError(bench.problems[0])
+    return Report.of(benchmark, bench.about(), bench.pairs, bench.score([benchmark]))
 
 
 def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:
@@ -231,6 +287,8 @@ def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:
         gains, untouched = own["fpsnr"] - paste["fpsnr"], _columns(harm, label)
         row: dict[str, Any] = {"label": label, "cases": len(cases)}
         row |= {name: float(values.mean()) for name, values in own.items()}
+        # The first picture's has the loading of a model in it.
+        row["seconds"] = float(np.median(own["seconds"]))
         row["fmse_ratio"] = ratio(cases, label, "fmse", report.benchmark.base)
         row["gain"] = float(gains.mean())
         row["gain_error"] = float(gains.std(ddof=1) / len(cases) ** 0.5) if cases[1:] else None

@@ -16,12 +16,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inlay.composer import Composer
 from inlay.errors import InputError
 from inlay.evaluation.benchmark import Benchmark, Case, fmse, psnr
 from inlay.evaluation.photos import Photo
 from inlay.pictures.arrays import to_uint8
-from inlay.result import Result
 from inlay.training.disturb import KINDS, Image, Mask, disturb_object, draw
 from inlay.training.objects import find_objects
 
@@ -55,8 +53,8 @@ class Harmony(Benchmark):
     )
     rank = "fpsnr"
 
-    def make(self, composer: Composer, case: Case, pasted: Image, **choice: Any) -> Result:
-        return composer.harmonize(pasted, mask=to_uint8(case.mask), seed=self.seed, **choice)
+    def order(self, case: Case, pasted: Image) -> dict[str, Any]:
+        return {"verb": "harmonize", "picture": pasted, "mask": to_uint8(case.mask)}
 
     def cases(self) -> Iterator[Case]:
         """Cases 0 to count - 1, the kinds of disturbance dealt in turn.

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inlay.composer import Composer
 from inlay.errors import InputError
 from inlay.evaluation.benchmark import Benchmark, Case, Image, psnr, ratio
 from inlay.evaluation.photos import folder_rows, is_included
@@ -21,7 +20,6 @@ from inlay.learning.folder import Row
 from inlay.pictures.arrays import bounds, from_levels, shrink, srgb_decode, to_uint8
 from inlay.pictures.mask import LEAST_SHARE
 from inlay.pictures.read import read_picture
-from inlay.result import Result
 
 # Luminance of linear sRGB (IEC 61966-2-1), and how much of the place's is left where a shadow is.
 _LUMINANCE, _SHADED = (0.2126, 0.7152, 0.0722), 0.96
@@ -92,12 +90,13 @@ class Relight(Benchmark):
             truth, other, place = (p[..., :3].copy() for p in (truth, other, place))
             yield Case(number, row.file_name, row.pose, mask, truth, other, place)
 
-    def make(self, composer: Composer, case: Case, pasted: Image, **choice: Any) -> Result:
+    def order(self, case: Case, pasted: Image) -> dict[str, Any]:
         # A subject is what of its picture is seen; in the box of that it keeps its pixels.
         assert case.place is not None
         box = bounds(case.mask >= LEAST_SHARE * case.mask.max())
         subject = np.dstack([pasted, to_uint8(case.mask)])
-        return composer.compose(case.place, subject, box=box, seed=self.seed, **choice)
+        subjects = [{"picture": subject, "box": box}]
+        return {"verb": "compose", "background": case.place, "subjects": subjects}
 
     def figures(self, case: Case, result: Image) -> dict[str, float]:
         """Those of the object; together (mean squared error of the whole picture) and its psnr;

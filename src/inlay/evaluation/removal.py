@@ -13,11 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.composer import Composer
 from inlay.errors import InputError
 from inlay.evaluation.benchmark import Benchmark, Case, Image
-from inlay.pictures.arrays import Mask, blur, distance, from_levels, luma
-from inlay.result import Result
+from inlay.pictures.arrays import Mask, blur, distance, from_levels, luma, to_uint8
 from inlay.training.objects import find_objects
 
 # Half the size of a hole over the short side of the picture, places that are tried for it, and the
@@ -75,9 +73,8 @@ class Removal(Benchmark):
             f"them, or ask for fewer cases than {self.count}."
         )
 
-    def make(self, composer: Composer, case: Case, pasted: Image, **choice: Any) -> Result:
-        mask = (case.mask * 255).astype(np.uint8)
-        return composer.remove(pasted, mask=mask, seed=self.seed, **choice)
+    def order(self, case: Case, pasted: Image) -> dict[str, Any]:
+        return {"verb": "remove", "picture": pasted, "mask": to_uint8(case.mask)}
 
     def figures(self, case: Case, result: Image) -> dict[str, float]:
         """Those of the hole; energy: |log2| of the mean gradient in it over the truth's; rim: the

@@ -1,0 +1,373 @@
+"""Methods on the pairs of a data set: pictures made as a batch, each scored once, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from PIL import Image as PILImage
+
+from inlay.batch.command import Running
+from inlay.batch.engine import Crew, End, work
+from inlay.batch.order import Batch
+from inlay.batch.runner import Job, Runner
+from inlay.errors import InputError, __version__, nearest, show
+from inlay.evaluation.datasets import Pair
+from inlay.learning.folder import SUFFIXES
+from inlay.methods.registry import MethodChoice
+from inlay.pictures.read import file_sha256, read_picture, read_record
+from inlay.pictures.write import replace_file
+from inlay.request import Request
+
+if TYPE_CHECKING:
+    from inlay.batch.ledger import Ledger
+    from inlay.evaluation.metrics import Metric
+    from inlay.settings import BatchSize
+
+# What of a variant is the request's and not the method's.
+OF_REQUEST = ("shadow",)
+# What of a pair's subject does not go with a concept in its place.
+_OF_PICTURES = ("picture", "mask", "cut", "cut_box", "cut_points")
+# Ablations that come along, as YAML.
+ABLATIONS = Path(__file__).with_name("ablations")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method under a label, with its settings as in a request, other fields of the request, and
+    for concepts the settings they are learnt with, from so many references; None is all.
+    """
+
+    label: str
+    method: Mapping[str, Any]
+    request: Mapping[str, Any] = field(default_factory=dict)
+    learn: Mapping[str, Any] = field(default_factory=dict)
+    references: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Its label as the name of a folder."""
+        return re.sub(r"[^\w=.,+-]+", "_", self.label).lstrip(".")[:150] or "_"
+
+    def learnt(self, settings: Mapping[str, Any]) -> Variant:
+        """The same, with what it does not say itself of how concepts are learnt."""
+        return replace(self, learn={**settings, **self.learn})
+
+    def choice(self, verb: str) -> MethodChoice:
+        """The method with its settings checked; raises InputError."""
+        return MethodChoice.of(dict(self.method), verb)
+
+
+def read_ablation(name: str) -> tuple[dict[str, Any], list[Variant]]:
+    """An ablation, a YAML file or one that comes along: what it says of itself (title, and where
+    they are known dataset and protocol), and its variants.
+
+    Under `variants` each label has a method (a name, or name and settings) and may have request,
+    learn and references. Raises InputError.
+    """
+    import yaml
+
+    own = {path.stem: path for path in sorted(ABLATIONS.glob("*.yaml"))}
+    path = own.get(name, Path(name))
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        variants = [
+            Variant(str(label), **{**each, "method": _named(each["method"])})
+            for label, each in told.pop("variants").items()
+        ]
+        return {"title": path.stem, **told}, variants
+    except OSError:
+        raise InputError(f"the ablation {show(name)} is no file; {nearest(name, own)}") from None
+    except (yaml.YAMLError, UnicodeError, LookupError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"the ablation {show(name)} is no YAML with variants, each a label with a method."
+        ) from None
+
+
+def _named(method: Any) -> dict[str, Any]:
+    return {"name": method} if isinstance(method, str) else dict(method)
+
+
+class Pairs(Protocol):
+    """A data set, be it of a benchmark or in a folder."""
+
+    def pairs(self) -> Iterable[Pair]:
+        """Its pairs, each under a name of its own."""
+
+    def problems(self) -> list[str]:
+        """What is missing or odd, a sentence each."""
+
+
+class Alone:
+    """This process as the only worker; a Crew."""
+
+    def __init__(self, batch_size: BatchSize = 1) -> None:
+        self.batch = self.most = 16 if batch_size == "auto" else batch_size
+        self.seats, self._size = [Runner()], batch_size
+        self._jobs: Sequence[Job] = ()
+
+    def free(self) -> list[Runner]:
+        return [] if self._jobs else self.seats
+
+    def give(self, seat: Runner, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+
+    def ends(self, timeout: float) -> list[tuple[Runner, list[End]]]:
+        jobs, self._jobs = self._jobs, ()
+        ends = self.seats[0].run_all(jobs, self._size)
+        return [(self.seats[0], list(zip(jobs, ends, strict=True)))]
+
+    def close(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Running(Running):
+    """As a batch runs, but in this process unless something else is asked for."""
+
+    def crew(self) -> Crew:
+        from inlay.settings import as_batch_size
+
+        here = self.workers is self.timeout is self.memory is None and self.engine == "local"
+        return Alone(as_batch_size(self.batch_size)) if here else super().crew()
+
+
+class Bench(Batch):
+    """What was ordered: the variants' pictures of a data set in a folder, `samples` of each pair
+    with the seeds from `seed` on, and beside them those that other tools made. progress(done,
+    total) is told of pictures made, then of those scored, and may raise.
+
+    results are folders of the latter, one a method, in which a file is called by its pair, and its
+    number behind it. `chosen` says which pairs count; `most` is how many do. After write() `pairs`
+    are the data set's, `problems` what is missing or odd.
+    """
+
+    def __init__(
+        self,
+        dataset: Pairs,
+        variants: Sequence[Variant],
+        output: str | Path,
+        given: Running | None = None,
+        *,
+        samples: int = 1,
+        seed: int = 0,
+        model: Mapping[str, Any] | None = None,
+        results: Sequence[str] = (),
+        chosen: Callable[[Pair], bool] = lambda pair: True,
+        most: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.out, self.progress = Path(output).absolute(), progress
+        told = {each.name: getattr(given, each.name) for each in fields(Running) if given}
+        running = _Running(**{**told, "quiet": True, "json": False})
+        super().__init__(str(self.out / "manifest.jsonl"), str(self.out / "pictures"), running)
+        self.dataset, self.variants, self.samples, self.seed = dataset, variants, samples, seed
+        self.model, self.results, self.chosen, self.most = model, results, chosen, most
+        self.pairs, self.problems = list[Pair](), list[str]()
+        # Label and pair to the files of the samples and the seconds that one took.
+        self.files = dict[tuple[str, str], tuple[list[str], float | None]]()
+        labels = [*(v.label for v in variants), *(Path(folder).name for folder in results)]
+        for key in (str, lambda label: Variant(label, {}).folder):
+            if len(set(map(key, labels))) < len(labels):
+                raise InputError(f"two methods are called the same: {', '.join(labels)}.")
+        self.labels = labels
+
+    def write(self, check: Callable[[], None]) -> int:
+        """Make what is missing; the exit status is 1 where a picture failed. Raises InputError."""
+        self.pairs = [pair for pair in self.dataset.pairs() if self.chosen(pair)][: self.most]
+        if not self.pairs:
+            raise InputError("the data set has no pairs that --include and --cases leave.")
+        for variant in self.variants:
+            # What is wrong with all of them is said before anything is made.
+            Request.of(self._order(self.pairs[0], variant, "first.safetensors"))
+        self.problems = list(self.dataset.problems())
+        self._read_results()
+        if not self.variants:
+            return 0
+        concepts = self._learn(check)
+        lines = []
+        for pair in self.pairs:
+            for variant in self.variants:
+                concept = concepts.get((pair.name, variant.label), "")
+                if concept is not None:
+                    row = self._order(pair, variant, concept)
+                    name = f"{variant.folder}/{pair.name}.png"
+                    lines.append(json.dumps({"name": name, **row}) + "\n")
+        text = "".join(lines).encode()
+        replace_file(self.manifest, lambda file: file.write(text) and None)
+        try:
+            return super().write(check)
+        except KeyboardInterrupt:
+            said = f"interrupted; {self.said()}; with --resume the same command goes on from there."
+            raise KeyboardInterrupt(said) from None
+
+    def _tell(self, seconds: float, live: Any) -> None:
+        self.progress(sum(self.counts.values()), self.total)
+
+    def _report(self, ledger: Ledger) -> None:
+        super()._report(ledger)
+        labels = {variant.folder: variant.label for variant in self.variants}
+        for row in ledger.rows("done"):
+            folder, _, name = row["name"].partition("/")
+            key = labels[folder], name.removesuffix(".png")
+            self.files[key] = row["paths"], row["seconds"] / len(row["paths"])
+        for row in ledger.rows("refused", "failed", "died", "late"):
+            self.problems.append(f"{row['name']}: {row['sentence']}")
+
+    def _order(self, pair: Pair, variant: Variant, concept: str) -> dict[str, Any]:
+        """The request of a pair's picture, as plain data; a concept stands in for its subjects."""
+        told, method = pair.request.model_dump(mode="json"), dict(variant.method)
+        choice = variant.choice(pair.request.verb)
+        if choice.method.concepts:
+            for subject in told.get("subjects", ()):
+                subject |= {**dict.fromkeys(_OF_PICTURES), "picture": concept}
+        elif "prompt" in type(choice.settings).model_fields and pair.prompt:
+            method = {"prompt": pair.prompt, **method}
+        own = {"method": method, "seed": self.seed, "num_images": self.samples}
+        return {**told, **own, "model": self.model, **variant.request}
+
+    def _learn(self, check: Callable[[], None]) -> dict[tuple[str, str], str | None]:
+        """Learn the objects that variants need as concepts; the file for each pair and variant
+        that needs one, None where that failed.
+        """
+        jobs, files = dict[str, Job](), dict[tuple[str, str], str | None]()
+        model = dict(self.model or {})
+        for pair in self.pairs:
+            for variant in self.variants:
+                if not variant.choice(pair.request.verb).method.concepts:
+                    continue
+                photos = [str(photo) for photo in pair.references][: variant.references or 10]
+                masks = [str(mask) for mask in pair.reference_masks if mask][: len(photos)]
+                name = pair.category.replace("_", " ").lower()
+                settings = {"model": model.get("name", "embedded"), **variant.learn}
+                told = {"verb": "learn", "photos": photos, "class_name": name, "settings": settings}
+                told |= {"device": model.get("device")}
+                told |= {"masks": masks} if len(masks) == len(photos) else {}
+                state = [file_sha256(Path(file)) for file in (*photos, *told.get("masks", ()))]
+                key = hashlib.sha256(json.dumps([state, told, __version__]).encode()).hexdigest()
+                path = self.out / "concepts" / f"{Variant(name, {}).folder}-{key[:12]}.safetensors"
+                files[pair.name, variant.label] = str(path)
+                if not path.exists():
+                    jobs[str(path)] = Job(path.name, told, str(path))
+        if jobs:
+            (self.out / "concepts").mkdir(parents=True, exist_ok=True)
+            with closing(self.given.crew()) as crew:
+                for ended in work(iter(jobs.values()), crew):
+                    check()
+                    if ended is not None and ended[2].kind != "done":
+                        self.problems.append(f"{ended[1].name}: {ended[2].sentence}")
+                        self.counts[ended[2].kind] += 1
+        return {key: path if Path(str(path)).exists() else None for key, path in files.items()}
+
+    def _read_results(self) -> None:
+        """The pictures that other tools made."""
+        names = {pair.name for pair in self.pairs}
+        for folder in map(Path, self.results):
+            if not folder.is_dir():
+                raise InputError(f"--results {show(str(folder))} is no folder; give one a method.")
+            found: dict[str, dict[int, str]] = {}
+            odd = 0
+            for path in sorted(folder.rglob("*")):
+                if path.suffix.lower() not in SUFFIXES:
+                    continue
+                stem = path.relative_to(folder).with_suffix("").as_posix()
+                numbered = re.fullmatch(r"(.+?)[-_/](?:seed=)?(\d+)", stem)
+                if stem in names:
+                    found.setdefault(stem, {})[-1] = str(path)
+                elif numbered and numbered[1] in names:
+                    found.setdefault(numbered[1], {})[int(numbered[2])] = str(path)
+                else:
+                    odd += 1
+            for name, samples in found.items():
+                self.files[folder.name, name] = [samples[n] for n in sorted(samples)], None
+            if odd:
+                self.problems.append(f"{odd} pictures in {folder} are called by no pair.")
+
+    def score(self, metrics: Sequence[Metric]) -> Scores:
+        """What metrics say of all pictures: a row for each, in the order of pairs, methods and
+        samples; what was scored before is kept beside them.
+        """
+        usable = [metric for metric in metrics if metric.reason is None]
+        about = [[metric.protocol, metric.name, metric.source] for metric in usable]
+        rows, kept = list[dict[str, Any]](), _Kept(self.out / "scores.jsonl")
+        total = sum(len(files) for files, _ in self.files.values())
+        with closing(kept):
+            for pair, label in ((p, label) for p in self.pairs for label in self.labels):
+                files, seconds = self.files.get((label, pair.name), ([], None))
+                for sample, file in enumerate(files):
+                    key = [pair.name, label, sample, file_sha256(Path(file)), about]
+                    values = kept.values(key, lambda: self._values(usable, pair, file))  # noqa: B023
+                    row = {"pair": pair.name, "category": pair.category, "method": label}
+                    row |= {"sample": sample, "picture": file}
+                    rows.append({**row, "seconds": seconds, **values})
+                    self.progress(len(rows), total)
+        for label in self.labels:
+            missing = [p.name for p in self.pairs if (label, p.name) not in self.files]
+            if missing:
+                said = f"{label} has no picture for {len(missing)} of {len(self.pairs)} pairs"
+                self.problems.append(f"{said}, like {missing[0]}.")
+        return rows
+
+    def _values(self, metrics: Sequence[Metric], pair: Pair, file: str) -> dict[str, float]:
+        """Of one picture; one of another size than its background is brought to that."""
+        picture = read_picture(file).to_pil().convert("RGB")
+        under = next(iter(pair.request.inputs().values()))
+        with PILImage.open(under) as image:
+            size = image.size
+        if picture.size != size:
+            picture = picture.resize(size, PILImage.Resampling.LANCZOS)
+        values: dict[str, float] = {}
+        for metric in metrics:
+            found = metric(pair, picture)
+            values |= found if isinstance(found, dict) else {metric.name: found}
+        return values
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What was run under each label, as the record in its first picture says."""
+        told: dict[str, dict[str, Any]] = {}
+        for label in self.labels:
+            files = next((self.files[key][0] for key in self.files if key[0] == label), [])
+            record = json.loads((files and read_record(files[0])) or "{}")
+            own = record.get("request", {}).get("method", {})
+            told[label] = {key: record.get(key) for key in ("method", "model", "device", "dtype")}
+            told[label] |= {
+                k: record["request"][k] for k in OF_REQUEST if k in record.get("request", {})
+            }
+            told[label]["settings"] = {k: own[k] for k in own if k not in ("name", "preset")}
+        return told
+
+
+Scores = list[dict[str, Any]]
+
+
+class _Kept:
+    """Values in a file of lines, which grows as they come, so that none is found twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._known: dict[str, dict[str, float]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                # The last one may be cut.
+                with suppress(ValueError):
+                    told = json.loads(line)
+                    self._known[told["key"]] = told["values"]
+        self._file = path.open("a")
+        # After a line that was cut.
+        self._file.write("\n" if self._known else "")
+
+    def values(self, key: Any, find: Callable[[], dict[str, float]]) -> dict[str, float]:
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        if digest not in self._known:
+            self._known[digest] = find()
+            self._file.write(json.dumps({"key": digest, "values": self._known[digest]}) + "\n")
+            self._file.flush()
+        return self._known[digest]
+
+    def close(self) -> None:
+        self._file.close()
