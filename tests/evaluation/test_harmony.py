@@ -18,7 +18,7 @@ from inlay.errors import InputError
 from inlay.evaluation.benchmark import PASTE, Report, measure, run, summary
 from inlay.evaluation.harmony import Harmony
 from inlay.evaluation.photos import BUNDLED, Photo, find_photos
-from inlay.evaluation.tables import write_report
+from inlay.evaluation.report import write_report
 from inlay.learning.folder import is_held_out
 from inlay.training.disturb import KINDS, Change, disturb_object
 
@@ -215,6 +215,8 @@ def test_the_files_say_what_was_found(report: Report, tmp_path: Path) -> None:
     (tmp_path / "harmony.md").write_text("of an earlier run")
     written = write_report(report, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in written)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<article") == 7 and "gentle" in page
     found = json.loads((tmp_path / "harmony.json").read_text())
     assert found["settings"]["seed"] == 3
     assert found["cases"] == report.cases and found["harm"] == report.harm
@@ -263,8 +265,12 @@ def test_the_command_prints_a_table(folder: Path, capsys: pytest.CaptureFixture[
     assert main([*command, "--methods", "feather"]) == 0
     printed = capsys.readouterr().out
     assert "feather" in printed and "paste" in printed and str(out / "harmony.json") in printed
-    assert main([*command, "--methods", "paste", "--quiet"]) == 0
+    assert main([*command, "--methods", "paste", "--quiet"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main([*command, "--methods", "paste", "--quiet", "--resume"]) == 0
     assert capsys.readouterr() == ("", "")
+    assert main([*command, "--seed", "4", "--resume"]) == 2
+    assert "was begun with seed 0, not 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

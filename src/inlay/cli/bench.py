@@ -1,4 +1,4 @@
-"""bench and study: how well methods do, by known truths, by papers' protocols, and by people."""
+"""bench: how well methods do, by known truths and by papers' protocols."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from inlay.batch.command import Running
 from inlay.cli.listing import table
-from inlay.cli.options import Checkpoint, OutFolder, Quiet, flag
+from inlay.cli.options import Checkpoint, OutFolder, flag
 from inlay.cli.outputs import listening, say
 from inlay.cli.train import made_folder
 from inlay.errors import InputError, nearest, show
@@ -55,7 +55,7 @@ class Benching(Checkpoint, Running):
     )
     samples: int = flag("Pictures of each pair, with consecutive seeds.", "K", default=1, least=1)
     learn: list[str] | None = flag("How methods' concepts are learnt.", "KEY=VALUE")
-    cases: int | None = flag("How many; else 100 of truths of our own, all of a data set.", "N")
+    cases: int | None = flag("How many; else 100 known truths, all of a data set.", "N", least=1)
     harmless: int | None = flag("Of these, undisturbed ones to run on; all by default.", "N")
     seed: int = flag("Of all randomness.", "N", default=0)
     split: Literal["held-out", "training", "all"] | None = flag(
@@ -98,7 +98,7 @@ def _truths(name: str, folder: Sequence[str], output: str, given: Benching) -> i
     from inlay.evaluation.photos import find_photos
     from inlay.evaluation.relight import Relight, find_triples
     from inlay.evaluation.removal import Removal
-    from inlay.evaluation.tables import as_dict, truth_tables, write_report
+    from inlay.evaluation.report import as_dict, truth_tables, write_report
 
     kinds: dict[str, type[Benchmark]] = {"harmony": Harmony, "relight": Relight, "removal": Removal}
     include = given.include or []
@@ -107,8 +107,12 @@ def _truths(name: str, folder: Sequence[str], output: str, given: Benching) -> i
     chosen = kinds[name](sources, count, given.seed, given.harmless, given.short_side)
     named = chosen.methods if given.methods is None else given.methods
     variants = _variants(named, given.set or [], str(chosen.blank["verb"]))
-    told = {each.label: (each.method["name"], {**each.method, **each.request}) for each in variants}
-    about = {"benchmark": name, "folders": folder, "split": given.split, "include": include}
+    told = dict[str, tuple[str, dict[str, Any]]]()
+    for each in variants:
+        choice = {**each.method, **each.request}
+        told[each.label] = choice.pop("name"), choice
+    about: dict[str, Any] = {"benchmark": name, "folders": folder, "split": given.split}
+    about["include"] = include
     about |= {"cases": given.cases, "seed": given.seed, "model": given.model}
     with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
         heard.label = "measuring"
@@ -120,8 +124,8 @@ def _truths(name: str, folder: Sequence[str], output: str, given: Benching) -> i
     if given.json:
         say(json.dumps(as_dict(report), allow_nan=False, indent=1))
     elif not given.quiet:
-        for each in truth_tables(report):
-            say(table(each.headers, each.rows, each.title))
+        for shown in truth_tables(report):
+            say(table(shown.headers, shown.rows, shown.title))
         for path in written:
             say(path)
     return 0
@@ -157,6 +161,8 @@ def _pairs(name: str, folder: Sequence[str], output: str, given: Benching) -> in
     models = {k: Path(v) for k, _, v in (item.partition("=") for item in given.metric or [])}
     protocol = given.protocol or str(about.get("protocol", dataset.protocol))
     metrics = metrics_of(protocol, models or None)
+    # Ours need no truth and no network, so they are told of all.
+    metrics += metrics_of("inlay", models or None) if protocol != "inlay" else []
     patterns = given.include or ["*"]
     about |= {"benchmark": name, "folder": str(Path(folder[0]).absolute()), "protocol": protocol}
     about |= {"samples": given.samples, "seed": given.seed, "model": given.model}
@@ -253,28 +259,3 @@ def _variants(text: str, sets: Sequence[str], verb: str, concepts: bool = False)
         found = parse_values(rest, methods.get(name).settings)
         variants.append(Variant(label, {"name": name, **found}, request))
     return variants
-
-
-@dataclass(frozen=True)
-class Studying(Quiet):
-    """The options of study."""
-
-    serve: bool = flag(
-        "Serve the page here, and keep what people say as they say it.", default=False
-    )
-    port: int = flag("Port to listen on; 0 is a free one.", "N", default=8001, least=0)
-    choice: bool = flag("Ask for the better of two, in place of a ranking.", default=False)
-    trials: int | None = flag("Pairs to ask about at most.", "N", least=1)
-    seed: int = flag("Of the choice of pairs and of what is compared.", "N", default=0)
-
-
-def study(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="What inlay bench has written.")],
-    given: Studying,
-) -> None:
-    """Have people rank the methods of a benchmark, blind, for compatibility and fidelity.
-
-    Writes DIR/study: a page that works by itself, and what was rated so far as tables. With --serve
-    the page is at a loopback address, and every rating is kept at once.
-    """
-    raise NotImplementedError

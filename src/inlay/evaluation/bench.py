@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +20,8 @@ from inlay.batch.engine import Crew, End, work
 from inlay.batch.order import Batch
 from inlay.batch.runner import Job, Runner
 from inlay.errors import InputError, __version__, nearest, show
-from inlay.evaluation.datasets import Pair
+from inlay.evaluation.pairs import Pair
+from inlay.evaluation.tables import Kept
 from inlay.learning.folder import SUFFIXES
 from inlay.methods.registry import MethodChoice
 from inlay.pictures.read import file_sha256, read_picture, read_record
@@ -200,7 +203,7 @@ class Bench(Batch):
                     name = f"{variant.folder}/{pair.name}.png"
                     lines.append(json.dumps({"name": name, **row}) + "\n")
         text = "".join(lines).encode()
-        replace_file(self.manifest, lambda file: file.write(text) and None)
+        replace_file(self.manifest, methodcaller("write", text))
         try:
             return super().write(check)
         except KeyboardInterrupt:
@@ -246,8 +249,8 @@ class Bench(Batch):
                 masks = [str(mask) for mask in pair.reference_masks if mask][: len(photos)]
                 name = pair.category.replace("_", " ").lower()
                 settings = {"model": model.get("name", "embedded"), **variant.learn}
-                told = {"verb": "learn", "photos": photos, "class_name": name, "settings": settings}
-                told |= {"device": model.get("device")}
+                told: dict[str, Any] = {"verb": "learn", "photos": photos, "class_name": name}
+                told |= {"settings": settings, "device": model.get("device")}
                 told |= {"masks": masks} if len(masks) == len(photos) else {}
                 state = [file_sha256(Path(file)) for file in (*photos, *told.get("masks", ()))]
                 key = hashlib.sha256(json.dumps([state, told, __version__]).encode()).hexdigest()
@@ -291,21 +294,31 @@ class Bench(Batch):
 
     def score(self, metrics: Sequence[Metric]) -> Scores:
         """What metrics say of all pictures: a row for each, in the order of pairs, methods and
-        samples; what was scored before is kept beside them.
+        samples; what was scored before is kept beside them. The figures of other protocols than the
+        first are called "NAME · PROTOCOL".
         """
-        usable = [metric for metric in metrics if metric.reason is None]
-        about = [[metric.protocol, metric.name, metric.source] for metric in usable]
-        rows, kept = list[dict[str, Any]](), _Kept(self.out / "scores.jsonl")
+        groups: dict[str, list[Metric]] = {}
+        for metric in metrics:
+            if metric.reason is None:
+                groups.setdefault(metric.protocol, []).append(metric)
+        main = next(iter(groups), "")
+        rows, kept = list[dict[str, Any]](), Kept(self.out / "scores.jsonl")
         total = sum(len(files) for files, _ in self.files.values())
         with closing(kept):
             for pair, label in ((p, label) for p in self.pairs for label in self.labels):
                 files, seconds = self.files.get((label, pair.name), ([], None))
                 for sample, file in enumerate(files):
-                    key = [pair.name, label, sample, file_sha256(Path(file)), about]
-                    values = kept.values(key, lambda: self._values(usable, pair, file))  # noqa: B023
-                    row = {"pair": pair.name, "category": pair.category, "method": label}
-                    row |= {"sample": sample, "picture": file}
-                    rows.append({**row, "seconds": seconds, **values})
+                    row: dict[str, Any] = {"pair": pair.name, "category": pair.category}
+                    row["method"] = label
+                    row |= {"sample": sample, "picture": file, "seconds": seconds}
+                    digest = file_sha256(Path(file))
+                    for protocol, own in groups.items():
+                        about = [[metric.name, metric.source] for metric in own]
+                        key = [pair.name, label, sample, digest, protocol, about]
+                        values = kept.values(key, partial(self._values, own, pair, file))
+                        end = "" if protocol == main else f" · {protocol}"
+                        row |= {f"{name}{end}": value for name, value in values.items()}
+                    rows.append(row)
                     self.progress(len(rows), total)
         for label in self.labels:
             missing = [p.name for p in self.pairs if (label, p.name) not in self.files]
@@ -317,8 +330,7 @@ class Bench(Batch):
     def _values(self, metrics: Sequence[Metric], pair: Pair, file: str) -> dict[str, float]:
         """Of one picture; one of another size than its background is brought to that."""
         picture = read_picture(file).to_pil().convert("RGB")
-        under = next(iter(pair.request.inputs().values()))
-        with PILImage.open(under) as image:
+        with PILImage.open(pair.background) as image:
             size = image.size
         if picture.size != size:
             picture = picture.resize(size, PILImage.Resampling.LANCZOS)
@@ -344,30 +356,3 @@ class Bench(Batch):
 
 
 Scores = list[dict[str, Any]]
-
-
-class _Kept:
-    """Values in a file of lines, which grows as they come, so that none is found twice."""
-
-    def __init__(self, path: Path) -> None:
-        self._known: dict[str, dict[str, float]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                # The last one may be cut.
-                with suppress(ValueError):
-                    told = json.loads(line)
-                    self._known[told["key"]] = told["values"]
-        self._file = path.open("a")
-        # After a line that was cut.
-        self._file.write("\n" if self._known else "")
-
-    def values(self, key: Any, find: Callable[[], dict[str, float]]) -> dict[str, float]:
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        if digest not in self._known:
-            self._known[digest] = find()
-            self._file.write(json.dumps({"key": digest, "values": self._known[digest]}) + "\n")
-            self._file.flush()
-        return self._known[digest]
-
-    def close(self) -> None:
-        self._file.close()

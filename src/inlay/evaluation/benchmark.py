@@ -21,7 +21,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from inlay.batch.command import Running
 from inlay.errors import InputError
 from inlay.evaluation.bench import OF_REQUEST, Bench, Variant
-from inlay.evaluation.datasets import Pair
+from inlay.evaluation.metrics import Metric
+from inlay.evaluation.pairs import Pair
 from inlay.pictures.arrays import Box, bounds, from_levels, to_uint8
 from inlay.request import Request
 from inlay.result.record import with_inputs
@@ -32,6 +33,9 @@ SHORT_SIDE = 384
 
 # In dB. Without a cap one faultless case would make every mean infinite.
 MAX_PSNR = 60.0
+
+# The figures of which less is better.
+LOWER = ("fmse", "delta_e", "energy", "rim", "together", "shadow", "darkening")
 
 Image = NDArray[np.uint8]
 
@@ -107,10 +111,6 @@ class Benchmark(ABC):
     harmless: int | None = None
     short_side: int = SHORT_SIDE
     inputs: Path | None = None
-    # As of a Metric, which it is of its own pairs.
-    source: ClassVar[str] = "inlay"
-    reason: ClassVar[None] = None
-    higher_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.harmless = self.count if self.harmless is None else self.harmless
@@ -139,10 +139,6 @@ class Benchmark(ABC):
         """Of one result, uint8 (h, w, 3)."""
         return measure(result, case.truth, case.mask)
 
-    @property
-    def protocol(self) -> str:
-        return self.name
-
     def problems(self) -> list[str]:
         return []
 
@@ -170,15 +166,16 @@ class Benchmark(ABC):
                     files = {
                         place: str(file(f"{name}-{place}", each)) for place, each in arrays.items()
                     }
-                    yield Known(
-                        name, case.kind, with_inputs(request, files), (), (), box or Box(0, 0, 1, 1),
-                        truth, mask, case.number, case.name, case.facts, undisturbed,
-                    )  # fmt: skip
+                    known = (case.number, case.name, case.facts, undisturbed)
+                    places = (box or Box(0, 0, 1, 1), truth, mask, "")
+                    request = with_inputs(request, files)
+                    yield Known(name, case.kind, request, (), (), *places, *known)
         except InputError:
             shutil.rmtree(folder)
             raise
 
-    def __call__(self, pair: Known, result: PILImage.Image) -> dict[str, float]:
+    def measured(self, pair: Any, result: PILImage.Image) -> dict[str, float]:
+        """The figures of a result of one of the pairs."""
         return self.figures(pair.case(), np.asarray(result.convert("RGB"), np.uint8))
 
     def shares(self, cases: Sequence[Mapping[str, Any]], label: str) -> dict[str, float | None]:
@@ -201,20 +198,22 @@ class Report:
     cases: list[dict[str, Any]] = field(default_factory=list)
     harm: list[dict[str, Any]] = field(default_factory=list)
     views: list[dict[str, Path]] = field(default_factory=list, repr=False)
+    pairs: Sequence[Known] = field(default=(), repr=False)
+    scores: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @classmethod
     def of(
         cls,
         benchmark: Benchmark,
         methods: dict[str, dict[str, Any]],
-        pairs: Sequence[Known],
-        scores: Sequence[Mapping[str, Any]],
+        pairs: Sequence[Any],
+        scores: list[dict[str, Any]],
     ) -> Report:
         """From the scores of a Bench: a row a picture, those of a pair one after the other."""
-        settings = {"cases": benchmark.count, "seed": benchmark.seed}
+        settings: dict[str, Any] = {"cases": benchmark.count, "seed": benchmark.seed}
         settings |= {"harmless": benchmark.harmless, "short_side": benchmark.short_side}
         settings |= {benchmark.nouns[0]: len(benchmark.sources)}
-        report = cls(benchmark, settings, methods)
+        report = cls(benchmark, settings, methods, pairs=pairs, scores=scores)
         facts = ("pair", "category", "method", "sample", "seed", "picture")
         found: dict[str, dict[str, Mapping[str, Any]]] = {}
         for score in scores:
@@ -266,7 +265,8 @@ def run(
     bench = Bench(benchmark, chosen, folder, given, **told)
     if bench.write(lambda: None):
         raise InputError(bench.problems[0])
-    return Report.of(benchmark, bench.about(), bench.pairs, bench.score([benchmark]))
+    figures = Metric("figures", benchmark.name, "inlay", True, None, benchmark.measured)
+    return Report.of(benchmark, bench.about(), bench.pairs, bench.score([figures]))
 
 
 def summary(report: Report, kind: str | None = None) -> list[dict[str, Any]]:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from inlay.errors import __version__
-from inlay.evaluation.benchmark import Report, summary
-from inlay.pictures.arrays import Box, bounds
-from inlay.pictures.sheet import contact_sheet
 from inlay.pictures.write import replace_file
 
-_PACKAGES = ("numpy", "scikit-image", "pillow", "torch", "diffusers")
 # What of a score's row is no figure.
 FACTS = ("pair", "category", "method", "sample", "picture", "seconds")
 # Of a bootstrap: how often, and what lies outside the interval on either side.
@@ -35,6 +29,33 @@ _LATEX = str.maketrans(
 )
 
 Values = NDArray[np.float64]
+
+
+class Kept:
+    """Values in a file of lines, which grows as they come, so that none is found twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._known: dict[str, dict[str, float]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                # The last one may be cut.
+                with suppress(ValueError):
+                    told = json.loads(line)
+                    self._known[told["key"]] = told["values"]
+        self._file = path.open("a")
+        # After a line that was cut.
+        self._file.write("\n" if self._file.tell() else "")
+
+    def values(self, key: Any, find: Callable[[], dict[str, float]]) -> dict[str, float]:
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        if digest not in self._known:
+            self._known[digest] = find()
+            self._file.write(json.dumps({"key": digest, "values": self._known[digest]}) + "\n")
+            self._file.flush()
+        return self._known[digest]
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,7 @@ class Board:
     """
 
     pairs: Sequence[str]
+    methods: Sequence[str]
     values: Mapping[str, Mapping[str, Values]]
     higher: Mapping[str, bool] = field(default_factory=dict)
 
@@ -114,16 +136,16 @@ class Board:
             }
             for name in names
         }
-        return cls(pairs, values, {name: higher.get(name, True) for name in names})
+        return cls(pairs, labels, values, {name: higher.get(name, True) for name in names})
 
     def means(self) -> list[dict[str, Any]]:
         """For each method: method, pairs, and of each figure mean, low and high."""
         rows = []
-        for label in next(iter(self.values.values()), {}):
-            row: dict[str, Any] = {"method": label}
+        for label in self.methods:
+            row: dict[str, Any] = {"method": label, "pairs": 0}
             for name, by in self.values.items():
                 found = by[label][~np.isnan(by[label])]
-                row["pairs"] = max(row.get("pairs", 0), len(found))
+                row["pairs"] = max(row["pairs"], len(found))
                 mean = float(found.mean()) if len(found) else np.nan
                 row[name] = (mean, *interval(found))
             rows.append(row)
@@ -135,9 +157,14 @@ class Board:
         better = np.sign(better[~np.isnan(better)]) * (1 if self.higher[name] else -1)
         return float((better.mean() + 1) / 2) if len(better) else np.nan
 
-    def tables(self, published: Sequence[Mapping[str, Any]] = (), title: str = "") -> list[Table]:
-        """Means with 95% intervals, ours before what was published; wins over all other methods."""
-        names = list(self.values)
+    def tables(
+        self, title: str, published: Sequence[Mapping[str, Any]] = (), of: str = ""
+    ) -> list[Table]:
+        """Means with 95% intervals, ours before what was published; wins over all other methods.
+        of: the protocol, where it is not the first.
+        """
+        names = [name for name in self.values if name.endswith(of and f" · {of}")]
+        names = names if of else [name for name in names if " · " not in name]
         heads = [f"{name} {'↑' if self.higher[name] else '↓'}" for name in names]
         rows = [
             [row["method"], str(row["pairs"]), *(_mean(*row[name]) for name in names)]
@@ -150,24 +177,16 @@ class Board:
                 texts = [f"{known[n]:.4g}" if known.get(n) is not None else "–" for n in names]
                 rows.append([f"{label} (published)", str(each.get("pairs", "–")), *texts])
             notes.append(f"Published: {each['source']}.")
-        found = [Table(title or "Scores", ["method", "pairs", *heads], rows, own, notes)]
-        labels = list(next(iter(self.values.values()), {}))
-        if len(labels) > 1:
-            shares = [
-                [np.nanmean([self.wins(n, label, o) for o in labels if o != label]) for n in names]
-                for label in labels
-            ]
-            texts = [
-                [label, *(f"{s:.0%}" for s in own)]
-                for label, own in zip(labels, shares, strict=True)
-            ]
-            found.append(
-                Table(
-                    "Wins, the mean share of pairs over each other method",
-                    ["method", *heads],
-                    texts,
-                )
-            )
+        found = [Table(title, ["method", "pairs", *heads], rows, own, notes)]
+        labels = self.methods
+        if names and len(labels) > 1:
+            wins = list[list[str]]()
+            for label in labels:
+                others = [other for other in labels if other != label]
+                shares = [np.nanmean([self.wins(n, label, o) for o in others]) for n in names]
+                wins.append([label, *(f"{share:.0%}" for share in shares)])
+            what = "Wins, as the mean share of pairs over each other method"
+            found.append(Table(what, ["method", *heads], wins))
         return found
 
 
@@ -198,109 +217,3 @@ def write_tables(folder: Path, name: str, tables: Sequence[Table], head: str = "
     for file, text in files.items():
         replace_file(folder / file, methodcaller("write", text.encode()))
     return [folder / file for file in files]
-
-
-def as_dict(report: Report) -> dict[str, Any]:
-    """Everything that was found, for the JSON file."""
-    import cv2
-
-    versions = {"python": platform.python_version(), "opencv": cv2.__version__}
-    versions |= {name: version(name) for name in _PACKAGES}
-    return {
-        "inlay": __version__,
-        "benchmark": report.benchmark.name,
-        "settings": report.settings,
-        "versions": versions,
-        "methods": report.methods,
-        "overall": summary(report),
-        "by_kind": {kind: summary(report, kind) for kind in report.benchmark.kinds},
-        "cases": report.cases,
-        "harm": report.harm,
-    }
-
-
-def truth_tables(report: Report) -> list[Table]:
-    """All cases, and by kind; "-" where there is no figure."""
-    columns, kinds = report.benchmark.columns, report.benchmark.kinds
-    figure, what = report.benchmark.told
-    overall = [
-        ["-" if row[key] is None else form.format(row[key]) for _, key, form in columns]
-        for row in summary(report)
-    ]
-    by_kind = [[label] for label in report.methods]
-    for kind in kinds:
-        rows = summary(report, kind)
-        texts = [f"{row[figure]:.2f} ({row['improved']:.0%})" for row in rows]
-        for line, text in zip(by_kind, texts or ["-"] * len(by_kind), strict=True):
-            line.append(text)
-    heading = f"{what[0].upper()}{what[1:]}, and the share of improved cases, by "
-    return [
-        Table("All cases", [header for header, _, _ in columns], overall),
-        Table(heading + report.benchmark.nouns[2], ["method", *kinds], by_kind),
-    ]
-
-
-def truth_head(report: Report) -> str:
-    """What one must know to read the tables."""
-    settings, (sources, untouched, _) = report.settings, report.benchmark.nouns
-    models = {
-        f"{model['name']} ({model['hash'][:12]})"
-        for about in report.methods.values()
-        if (model := about["model"]) is not None
-    }
-    return (
-        f"# {report.benchmark.title}\n\n"
-        f"inlay {__version__}, {len(report.cases)} cases of {settings[sources]} {sources}, seed "
-        f"{settings['seed']}, short side {settings['short_side']} pixels, model "
-        f"{', '.join(sorted(models)) or 'none needed'}. "
-        f"Harm is measured on {len(report.harm)} untouched {untouched}.\n\n"
-    )
-
-
-def sheet(report: Report) -> Image.Image:
-    """Best, median and worst case of each method by its gain in dB over the plain one: the object
-    and a little round it, or all where the surroundings are to change.
-    """
-    pictures, labels, rank = [], [], report.benchmark.rank
-    plain = report.benchmark.base
-    for label in [label for label in report.methods if label != plain] or [plain]:
-        found = [case["results"] for case in report.cases]
-        base = [0.0 if label == plain else each[plain][rank] for each in found]
-        ranked = sorted(range(len(found)), key=lambda i: base[i] - found[i][label][rank])
-        for word, place in (("best", 0), ("median", len(ranked) // 2), ("worst", -1)):
-            case, views = report.cases[ranked[place]], report.views[ranked[place]]
-            captions = {
-                "truth": f"{label} {word}: {case['file']}",
-                "mask": f"case {case['number']}: {case['kind']}",
-                **{n: f"{n} {f[rank]:.1f} dB" for n, f in case["results"].items()},
-            }
-            whole = Image.open(views["mask"])
-            box = bounds(np.asarray(whole)) or Box.of_size(whole.size)
-            near = box.grown(max(box.width, box.height) // 3 + 8).intersect(Box.of_size(whole.size))
-            if report.benchmark.blank["verb"] == "compose" or near is None:
-                near = Box.of_size(whole.size)
-            for name, caption in captions.items():
-                with Image.open(views[name]) as view:
-                    part = view.convert("RGB").crop((near.x, near.y, near.right, near.bottom))
-                pictures.append(part)
-                labels.append(caption)
-    return contact_sheet(pictures, labels, columns=2 + len(report.methods), cell=200)
-
-
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write NAME.json, tables as NAME.md, .tex and .csv (of the benchmark), and sheet.png into a
-    folder that is there.
-
-    Each file appears whole or not at all; those of an earlier run are replaced. Raises InputError
-    where one cannot be written.
-    """
-    picture, name = io.BytesIO(), report.benchmark.name
-    sheet(report).save(picture, format="PNG")
-    files = {
-        "sheet.png": picture.getvalue(),
-        f"{name}.json": (json.dumps(as_dict(report), allow_nan=False, indent=1) + "\n").encode(),
-    }
-    for file, data in files.items():
-        replace_file(folder / file, methodcaller("write", data))
-    written = write_tables(folder, name, truth_tables(report), truth_head(report))
-    return [*written, *(folder / file for file in files)]
