@@ -130,6 +130,26 @@ def test_without_alpha_or_mask_the_network_cuts_and_says_when_it_is_unsure(
         assert "may be wrong" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("radius", "boxed", "kept"), [(30, False, 0.0), (30, True, 1.0), (60, False, 1.0)]
+)
+def test_a_smaller_thing_apart_is_another_one_unless_a_box_holds_it(
+    radius: int, boxed: bool, kept: float
+) -> None:
+    """A ball, and a second one beside it: one of its kind is kept, a small one is not."""
+    rows, columns = np.mgrid[:300, :400]
+    picture = 150 + np.random.default_rng(0).normal(0, 3, (300, 400, 1)) + (0, 20, 10)
+    balls = []
+    for x, y, own, colour in ((140, 160, 80, (190, 60, 40)), (310, 100, radius, (60, 50, 150))):
+        balls.append(np.hypot(columns - x, rows - y) < own)
+        shade = 1 - 0.4 * (columns - x + rows - y) / (2 * own)
+        picture[balls[-1]] = (shade[..., None] * colour)[balls[-1]]
+    eight = np.clip(picture, 0, 255).astype(np.uint8)
+    alpha = np.asarray(inlay.cut(eight, box=Box(30, 30, 370, 230) if boxed else None))[..., 3]
+    shares = [(alpha[ball] > 127).mean() for ball in balls]
+    assert shares[0] > 0.95 and abs(shares[1] - kept) < 0.05
+
+
 def test_a_point_finds_a_small_thing_that_the_whole_picture_hides() -> None:
     """The tank of the shuttle behind the astronaut: not the subject, but what the point is on."""
     photo = data.astronaut().astype(np.float32) / 255

@@ -33,16 +33,19 @@ _GRABCUT_PIXELS = 200_000
 _GRABCUT_ROUNDS = 5
 # Without a box, the outer part of each side that is taken to be background.
 _INSET = 0.04
-# Pieces below this share of the largest are taken to be noise.
-_SMALLEST_PIECE = 0.05
+# Pieces below this share of the largest are taken to be noise; where no place is given, to be
+# another thing.
+_SMALLEST_PIECE, _ANOTHER = 0.05, 0.35
 # Gaps wholly inside the subject, below this share of it, are reflections rather than openings.
 _LARGEST_PINHOLE = 0.06
 # What the network says from which on it is sure, and below which it is sure that it is not; what it
 # flatly denies; and the IoU below which its answer is doubtful.
 _SURE, _DENIED = (0.08, 0.9), 0.02
 # An IoU that is expected below this is said, where the place was left to the network or not; as is
-# a subject of which so much of the picture is.
+# a subject of which so much of the picture is. The network expects it of all that it found: where it
+# found so much beside what is kept, in areas of that, how sure it is of what is kept says more.
 _DOUBTFUL, _DOUBTFUL_AT, _ALL = 0.83, 0.75, 0.95
+_BESIDE, _UNSURE = 0.15, 0.86
 # From which alpha on a pixel shows the thing that is to go, and how far round the thing goes too,
 # as a share of the root of its area.
 _FRINGE, _MARGIN = 0.05, 0.015
@@ -162,20 +165,24 @@ def _by_network(
     flat = np.ptp(rgb if box is None else rgb[box.slices]) < FAINT
     if flat or seen is None or min(seen.width, seen.height) < _LEAST_SIDE:
         raise InputError(f"no subject stands out in {name}; give a mask or another box.")
-    doubtful = expected < (_DOUBTFUL if box is None else _DOUBTFUL_AT)
-    if doubtful or (box is None and (found > 0.5).mean() > _ALL):
-        _log.info("the cut-out of %s may be wrong: give its box or a mask", name)
     crop, size = _surroundings(seen, rgb)
     soft = resize(found[crop.slices], size)
     labels = np.where(soft > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[soft < _SURE[0]], labels[soft > _SURE[1]] = cv2.GC_BGD, cv2.GC_FGD
     hard = grabcut(resize(to_uint8(rgb[crop.slices]), size), labels, 2)
-    if hard is None:
+    if hard is None or not hard.any():
         hard = soft > 0.5
-    alpha = matte(
-        rgb, _enlarged(without_specks(hard, _SMALLEST_PIECE, _LARGEST_PINHOLE), crop, rgb), "wide"
-    )
-    return np.where(found < _DENIED, np.float32(0), alpha)
+    piece = _SMALLEST_PIECE if points or box is not None else _ANOTHER
+    hard = _enlarged(without_specks(hard, piece, _LARGEST_PINHOLE), crop, rgb)
+    beside = found[~hard].sum() / max(1, hard.sum())
+    if box is not None:
+        doubtful = expected < _DOUBTFUL_AT
+    else:
+        sure = found[hard].mean() >= _UNSURE and hard.mean() <= _ALL
+        doubtful = not sure or (expected < _DOUBTFUL and beside < _BESIDE)
+    if doubtful:
+        _log.info("the cut-out of %s may be wrong: give its box or a mask", name)
+    return np.where(found < _DENIED, np.float32(0), matte(rgb, hard, "wide"))
 
 
 def _surroundings(box: Box, rgb: Image) -> tuple[Box, tuple[int, int]]:

@@ -42,7 +42,7 @@ _SIDE, _FAINT = 384, 0.006
 # subject; how dark it is, and its width and height in units of the root of the subject's area, of a
 # narrow shadow and a wide one.
 _TOUCHING = 0.32
-_NARROW, _WIDE = (0.55, 0.07, 0.022), (0.4, 0.28, 0.165)
+_NARROW, _WIDE = (0.9, 0.06, 0.02), (0.6, 0.25, 0.1)
 # Cast: its darkness, and how much of that is left at its far end; its blur there in the same units,
 # that at its foot over it, and its height over its width.
 _CAST, _FAR, _BLUR, _SHARP, _SQUASH = 0.45, 0.35, 0.09, 0.12, 0.6
@@ -55,7 +55,7 @@ _CONTEXT, _FADE, _STANDING = 0.5, 0.12, (0.3, 0.7)
 # The longer side of what it reads, in pixels; fewer stops than these are no shadow.
 _SEEN, _UNSEEN = 96, 0.015
 # How much of a contact shadow is added to what it says, which is softer there.
-_ADDED = 0.5
+_ADDED = 0.85
 
 # What a shadow falls on.
 Ground = Literal["all", "picture", "subjects"]
