@@ -42,9 +42,10 @@ _LARGEST_PINHOLE = 0.06
 # flatly denies; and the IoU below which its answer is doubtful.
 _SURE, _DENIED = (0.08, 0.9), 0.02
 # An IoU that is expected below this is said, where the place was left to the network or not; as is
-# a subject of which so much of the picture is. The network expects it of all that it found: where it
-# found so much beside what is kept, in areas of that, how sure it is of what is kept says more.
+# a subject of which so much of the picture is.
 _DOUBTFUL, _DOUBTFUL_AT, _ALL = 0.83, 0.75, 0.95
+# What is expected is of all that was found: where so much lies beside what is kept, in areas of
+# that, only how sure the network is of what is kept counts.
 _BESIDE, _UNSURE = 0.15, 0.86
 # From which alpha on a pixel shows the thing that is to go, and how far round the thing goes too,
 # as a share of the root of its area.
