@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import MAX_PSNR, fmse, measure, psnr
+from inlay.evaluation.figures import MAX_PSNR, fmse, measure, psnr
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -15,7 +15,8 @@ from skimage import data
 from inlay import Composer
 from inlay.cli import main
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import PASTE, Report, measure, run, summary
+from inlay.evaluation.benchmark import PASTE, Report, run, summary
+from inlay.evaluation.figures import measure
 from inlay.evaluation.harmony import Harmony
 from inlay.evaluation.photos import BUNDLED, Photo, find_photos
 from inlay.evaluation.report import write_report

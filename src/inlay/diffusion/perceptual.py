@@ -111,7 +111,7 @@ def lpips_loss(reference: Tensor, mask: Tensor | None = None) -> Callable[[Tenso
     except ImportError:
         raise InputError(
             "perceptual is 'lpips', but the package lpips is not installed; "
-            "install inlay[eval], or use auto."
+            "pip install lpips, which needs torchvision, or use auto."
         ) from None
     except OSError as error:
         raise InputError(f"the weights of lpips could not be loaded ({error}); use auto.") from None

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from skimage.color import deltaE_ciede2000, rgb2lab
 
 from inlay.batch.command import Running
 from inlay.errors import InputError
 from inlay.evaluation.bench import OF_REQUEST, Bench, Variant
+from inlay.evaluation.figures import measure
 from inlay.evaluation.metrics import Metric
 from inlay.evaluation.pairs import Pair
 from inlay.pictures.arrays import Box, bounds, from_levels, to_uint8
@@ -30,9 +30,6 @@ from inlay.result.record import with_inputs
 PASTE = "paste"
 MAX_CASES = 10_000
 SHORT_SIDE = 384
-
-# In dB. Without a cap one faultless case would make every mean infinite.
-MAX_PSNR = 60.0
 
 # The figures of which less is better.
 LOWER = ("fmse", "delta_e", "energy", "rim", "together", "shadow", "darkening")
@@ -310,35 +307,3 @@ def ratio(
     """The sum of a figure over that of the plain method's; None where that is 0."""
     own, plain = (sum(case["results"][name][figure] for case in cases) for name in (label, base))
     return own / plain if plain else None
-
-
-def measure(result: Image, truth: Image, mask: NDArray[np.float32]) -> dict[str, float]:
-    """All figures of a result; pictures are uint8 (h, w, 3) sRGB, the mask float32 (h, w).
-
-    Pixels count where the mask is above 0.5. fmse is in squared 8-bit levels, fpsnr in dB, delta_e
-    the mean CIEDE2000 (Sharma, Wu and Dalal 2005) under D65. Raises InputError where no pixel
-    counts or the sizes differ.
-    """
-    error = fmse(result, truth, mask)
-    one, two = (rgb2lab(picture[mask > 0.5][:, None]) for picture in (result, truth))
-    delta_e = float(np.mean(deltaE_ciede2000(one, two)))
-    return {"fmse": error, "fpsnr": psnr(error), "delta_e": delta_e}
-
-
-def fmse(result: Image, truth: Image, mask: NDArray[np.float32]) -> float:
-    """Mean squared error over the pixels and channels inside the mask, in 8-bit levels."""
-    if result.shape != truth.shape or result.shape != (*mask.shape, 3):
-        raise InputError(
-            f"the result is {result.shape}, the truth {truth.shape} and the mask {mask.shape}; "
-            "expected arrays of one height and width."
-        )
-    chosen = mask > 0.5
-    if not chosen.any():
-        raise InputError("the mask is nowhere above 0.5; expected white where the object is.")
-    return float(np.mean((result[chosen].astype(np.float64) - truth[chosen]) ** 2))
-
-
-def psnr(mean_square: float) -> float:
-    """Peak signal-to-noise ratio in dB of an error in squared 8-bit levels, at most MAX_PSNR."""
-    floor = 255.0**2 / 10 ** (MAX_PSNR / 10)
-    return float(10 * np.log10(255.0**2 / max(mean_square, floor)))

@@ -1,13 +1,13 @@
 """Data sets of composition as their authors lay them out: pairs of a request and what judges it.
 
-Nothing is read before it is needed, and nothing is guessed in silence: what a layout lacks is left
-out, and `Dataset.problems` says so in a sentence each.
+What a layout lacks is left out, and `Dataset.problems` says so in a sentence each.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,11 +71,11 @@ class Dataset:
     def problems(self) -> list[str]:
         """What is missing or odd, a sentence each; every file is looked at, none is decoded."""
         problems: Problems = []
-        names: list[str] = []
+        names = Counter[str]()
         for pair in self.layout(self.root, problems):
-            if pair.name in names:
+            names[pair.name] += 1
+            if names[pair.name] == 2:
                 problems.append(f"the name {pair.name} stands for two pairs.")
-            names.append(pair.name)
             sizes = {path: size_of(path, problems) for path in files_of(pair)}
             if (size := sizes[pair.background]) and pair.box.intersect(Box.of_size(size)) is None:
                 problems.append(f"{pair.name}: the box lies outside {pair.background.name}.")
@@ -84,7 +84,7 @@ class Dataset:
                 other = pair.background if photo == pair.truth else mask
                 if photo and other and sizes[photo] and sizes[photo] != (sizes[other] or ()):
                     problems.append(f"{other} is not as large as {photo.name}.")
-        if self.expected not in (None, count := len(names)):
+        if (count := names.total()) and self.expected not in (None, count):
             problems.append(f"{self.name} has {count} pairs here; all of it has {self.expected}.")
         return list(dict.fromkeys(problems))
 

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import Benchmark, Case, fmse, psnr
+from inlay.evaluation.benchmark import Benchmark, Case
+from inlay.evaluation.figures import fmse, psnr
 from inlay.evaluation.photos import Photo
 from inlay.pictures.arrays import to_uint8
 from inlay.training.disturb import KINDS, Image, Mask, disturb_object, draw

@@ -1,18 +1,26 @@
-"""Metrics of composites, each under the name of the protocol that says how it is computed."""
+"""Metrics of composites, each under the name of the protocol that says how it is computed.
+
+A protocol is what one paper's figures follow; figures of two are never compared. `dreamcom`: Lu et
+al. 2023 (arXiv 2309.15508); `bcmi`: the metrics that its group released; `shine`: arXiv 2509.21278;
+`dreamedit`: Li et al. 2023 (arXiv 2306.12624); `iharmony4`: Cong et al. 2020 (arXiv 1911.13239);
+`inlay`: our own, for any data set.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image as PILImage
 
 from inlay.errors import InputError, nearest, show
+from inlay.evaluation import protocols
+from inlay.evaluation.networks import find_network
 from inlay.evaluation.pairs import Pair
-
-PROTOCOLS = ("dreamcom", "bcmi", "shine", "dreamedit", "iharmony4", "inlay")
-Value = float | dict[str, float]
+from inlay.evaluation.protocols import Value, View
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,102 @@ class Metric:
         return self.measure(pair, result)
 
 
-def metrics_of(protocol: str, models: Mapping[str, Path] | None = None) -> list[Metric]:
+def metrics_of(protocol: str, models: Mapping[str, Path | str] | None = None) -> list[Metric]:
     """The metrics of a protocol, one of PROTOCOLS; raises InputError for another name.
 
-    models: the folder of a network's files by its name: dino, dinov2, clip, dreamsim, sam, vgg16,
-    alexnet; one that is not named comes from the hub.
+    models: the folder or the hub id of a network by its name (networks.HUB); one that is not named
+    is the hub's. Networks are opened here, once, so that each metric's reason is known.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"there is no protocol {show(protocol)}; {nearest(protocol, PROTOCOLS)}")
-    return []
+    source, rows = PROTOCOLS[protocol]
+    metrics = []
+    for name, higher, needs, function in rows:
+        reason, networks = None, []
+        try:
+            networks = [find_network(need, models or {}) for need in needs]
+        except InputError as error:
+            reason = str(error)
+        if function is None:
+            reason = "inlay has no network for it that is safe to read."
+        taken = _Measured(function, tuple(networks))
+        metrics.append(Metric(name, protocol, source, higher, reason, taken))
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A function of what is seen of a pair and a result, and the networks that it looks with."""
+
+    function: Any
+    networks: tuple[Any, ...]
+
+    def __call__(self, pair: Pair, result: PILImage.Image) -> Value:
+        value: Value = self.function(View(pair, result), *self.networks)
+        return value
+
+
+_Row = tuple[str, bool, tuple[str, ...], Callable[..., Value] | None]
+# By name the source, and of each metric its name, whether more is better, and its networks.
+PROTOCOLS: dict[str, tuple[str, list[_Row]]] = {
+    "dreamcom": (
+        "DreamCom, arXiv 2309.15508, section 6.2; what it leaves open is ours: a reference's "
+        "object is the box round its mask, crops are fitted as DreamEdit's release does, SSIM and "
+        "LPIPS (VGG-16) are at 512 x 512, the box excluded",
+        [
+            ("dino", True, ("dino",), protocols.likeness),
+            ("clip_i", True, ("clip",), protocols.likeness),
+            ("ssim", True, (), protocols.dreamcom_ssim),
+            ("lpips", False, ("vgg16",), protocols.dreamcom_lpips),
+        ],
+    ),
+    "bcmi": (
+        "the metrics released with bcmi's image composition; DINO by its first token, for the "
+        "pooler that they take has no weights in the checkpoint; the box is black in both pictures",
+        [
+            ("clip_i", True, ("clip", "sam"), protocols.bcmi_likeness),
+            ("dino", True, ("dino", "sam"), protocols.bcmi_likeness),
+            ("ssim", True, (), protocols.bcmi_ssim),
+            ("lpips", False, ("vgg16",), protocols.bcmi_lpips),
+        ],
+    ),
+    "shine": (
+        "SHINE, arXiv 2509.21278, evaluation_dreameditbench.py; the box is black in both pictures",
+        [
+            ("clip_i", True, ("clip",), partial(protocols.shine_likeness, "crop", 1, 0)),
+            ("dinov2", True, ("dinov2",), partial(protocols.shine_likeness, "crop mean", 0.5, 0.5)),
+            ("irf", True, (), None),
+            ("dreamsim", False, ("dreamsim",), partial(protocols.shine_likeness, "squash", -1, 1)),
+            ("lpips", False, ("alexnet",), protocols.shine_lpips),
+            ("ssim", True, (), protocols.shine_ssim),
+            ("image_reward", True, (), None),
+        ],
+    ),
+    "dreamedit": (
+        "DreamEdit, arXiv 2306.12624, auto_evaluation.py",
+        [("dreamedit", True, ("dino", "clip"), protocols.dreamedit)],
+    ),
+    "iharmony4": (
+        "iHarmony4, arXiv 1911.13239, evaluation.py",
+        [
+            (name, name == "psnr", (), partial(protocols.iharmony4, name))
+            for name in ("mse", "fmse", "psnr")
+        ],
+    ),
+    "inlay": (
+        "inlay's own, at the picture's size; comparable with no paper's",
+        [
+            ("ssim_outside", True, (), protocols.own_ssim),
+            ("changed_outside", False, (), protocols.changed_outside),
+            ("seam", False, (), protocols.seam),
+            ("truth_fmse", False, (), partial(protocols.against_truth, "fmse")),
+            ("truth_fpsnr", True, (), partial(protocols.against_truth, "fpsnr")),
+            ("truth_delta_e", False, (), partial(protocols.against_truth, "delta_e")),
+            ("truth_psnr", True, (), partial(protocols.against_truth, "psnr")),
+            ("truth_ssim", True, (), partial(protocols.against_truth, "ssim")),
+            ("truth_lpips", False, ("vgg16",), partial(protocols.against_truth, "lpips")),
+            ("clip_t", True, ("clip",), protocols.clip_t),
+            ("efficientnet_lite0", True, ("efficientnet",), protocols.likeness),
+        ],
+    ),
+}

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from inlay.errors import InputError
-from inlay.evaluation.benchmark import Benchmark, Case, Image, psnr, ratio
+from inlay.evaluation.benchmark import Benchmark, Case, Image, ratio
+from inlay.evaluation.figures import psnr
 from inlay.evaluation.photos import folder_rows, is_included
 from inlay.learning.folder import Row
 from inlay.pictures.arrays import bounds, from_levels, shrink, srgb_decode, to_uint8

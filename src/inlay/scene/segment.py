@@ -62,7 +62,7 @@ def segment(
             "model or its hub id owner/name."
         )
     options = {
-        "pretrained_model_name_or_path": str(_folder(model)),
+        "pretrained_model_name_or_path": str(model_folder(model)),
         "local_files_only": True,
         "trust_remote_code": trust_remote_code,
     }
@@ -124,7 +124,7 @@ def _rembg(rgb: Image, name: str, box: Box | None) -> Image:
     return found
 
 
-def _folder(model: str) -> Path:
+def model_folder(model: str) -> Path:
     """The folder of a model's files: its own, or that of the hub's. Raises InputError."""
     if os.path.isdir(model):
         return Path(model)
@@ -156,7 +156,7 @@ def _read(auto: Any, model: str, options: dict[str, Any], fault: str, **more: An
         raise InputError(fault) from error
 
 
-def _network(auto: Any, model: str, options: dict[str, Any]) -> Any:
+def load_network(auto: Any, model: str, options: dict[str, Any]) -> Any:
     """A network in float32, ready to run; weights are read from safetensors only."""
     import torch
 
@@ -170,7 +170,7 @@ def _semantic(rgb: Image, model: str, box: Box | None, options: dict[str, Any]) 
     from PIL import Image as PILImage
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-    net = _network(AutoModelForSemanticSegmentation, model, options)
+    net = load_network(AutoModelForSemanticSegmentation, model, options)
     fault = f"{model} has no preprocessor_config.json; save its image processor beside it."
     processor = _read(AutoImageProcessor, model, options, fault, backend="pil")
     picture = PILImage.fromarray(to_uint8(rgb))
@@ -206,7 +206,7 @@ def _prompted(
 
     if box is None and not points:
         raise InputError(f"{model} has to be asked with a box; give the cut box X,Y,W,H.")
-    net = _network(AutoModelForMaskGeneration, model, options)
+    net = load_network(AutoModelForMaskGeneration, model, options)
     side = net.config.prompt_encoder_config.image_size
     side = int(side if isinstance(side, int) else max(side))
     height, width = rgb.shape[:2]
@@ -240,7 +240,7 @@ def _foreground(rgb: Image, model: str, options: dict[str, Any]) -> Found:
     import torch
     from transformers import AutoModelForImageSegmentation
 
-    net = _network(AutoModelForImageSegmentation, model, options)
+    net = load_network(AutoModelForImageSegmentation, model, options)
     answer = net(_tensor(rgb, (_SIDE, _SIDE), model, options))
     answer = getattr(answer, "logits", answer)
     while not isinstance(answer, torch.Tensor):
