@@ -31,7 +31,16 @@ from inlay.methods.registry import (
 from inlay.pictures.picture import name_of
 from inlay.pictures.read import MAX_JSON_BYTES, read_file
 from inlay.scene.shadow import Shadow, ShadowField
-from inlay.scene.subject import BoxField, Flag, PointField, Side, Source, Subject, as_subjects
+from inlay.scene.subject import (
+    MOST_SUBJECTS,
+    BoxField,
+    Flag,
+    PointField,
+    Side,
+    Source,
+    Subject,
+    as_subjects,
+)
 from inlay.settings import MAX_PICTURES, Form, as_whole, checked
 
 _Seed = Annotated[
@@ -43,6 +52,10 @@ _Count = Annotated[
     int,
     checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PICTURES))),
     Field(json_schema_extra={"minimum": 1, "maximum": MAX_PICTURES}),
+]
+
+_Subjects = Annotated[
+    tuple[Subject, ...], Field(json_schema_extra={"minItems": 1, "maxItems": MOST_SUBJECTS})
 ]
 
 
@@ -181,7 +194,7 @@ class ComposeRequest(Request):
     sources: ClassVar[tuple[str, ...]] = ("background", "remove_mask", "control")
 
     background: Source
-    subjects: tuple[Subject, ...]
+    subjects: _Subjects
     together: Flag = False
     phases: Annotated[tuple[str, ...], checked(as_phases)] = ()
     remove: MethodChoice | None = None
@@ -309,7 +322,7 @@ class SceneRequest(Request):
 
     verb: ClassVar[str] = "scene"
 
-    subjects: tuple[Subject, ...]
+    subjects: _Subjects
     size: tuple[Side, Side]
     keep_phases: Flag = False
 

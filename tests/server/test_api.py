@@ -265,6 +265,14 @@ def test_what_is_no_request_is_refused(server: Running, text: bytes) -> None:
     assert "no JSON object" in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"), [("jobs", "GET, POST"), ("jobs/x", "DELETE, GET"), ("session", "GET")]
+)
+def test_an_address_says_all_that_it_takes(server: Running, path: str, methods: str) -> None:
+    answer = server.client.request("OPTIONS", f"/api/{path}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
 def test_a_scene_is_no_larger_than_a_picture(server: Running, pictures: tuple[str, str]) -> None:
     request = {"verb": "scene", "size": [4096, 4096], "subjects": pictures[1], "method": SCENE}
     answer = server.client.post("/api/jobs", json=request)

@@ -26,7 +26,7 @@ Size = tuple[int, int]
 Seed = int | Sequence[int]
 
 _CONCEPT = ".safetensors"
-_MOST = 1000
+MOST_SUBJECTS = 1000
 # Where no scale is asked for, the subject's longer side over the background's shorter side; the
 # span of that share for a random scale.
 _SHARE, _RANDOM_SHARE = 0.4, (0.25, 0.6)
@@ -218,8 +218,8 @@ class Subject(Form):
 def as_subjects(value: Any) -> tuple[Subject, ...]:
     """Subjects from one or a list of them: a Subject, a picture, or a mapping of its fields."""
     listed = list(value) if isinstance(value, (list, tuple)) else [value]
-    if value is None or not 0 < len(listed) <= _MOST:
-        raise InputError(f"there is no subject, or too many; give 1 to {_MOST} pictures.")
+    if value is None or not 0 < len(listed) <= MOST_SUBJECTS:
+        raise InputError(f"there is no subject, or too many; give 1 to {MOST_SUBJECTS} pictures.")
     subjects = []
     for number, item in enumerate(listed, 1):
         try:

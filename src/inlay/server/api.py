@@ -18,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool as apart
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from inlay.errors import InputError, __version__, show
 from inlay.methods.registry import all_methods, facts_of
@@ -167,12 +168,9 @@ def end_job(job: str, own: Own) -> Any:
 
 
 @router.get("/jobs/{job}/events", response_class=EventSourceResponse)
-async def follow_job(
-    job: str, own: Own, last_event_id: Annotated[str | None, Header()] = None
-) -> Response:
+async def follow_job(job: str, own: Own, last_event_id: Annotated[str, Header()] = "") -> Response:
     """Server-sent events: state, progress, preview, and done, which is the last one."""
-    word = last_event_id or ""
-    after = int(word) if re.fullmatch(r"[0-9]{1,15}", word) else 0
+    after = int(last_event_id) if re.fullmatch(r"[0-9]{1,15}", last_event_id) else 0
     current = await apart(own.store.job, job)
     if current.ended and not await apart(own.store.events, job, after):
         # With this a browser stops to ask again.
@@ -204,8 +202,7 @@ async def cut_out(asked: CutRequest, own: Own) -> dict[str, Any]:
     """The subject of a picture, as a PNG with alpha of the picture's size, and its mask."""
     for file in filter(None, (asked.picture, asked.mask)):
         await apart(own.store.file, file)
-    points = asked.points or None
-    hint = Subject(asked.picture, mask=asked.mask, cut_box=asked.box, cut_points=points)
+    hint = Subject(asked.picture, mask=asked.mask, cut_box=asked.box, cut_points=asked.points)
     drafts = own.store.draft(".png"), own.store.draft(".png")
     try:
         most = own.store.limits.pixels
@@ -318,7 +315,10 @@ def create_app(own: Service, hosts: Sequence[str] = ()) -> Guard:
     @app.exception_handler(HTTPException)
     def miss(request: Request, error: Any) -> Response:
         sentence = _SENTENCES.get(error.status_code, _UNREADABLE)
-        return problem(HTTPStatus(error.status_code), sentence, error.headers)
+        # Starlette names the methods of the first route alone.
+        met: Any = [each for each in router.routes if each.matches(request.scope)[0] != Match.NONE]
+        allowed = {"Allow": ", ".join(sorted(method for each in met for method in each.methods))}
+        return problem(HTTPStatus(error.status_code), sentence, allowed if met else error.headers)
 
     @app.exception_handler(Exception)
     def fail(request: Request, error: Any) -> Response:
