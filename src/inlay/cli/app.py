@@ -135,7 +135,7 @@ def demo(given: Quiet, output: OutFolder = "demo") -> None:
 for _function in (
     demo, make.compose, make.harmonize, make.remove, make.scene, cut.cut, train.learn,
     listing.methods, listing.models, make.run, make.rerun, listing.schema, train.train,
-    bench.bench, batch, augment, serve,
+    bench.bench, bench.study, batch, augment, serve,
 ):  # fmt: skip
     app.command()(grouped(_function))
 

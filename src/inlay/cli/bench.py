@@ -1,10 +1,11 @@
-"""bench: how well methods do, by known truths and by papers' protocols."""
+"""bench and study: how well methods do, by known truths, by papers' protocols, by people."""
 
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import methodcaller
@@ -15,7 +16,7 @@ import typer
 
 from inlay.batch.command import Running
 from inlay.cli.listing import table
-from inlay.cli.options import Checkpoint, OutFolder, flag
+from inlay.cli.options import Checkpoint, OutFolder, Quiet, flag
 from inlay.cli.outputs import listening, say
 from inlay.cli.train import made_folder
 from inlay.errors import InputError, nearest, show
@@ -23,6 +24,7 @@ from inlay.errors import InputError, nearest, show
 if TYPE_CHECKING:
     from inlay.evaluation.bench import Bench, Variant
     from inlay.evaluation.benchmark import Benchmark
+    from inlay.evaluation.study import Study
 
 # What is measured by a truth of our own, and the data sets of papers.
 Name = Literal[
@@ -259,3 +261,61 @@ def _variants(text: str, sets: Sequence[str], verb: str, concepts: bool = False)
         found = parse_values(rest, methods.get(name).settings)
         variants.append(Variant(label, {"name": name, **found}, request))
     return variants
+
+
+@dataclass(frozen=True)
+class Studying(Quiet):
+    """The options of study."""
+
+    serve: bool = flag(
+        "Serve the page here, and keep what people say as they say it.", default=False
+    )
+    port: int = flag("Port to listen on; 0 is a free one.", "N", default=8001, least=0)
+    choice: bool = flag("Ask for the better of two, in place of a ranking.", default=False)
+    trials: int | None = flag("Pairs to ask about at most.", "N", least=1)
+    seed: int = flag("Of the choice of pairs and of what is compared.", "N", default=0)
+
+
+def study(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="What inlay bench has written.")],
+    given: Studying,
+) -> None:
+    """Have people rank the methods of a benchmark, blind, for compatibility and fidelity.
+
+    Writes DIR/study/page, which works by itself, and what was rated so far as tables. With --serve
+    the page is at an address of this machine alone, and every rating is kept at once.
+    """
+    from inlay.evaluation.study import Study
+
+    opened = Study.open(Path(folder), given.choice, given.trials, given.seed)
+    if given.serve:
+        _serve(opened, given.port)
+    tables, written = opened.write()
+    if not given.quiet:
+        for each in tables:
+            say(table(each.headers, each.rows, each.title))
+            for note in each.notes:
+                say(note)
+        for path in (opened.folder / "page" / "index.html", *written):
+            say(path)
+
+
+def _serve(opened: Study, port: int) -> None:
+    """Serve the page to this machine until somebody interrupts it."""
+    try:
+        import uvicorn
+
+        from inlay.server.limits import Limits
+        from inlay.server.safety import Guard, Metrics
+    except ImportError as error:
+        raise InputError(f"--serve needs {error.name}; pip install inlay[server].") from None
+    try:
+        listener = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        reason = f"port {port} cannot be listened on ({error.strerror})"
+        raise InputError(f"{reason}; give another --port.") from None
+    app = Guard(opened.app(), Limits(), Metrics())
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+    say(f"the study is at http://127.0.0.1:{listener.getsockname()[1]}; Ctrl-C ends it.")
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run([listener])

@@ -20,7 +20,7 @@ from inlay.batch.engine import Crew, End, work
 from inlay.batch.order import Batch
 from inlay.batch.runner import Job, Runner
 from inlay.errors import InputError, __version__, nearest, show
-from inlay.evaluation.pairs import Pair
+from inlay.evaluation.pairs import Pair, size_of
 from inlay.evaluation.tables import Kept
 from inlay.learning.folder import SUFFIXES
 from inlay.methods.registry import MethodChoice
@@ -71,8 +71,8 @@ def read_ablation(name: str) -> tuple[dict[str, Any], list[Variant]]:
     """An ablation, a YAML file or one that comes along: what it says of itself (title, and where
     they are known dataset and protocol), and its variants.
 
-    Under `variants` each label has a method (a name, or name and settings) and may have request,
-    learn and references. Raises InputError.
+    Under `variants` each label has a method (its name and settings) and may have request, learn
+    and references. Raises InputError.
     """
     import yaml
 
@@ -80,10 +80,7 @@ def read_ablation(name: str) -> tuple[dict[str, Any], list[Variant]]:
     path = own.get(name, Path(name))
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
-        variants = [
-            Variant(str(label), **{**each, "method": _named(each["method"])})
-            for label, each in told.pop("variants").items()
-        ]
+        variants = [Variant(str(label), **each) for label, each in told.pop("variants").items()]
         return {"title": path.stem, **told}, variants
     except OSError:
         raise InputError(f"the ablation {show(name)} is no file; {nearest(name, own)}") from None
@@ -91,10 +88,6 @@ def read_ablation(name: str) -> tuple[dict[str, Any], list[Variant]]:
         raise InputError(
             f"the ablation {show(name)} is no YAML with variants, each a label with a method."
         ) from None
-
-
-def _named(method: Any) -> dict[str, Any]:
-    return {"name": method} if isinstance(method, str) else dict(method)
 
 
 class Pairs(Protocol):
@@ -176,9 +169,8 @@ class Bench(Batch):
         # Label and pair to the files of the samples and the seconds that one took.
         self.files = dict[tuple[str, str], tuple[list[str], float | None]]()
         labels = [*(v.label for v in variants), *(Path(folder).name for folder in results)]
-        for key in (str, lambda label: Variant(label, {}).folder):
-            if len(set(map(key, labels))) < len(labels):
-                raise InputError(f"two methods are called the same: {', '.join(labels)}.")
+        if len({Variant(label, {}).folder for label in labels}) < len(labels):
+            raise InputError(f"two methods are called the same: {', '.join(labels)}.")
         self.labels = labels
 
     def write(self, check: Callable[[], None]) -> int:
@@ -189,6 +181,7 @@ class Bench(Batch):
         for variant in self.variants:
             # What is wrong with all of them is said before anything is made.
             Request.of(self._order(self.pairs[0], variant, "first.safetensors"))
+        self.out.mkdir(parents=True, exist_ok=True)
         self.problems = list(self.dataset.problems())
         self._read_results()
         if not self.variants:
@@ -330,13 +323,16 @@ class Bench(Batch):
     def _values(self, metrics: Sequence[Metric], pair: Pair, file: str) -> dict[str, float]:
         """Of one picture; one of another size than its background is brought to that."""
         picture = read_picture(file).to_pil().convert("RGB")
-        with PILImage.open(pair.background) as image:
-            size = image.size
-        if picture.size != size:
+        size = size_of(pair.background, self.problems)
+        if size is not None and picture.size != size:
             picture = picture.resize(size, PILImage.Resampling.LANCZOS)
         values: dict[str, float] = {}
         for metric in metrics:
-            found = metric(pair, picture)
+            try:
+                found = metric(pair, picture)
+            except InputError as error:
+                self.problems.append(f"{pair.name}, {file}: {error}")
+                continue
             values |= found if isinstance(found, dict) else {metric.name: found}
         return values
 
@@ -345,12 +341,10 @@ class Bench(Batch):
         told: dict[str, dict[str, Any]] = {}
         for label in self.labels:
             files = next((self.files[key][0] for key in self.files if key[0] == label), [])
-            record = json.loads((files and read_record(files[0])) or "{}")
-            own = record.get("request", {}).get("method", {})
+            record = json.loads((files and read_record(files[0])) or '{"request": {}}')
+            request, own = record["request"], record["request"].get("method", {})
             told[label] = {key: record.get(key) for key in ("method", "model", "device", "dtype")}
-            told[label] |= {
-                k: record["request"][k] for k in OF_REQUEST if k in record.get("request", {})
-            }
+            told[label] |= {key: request[key] for key in OF_REQUEST if key in request}
             told[label]["settings"] = {k: own[k] for k in own if k not in ("name", "preset")}
         return told
 

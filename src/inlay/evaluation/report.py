@@ -173,6 +173,7 @@ def write_results(
     written = write_tables(bench.out, "tables", tables, f"# {about['title']}\n\n")
     written += _write_parquet(bench.out / "scores.parquet", scores, about)
     title = f"{about['title']} · {about['protocol']}"
+    _write_pairs(bench.out / "pairs.jsonl", bench)
     page = bench.out / "report.html"
     _write_page(page, title, tables, bench.pairs, scores, board, bench.problems)
     return tables, [page, *written]
@@ -193,6 +194,19 @@ def _write_parquet(path: Path, scores: Scores, about: Mapping[str, Any]) -> list
     table = pyarrow.table(data).replace_schema_metadata({"inlay": json.dumps(dict(about))})
     replace_file(path, partial(parquet.write_table, table))
     return [path]
+
+
+def _write_pairs(path: Path, bench: Bench) -> None:
+    """The pairs with the first picture of each method, for a study."""
+    lines = []
+    for pair in bench.pairs:
+        told: dict[str, Any] = {"name": pair.name, "background": str(pair.background.absolute())}
+        told["box"] = [pair.box.x, pair.box.y, pair.box.width, pair.box.height]
+        told["references"] = [str(photo.absolute()) for photo in pair.references]
+        files = {label: bench.files.get((label, pair.name), ([],))[0] for label in bench.labels}
+        told["pictures"] = {label: own[0] for label, own in files.items() if own}
+        lines.append(json.dumps(told) + "\n")
+    replace_file(path, methodcaller("write", "".join(lines).encode()))
 
 
 def _write_page(

@@ -1,0 +1,161 @@
+"""A study: its statistics against published examples, and what is kept of what people say."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+from starlette.testclient import TestClient
+
+from inlay.cli import main
+from inlay.errors import InputError
+from inlay.evaluation.study import QUESTIONS, Study, bradley_terry, krippendorff
+
+_ = math.nan
+# Four observers and twelve units: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability.
+EXAMPLE = np.array(
+    [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, _, _, _],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, _, 3],
+        [_, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, _],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, _],
+    ]
+)
+
+
+def test_alpha_is_that_of_krippendorffs_example() -> None:
+    found = {metric: krippendorff(EXAMPLE, metric) for metric in ("nominal", "ordinal", "interval")}
+    assert {name: round(value, 3) for name, value in found.items()} == {
+        "nominal": 0.743, "ordinal": 0.815, "interval": 0.849,
+    }  # fmt: skip
+
+
+def test_alpha_of_agreement_chance_and_nothing() -> None:
+    agreed = np.array([[1.0, 2, 3], [1, 2, 3]])
+    assert krippendorff(agreed, "ordinal") == 1
+    assert krippendorff(np.array([[1.0, 2], [2, 1]]), "nominal") == pytest.approx(1 - 1 / (2 / 3))
+    assert math.isnan(krippendorff(agreed[:1], "nominal"))
+
+
+def test_bradley_terry_has_its_maximum_there() -> None:
+    wins = np.array([[0, 7, 4], [2, 0, 6], [3, 1, 0.0]])
+    scores = bradley_terry(wins)
+    assert scores.sum() == pytest.approx(0, abs=1e-9) and scores.argmax() == 0
+
+    def likelihood(at: Any) -> float:
+        games = [(i, j) for i in range(3) for j in range(3) if i != j]
+        return sum((wins[i, j] + 0.5) * -math.log1p(math.exp(at[j] - at[i])) for i, j in games)
+
+    for step in np.eye(3) * 1e-3:
+        assert likelihood(scores) >= max(likelihood(scores + step), likelihood(scores - step))
+    # Of two the odds are closed: 3 and a half to 1 and a half.
+    one, other = bradley_terry(np.array([[0, 3], [1, 0.0]]))
+    assert one - other == pytest.approx(math.log(3.5 / 1.5))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """A benchmark's folder: two pairs, each by three methods that differ in brightness."""
+    photo, lines = data.coffee()[::4, ::4], []
+    Image.fromarray(photo).save(tmp_path / "place.png")
+    for name in ("cup-0", "cup-1"):
+        pictures = {}
+        for method, level in (("dark", 0.4), ("plain", 1.0), ("grey", 0.7)):
+            pictures[method] = str(tmp_path / f"{method}-{name}.png")
+            Image.fromarray((photo * level).astype(np.uint8)).save(pictures[method])
+        place = str(tmp_path / "place.png")
+        told = {"name": name, "background": place, "references": [place], "box": [20, 10, 60, 50]}
+        lines.append(json.dumps({**told, "pictures": pictures}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def rating(study: Study, trial: str, who: str, best: list[str], question: str) -> dict[str, Any]:
+    """What somebody says who ranks methods so."""
+    shown = study.trials[trial].methods
+    order = sorted(shown, key=lambda picture: best.index(shown[picture]))
+    return {"annotator": who, "trial": trial, "question": question, "order": order}
+
+
+RANKS = {"ann": ["plain", "grey", "dark"], "bob": ["grey", "plain", "dark"]}
+
+
+def test_what_two_people_say_is_averaged(bench: Path) -> None:
+    study = Study.open(bench)
+    page = "".join(path.read_text() for path in (bench / "study" / "page").glob("*.[hj]*"))
+    # Nothing of the page tells which method made a picture.
+    told_by_page = page.partition("const STUDY")[2].partition("\n")[0]
+    assert told_by_page and not re.search("dark|plain|grey|cup-", told_by_page)
+    with TestClient(study.app()) as client:
+        for who, best in RANKS.items():
+            for trial in study.trials:
+                for question in QUESTIONS:
+                    told = rating(study, trial, who, [*best, "whole", "broken"], question)
+                    assert client.post("/api/ratings", json=told).status_code == 201
+        # Who thinks better of it is heard again.
+        first = next(name for name, trial in study.trials.items() if not trial.check)
+        again = rating(study, first, "ann", RANKS["bob"], "compatibility")
+        assert client.post("/api/ratings", json=again).status_code == 201
+        assert client.get("/api/ratings?annotator=ann").json().count(
+            {"trial": first, "question": "compatibility"}
+        ) == 1  # fmt: skip
+        for wrong in (
+            {**again, "order": again["order"][:2]}, {**again, "trial": "0" * 16},
+            {**again, "annotator": "<b>"}, {**again, "more": 1}, [],
+        ):  # fmt: skip
+            assert client.post("/api/ratings", json=wrong).status_code == 422
+        assert client.get("/key.json").status_code == client.get("/../key.json").status_code == 404
+    compatibility, fidelity = Study.open(bench).tables()
+    means = {row[0]: row[2].split()[0] for row in compatibility.rows}
+    # By ann 2 and 1, by bob 2 and 2.
+    assert means == {"dark": "3.00", "plain": "1.75", "grey": "1.25"}
+    assert {row[0]: row[2].split()[0] for row in fidelity.rows} == {
+        "dark": "3.00", "plain": "1.50", "grey": "1.50",
+    }  # fmt: skip
+    assert "8 ratings" not in fidelity.notes[0] and "4 ratings by 2" in fidelity.notes[0]
+
+
+def test_who_fails_the_checks_is_left_out(bench: Path) -> None:
+    study = Study.open(bench)
+    for who, best in {**RANKS, "eve": ["broken", "whole", "dark", "plain", "grey"]}.items():
+        for trial in study.trials:
+            told = rating(study, trial, who, [*best, "whole", "broken"], "fidelity")
+            study.save(study.check(json.dumps(told).encode()))
+    table = study.tables()[1]
+    assert "4 ratings by 2" in table.notes[0] and "eve" in table.notes[1]
+    assert dict((row[0], row[2][:4]) for row in table.rows)["dark"] == "3.00"
+
+
+def test_choices_of_two(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study.open(bench, choice=True, most=4, seed=1)
+    asked = [trial for trial in study.trials.values() if not trial.check]
+    assert len(asked) == 4 and all(len(trial.methods) == 2 for trial in asked)
+    for who, best in RANKS.items():
+        for trial in study.trials:
+            told = rating(study, trial, who, [*best, "whole", "broken"], "compatibility")
+            study.save(study.check(json.dumps(told).encode()))
+    rows = {row[0]: row for row in study.tables()[0].rows}
+    assert rows["dark"][2].startswith("0.00") and float(rows["dark"][3]) < 0
+    with (bench / "study" / "ratings.jsonl").open("ab") as file:
+        file.write(b'{"annotator": "ann", "tri')
+    assert main(["study", str(bench), "--choice", "--trials", "4", "--seed", "1"]) == 0
+    assert "chosen" in capsys.readouterr().out
+    assert (bench / "study" / "results.csv").is_file()
+    assert main(["study", str(bench)]) == 2
+    assert "begun with other options" in capsys.readouterr().err
+
+
+def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no pairs"):
+        Study.open(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text('{"pictures": {"paste": "x.png"}}')
+    with pytest.raises(InputError, match="nothing to rank"):
+        Study.open(tmp_path)
+    assert not (tmp_path / "study").exists()
