@@ -16,23 +16,23 @@ def scores() -> list[dict[str, object]]:
     """Two pairs: one with two samples of `a`; `b` has no figure of the second."""
     base = {"category": "cup", "picture": "x.png", "seconds": 1.0}
     return [
-        {**base, "pair": "p", "method": "a", "sample": 0, "SSIM": 0.2, "LPIPS": 0.4},
-        {**base, "pair": "p", "method": "a", "sample": 1, "SSIM": 0.4, "LPIPS": 0.2},
-        {**base, "pair": "p", "method": "b", "sample": 0, "SSIM": 0.5, "LPIPS": 0.5},
-        {**base, "pair": "q", "method": "a", "sample": 0, "SSIM": 0.9, "LPIPS": 0.1},
-        {**base, "pair": "q", "method": "b", "sample": 0, "SSIM": 0.9},
+        {**base, "pair": "p", "method": "a", "sample": 0, "ssim": 0.2, "lpips": 0.4},
+        {**base, "pair": "p", "method": "a", "sample": 1, "ssim": 0.4, "lpips": 0.2},
+        {**base, "pair": "p", "method": "b", "sample": 0, "ssim": 0.5, "lpips": 0.5},
+        {**base, "pair": "q", "method": "a", "sample": 0, "ssim": 0.9, "lpips": 0.1},
+        {**base, "pair": "q", "method": "b", "sample": 0, "ssim": 0.9},
     ]
 
 
 def test_samples_are_averaged_before_pairs() -> None:
-    board = Board.of(scores(), {"SSIM": True, "LPIPS": False})
+    board = Board.of(scores(), {"ssim": True, "lpips": False})
     one, other = board.means()
     # Not the mean of all three pictures, 0.5.
-    assert one["SSIM"][0] == pytest.approx((0.3 + 0.9) / 2) and one["pairs"] == 2
-    assert other["LPIPS"][0] == 0.5 and np.isnan(other["LPIPS"][1])
+    assert one["ssim"][0] == pytest.approx((0.3 + 0.9) / 2) and one["pairs"] == 2
+    assert other["lpips"][0] == 0.5 and np.isnan(other["lpips"][1])
     # A tie is half a win; where one has no figure the pair does not count.
-    assert board.wins("SSIM", "a", "b") == pytest.approx((0 + 0.5) / 2)
-    assert board.wins("LPIPS", "a", "b") == 1 and board.wins("LPIPS", "b", "a") == 0
+    assert board.wins("ssim", "a", "b") == pytest.approx((0 + 0.5) / 2)
+    assert board.wins("lpips", "a", "b") == 1 and board.wins("lpips", "b", "a") == 0
 
 
 def test_intervals_are_those_of_a_slow_bootstrap() -> None:
@@ -55,28 +55,28 @@ def test_only_the_same_protocol_is_put_beside_ours() -> None:
     assert published(dataset="murecom", protocol="bcmi") == []
     assert published(dataset="dreameditbench", protocol="shine") == []
     (shine,) = published(dataset="shine-dreameditbench", protocol="shine")
-    assert dict(zip(shine["metrics"], shine["rows"]["DreamCom"], strict=True))["LPIPS"] == 0.02
+    assert dict(zip(shine["metrics"], shine["rows"]["DreamCom"], strict=True))["lpips"] == 0.02
     (attention,) = published(dataset="murecom", protocol="dreamcom", ablation="dreamcom-attention")
     assert attention["rows"]["-Both"] == [0.546, 0.764]
-    board = Board.of(scores(), {"LPIPS": False})
+    board = Board.of(scores(), {"lpips": False})
     table, wins = board.tables("cups", [ours])
-    assert table.headers == ["method", "pairs", "SSIM ↑", "LPIPS ↓"] and table.own == 2
+    assert table.headers == ["method", "pairs", "ssim ↑", "lpips ↓"] and table.own == 2
     assert table.rows[-1] == ["DreamCom (published)", "1920", "0.731", "0.174"]
     assert "arXiv 2309.15508" in table.notes[1] and wins.rows[0] == ["a", "25%", "100%"]
 
 
 def test_one_table_in_three_forms(tmp_path: Path) -> None:
     rows = [["a|b & c_d", "1.00"], ['say "x", y', "50%"]]
-    table = Table("Scores", ["method", "SSIM ↑"], rows, own=1, notes=["A note."])
+    table = Table("Scores", ["method", "ssim ↑"], rows, own=1, notes=["A note."])
     written = write_tables(tmp_path, "tables", [table])
     assert [path.name for path in written] == ["tables.md", "tables.tex", "tables.csv"]
     text = (tmp_path / "tables.md").read_text()
     assert "| a\\|b & c_d | 1.00 |" in text and "| --- | ---: |" in text and "A note." in text
     latex = (tmp_path / "tables.tex").read_text().splitlines()
-    assert r"method & SSIM $\uparrow$ \\" in latex and r"a|b \& c\_d & 1.00 \\" in latex
+    assert r"method & ssim $\uparrow$ \\" in latex and r"a|b \& c\_d & 1.00 \\" in latex
     assert latex[latex.index(r"a|b \& c\_d & 1.00 \\") + 1] == r"\midrule"
     read = list(csv.reader(io.StringIO((tmp_path / "tables.csv").read_text())))
-    assert read == [["method", "SSIM ↑"], *rows]
+    assert read == [["method", "ssim ↑"], *rows]
 
 
 def test_scores_are_found_once_and_outlive_a_cut_line(tmp_path: Path) -> None:
@@ -84,17 +84,17 @@ def test_scores_are_found_once_and_outlive_a_cut_line(tmp_path: Path) -> None:
 
     def find(name: str) -> dict[str, float]:
         calls.append(name)
-        return {"SSIM": 1 / 3}
+        return {"ssim": 1 / 3}
 
     for _ in range(2):
         kept = Kept(path)
         for name in ("one", "two"):
-            assert kept.values([name], lambda name=name: find(name)) == {"SSIM": 1 / 3}
+            assert kept.values([name], lambda name=name: find(name)) == {"ssim": 1 / 3}
         kept.close()
     assert calls == ["one", "two"]
     path.write_text(path.read_text()[:-30])
     for _ in range(2):
         kept = Kept(path)
-        assert kept.values(["two"], lambda: find("again")) == {"SSIM": 1 / 3}
+        assert kept.values(["two"], lambda: find("again")) == {"ssim": 1 / 3}
         kept.close()
     assert calls == ["one", "two", "again"]

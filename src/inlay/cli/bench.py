@@ -191,7 +191,9 @@ def _tell(given: Benching, order: Bench, tables: Sequence[Any], written: Sequenc
     elif not given.quiet:
         for each in tables:
             say(table(each.headers, each.rows, each.title))
-        for line in (*tables[0].notes, *order.problems[:20]) if tables else order.problems[:20]:
+        notes = tables[0].notes if tables else []
+        rest = [problem for problem in order.problems if problem not in notes]
+        for line in (*notes, *rest[:20]):
             say(line)
         for path in written:
             say(path)

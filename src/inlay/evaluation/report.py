@@ -164,7 +164,12 @@ def write_results(
     keys = {"protocol": about["protocol"], "dataset": about["benchmark"]}
     keys |= {"ablation": about["ablation"]} if "ablation" in about else {}
     board = Board.of(scores, higher)
-    tables = board.tables(f"{about['title']}, protocol {about['protocol']}", published(**keys))
+    known = [
+        each
+        for each in published(**keys)
+        if all(pair.name.startswith(each.get("only", "")) for pair in bench.pairs)
+    ]
+    tables = board.tables(f"{about['title']}, protocol {about['protocol']}", known)
     for other in protocols[1:]:
         tables += board.tables(f"{about['title']}, protocol {other}", of=other)
     missing = [f"{each.name} is not there: {each.reason}" for each in metrics if each.reason]

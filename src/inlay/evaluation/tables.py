@@ -22,6 +22,7 @@ from inlay.pictures.write import replace_file
 FACTS = ("pair", "category", "method", "sample", "picture", "seconds")
 # Of a bootstrap: how often, and what lies outside the interval on either side.
 _RESAMPLES, _TAIL = 2000, 0.025
+_TIE = 1e-4
 _PUBLISHED = Path(__file__).with_name("published.json")
 _LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%$#_{}"}
@@ -152,9 +153,12 @@ class Board:
         return rows
 
     def wins(self, name: str, one: str, other: str) -> float:
-        """The share of pairs on which one method is better than another; half of a tie counts."""
+        """The share of pairs on which one method is better than another; half of a tie counts,
+        which is a difference that no table would show.
+        """
         better = self.values[name][one] - self.values[name][other]
-        better = np.sign(better[~np.isnan(better)]) * (1 if self.higher[name] else -1)
+        better = np.where(np.abs(better) < _TIE, 0, better)[~np.isnan(better)]
+        better = np.sign(better) * (1 if self.higher[name] else -1)
         return float((better.mean() + 1) / 2) if len(better) else np.nan
 
     def tables(
@@ -165,7 +169,9 @@ class Board:
         """
         names = [name for name in self.values if name.endswith(of and f" · {of}")]
         names = names if of else [name for name in names if " · " not in name]
-        heads = [f"{name} {'↑' if self.higher[name] else '↓'}" for name in names]
+        heads = [
+            f"{name.partition(' · ')[0]} {'↑' if self.higher[name] else '↓'}" for name in names
+        ]
         rows = [
             [row["method"], str(row["pairs"]), *(_mean(*row[name]) for name in names)]
             for row in self.means()
