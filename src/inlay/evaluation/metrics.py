@@ -133,7 +133,7 @@ PROTOCOLS: dict[str, tuple[str, list[_Row]]] = {
         [
             ("ssim_outside", True, (), protocols.own_ssim),
             ("changed_outside", False, (), protocols.changed_outside),
-            ("seam", False, (), protocols.seam),
+            ("seam", False, (), protocols.edge),
             ("truth_fmse", False, (), partial(protocols.against_truth, "fmse")),
             ("truth_fpsnr", True, (), partial(protocols.against_truth, "fpsnr")),
             ("truth_delta_e", False, (), partial(protocols.against_truth, "delta_e")),

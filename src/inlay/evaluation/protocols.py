@@ -16,17 +16,23 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from inlay.errors import InputError
-from inlay.evaluation.figures import REACH, measure, psnr, ssim, ssim_outside
+from inlay.evaluation.figures import (
+    REACH,
+    Image,
+    bytes_changed,
+    measure,
+    psnr,
+    seam,
+    ssim,
+    ssim_outside,
+)
 from inlay.evaluation.pairs import Pair
-from inlay.pictures.arrays import Box, Mask, bounds, from_levels, luma
+from inlay.pictures.arrays import Box, Mask, bounds, from_levels
 from inlay.pictures.mask import read_mask
 from inlay.pictures.read import read_picture
 
 Value = float | dict[str, float]
-Image = NDArray[np.uint8]
 _BICUBIC, _LANCZOS = PILImage.Resampling.BICUBIC, PILImage.Resampling.LANCZOS
-# How far beside a seam its surroundings lie, in pixels.
-_BESIDE = 2
 # What a geometric mean takes for a cosine below 0, as DreamEdit's release does.
 _LEAST = 0.001
 
@@ -260,38 +266,16 @@ def iharmony4(figure: str, view: View) -> Value:
     return inside * mask.size / int(mask.sum()) if mask.any() else {}
 
 
-def seam(view: View) -> Value:
-    """How much larger the steps of luma across the edge of what was worked on are than the steps
-    beside it, up to 2 pixels away, on average; in levels of 8 bits. A flat square d brighter than
-    what is round it has d, a photograph that nobody touched about 0.
-    """
-    one, _ = view.own()
-    worked = view.outline()
-    if view.pair.request.verb == "harmonize" and view.pair.truth_mask:
-        worked = _mask(view.pair.truth_mask) > 0.5
-    near = view.pair.box.grown(_BESIDE + 1).intersect(Box.of_size(view.place.size))
-    if near is None:
-        return {}
-    light, inside = luma(one[near.slices].astype(np.float32)), worked[near.slices]
-    across, beside = [], []
-    for values, marks in ((light, inside), (light.T, inside.T)):
-        steps, crossed = np.abs(np.diff(values)), np.diff(marks)
-        wide = np.pad(crossed, ((0, 0), (_BESIDE, _BESIDE)))
-        shifts = range(2 * _BESIDE + 1)
-        close = np.any([wide[:, n : n + crossed.shape[1]] for n in shifts], axis=0) & ~crossed
-        across.append(steps[crossed])
-        beside.append(steps[close])
-    one_side, other = np.concatenate(across), np.concatenate(beside)
-    return float(one_side.mean() - other.mean()) if one_side.size and other.size else {}
+def edge(view: View) -> Value:
+    """Of the box, or of the object that was harmonized."""
+    worked, mask = view.outline(), view.pair.truth_mask
+    if view.pair.request.verb == "harmonize" and mask:
+        worked = _mask(mask) > 0.5
+    return seam(view.own()[0], worked, view.pair.box)
 
 
 def changed_outside(view: View) -> Value:
-    """How many bytes of the RGB picture differ outside the box."""
-    one, two = view.own()
-    differs = one != two
-    inside = view.pair.box.intersect(Box.of_size(view.place.size))
-    count = np.count_nonzero(differs)
-    return float(count - (np.count_nonzero(differs[inside.slices]) if inside else 0))
+    return float(bytes_changed(*view.own(), view.pair.box))
 
 
 def own_ssim(view: View) -> Value:
