@@ -68,7 +68,8 @@ def test_every_pair_is_made_and_scored(murecom: Path, tmp_path: Path) -> None:
     about = {"title": "cups", "benchmark": "murecom", "protocol": "test", "seed": 5}
     (table, wins), written = write_results(bench, scores, [CHANGE, AWAY], about)
     assert table.headers == ["method", "pairs", "change ↓"] and len(table.rows) == 2
-    assert "DINO is not there: its network is not there." in table.notes
+    assert table.notes[-1].startswith("Not measured: DINO;")
+    assert "DINO of test: its network is not there." in bench.problems
     assert [row[0] for row in wins.rows] == ["paste", "poisson"]
     rows = parquet.read_table(tmp_path / "scores.parquet")
     assert rows.to_pylist() == scores

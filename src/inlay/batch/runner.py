@@ -29,11 +29,11 @@ class Job:
 
     request is what Request.of reads; or {"verb": "learn", "photos": [paths], "class_name": …}, with
     masks, device and settings (LearnConfig's) where wanted; output is a .safetensors file then. Of
-    several pictures each goes to STEM-seed=N beside output, phases or stages that are kept beside
-    theirs. previews asks for preview pictures. max_pixels bounds pictures that are read; None is
-    the usual bound. remote: inputs and output may be URLs, which fsspec opens. layers is an .npz
-    file for the subjects of the first picture: boxes (n, 4) as x, y, width, height, and the alpha
-    of each as it was laid, alpha_0, alpha_1, …, uint8 (height, width).
+    several pictures each goes to STEM-seed=N beside output, what is kept of phases beside theirs.
+    previews asks for preview pictures. max_pixels bounds pictures that are read; None is the usual
+    bound. remote: inputs and output may be URLs, which fsspec opens. layers is an .npz file for the
+    subjects of the first picture: boxes (n, 4) as x, y, width, height, and the alpha of each as it
+    was laid, alpha_0, alpha_1, …, uint8 (height, width).
     """
 
     name: str

@@ -268,10 +268,8 @@ class Bench(Batch):
             if not folder.is_dir():
                 raise InputError(f"--results {show(str(folder))} is no folder; give one a method.")
             found: dict[str, dict[int, str]] = {}
-            odd = 0
-            for path in sorted(folder.rglob("*")):
-                if path.suffix.lower() not in SUFFIXES:
-                    continue
+            odd, paths = 0, sorted(folder.rglob("*"))
+            for path in (path for path in paths if path.suffix.lower() in SUFFIXES):
                 stem = path.relative_to(folder).with_suffix("").as_posix()
                 numbered = re.fullmatch(r"(.+?)[-_/](?:seed=)?(\d+)", stem)
                 if stem in names:
@@ -315,9 +313,8 @@ class Bench(Batch):
                     self.progress(len(rows), total)
         for label in self.labels:
             missing = [p.name for p in self.pairs if (label, p.name) not in self.files]
-            if missing:
-                said = f"{label} has no picture for {len(missing)} of {len(self.pairs)} pairs"
-                self.problems.append(f"{said}, like {missing[0]}.")
+            said = f"{label} has no picture for {len(missing)} of {len(self.pairs)} pairs, like"
+            self.problems += [f"{said} {name}." for name in missing[:1]]
         return rows
 
     def _values(self, metrics: Sequence[Metric], pair: Pair, file: str) -> dict[str, float]:

@@ -172,9 +172,12 @@ def write_results(
     tables = board.tables(f"{about['title']}, protocol {about['protocol']}", known)
     for other in protocols[1:]:
         tables += board.tables(f"{about['title']}, protocol {other}", of=other)
-    missing = [f"{each.name} is not there: {each.reason}" for each in metrics if each.reason]
-    bench.problems += missing
-    tables[0] = replace(tables[0], notes=[*tables[0].notes, *missing])
+    missing = [metric for metric in metrics if metric.reason]
+    bench.problems += [f"{each.name} of {each.protocol}: {each.reason}" for each in missing]
+    if missing:
+        names = ", ".join(each.name for each in missing)
+        note = f"Not measured: {names}; the reasons stand in report.html."
+        tables[0] = replace(tables[0], notes=[*tables[0].notes, note])
     written = write_tables(bench.out, "tables", tables, f"# {about['title']}\n\n")
     written += _write_parquet(bench.out / "scores.parquet", scores, about)
     title = f"{about['title']} · {about['protocol']}"
@@ -301,7 +304,10 @@ def _plots(board: Board) -> list[dict[str, Any]]:
             continue
         ends = [value for _, *own in rows for value in own if not np.isnan(value)]
         low, high = min(ends), max(ends)
-        span = (high - low) or abs(high) or 1.0
+        if high - low < 1e-9:
+            # Nothing to be seen.
+            continue
+        span = high - low
 
         def place(value: float, low: float = low, span: float = span) -> float:
             return round(130 + 185 * (value - low) / span, 1)
@@ -313,6 +319,9 @@ def _plots(board: Board) -> list[dict[str, Any]]:
             | {"high": place(mean if np.isnan(most) else most)}
             for label, mean, least, most in rows
         ]
-        ticks = [(place(value), f"{value:.3g}") for value in (low, low + span / 2, low + span)]
+        digits = min(6, max(3, int(2 - np.log10(span / max(abs(low), abs(high))))))
+        values = (low, low + span / 2, high)
+        form = f".{digits}g" if max(map(abs, values)) < 1000 else ".0f"
+        ticks = [(place(value), format(value, form)) for value in values]
         plots.append({"name": f"{name} {arrow}", "rows": shown, "ticks": ticks})
     return plots

@@ -191,8 +191,9 @@ class Board:
                 others = [other for other in labels if other != label]
                 shares = [np.nanmean([self.wins(n, label, o) for o in others]) for n in names]
                 wins.append([label, *(f"{share:.0%}" for share in shares)])
-            what = "Wins, as the mean share of pairs over each other method"
-            found.append(Table(what, ["method", *heads], wins))
+            what = f"{title}: wins, as the mean share of pairs over each other method"
+            more = [f"{head[:-1]}↑" for head in heads]
+            found.append(Table(what, ["method", *more], wins))
         return found
 
 
