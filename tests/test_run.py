@@ -76,6 +76,8 @@ def test_what_the_embedded_checkpoint_is_too_small_for_is_said_before_it_runs(
         result = composer.compose(data.chelsea(), cup(), callback=hear, **own)
         notes = [note for note in result.record["notes"] if "embedded" in note]
         assert [note.startswith(told.format(name)) for note in notes] == [True] * bool(name)
+        # A page shows it too, where nobody types options.
+        assert not any("--" in note for note in notes)
         assert ("not things" in heard[-1]) == ("not things" in caplog.text) == bool(name)
     other = Composer(str(built("sd1")), device="cpu")
     result = other.compose(data.chelsea(), cup(), method="cdc", preset="texture", **few)

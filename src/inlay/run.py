@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
 # A window of a classical method is not enlarged, so it needs this many pixels a side.
 _LEAST = 64
-_TOO_SMALL = (
-    "the embedded checkpoint paints textures, not things; for {} use --model with a larger one, "
-    "see inlay models"
-)
+_TOO_SMALL = "the embedded checkpoint paints textures, not things; for {} use a larger one"
 _log = logging.getLogger("inlay")
 
 

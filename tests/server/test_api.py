@@ -171,13 +171,13 @@ def test_a_cut_is_of_the_pictures_size_and_a_preview_shows_it_in_place(server: R
 
 
 def test_an_object_is_learnt_and_used(server: Running, pictures: tuple[str, str]) -> None:
-    learn = {"verb": "learn", "photos": [pictures[1]], "class_name": "cup", "steps": 1}
+    learn = {"verb": "learn", "photos": [pictures[1]], "class_name": " cup", "steps": 1}
     job = server.wait(server.order(learn)["id"])
     assert job["state"] == "done", job["error"]
     concept = job["file"]
     assert re.fullmatch(r"[0-9a-f]{64}\.safetensors", concept)
     told = server.client.get(f"/api/files/{concept}/info").json()
-    assert told["kind"] == "concept"
+    assert (told["kind"], told["class_name"]) == ("concept", "cup")
     # The cup was cut out, and so it is shown.
     assert opened(server.client.get(f"/api/files/{concept}").content).shape[2] == 4
     content = server.client.get(f"/api/jobs/{job['id']}/result").content

@@ -106,7 +106,7 @@ def request_of(
         model = model_of(order.model, models)
         settings = {"model": model["name"], "seed": order.seed}
         settings |= {} if order.steps is None else {"steps": order.steps}
-        told = {"verb": "learn", "photos": photos, "class_name": order.class_name}
+        told = {"verb": "learn", "photos": photos, "class_name": " ".join(order.class_name.split())}
         return {**told, "device": model["device"], "settings": settings}, photos
     made = _with_files(data, find, limits.files)
     request = Request.of({**made, "model": model_of(data.get("model"), models)})

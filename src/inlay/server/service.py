@@ -121,7 +121,8 @@ class Runner(threading.Thread):
         self.metrics.jobs.labels(event.kind).observe(time.time() - (job.started or 0))
         if event.kind == "done":
             try:
-                files = [keep_result(self.store, Path(path)) for path in event.paths]
+                named = job.request.get("class_name")
+                files = [keep_result(self.store, Path(path), named) for path in event.paths]
             except Refusal as refusal:
                 return self.store.fail(job.id, refusal.sentence)
             pictures = files[:: len(files) // len(event.records)]
@@ -240,9 +241,9 @@ def _copy(upload: UploadFile, draft: Path) -> str:
     return file_sha256(draft)
 
 
-def keep_result(store: Store, path: Path) -> str:
-    """The id of a file of our own making, which is stored now."""
-    file, facts = file_sha256(path), dict[str, Any](kind="concept")
+def keep_result(store: Store, path: Path, class_name: str | None = None) -> str:
+    """The id of a file of our own making, which is stored now; a concept is of a class."""
+    file, facts = file_sha256(path), dict[str, Any](kind="concept", class_name=class_name)
     if path.suffix == ".png":
         image = pyvips.Image.new_from_file(str(path))
         facts = {"kind": "picture", "width": image.width, "height": image.height}
