@@ -225,3 +225,28 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         list(open_dataset("murecom", tmp_path).pairs())
     with pytest.raises(InputError, match="has no folder of subjects"):
         list(open_dataset("dreameditbench", tmp_path).pairs())
+
+
+def test_a_set_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dataset = open_dataset("murecom-rmobj", "scikit-image")
+    pairs = {pair.name: pair for pair in dataset.pairs()}
+    assert len(pairs) >= 4 and dataset.problems() == []
+    # Its two photos are two photographs.
+    left = pairs["motorcycle-fg1-0"]
+    assert pairs["motorcycle-fg1-1"].truth == left.references[0]
+    for pair in pairs.values():
+        assert pair.truth and pair.truth_mask
+        place, truth = (np.asarray(Image.open(f), np.int16) for f in (pair.background, pair.truth))
+        where = np.asarray(Image.open(pair.truth_mask)) > 127
+        far = np.ones(where.shape, np.bool_)
+        far[pair.box.grown(24).intersect(Box.of_size(where.shape[::-1])).slices] = False
+        changed = np.abs(place - truth).mean(-1)
+        # The object is gone, and the rest is there but for what JPEG does.
+        assert changed[where].mean() > 15 and changed[far].mean() < 1.5
+    others = list(open_dataset("murecom", "scikit-image").pairs())
+    assert len(others) == 12
+    assert {pair.category for pair in others} == {name.partition("-")[0] for name in pairs}
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    list(open_dataset("murecom", "scikit-image").pairs())
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}

@@ -15,7 +15,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from inlay.errors import InputError, nearest, show
+from inlay.errors import InputError, __version__, nearest, show
 from inlay.evaluation.pairs import (
     Pair,
     Problems,
@@ -36,6 +36,7 @@ from inlay.evaluation.pairs import (
     size_of,
     slug,
 )
+from inlay.evaluation.photos import BUNDLED, bundled_set
 from inlay.learning.folder import SUFFIXES
 from inlay.pictures.arrays import Box
 from inlay.pictures.write import replace_file
@@ -90,7 +91,8 @@ class Dataset:
 
 
 def open_dataset(name: str, root: str | Path) -> Dataset:
-    """A data set by its name, one of NAMES, and its folder; of "manifest" the file.
+    """A data set by its name, one of NAMES, and its folder; of "manifest" the file. The folder
+    scikit-image is the set that comes along, as MureCom has it, in the user's cache.
 
     Raises InputError for an unknown name, or where nothing is at root.
     """
@@ -98,6 +100,9 @@ def open_dataset(name: str, root: str | Path) -> Dataset:
         raise InputError(f"there is no data set {show(name)}; {nearest(name, _LAYOUTS)}")
     protocol, layout, expected = _LAYOUTS[name]
     path = Path(root)
+    if str(root) == BUNDLED and name.startswith("murecom"):
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = bundled_set(Path(cache, "inlay", f"scikit-image-{__version__}"))
     if "\0" in str(root) or not (path.exists() if name == "manifest" else path.is_dir()):
         what = "file of requests" if name == "manifest" else f"folder as {name} has it"
         raise InputError(f"{show(str(root))} does not exist; expected a {what}.")
@@ -112,7 +117,7 @@ def _murecom(root: Path, problems: Problems, truths: bool = False) -> Iterator[P
     photo shows it: of the same object where that is a photo of fg*, else of the same category.
     """
     for home in folders(root):
-        if not (home / "bg").is_dir():
+        if not (home / "bg").is_dir() and not truths:
             problems.append(f"{home.name} has no folder bg.")
             continue
         objects = {each.name: photos_of(each, problems) for each in folders(home, "fg[0-9]*")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from inlay.errors import InputError
 from inlay.learning.folder import SUFFIXES, Row, image_rows, mask_file
-from inlay.pictures.arrays import Box, shrink
+from inlay.pictures.arrays import Box, bounds, shrink, to_uint8
 from inlay.pictures.mask import read_mask
 from inlay.pictures.read import read_picture
 
@@ -131,3 +133,57 @@ def _bundled_photos() -> list[Photo]:
         photos.append(Photo(path.stem, path))
         photos += [Photo(f"{path.stem}#{n}", path, crop=crop) for n, crop in enumerate(_CROPS, 1)]
     return photos
+
+
+def bundled_set(home: Path, short_side: int = 384) -> Path:
+    """The photographs of scikit-image's wheel in MureCom's layout, written once into a new folder.
+
+    An object is what the cutter finds in a photograph, and the photograph without it what `patches`
+    leaves, so the same version of inlay writes the same set. The motorcycle's other photo is its
+    stereo partner; the others' are the photograph itself in another light. Backgrounds of a
+    category are the photographs of the others without their objects, in whose boxes it goes.
+    """
+    from inlay.composer import Composer
+    from inlay.training.disturb import disturb_object, draw
+    from inlay.training.objects import find_objects
+
+    if home.is_dir():
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=home.parent))
+    composer, places = Composer(), dict[str, tuple[PILImage.Image, Box]]()
+    for photo in (each for each in _bundled_photos() if each.crop == (0, 0, 1, 1)):
+        name, fg = (
+            photo.name.removesuffix("_left"),
+            draft / photo.name.removesuffix("_left") / "fg1",
+        )
+        other = photo.path.with_name(f"{name}_right.png")
+        reads = [
+            Photo("", path).read(short_side)[0] for path in (photo.path, other) if path.exists()
+        ]
+        shown = [(picture, found[0]) for picture in reads if (found := find_objects(picture))]
+        if not shown:
+            continue
+        real, (truth, mask), rng = len(shown), shown[0], np.random.default_rng(0)
+        kinds = ("exposure", "temperature", "gamma") if real == 1 else ()
+        shown += [(disturb_object(truth, mask, draw(kind, rng)), mask) for kind in kinds]
+        fg.mkdir(parents=True)
+        for number, (picture, where) in enumerate(shown):
+            drawn = PILImage.fromarray(to_uint8(where))
+            drawn.save(fg / f"{number}.png")
+            PILImage.fromarray(picture).save(fg / f"{number}.jpg", quality=95)
+            if number < real:
+                bare = composer.remove(picture, mask=drawn, method="patches").image
+                bare.convert("RGB").save(fg / f"{number}_rmobj.jpg", quality=95)
+                places.setdefault(
+                    name, (bare.convert("RGB"), bounds(where, 0.5) or Box(0, 0, 1, 1))
+                )
+    for name in places:
+        bg, lines = draft / name / "bg", []
+        bg.mkdir()
+        for number, (place, box) in enumerate(places[other] for other in places if other != name):
+            place.save(bg / f"{number}.jpg", quality=95)
+            corners = f"{box.x} {box.y} {box.right - 1} {box.bottom - 1}"
+            lines.append(f"{name} {number}.jpg {corners}\n")
+        (bg / "bbox.txt").write_text("".join(lines))
+    return draft.rename(home)
