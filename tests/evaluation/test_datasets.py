@@ -97,8 +97,8 @@ def test_what_murecom_lacks_is_said(tmp_path: Path) -> None:
         "Cat/fg1/1.jpg has no mask 1.png.",
         "Cat/bg/bbox.txt: 'no box here 1 2 x' names no box.",
         "Cat/bg lacks the photos 1.",
-        "Cat/bg/0.jpg: the box [-5, 60, 500, 109] goes beyond the photo; it is clamped.",
-        "Cat/bg/2.jpg: the box [300, 60, 400, 109] is empty or lies outside the photo.",
+        "Cat/bg/0.jpg: the box [-5, 60, 501, 110] goes beyond the photo; it is clamped.",
+        "Cat/bg/2.jpg: the box [300, 60, 401, 110] lies outside the photo.",
         "Coffee_cup/bg/3.jpg has no line in bbox.txt and no 3_bbox.png.",
         "Dog has no folder bg.",
     ]
@@ -185,10 +185,11 @@ def test_a_manifest_says_more_than_requests(tmp_path: Path) -> None:
         row | {"subjects": [subject | {"random": True}], "name": "d"},
         row | {"subjects": [subject | {"size": 3}], "name": "e"},
         row | {"truth": "gone.png", "name": "a"},
+        row | {"subjects": [subject | {"box": [900, 900, 20, 20]}], "name": "f"},
     ]
     file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     found = list(open_dataset("manifest", file).pairs())
-    assert [pair.name for pair in found] == ["a", "b", "a"]
+    assert [pair.name for pair in found] == ["a", "b", "a", "f"]
     assert found[0].reference_masks == (None, None)
     said = problems("manifest", file)
     assert said[0] == "row 3: references and reference_masks differ in number."
@@ -196,20 +197,23 @@ def test_a_manifest_says_more_than_requests(tmp_path: Path) -> None:
     assert said[2].startswith("row 5: ") and "size" in said[2]
     assert said[3] == "the name a stands for two pairs."
     assert said[4] == f"{root / 'gone.png'} is not there or is no picture."
+    assert said[5] == "f: the box lies outside place.png."
 
 
 def test_files_are_looked_at(tmp_path: Path) -> None:
     root = lookalikes.libcom(tmp_path)
     lookalikes.save(np.zeros((9, 9, 3), np.uint8), root / "one" / "truth.png")
     (root / "two" / "foreground.jpg").write_bytes(b"no picture")
-    (root / "two" / "bbox.txt").write_text("900 900 950 990")
+    shutil.copytree(root / "two", root / "four")
+    (root / "four" / "bbox.txt").write_text("900 900 950 990")
     (root / "three").mkdir()
     shutil.copy(root / "one" / "composite.png", root / "three")
+    outside = "four/background.jpg: the box ['900', '900', '950', '990'] lies outside the photo."
     assert problems("libcom", root) == [
+        f"{root.name}/{outside}",
         f"{root / 'one' / 'composite.png'} is not as large as truth.png.",
         "three has neither composite_mask nor foreground and bbox.txt.",
         f"{root / 'two' / 'foreground.jpg'} is not there or is no picture.",
-        "two: the box lies outside background.jpg.",
     ]
 
 

@@ -29,9 +29,8 @@ _TEXT = ("name", "verb", "picture", "mask", "background", "prompt", "negative_pr
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its line or number, from 1, the name of its result's file, and its request, whose
-    pictures' paths begin with the manifest's folder; or None, and what is wrong with it. beside:
-    what it says that is not the request's.
+    """A row: its line or number, from 1, its result's file, what it says beside its request, and
+    that, whose pictures' paths begin with the manifest's folder; or None, and what is wrong.
     """
 
     line: int

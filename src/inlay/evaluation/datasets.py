@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from inlay.evaluation.pairs import (
     Problems,
     below,
     box_of,
-    clamped,
     compose_pair,
+    drawn_box,
     files_of,
     folders,
     harmonize_pair,
+    kept_images,
     listed_boxes,
     marked,
     mask_beside,
@@ -39,7 +39,6 @@ from inlay.evaluation.pairs import (
 from inlay.evaluation.photos import BUNDLED, bundled_set
 from inlay.learning.folder import SUFFIXES
 from inlay.pictures.arrays import Box
-from inlay.pictures.write import replace_file
 
 # Of DreamEditBench: the side its boxes are said in, and the classes that hold other subjects, too.
 _SQUASHED, _SHINE = 512, 768
@@ -78,7 +77,7 @@ class Dataset:
             if names[pair.name] == 2:
                 problems.append(f"the name {pair.name} stands for two pairs.")
             sizes = {path: size_of(path, problems) for path in files_of(pair)}
-            if (size := sizes[pair.background]) and pair.box.intersect(Box.of_size(size)) is None:
+            if (size := sizes[pair.background]) and not pair.box.intersect(Box.of_size(size)):
                 problems.append(f"{pair.name}: the box lies outside {pair.background.name}.")
             masks = *zip(pair.references, pair.reference_masks, strict=True), (pair.truth, None)
             for photo, mask in masks:
@@ -129,7 +128,9 @@ def _murecom(root: Path, problems: Problems, truths: bool = False) -> Iterator[P
             place = photo.with_name(f"{photo.stem}_rmobj.jpg") if truths else photo
             if truths and not place.is_file():
                 continue
-            if box := clamped(boxes.get(photo.stem), photo, problems):
+            corners = boxes.get(photo.stem)
+            box = scaled(corners, None, photo, problems) if corners else drawn_box(photo, problems)
+            if box:
                 for name, photos in objects.items():
                     labels, truth = (home.name, photo.stem, name), photo if truths else None
                     yield compose_pair(labels, place, photos, box, truth=truth)
@@ -139,7 +140,7 @@ def _murecom(root: Path, problems: Problems, truths: bool = False) -> Iterator[P
                 others = photos[number + 1 :] + photos[:number]
                 if not place.is_file() or not others:
                     continue
-                if box := clamped(None, photo, problems):
+                if box := drawn_box(photo, problems):
                     labels, mask = (home.name, name, photo.stem), mask_beside(photo)
                     yield compose_pair(labels, place, others, box, truth=photo, truth_mask=mask)
 
@@ -189,8 +190,8 @@ def _dreamedit_rows(root: Path, tables: Sequence[Path], problems: Problems) -> I
         for batch in file.iter_batches(batch_size=4):
             for row in batch.to_pylist():
                 number, name = number + 1, str(row["subject_name"])
-                photos = _kept(root, row["subject_images"], f"{name}-", problems)
-                sources = _kept(root, row["source_images"], f"{number:04d}-", problems)
+                photos = kept_images(root, row["subject_images"], f"{name}-", problems)
+                sources = kept_images(root, row["source_images"], f"{number:04d}-", problems)
                 task = str(row.get("task_type") or "addition")
                 for source in sources if photos else ():
                     size = (_SQUASHED, _SQUASHED)
@@ -200,23 +201,6 @@ def _dreamedit_rows(root: Path, tables: Sequence[Path], problems: Problems) -> I
                             "prompt": str(row.get("target_prompt") or ""),
                         }
                         yield compose_pair((task, name, source.stem), source, photos, box, **more)
-
-
-def _kept(root: Path, images: Any, prefix: str, problems: Problems) -> list[Path]:
-    """Pictures of a table's cell as files; one that is there already stays as it is."""
-    paths = []
-    for number, image in enumerate(images if isinstance(images, list) else [images]):
-        data = image.get("bytes") if isinstance(image, Mapping) else None
-        if not data:
-            problems.append(f"{prefix}{number}: a picture of this row holds no bytes.")
-            continue
-        suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
-        path = root / "pictures" / f"{slug(prefix)}{number}{suffix}"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            replace_file(path, methodcaller("write", data))
-        paths.append(path)
-    return paths
 
 
 def _shine(root: Path, problems: Problems) -> Iterator[Pair]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inlay.errors import InputError, show
 from inlay.learning.folder import SUFFIXES
 from inlay.pictures.arrays import Box, bounds
 from inlay.pictures.mask import read_mask
+from inlay.pictures.write import replace_file
 from inlay.request import Request
 
 # What stands under these names beside photos was made, or is the truth: never a photo of its own.
@@ -139,57 +141,53 @@ def mask_beside(photo: Path) -> Path | None:
 
 
 def listed_boxes(file: Path, problems: Problems) -> dict[str, list[int]]:
-    """By a file's stem x1, y1, x2, y2, corners inclusive: CLASS FILE x1 y1 x2 y2, where a class may
-    be several words.
+    """By a file's stem x1, y1, x2, y2, their end exclusive: of lines CLASS FILE x1 y1 x2 y2, where
+    a class may be several words and corners are inclusive.
     """
     boxes = {}
     for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else ():
         words = line.split()
-        with suppress(ValueError):
-            corners = [int(word) for word in words[-4:]]
-            if len(words) > 5:
-                boxes[Path(words[-5]).stem] = corners
-                continue
+        with suppress(ValueError, IndexError):
+            x1, y1, x2, y2 = (int(word) for word in words[-4:])
+            boxes[Path(words[-5]).stem] = [x1, y1, x2 + 1, y2 + 1]
+            continue
         if words:
             problems.append(f"{file.parent.parent.name}/bg/bbox.txt: {show(line)} names no box.")
     return boxes
 
 
-def clamped(corners: Sequence[int] | None, photo: Path, problems: Problems) -> Box | None:
-    """The part inside a photo of a box given by its inclusive corners, else by {i}_bbox.png or the
-    object's mask.
-    """
-    where = f"{photo.parent.parent.name}/{photo.parent.name}/{photo.name}"
-    if corners is None:
-        drawn = photo.with_name(f"{photo.stem}_bbox.png")
-        mask = drawn if drawn.is_file() else mask_beside(photo)
-        if mask is None:
-            problems.append(f"{where} has no line in bbox.txt and no {drawn.name}.")
-            return None
+def drawn_box(photo: Path, problems: Problems) -> Box | None:
+    """The box that {i}_bbox.png shows, else that of the object's mask."""
+    drawn = photo.with_name(f"{photo.stem}_bbox.png")
+    if mask := drawn if drawn.is_file() else mask_beside(photo):
         return marked(mask, photo, problems)
-    x1, y1, x2, y2 = corners
-    if (size := size_of(photo, problems)) is None:
-        return None
-    box = Box(x1, y1, x2 - x1 + 1, y2 - y1 + 1) if x2 >= x1 and y2 >= y1 else None
-    inside = box and box.intersect(Box.of_size(size))
-    if inside is None:
-        problems.append(f"{where}: the box {corners} is empty or lies outside the photo.")
-    elif inside != box:
-        problems.append(f"{where}: the box {corners} goes beyond the photo; it is clamped.")
-    return inside
+    problems.append(f"{_place(photo)} has no line in bbox.txt and no {drawn.name}.")
+    return None
 
 
 def scaled(told: Any, size: Size | None, photo: Path, problems: Problems) -> Box | None:
-    """x1, y1, x2, y2, their end exclusive, of a picture squashed to a size, in a photo's pixels."""
-    own = size_of(photo, problems)
+    """x1, y1, x2, y2, their end exclusive, of a picture squashed to a size (None: of its own), in a
+    photo's pixels and clamped to it.
+    """
+    if (own := size_of(photo, problems)) is None:
+        return None
     try:
         x1, y1, x2, y2 = (float(number) for number in told)
-        wide, high = (a / b for a, b in zip(own or (1, 1), size or own or (1, 1), strict=True))
+        wide, high = (a / b for a, b in zip(own, size or own, strict=True))
         left, top, right, bottom = (round(n) for n in (x1 * wide, y1 * high, x2 * wide, y2 * high))
-        return Box(left, top, right - left, bottom - top) if own else None
+        box = Box(left, top, right - left, bottom - top)
     except (TypeError, ValueError):
-        problems.append(f"{photo.parent.name}/{photo.name} has no box x1, y1, x2, y2.")
+        problems.append(f"{_place(photo)} has no box x1, y1, x2, y2.")
         return None
+    inside = box.intersect(Box.of_size(own))
+    if inside != box:
+        how = "goes beyond the photo; it is clamped" if inside else "lies outside the photo"
+        problems.append(f"{_place(photo)}: the box {told} {how}.")
+    return inside
+
+
+def _place(photo: Path) -> str:
+    return "/".join(photo.parts[-3:])
 
 
 def marked(mask: Path, photo: Path, problems: Problems) -> Box | None:
@@ -230,6 +228,23 @@ def read_items(path: Path, problems: Problems) -> dict[str, Any]:
         problems.append(f"{path.parent.parent.name}/{path.parent.name} has no {path.name} to read.")
         return {}
     return told if isinstance(told, dict) else {str(n): each for n, each in enumerate(told)}
+
+
+def kept_images(root: Path, images: Any, prefix: str, problems: Problems) -> list[Path]:
+    """Pictures of a table's cell as files; one that is there already stays as it is."""
+    paths = []
+    for number, image in enumerate(images if isinstance(images, list) else [images]):
+        data = image.get("bytes") if isinstance(image, Mapping) else None
+        if not data:
+            problems.append(f"{prefix}{number}: a picture of this row holds no bytes.")
+            continue
+        suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
+        path = root / "pictures" / f"{slug(prefix)}{number}{suffix}"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, methodcaller("write", data))
+        paths.append(path)
+    return paths
 
 
 def files_of(pair: Pair) -> list[Path]:
