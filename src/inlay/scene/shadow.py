@@ -52,6 +52,9 @@ _LEVELS, _FLATTEST = 5, 0.12
 # What the network sees round a subject, in units of its longer side; the share of that window at
 # each side over which what it says fades out; from where to where it is sure of a ground.
 _CONTEXT, _FADE, _STANDING = 0.5, 0.12, (0.3, 0.7)
+# Beside a subject's upper part, from one height over the ground to another in units of its own, so
+# much less is believed of what the network says: as a glow round the outline it is no shadow.
+_GLOW = 0.45, 0.85, 0.75
 # The longer side of what it reads, in pixels; fewer stops than these are no shadow.
 _SEEN, _UNSEEN = 96, 0.015
 # How much of a contact shadow is added to what it says, which is softer there.
@@ -295,6 +298,10 @@ def _predicted(picture: Picture, layer: Layer, ground: float, laid: bool) -> tup
     factor, standing = predict_shadow(rgb, alpha)
     free = alpha < 0.5
     dark = extend(1 - factor, free) if free.any() else np.zeros_like(rgb)
+    start, end, less = _GLOW
+    rows, tall = np.arange(shape[0], dtype=np.float32) + 0.5, max(ground - layer.box.y, 1) * scale
+    up = ((ground - box.y) * scale - rows) / tall
+    dark *= (1 - less * smoothstep((up - start) / (end - start)))[:, None, None]
     if ground < picture.height:
         unit = float(np.sqrt(layer.alpha.sum())) * scale
         dark = 1 - (1 - dark) * (

@@ -17,7 +17,7 @@ class PhdSettings(DiffusionSettings):
     """compose: paint the ring round the subject anew, which wants a prompt and a large model"""
     harmonize: bool = True
     """give the subject the light and the colours of its surroundings"""
-    paste_blur: float = Field(0.002, ge=0, le=0.1)
+    paste_blur: float = default(0.002, embedded=0.0005, ge=0, le=0.1)
     """compose: blur (sigma) of the subject's edge, in units of the crop's longer side; 0 is off"""
     feather: float = Field(0.03, ge=0, le=0.5)
     """inpaint: width of the ring's soft outer rim, in units of the crop's longer side"""
