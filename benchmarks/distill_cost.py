@@ -25,7 +25,7 @@ import torch
 from skimage import data
 
 from inlay import Composer
-from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.conditions import Conditions
 
 ITERATIONS = 20
 QUIET = {"foreground_weight": 0.0, "background_weight": 0.0}

@@ -31,7 +31,7 @@ from skimage import data
 from torch import Tensor
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Level
 from inlay.learning.samples import random_crop, random_mask
 from inlay.methods.inpaint import InpaintSettings

@@ -108,7 +108,7 @@ def help_cpu_seconds() -> float:
 
 def inpainting(composer: Composer) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Both sides of the third ratio."""
-    from inlay.diffusion.backbone import Conditions
+    from inlay.diffusion.conditions import Conditions
 
     backbone = composer.backbone
     picture = background(128, 128)

@@ -34,7 +34,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.text import Embedding
 from inlay.training.embedded import train_tokenizer
 

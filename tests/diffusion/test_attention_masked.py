@@ -28,7 +28,8 @@ from inlay.diffusion.attention_masked import (
     regional_attention,
     released_tokens,
 )
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 FORMATS = ("sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded")

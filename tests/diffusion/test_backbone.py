@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import flows
 from checkpoints import BUILDERS, built, loaded, predictions, raw
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Level
 from inlay.diffusion.text import Embedding, TextStack, join
 from inlay.diffusion.unet import UNetBackbone

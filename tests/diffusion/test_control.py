@@ -19,7 +19,7 @@ from skimage import data
 from checkpoints import built, loaded, predictions, raw
 from inlay import InputError
 from inlay.checkpoints.load import load_backbone, load_branch
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import (
     ControlAdapter,
     canny,
@@ -29,6 +29,7 @@ from inlay.diffusion.branches import (
     new_adapter,
     sketch,
 )
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.distill import Side, delta
 
 NAMES = ["sd1", "sd1_inpaint", "sd2_v", "sdxl", "sdxl_inpaint", "embedded"]

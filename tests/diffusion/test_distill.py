@@ -15,7 +15,8 @@ from torch import Tensor
 
 from checkpoints import loaded
 from inlay.checkpoints.load import load_backbone
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.distill import (
     Descent,
     Draw,

@@ -34,8 +34,8 @@ from inlay import Box, Composer, InputError, Result
 from inlay.checkpoints.hub import files_to_fetch, is_complete
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.attention import HiddenRegion
-from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.branches import new_adapter, new_harmonizer
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import sample
 from inlay.learning.lora import set_up
 from inlay.learning.settings import LearnConfig

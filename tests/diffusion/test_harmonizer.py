@@ -15,13 +15,14 @@ from safetensors.torch import load, load_file, save_file
 
 from checkpoints import BUILDERS, NOISE, WIDTH, loaded, predictions, raw
 from inlay.checkpoints.load import load_branch
-from inlay.diffusion.backbone import Backbone, Conditions, Guide
+from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import (
     Harmonizer,
     correct,
     few_levels,
     new_harmonizer,
 )
+from inlay.diffusion.conditions import Conditions, Guide
 from inlay.diffusion.text import Embedding
 from inlay.diffusion.unet import PatchAutoencoder, UNetBackbone
 from inlay.errors import InputError

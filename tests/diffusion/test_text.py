@@ -11,7 +11,7 @@ from skimage import data
 from checkpoints import built, loaded
 from flows import loaded as flow
 from inlay import Composer
-from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.text import plain_text, weighted
 from inlay.errors import InputError
 from photos import cup

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import loaded
-from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Denoise, Level
 from inlay.diffusion.text import Embedding
 from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles, starts

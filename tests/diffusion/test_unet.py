@@ -12,7 +12,7 @@ from torch import Tensor
 
 from checkpoints import built, loaded
 from inlay import Composer
-from inlay.diffusion.backbone import Conditions
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.sample import Level, Sampler, sample
 from inlay.diffusion.unet import DdpmLevels, UNetBackbone
 from inlay.errors import InputError

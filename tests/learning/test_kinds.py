@@ -25,7 +25,8 @@ from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
 from inlay.diffusion.attention import processors
 from inlay.diffusion.attention_masked import MaskedAttention, released_tokens
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.loop import Processes
 from inlay.learning.lora import PlainTrainingAttention, TrainingAttention

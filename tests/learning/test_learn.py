@@ -18,7 +18,8 @@ from inlay import Box, InputError
 from inlay.checkpoints.concept import Sight, attach, is_concept, read_concept
 from inlay.checkpoints.load import load_backbone
 from inlay.cli import main
-from inlay.diffusion.backbone import Backbone, Conditions
+from inlay.diffusion.backbone import Backbone
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.text import embed_prompt
 from inlay.learning.learn import Learning, learn, run_folder
 from inlay.learning.loop import train

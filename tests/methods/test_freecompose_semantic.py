@@ -18,8 +18,8 @@ from skimage import data
 from checkpoints import built
 from inlay import Box, Composer, InputError, Result
 from inlay.cli import main
-from inlay.diffusion.backbone import Conditions
 from inlay.diffusion.branches import new_adapter
+from inlay.diffusion.conditions import Conditions
 from inlay.diffusion.distill import Side, beside
 from inlay.diffusion.text import join
 from inlay.methods.registry import get

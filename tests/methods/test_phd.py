@@ -242,8 +242,8 @@ def test_a_scale_of_0_is_training_free_to_the_byte(folder: Path) -> None:
 
 def test_a_new_harmonizer_changes_nothing_beside_the_bare_model(folder: Path) -> None:
     """Its layers end in zeros, so the one-step answers are the bare model's from noise alone."""
-    from inlay.diffusion.backbone import Conditions, Guide
     from inlay.diffusion.branches import correct
+    from inlay.diffusion.conditions import Conditions, Guide
 
     backbone = composer().backbone
     network = composer().harmonizer(harmonizer(folder, 0.0))

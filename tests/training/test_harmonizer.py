@@ -22,8 +22,8 @@ from skimage import data
 from checkpoints import built
 from inlay.checkpoints.load import load_branch
 from inlay.cli import main
-from inlay.diffusion.backbone import Conditions, Guide
 from inlay.diffusion.branches import Harmonizer, correct
+from inlay.diffusion.conditions import Conditions, Guide
 from inlay.learning.folder import is_held_out
 from inlay.learning.samples import random_crop
 from inlay.pictures.arrays import Box
