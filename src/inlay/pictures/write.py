@@ -155,7 +155,7 @@ def _encode(
             f"{name} cannot be written as {form.name}, which may hold no {picture.width} x "
             f"{picture.height} pixels; write a png or tif."
         ) from None
-    if form is _JPEG and picture.patches:
+    if form is _JPEG and picture.patches and _log.isEnabledFor(logging.INFO):
         file.seek(0)
         off = (pyvips.Image.jpegload_buffer(file.read()) - picture.image()).abs()
         for box, _ in picture.patches:
