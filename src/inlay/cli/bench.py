@@ -67,6 +67,8 @@ class Benching(Checkpoint, Running):
     short_side: int = flag("Reduce pictures to this short side.", "N", default=384, least=1)
     set: list[str] | None = flag("A setting of one of the methods.", "METHOD.KEY=VALUE")
     resume: bool = flag("Go on with what is in DIR.", default=False)
+    workers: int | None = flag("Processes that make pictures; else this one does.", "N", least=1)
+    json: bool = flag("Print what was found as JSON.", default=False)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def bench(
 
     harmony: objects of photos, disturbed on purpose. relight: rendered objects that come from
     another light, of tools/render_pairs.py. removal: holes in photos. All others are data sets, see
-    docs/benchmarks.md. Writes report.html, tables, and every score as Parquet.
+    docs/bench.md. Writes report.html, tables, and every score as Parquet.
     """
     kind = _truths if benchmark in _TRUTHS else _pairs
     return kind(benchmark, folder, output, given)
@@ -160,7 +162,7 @@ def _pairs(name: str, folder: Sequence[str], output: str, given: Benching) -> in
     for item in given.metric or []:
         if "=" not in item:
             raise InputError(f"--metric {show(item)} is wrong; expected NAME=MODEL.")
-    models = {k: Path(v) for k, _, v in (item.partition("=") for item in given.metric or [])}
+    models = {name: model for name, _, model in (i.partition("=") for i in given.metric or [])}
     protocol = given.protocol or str(about.get("protocol", dataset.protocol))
     metrics = metrics_of(protocol, models or None)
     # Ours need no truth and no network, so they are told of all.
