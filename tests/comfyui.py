@@ -253,7 +253,8 @@ class Server:
             self.saved.append(values["images"])
             return ()
         node = self.nodes[name]
-        return node.execute(**nested(node.define_schema().inputs, values)).args
+        with torch.inference_mode():
+            return node.execute(**nested(node.define_schema().inputs, values)).args
 
 
 def nested(inputs: list[Input], values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

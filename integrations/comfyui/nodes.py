@@ -40,7 +40,6 @@ FIRST = ("preset", "prompt", "negative_prompt", "num_inference_steps", "guidance
 # Where a schema has no bounds: ComfyUI's own would be 0 and 2048.
 MOST = 1_000_000
 MASKS = "white (1) is what is meant; a picture's alpha is LoadImage's mask, inverted"
-
 schema_of = cache(Request.schema_of)
 
 
@@ -79,11 +78,10 @@ def input_of(name: str, schema: Schema, folded: bool = False) -> io.Input:
             options.append(io.DynamicCombo.Option(method["title"], inputs))
         return io.DynamicCombo.Input(name, options=options)
     told = {"default": first_of(schema), "tooltip": schema.get("description"), "advanced": folded}
-    kind = schema.get("type")
     if "enum" in schema:
         options = [NONE if choice is None else str(choice) for choice in schema["enum"]]
         return io.Combo.Input(name, options=options, **told)
-    if kind == "boolean":
+    if (kind := schema.get("type")) == "boolean":
         return io.Boolean.Input(name, **told)
     if kind in ("integer", "number"):
         told |= {"min": schema.get("minimum", schema.get("exclusiveMinimum", -MOST))}
@@ -190,7 +188,9 @@ def node(
                 outputs=[kind.Output(display_name=each) for each, kind in outputs.items()],
             )
 
+        # ComfyUI runs nodes in inference mode, in which nothing can be optimised.
         @classmethod
+        @torch.inference_mode(False)
         def execute(cls, **values: Any) -> io.NodeOutput:
             links = {each: values.pop(each, None) for each in more or ()}
             return io.NodeOutput(*run(given(describe()["properties"], values), **links))

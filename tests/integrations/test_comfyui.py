@@ -201,6 +201,14 @@ def test_progress_has_previews_and_the_button_stops_a_run(
         server.call("InlayCompose", inputs)
 
 
+def test_a_method_that_needs_gradients_has_them(server: Server) -> None:
+    """ComfyUI runs nodes in torch's inference mode, in which freecompose could not optimise."""
+    told = {"picture": image(data.chelsea()[:128, :160]), "box": "40, 30, 60, 60"}
+    inputs = defaults(server, "InlayHarmonize", **told, method="freecompose")
+    made, _, _ = server.call("InlayHarmonize", {**inputs, "method.num_iterations": 1})
+    assert made.shape == (1, 128, 160, 3)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_and_is_the_same_in_both_formats(name: str, server: Server) -> None:
     page = json.loads((HOME / "example_workflows" / f"{name}.json").read_text())
