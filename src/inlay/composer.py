@@ -27,8 +27,9 @@ class Composer(Checkpoint):
         """A composer on "embedded", a diffusers folder, a single file or a hub id.
 
         Options are those of the class: family is "embedded" where its defaults hold, None as the
-        folder says; device auto, cpu, cuda or mps; dtype auto, float32, bfloat16 or float16; loras
-        are files with their scales. Raises InputError when the checkpoint is first needed and
+        folder says; device auto, cpu, cuda or mps; dtype auto, float32, bfloat16 or float16;
+        memory auto, low, balanced or fast, see Backbone.place(); loras are files with their scales.
+        Raises InputError when the checkpoint is first needed and
         cannot be loaded.
         """
         return cls(model, **options)

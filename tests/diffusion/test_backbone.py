@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 import flows
 from checkpoints import BUILDERS, built, loaded, predictions, raw
@@ -377,3 +379,93 @@ def test_one_number_that_is_none_is_refused_and_a_sum_that_overflows_is_not(
     values[0, 1, 2, 3] = odd
     with pytest.raises(InputError, match=r"network of the model .* gave NaN or infinity"):
         backbone.check_finite(values, "network", dtype)
+
+
+class FromTheDevice(TorchFunctionMode):
+    """Lets what is on "meta", which holds no numbers, come back to the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and args[0].is_meta and "cpu" in map(str, args[1:]):
+            return torch.zeros(args[0].shape, dtype=args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def on_meta(module: Any) -> bool:
+    return all(parameter.is_meta for parameter in module.parameters())
+
+
+class Numberless(UNetBackbone):
+    def check_finite(self, x: torch.Tensor, part: str, dtype: torch.dtype) -> None:
+        pass
+
+
+@pytest.mark.parametrize("memory", ["device", "balanced", "low"])
+def test_what_is_on_the_device_while_a_network_runs(memory: str) -> None:
+    source = copy.deepcopy(loaded("sdxl"))
+    config, text = source.scheduler_config, source.text
+    text.clear()
+    backbone = Numberless(
+        source.network, source.vae, text, config, name="x", device=torch.device("meta")
+    )
+    backbone.place(memory)
+    unet = backbone.network
+    parts = {
+        "unet": unet,
+        "vae": backbone.vae.decoder,
+        "one": text.encoders[0],
+        "two": text.encoders[1],
+    }
+    one, other = unet.conv_in, unet.conv_out
+    seen: dict[str, list[str]] = {}
+
+    def look(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            seen[name] = [each for each, part in parts.items() if on_meta(part)]
+
+        return hook
+
+    layers: list[bool] = []
+    for name, part in parts.items():
+        part.register_forward_pre_hook(look(name))
+    one.register_forward_pre_hook(lambda *_: layers.extend([on_meta(one), on_meta(other)]))
+    with torch.inference_mode(), FromTheDevice():
+        z = backbone.encode(torch.zeros(1, 3, 128, 128))
+        told = Conditions(backbone.embed(["a cat"], (128, 128)))
+        x0 = backbone.denoiser(told)(z, backbone.levels[500])[1]
+        assert backbone.decode(x0).shape == (1, 3, 128, 128)
+    everything = list(parts)
+    expected = {
+        "device": {name: everything for name in parts},
+        "balanced": {name: [name] for name in parts},
+        "low": {name: ["vae"] if name == "vae" else [] for name in parts},
+    }
+    assert seen == expected[memory]
+    assert layers == [True, memory != "low"]
+
+
+@pytest.mark.parametrize("memory", ["balanced", "low"])
+@pytest.mark.parametrize("name", ["sd1_inpaint", "sdxl"])
+def test_where_weights_are_changes_no_bit(name: str, memory: str) -> None:
+    backbone, known = load_backbone(built(name), device="cpu", memory=memory), loaded(name)
+    weights = {key: x.clone() for key, x in backbone.network.state_dict().items()}
+    picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.ones(1, 1, 16, 16)
+    made = []
+    for each in (known, backbone):
+        with torch.inference_mode():
+            z = each.encode(picture)
+            both = [each.embed([text], (128, 128)) for text in ("a (cat:1.3)", "two")]
+            seen = each.encode_masked(picture, mask)
+            told = Conditions(*both, 4.0, mask=mask, masked_latent=seen)
+            made.append(each.decode(each.denoiser(told)(z, each.levels[500])[1]))
+    assert torch.equal(*made)
+    after = backbone.network.state_dict()
+    assert all(torch.equal(after[key], x) for key, x in weights.items())
+
+
+def test_memory_is_one_of_four_words() -> None:
+    with pytest.raises(
+        InputError, match="memory is 'little'; expected auto, low, balanced or fast"
+    ):
+        load_backbone("embedded", device="cpu", memory="little")
+    assert load_backbone(built("sd1"), device="cpu", memory="auto")._guests == []

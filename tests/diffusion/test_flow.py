@@ -581,6 +581,20 @@ def test_a_download_has_all_parts_of_a_folder(name: str, tmp_path: Path) -> None
     assert not is_complete(folder, False)
 
 
+@pytest.mark.parametrize("memory", ["balanced", "low"])
+@pytest.mark.parametrize("name", ["flux", "qwen_edit"])
+def test_where_weights_are_changes_no_bit_of_a_transformers_answer(name: str, memory: str) -> None:
+    backbone = load_backbone(built(name), device="cpu", memory=memory)
+    known, told = loaded(name), conditions(name)
+    with torch.inference_mode():
+        shown = hole()[0] * 2 - 1
+        text = backbone.embed([PROMPT], SIZE, 0, shown)
+        assert torch.equal(text.hidden, known.embed([PROMPT], SIZE, 0, shown).hidden)
+        answers = [x.denoiser(told)(noise(), x.levels[400])[1] for x in (backbone, known)]
+        assert torch.equal(*answers)
+        assert torch.equal(*(x.decode(answers[0]) for x in (backbone, known)))
+
+
 def test_what_is_learnt_or_trained_needs_a_unet() -> None:
     backbone = loaded("sd3")
     for make in (new_adapter, new_harmonizer, lambda backbone: set_up(backbone, LearnConfig())):

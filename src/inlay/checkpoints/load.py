@@ -47,6 +47,7 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 # The folders of the branches that are embedded.
 _BRANCHES = {"harmonizer": "harmonizer", "adapter": "adapter-canny"}
 _DTYPES = ("float32", "bfloat16", "float16")
+_MEMORIES = ("auto", "low", "balanced", "fast", "device")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _REMEMBERED, _TICK_NS = 500, 50_000_000
 
@@ -56,6 +57,7 @@ def load_backbone(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    memory: str = "device",
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     textual_inversions: Sequence[str | os.PathLike[str]] = (),
 ) -> Backbone:
@@ -63,11 +65,14 @@ def load_backbone(
 
     name_or_path is "embedded", a diffusers folder, a hub id (owner/name; the local cache first,
     then a download), or a single .safetensors file, see hub.OneFile.
-    loras are (path, scale). device "auto" is cuda, else mps, else cpu; dtype "auto" is float16 on
-    cuda and float32 elsewhere. Raises InputError for anything that cannot be loaded.
+    loras are (path, scale); memory is for Backbone.place(). device "auto" is cuda, else mps, else
+    cpu; dtype "auto" is float16 on cuda and float32 elsewhere. Raises InputError for anything that
+    cannot be loaded.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
+    if memory not in _MEMORIES:
+        raise InputError(f"memory is {show(memory)}; expected auto, low, balanced or fast.")
     name = os.fspath(name_or_path)
     with plain_errors(f"The model {name}"):
         parts = _load(name, kind)
@@ -85,6 +90,7 @@ def load_backbone(
         with plain_errors(f"The textual inversion {file}"):
             load_textual_inversion(file, backbone.text)
         beside.append((f"textual inversion {number}", file))
+    backbone.place(memory)
     # Concepts were learnt for a checkpoint without any of these.
     parts.files.extend(beside)
     vars(backbone).pop("hash", None)
@@ -92,7 +98,7 @@ def load_backbone(
 
 
 def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) -> Backbone:
-    """The checkpoint on its device."""
+    """The checkpoint, its weights on the CPU still."""
     loaded, flow = parts.loaded, "transformer" in parts.loaded
     tokenizers, encoders = (
         [each for part, each in loaded.items() if part.startswith(kind)]
@@ -103,8 +109,6 @@ def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) 
     # than eight bits. Those that say they are safe in float16 may have it.
     if dtype == torch.float16 and getattr(vae.config, "force_upcast", True) is False:
         vae.half()
-    for module in (vae, network, *encoders):
-        module.to(place)
     index = read_json(parts.folder / "model_index.json")
     pipeline = str(index.get("_class_name"))
     text: TextStack
@@ -124,6 +128,7 @@ def _assemble(parts: Parts, name: str, place: torch.device, dtype: torch.dtype) 
         parts.scheduler_config,
         name=name,
         hasher=partial(fingerprint, parts.files),
+        device=place,
         edits=flow and re.search("Kontext|Edit", pipeline) is not None,
     )
 

@@ -264,7 +264,7 @@ def _end(sentence: str, status: int) -> int:
 def _failure(error: Exception) -> str:
     kind, text = type(error).__name__, str(error)
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
-        return "out of memory; give a smaller box, --num-images 1 or --dtype float16."
+        return "out of memory; give --memory low, a smaller box or --num-images 1."
     return f"inlay failed with {kind}: {text[:300] or 'no message'}; INLAY_DEBUG=1 shows where."
 
 

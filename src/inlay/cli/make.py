@@ -205,7 +205,7 @@ def _checkpoint(given: options.Common) -> dict[str, Any]:
     from inlay.checkpoints.folder import family_of
 
     own: dict[str, Any] = {"name": given.model, "device": given.device, "dtype": given.dtype}
-    own["family"] = family_of(given.model)
+    own |= {"family": family_of(given.model), "memory": given.memory}
     return {**own, "loras": loras, "textual_inversions": inversions}
 
 

@@ -13,6 +13,7 @@ import typer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Memory = Literal["auto", "low", "balanced", "fast"]
 CUTS = ("auto", "alpha", "mask", "box", "grabcut", "rembg")
 
 
@@ -124,6 +125,10 @@ class Checkpoint:
     )  # fmt: skip
     device: Device = flag("Where it runs.", default="auto")
     dtype: DType = flag("What it calculates in.", default="auto")
+    memory: Memory = flag(
+        "How much of a GPU's memory it may take: low holds one layer at a time, balanced one "
+        "network, fast all of them, compiled; auto goes by what is free.", default="auto",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

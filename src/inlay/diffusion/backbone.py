@@ -6,6 +6,7 @@ Nothing here knows where weights come from (checkpoints/load.py does) or how to 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from inlay.errors import InputError
 
 # Of a side of the pictures that a checkpoint was trained on, in pixels.
 _LARGEST = 4096
+# What an autoencoder holds for each pixel while it decodes, in bytes.
+_DECODES = 4 * 1024
 Kind = Literal["plain", "inpaint"]
 
 
@@ -62,6 +65,26 @@ class Denoiser:
         for estimate in (eps, x0):
             backbone.check_finite(estimate, "network", backbone.dtype)
         return eps, x0
+
+
+def lend_layers(network: Any, device: torch.device) -> None:
+    """Have each layer of a network copy its weights to a device for as long as it runs."""
+
+    def lend(module: Any, args: Any, options: Any) -> None:
+        own = module.__dict__["_own"] = (module._parameters, module._buffers)
+        on = [{k: x if x is None else x.to(device) for k, x in part.items()} for part in own]
+        module._parameters = {
+            k: x if x is None else torch.nn.Parameter(x, False) for k, x in on[0].items()
+        }
+        module._buffers = on[1]
+
+    def take_back(module: Any, args: Any, output: Any) -> None:
+        module._parameters, module._buffers = module.__dict__.pop("_own")
+
+    for module in network.modules():
+        if any(True for _ in itertools.chain(module.parameters(False), module.buffers(False))):
+            module.register_forward_pre_hook(lend, with_kwargs=True)
+            module.register_forward_hook(take_back, always_call=True)
 
 
 class Backbone(ABC):
@@ -106,16 +129,19 @@ class Backbone(ABC):
         name: str,
         hasher: Callable[[], str] = lambda: "",
         edits: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.network, self.vae, self.text, self.name = network, vae, text, name
         self.edits = edits
         self.scheduler_config = dict(scheduler_config)
         self.rules: list[AttentionRule] = []
+        self._guests: list[Any] = []
         self.notes: list[str] = []
         self._hasher = hasher
         for module in (network, vae, *text.encoders):
             module.requires_grad_(False).eval()
-        self.device: torch.device = network.device
+        self.device: torch.device = device or network.device
+        text.device = self.device
         self.dtype: torch.dtype = network.dtype
         # Each of its levels but the last halves the picture; a linear one has patches.
         config = vae.config
@@ -136,6 +162,50 @@ class Backbone(ABC):
     @abstractmethod
     def set_up(self) -> None:
         """Set the attributes that follow from the parts; InputError for parts that do not fit."""
+
+    def place(self, memory: str) -> None:
+        """Put the weights where they are to be, once all that changes them is done.
+
+        "device": all on the device. "fast": there on CUDA with the network's repeated blocks
+        compiled and convolutions in channels_last. "balanced": one network at a time, the others on
+        the CPU (diffusers' model CPU offload). "low": of the network and the text encoders one
+        layer at a time (its sequential CPU offload), the autoencoder while it runs, row by row.
+        "auto": what the device's free memory is enough for. Only "fast" may round otherwise.
+        """
+        parts = [self.vae, self.network, *self.text.encoders]
+        chosen = self._fitting(parts) if memory == "auto" else memory
+        if chosen in ("device", "fast"):
+            fast = chosen == "fast" and self.device.type == "cuda"
+            for part in parts:
+                part.to(self.device)
+            for part in parts[:2] if fast else ():
+                part.to(memory_format=torch.channels_last)
+            if fast:
+                net = self.network
+                (net.compile_repeated_blocks if net._repeated_blocks else net.compile)()
+            return
+        self._guests = parts if chosen == "balanced" else [self.vae]
+        for part in parts[1:]:
+            if chosen == "balanced":
+                part.register_forward_pre_hook(lambda module, _: self.bring(module))
+            else:
+                lend_layers(part, self.device)
+                part.register_forward_pre_hook(lambda *_: self.bring(None))
+        if hasattr(self.vae, "enable_slicing"):
+            self.vae.enable_slicing()
+
+    def _fitting(self, parts: Sequence[Any]) -> str:
+        if self.device.type != "cuda":
+            return "device"
+        sizes = [sum(x.nbytes for x in part.state_dict().values()) for part in parts]
+        free = torch.cuda.mem_get_info(self.device)[0] - _DECODES * self.native_size**2
+        return "device" if sum(sizes) < free else "balanced" if max(sizes) < free else "low"
+
+    def bring(self, module: Any) -> None:
+        """Of the networks that take turns on the device have this one there, and no other."""
+        # The others first, as both at once would be the most that is ever held.
+        for guest in sorted(self._guests, key=lambda guest: guest is module):
+            guest.to(self.device if guest is module else "cpu")
 
     @cached_property
     def hash(self) -> str:
@@ -184,9 +254,10 @@ class Backbone(ABC):
 
     def _autoencode(self, call: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
         """A call of the autoencoder in float32; one that overflows in float16 is made again."""
-        result = call(self.vae, x.to(self.vae.device, self.vae.dtype)).float()
+        self.bring(self.vae)
+        result = call(self.vae, x.to(self.device, self.vae.dtype)).float()
         if self.vae.dtype == torch.float16 and not result.isfinite().all():
-            result = call(self._wide_vae, x.to(self.vae.device, torch.float32))
+            result = call(self._wide_vae, x.to(self.device, torch.float32))
         self.check_finite(result, "autoencoder", torch.float32)
         return result
 

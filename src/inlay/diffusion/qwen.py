@@ -78,10 +78,8 @@ class QwenText(TextStack):
 
     @torch.no_grad()
     def _read_prompt(self, prompt: str, **shown: Any) -> Tensor:
-        device = self.encoders[0].device
-        hidden: Tensor = self._pipeline.encode_prompt([plain_text(prompt)], device=device, **shown)[
-            0
-        ]
+        encode = self._pipeline.encode_prompt
+        hidden: Tensor = encode([plain_text(prompt)], device=self.device, **shown)[0]
         return hidden
 
     def _process(self, text: Sequence[str], images: Any, **options: Any) -> BatchFeature:

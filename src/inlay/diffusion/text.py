@@ -130,6 +130,8 @@ class TextStack:
     ) -> None:
         self.tokenizers, self.encoders = list(tokenizers), list(encoders)
         self.empty_is_zero, self.cache_size = empty_is_zero, cache_size
+        # Where the encoders run, wherever their weights are in between.
+        self.device = self.encoders[0].device
         self.learns = False
         # A textual inversion of n vectors is n tokens, of which a prompt names only the first:
         # for each tokenizer, that token's id and the ids it stands for.
@@ -214,7 +216,7 @@ class TextStack:
         name = "expand_textual_inversion_token_ids_if_necessary"
         provider = EmbeddingsProvider(
             self.tokenizers[number],
-            Encoder(device=encoder.device, dtype=encoder.dtype),
+            Encoder(device=self.device, dtype=encoder.dtype),
             SimpleNamespace(**{name: expanded}),
             truncate=False,
             split_long_text_mode=SplitLongTextMode.SENTENCES,
@@ -222,14 +224,14 @@ class TextStack:
         )
         texts, weights = ([each[i] for each in parts] for i in (0, 1))
         embed: Any = provider.get_embeddings_for_weighted_prompt_fragments
-        hidden: Tensor = embed([texts], [weights], device=encoder.device)
+        hidden: Tensor = embed([texts], [weights], device=self.device)
         return hidden
 
     def _outputs(self, prompt: str) -> list[Any]:
         """What each encoder makes of a prompt, its hidden states included."""
         return [
             encoder(
-                torch.tensor([self.token_ids(prompt, number)], device=encoder.device),
+                torch.tensor([self.token_ids(prompt, number)], device=self.device),
                 output_hidden_states=True,
             )
             for number, encoder in enumerate(self.encoders)

@@ -122,10 +122,12 @@ class Checkpoint:
         family: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        memory: str = "auto",
         loras: Sequence[tuple[str, float]] = (),
         textual_inversions: Sequence[str] = (),
     ) -> None:
         self.model, self.device, self.dtype = os.fspath(model), device, dtype
+        self.memory = memory
         self.named = {"name": self.model, "family": family or family_of(self.model)}
         self.loras, self.textual_inversions = tuple(loras), tuple(textual_inversions)
         self.lock = RLock()
@@ -149,6 +151,7 @@ class Checkpoint:
                     self.model,
                     device=self.device,
                     dtype=self.dtype,
+                    memory=self.memory,
                     loras=self.loras,
                     textual_inversions=self.textual_inversions,
                 )

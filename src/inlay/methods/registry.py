@@ -97,6 +97,7 @@ class Model(Form):
     family: Literal["embedded"] | None = None
     device: str = "auto"
     dtype: str = "auto"
+    memory: Literal["auto", "low", "balanced", "fast"] = "auto"
     loras: tuple[tuple[str, float], ...] = ()
     textual_inversions: tuple[str, ...] = ()
 
