@@ -190,7 +190,7 @@ class Board:
             for label in labels:
                 others = [other for other in labels if other != label]
                 shares = [np.nanmean([self.wins(n, label, o) for o in others]) for n in names]
-                wins.append([label, *(f"{share:.0%}" for share in shares)])
+                wins.append([label, *(f"{s:.0%}" if s == s else "–" for s in shares)])
             what = f"{title}: wins, as the mean share of pairs over each other method"
             more = [f"{head[:-1]}↑" for head in heads]
             found.append(Table(what, ["method", *more], wins))
