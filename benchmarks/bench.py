@@ -9,7 +9,7 @@ kills: look-alikes of MureCom (two categories, two backgrounds, two objects) and
 are run whole by every method, and again in another folder, killed (SIGKILL) at random moments and
 resumed; told is whether the tables are the same to the byte. page: the bytes of report.html for so
 many pairs of 512 pixels by seven methods. scoring: seconds to score stored composites of 512 pixels
-with SSIM, seam and bytes changed, over those of the bare calls on pictures in memory. look-alikes:
+with SSIM, seam and bytes changed, over those of the bare calls and of decoding files. look-alikes:
 writes the data sets alone, to run inlay bench on.
 """
 
@@ -129,18 +129,20 @@ def scoring(folder: Path, pictures: int) -> None:
     bench.write(lambda: None)
     started = time.perf_counter()
     bench.score(metrics)
-    whole, bare = time.perf_counter() - started, 0.0
+    whole, bare, files = time.perf_counter() - started, 0.0, 0.0
     for pair in bench.pairs:
-        files = (bench.files["method-0", pair.name][0][0], pair.background)
-        made, place = (np.asarray(Image.open(file).convert("RGB")) for file in files)
+        started = time.perf_counter()
+        paths = (bench.files["method-0", pair.name][0][0], pair.background)
+        made, place = (np.asarray(Image.open(path).convert("RGB")) for path in paths)
+        read = time.perf_counter()
         worked = np.zeros(made.shape[:2], np.bool_)
         worked[pair.box.slices] = True
-        started = time.perf_counter()
         ssim_outside(pair.box, made, place)
         seam(made, worked, pair.box)
         bytes_changed(made, place, pair.box)
-        bare += time.perf_counter() - started
-    print(f"{pictures} pictures: {whole:.1f} s, bare {bare:.1f} s, {whole / bare:.2f} times")
+        files, bare = files + read - started, bare + time.perf_counter() - read
+    print(f"{pictures} pictures: {whole:.1f} s; bare calls {bare:.1f} s, decoding {files:.1f} s")
+    print(f"{whole / (bare + files):.2f} times both, {whole / bare:.2f} times the calls alone")
 
 
 def main() -> None:

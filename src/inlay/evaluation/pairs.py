@@ -256,7 +256,9 @@ def size_of(path: Path, problems: Problems) -> Size | None:
     """A picture's (width, height) as its header says, upright; or None, and a problem more."""
     try:
         with PILImage.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            # To look for EXIF behind a PNG's pixels Pillow would decode them.
+            bare = image.format == "PNG" and "exif" not in image.info
+            turned = not bare and image.getexif().get(_ORIENTATION) in _TURNED
             return image.size[::-1] if turned else image.size
     except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError):
         problems.append(f"{path} is not there or is no picture.")
