@@ -73,7 +73,14 @@ class Benching(Checkpoint, Running):
     @property
     def fields(self) -> dict[str, Any]:
         """Of a request's model."""
-        return {"name": self.model, "device": self.device, "dtype": self.dtype}
+        own = {"name": self.model, "device": self.device, "dtype": self.dtype}
+        return {**own, "memory": self.memory}
+
+    @property
+    def running(self) -> Running:
+        """How pictures are made; --memory is the checkpoint's here, not a worker's."""
+        names = ("engine", "address", "workers", "timeout", "batch_size")
+        return Running(**{name: getattr(self, name) for name in names})
 
 
 def bench(
@@ -121,7 +128,7 @@ def _truths(name: str, folder: Sequence[str], output: str, given: Benching) -> i
     with made_folder(output) as out, listening(quiet=given.quiet, bar=not given.json) as heard:
         heard.label = "measuring"
         with _claimed(out, {**about, "short_side": given.short_side}, given.resume):
-            report = run(chosen, told, out, given, heard.step, given.fields)
+            report = run(chosen, told, out, given.running, heard.step, given.fields)
         report.settings |= {"folders": folder, "split": given.split, "include": include}
         report.settings["model"] = given.model
         written = write_report(report, out)
@@ -171,7 +178,7 @@ def _pairs(name: str, folder: Sequence[str], output: str, given: Benching) -> in
     about |= {"benchmark": name, "folder": str(Path(folder[0]).absolute()), "protocol": protocol}
     about |= {"samples": given.samples, "seed": given.seed, "model": given.model}
     order = Bench(
-        dataset, variants, output, given,
+        dataset, variants, output, given.running,
         samples=given.samples, seed=given.seed, model=given.fields, results=given.results or (),
         chosen=lambda p: any(fnmatchcase(n, x) for x in patterns for n in (p.name, p.category)),
         most=given.cases,
