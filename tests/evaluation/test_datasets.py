@@ -13,6 +13,7 @@ from PIL import Image
 from evaluation import lookalikes
 from inlay.errors import InputError
 from inlay.evaluation.datasets import NAMES, open_dataset
+from inlay.evaluation.photos import find_photos
 from inlay.pictures.arrays import Box
 from inlay.request import Request
 
@@ -229,6 +230,15 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         list(open_dataset("murecom", tmp_path).pairs())
     with pytest.raises(InputError, match="has no folder of subjects"):
         list(open_dataset("dreameditbench", tmp_path).pairs())
+
+
+def test_what_was_made_is_no_photo(tmp_path: Path) -> None:
+    root = lookalikes.libcom(tmp_path)
+    for name in ("one/photo.png", "one/truth.jpg", "result.png"):
+        lookalikes.save(lookalikes.places()[0], root / name)
+    names = {photo.name for photo in find_photos([str(root)])}
+    two = {f"two/{name}" for name in ("background.jpg", "foreground.jpg", "foreground_mask.png")}
+    assert names == {"one/photo.png", *two}
 
 
 def test_a_set_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,21 +64,14 @@ def metrics_of(protocol: str, models: Mapping[str, Path | str] | None = None) ->
             reason = str(error)
         if function is None:
             reason = "inlay has no network for it that is safe to read."
-        taken = _Measured(function, tuple(networks))
+        taken = partial(_measured, function, networks)
         metrics.append(Metric(name, protocol, source, higher, reason, taken))
     return metrics
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A function of what is seen of a pair and a result, and the networks that it looks with."""
-
-    function: Any
-    networks: tuple[Any, ...]
-
-    def __call__(self, pair: Pair, result: PILImage.Image) -> Value:
-        value: Value = self.function(View(pair, result), *self.networks)
-        return value
+def _measured(function: Any, networks: Any, pair: Pair, result: PILImage.Image) -> Value:
+    value: Value = function(View(pair, result), *networks)
+    return value
 
 
 _Row = tuple[str, bool, tuple[str, ...], Callable[..., Value] | None]

@@ -105,8 +105,7 @@ class _Seer:
     def __init__(self) -> None:
         self._kept: dict[Hashable, Any] = {}
 
-    def look(self, image: PILImage.Image, form: str) -> Any:
-        raise NotImplementedError
+    look: Callable[[PILImage.Image, str], Any]
 
     def kept(self, key: Hashable, image: Callable[[], PILImage.Image], form: str) -> Any:
         """The vector of a picture that will be asked for again, by what it is."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from inlay.errors import InputError
+from inlay.evaluation.pairs import MADE
 from inlay.learning.folder import SUFFIXES, Row, image_rows, mask_file
 from inlay.pictures.arrays import Box, bounds, shrink, to_uint8
 from inlay.pictures.mask import read_mask
@@ -71,7 +72,8 @@ def find_photos(
     folders: Sequence[str], split: str | None = None, include: Sequence[str] = ()
 ) -> list[Photo]:
     """The photographs of one or more folders, in the order of the folders and of their names, see
-    learning.folder; BUNDLED stands for scikit-image's own.
+    learning.folder; BUNDLED stands for scikit-image's own. What is called composite, truth or
+    result (MADE) is none.
 
     `split` is one of SPLITS, as training goes by it; None is held-out where metadata.jsonl has such
     pictures, else all. `include` are patterns (fnmatch) of which a name, with or without its
@@ -84,6 +86,7 @@ def find_photos(
             photos += _bundled_photos()
             continue
         root, rows = folder_rows(folder, split)
+        rows = [row for row in rows if Path(row.file_name).stem not in MADE]
         photos += [Photo(row.file_name, root / row.file_name, mask_file(root, row)) for row in rows]
     photos = [photo for photo in photos if is_included(include, photo.name, photo.path.name)]
     if not photos:
