@@ -2,6 +2,7 @@
 
     python benchmarks/serve.py chaos [--jobs 60] [--kills 20]    kill -9, of server and children
     python benchmarks/serve.py load [--clients 50] [--minutes 2] throughput against the library's
+    python benchmarks/serve.py cost [--jobs 60]                  CPU of a job against the library's
     python benchmarks/serve.py uploads [--count 10000]           mutated pictures and forms
     python benchmarks/serve.py schema [--count 100]              schemathesis on the served OpenAPI
 
@@ -39,6 +40,7 @@ from PIL import Image
 from skimage import data
 
 STEPS = 4
+WAYS = ("one by one", "batched")
 
 
 def encoded(samples: Any, kind: str = "png") -> bytes:
@@ -247,8 +249,10 @@ async def crowd(url: str, clients: int, seconds: float) -> dict[str, Any]:
     return {"jobs a second": rate, "healthz ms": health, "statuses": statuses, "failures": failures}
 
 
-def library(folder: Path, seconds: float, batch: bool) -> float:
-    """Pictures a second that the library makes of the same requests, in a process of its own."""
+def library(folder: Path, seconds: float, batch: bool) -> tuple[float, float]:
+    """Pictures a second that the library makes of the same requests, in a process of its own, and
+    the CPU seconds of each.
+    """
     code = f"""
 import json, sys, time
 from inlay.composer import Composer
@@ -257,7 +261,7 @@ composer, done = Composer("embedded", device="cpu"), 0
 texts = json.loads(sys.stdin.read())
 requests = [Request.of(text) for text in texts]
 composer.run(requests[0])
-start = time.monotonic()
+start, spent = time.monotonic(), time.process_time()
 while time.monotonic() - start < {seconds}:
     some = requests[done % 40:done % 40 + 8]
     if {batch}:
@@ -267,7 +271,7 @@ while time.monotonic() - start < {seconds}:
     for result in made:
         result.save({str(folder / "own.png")!r})
     done += len(made)
-print(done / (time.monotonic() - start))
+print(done / (time.monotonic() - start), (time.process_time() - spent) / done)
 """
     names = [hashlib.sha256(each).hexdigest() for each in photographs()]
     requests = json.dumps([request_of(names, seed) for seed in range(48)])
@@ -275,7 +279,43 @@ print(done / (time.monotonic() - start))
         [sys.executable, "-c", code], input=requests, text=True, capture_output=True, check=True,
         cwd=folder / "store" / "files",
     )  # fmt: skip
-    return round(float(done.stdout), 3)
+    rate, spent = map(float, done.stdout.split())
+    return round(rate, 3), round(spent, 4)
+
+
+def cost(folder: Path, jobs: int, batch_size: int) -> dict[str, Any]:
+    """CPU seconds of a job, by process, and of a picture in the library: other work on the machine
+    changes these far less than it changes how many are made a second.
+    """
+    server = Server(folder, batch_size)
+
+    def spent() -> dict[int, float]:
+        own = psutil.Process(server.process.pid)
+        each = (own, *own.children(recursive=True))
+        return {process.pid: sum(process.cpu_times()[:2]) for process in each}
+
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        files = [
+            client.post("/api/files", files={"file": each}).json()["file"] for each in photographs()
+        ]
+
+        def make(seeds: range) -> None:
+            orders = [request_of(files, seed) for seed in seeds]
+            ids = [patient(client.post, "/api/jobs", json=each).json()["id"] for each in orders]
+            while any(client.get(f"/api/jobs/{job}").json()["finished"] is None for job in ids):
+                time.sleep(0.5)
+
+        make(range(1000, 1000 + batch_size))
+        alone = {way: [library(folder, 15, way == "batched")[1]] for way in WAYS}
+        before = spent()
+        make(range(jobs))
+        each = sorted(((now - before.get(process, 0)) / jobs for process, now in spent().items()))
+        for way in WAYS:
+            alone[way].append(library(folder, 15, way == "batched")[1])
+    server.close()
+    best = min(sum(seconds) / 2 for seconds in alone.values())
+    found = {"library, before and after": alone, "server": [round(one, 4) for one in each[::-1]]}
+    return {**found, "the library's over the server's": round(best / sum(each), 3), "broken": False}
 
 
 def load(folder: Path, clients: int, minutes: float, batch_size: int) -> dict[str, Any]:
@@ -289,10 +329,10 @@ def load(folder: Path, clients: int, minutes: float, batch_size: int) -> dict[st
         job = client.post("/api/jobs", json=request_of(files, 0)).json()["id"]
         while client.get(f"/api/jobs/{job}").json()["state"] in ("queued", "running"):
             time.sleep(0.2)
-    alone = {way: library(folder, 15, way == "batched") for way in ("one by one", "batched")}
+    alone = {way: library(folder, 15, way == "batched")[0] for way in WAYS}
     found = asyncio.run(crowd(server.url, clients, 60 * minutes))
     server.close()
-    again = {way: library(folder, 15, way == "batched") for way in ("one by one", "batched")}
+    again = {way: library(folder, 15, way == "batched")[0] for way in WAYS}
     best = max((alone[way] + again[way]) / 2 for way in alone)
     wrong = [status for status in found["statuses"] if status >= 400 and status != 429]
     found |= {"library before": alone, "library after": again}
@@ -422,7 +462,7 @@ def schema(folder: Path, count: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("chaos", "load", "uploads", "schema"))
+    parser.add_argument("what", choices=("chaos", "load", "cost", "uploads", "schema"))
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=50)
@@ -436,6 +476,8 @@ def main() -> int:
             found = chaos(folder, given.jobs, given.kills)
         elif given.what == "load":
             found = load(folder, given.clients, given.minutes, given.batch_size)
+        elif given.what == "cost":
+            found = cost(folder, given.jobs, given.batch_size)
         elif given.what == "uploads":
             found = uploads(folder, given.count or 10_000)
         else:
