@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import model_serializer, model_validator
 
 from inlay.errors import InputError, nearest, show
 from inlay.methods.registry import (
     RUN_AS,
     SHARED,
+    Count,
     MethodChoice,
     Model,
+    Seed,
     Step,
     as_mapping,
     as_phases,
+    check_kinds,
     choice_schema,
     default_for,
     family_named,
@@ -32,31 +34,16 @@ from inlay.pictures.picture import name_of
 from inlay.pictures.read import MAX_JSON_BYTES, read_file
 from inlay.scene.shadow import Shadow, ShadowField
 from inlay.scene.subject import (
-    MOST_SUBJECTS,
     BoxField,
     Flag,
     PointField,
     Side,
     Source,
     Subject,
+    Subjects,
     as_subjects,
 )
-from inlay.settings import MAX_PICTURES, Form, as_whole, checked
-
-_Seed = Annotated[
-    int,
-    checked(partial(as_whole, least=0, most=2**63 - 1, spelt="2^63 - 1")),
-    Field(json_schema_extra={"minimum": 0, "maximum": 2**63 - 1}),
-]
-_Count = Annotated[
-    int,
-    checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PICTURES))),
-    Field(json_schema_extra={"minimum": 1, "maximum": MAX_PICTURES}),
-]
-
-_Subjects = Annotated[
-    tuple[Subject, ...], Field(json_schema_extra={"minItems": 1, "maxItems": MOST_SUBJECTS})
-]
+from inlay.settings import Form, checked
 
 
 class Request(Form):
@@ -72,8 +59,8 @@ class Request(Form):
     one_of: ClassVar[tuple[str, ...]] = ()
 
     method: MethodChoice
-    seed: _Seed = 0
-    num_images: _Count = 1
+    seed: Seed = 0
+    num_images: Count = 1
     model: Model | None = None
 
     @model_validator(mode="before")
@@ -194,7 +181,7 @@ class ComposeRequest(Request):
     sources: ClassVar[tuple[str, ...]] = ("background", "remove_mask", "control")
 
     background: Source
-    subjects: _Subjects
+    subjects: Subjects
     together: Flag = False
     phases: Annotated[tuple[str, ...], checked(as_phases)] = ()
     remove: MethodChoice | None = None
@@ -242,7 +229,7 @@ class ComposeRequest(Request):
                 raise InputError("keep_phases goes with phases; say which.")
             if len(self.subjects) > 1 and not joint:
                 raise InputError("the stages of one subject can be kept; set several in together.")
-        _check_kinds(self, joint)
+        check_kinds(self.subjects, self.steps(), joint)
         settings = [step.choice.settings for step in self.steps()]
         if len(self.subjects) > 1 and not joint and any(s.works_on_background() for s in settings):
             raise InputError(
@@ -322,7 +309,7 @@ class SceneRequest(Request):
 
     verb: ClassVar[str] = "scene"
 
-    subjects: _Subjects
+    subjects: Subjects
     size: tuple[Side, Side]
     keep_phases: Flag = False
 
@@ -334,7 +321,7 @@ class SceneRequest(Request):
     def _fits(self) -> SceneRequest:
         if not str(getattr(self.method.settings, "prompt", "")).strip():
             raise InputError("a scene needs a prompt; say what the picture should show.")
-        _check_kinds(self, joint=False)
+        check_kinds(self.subjects, self.steps(), joint=False)
         return self
 
 
@@ -351,18 +338,3 @@ def _kind(data: Any) -> type[Request]:
     if verb not in KINDS:
         raise InputError(f"verb is {show(data.get('verb'))}; expected one of {', '.join(KINDS)}.")
     return KINDS[verb]
-
-
-def _check_kinds(request: ComposeRequest | SceneRequest, joint: bool) -> None:
-    """Raises InputError where the subjects are not of the kind that a method takes."""
-    concepts = [subject.concept for subject in request.subjects if subject.concept]
-    painted = False
-    for method in (step.choice.method for step in request.steps()):
-        if method.concepts and len(concepts) < len(request.subjects):
-            raise InputError(
-                f"{method.name} puts in concepts that `inlay learn` has made, and one of the "
-                "subjects is a picture; learn it first, or use another method."
-            )
-        painted |= method.paints_concepts
-    if concepts and painted and joint:
-        raise InputError("concepts are put in one after the other; leave out together.")

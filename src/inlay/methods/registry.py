@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import InstanceOf, model_serializer
+from pydantic import Field, InstanceOf, model_serializer
 
 from inlay.errors import InputError, nearest, show
 from inlay.methods.base import Method, Settings
-from inlay.settings import Form, as_text, knobs, validate_settings
+from inlay.scene.subject import Subject
+from inlay.settings import MAX_PICTURES, Form, as_text, as_whole, checked, knobs, validate_settings
 
 _DIFFUSION = ("cdc", "freecompose", "phd", "dreamcom", "dreamedit", "inpaint")
 _CLASSICAL = ("paste", "feather", "poisson", "reinhard", "telea", "patches")
@@ -86,6 +88,19 @@ RUN_AS: dict[str, tuple[str, dict[str, str]]] = {
     "harmonize": ("compose", {}),
     "repose": ("compose", {"name": "freecompose", "preset": "semantic"}),
 }
+
+
+# The first picture's seed, and how many pictures there are.
+Seed = Annotated[
+    int,
+    checked(partial(as_whole, least=0, most=2**63 - 1, spelt="2^63 - 1")),
+    Field(json_schema_extra={"minimum": 0, "maximum": 2**63 - 1}),
+]
+Count = Annotated[
+    int,
+    checked(partial(as_whole, least=1, most=MAX_PICTURES, spelt=str(MAX_PICTURES))),
+    Field(json_schema_extra={"minimum": 1, "maximum": MAX_PICTURES}),
+]
 
 
 class Model(Form):
@@ -214,3 +229,18 @@ def choice_schema(verb: str) -> dict[str, Any]:
 
     fitting = (method for method in all_methods().values() if verb in method.verbs)
     return {"oneOf": [alternative(method) for method in fitting]}
+
+
+def check_kinds(subjects: Sequence[Subject], steps: Sequence[Step], joint: bool) -> None:
+    """Raises InputError where the subjects are not of the kind that a method takes."""
+    concepts = [subject.concept for subject in subjects if subject.concept]
+    painted = False
+    for method in (step.choice.method for step in steps):
+        if method.concepts and len(concepts) < len(subjects):
+            raise InputError(
+                f"{method.name} puts in concepts that `inlay learn` has made, and one of the "
+                "subjects is a picture; learn it first, or use another method."
+            )
+        painted |= method.paints_concepts
+    if concepts and painted and joint:
+        raise InputError("concepts are put in one after the other; leave out together.")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image as PILImage
-from pydantic import InstanceOf, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import Field, InstanceOf, PlainSerializer, WithJsonSchema, model_validator
 
 from inlay.errors import InputError, show, unsaved
 from inlay.pictures.arrays import Box, Image, bounds, extend, from_levels
@@ -213,6 +213,11 @@ class Subject(Form):
             return self.box.x + spare[0] // 2, self.box.y + spare[1] // 2
         centre = self.at or (size[0] / 2, size[1] / 2)
         return math.floor(centre[0] - width / 2 + 0.5), math.floor(centre[1] - height / 2 + 0.5)
+
+
+Subjects = Annotated[
+    tuple[Subject, ...], Field(json_schema_extra={"minItems": 1, "maxItems": MOST_SUBJECTS})
+]
 
 
 def as_subjects(value: Any) -> tuple[Subject, ...]:
