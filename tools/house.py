@@ -59,13 +59,14 @@ MAX_COMPOSER_PARAMETERS = 16
 # What may be measured at most.
 BOUNDS = {
     "modules at the root": 9,
-    "files": 111,
+    "files": 122,
     # 18,000 were the redesign's; what came after it are kinds of files and of LoRA, soft and thin
     # masks, defaults by checkpoint, the cutter and shadows with their trainings, the benchmarks of
     # light and of removal, filling by patches, views of concepts, batches of pictures with a file
-    # of their own, partial imports, checkpoints of few steps, weights in prompts. It may
-    # fall, and must not rise unexplained.
-    "lines": 21480,
+    # of their own, partial imports, checkpoints of few steps, weights in prompts, families of
+    # transformers and offloading, and a benchmark of nine data sets and six protocols with its
+    # report and study, which alone are 2,600. It may fall, and must not rise unexplained.
+    "lines": 24780,
     "longest file": 350,
     "longest function": 80,
     "functions with too many parameters": 0,
@@ -73,8 +74,8 @@ BOUNDS = {
     "upward imports": 0,
     "names on no floor": 0,
     "frames to the network": 9,
-    # 25 were the redesign's; the shadow's file came after it.
-    "files called in a compose": 26,
+    # 25 were the redesign's; the shadow's file and the conditions' came after it.
+    "files called in a compose": 27,
     # Two doors were built after the redesign, with budgets of their own. Of batch, 8 files with 900
     # lines were planned; more are a worker that the server shares, Parquet, object stores and Ray
     # beside JSON, folders and processes, the ground of photos, and labels in six formats.
