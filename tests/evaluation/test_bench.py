@@ -121,6 +121,39 @@ def test_pictures_of_other_tools_are_scored(murecom: Path, tmp_path: Path) -> No
         )
 
 
+def test_what_cannot_be_read_costs_nothing_else(
+    murecom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(murecom, tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    command = ["bench", "murecom", "set", "--include", "Cat*", "--methods", "paste", "-q"]
+    names = ["Cat-0-fg1", "Cat-0-fg2", "Cat-1-fg1", "Cat-1-fg2"]
+    (tmp_path / "theirs" / f"{names[0]}.png").mkdir(parents=True)
+    (tmp_path / "theirs" / f"{names[1]}.png").write_bytes(b"no picture")
+    (tmp_path / "theirs" / f"{names[2]}.png").touch()
+    shutil.copy(tmp_path / "set/Cat/bg/1.jpg", tmp_path / "theirs" / f"{names[3]}.jpg")
+    # Nobody's figure needs it but what is shown beside.
+    (tmp_path / "set/Cat/fg2/0.jpg").write_bytes(b"no photo")
+    assert main([*command, "--results", "theirs", "-o", "out"]) == 1
+    scores = parquet.read_table(tmp_path / "out/scores.parquet").to_pylist()
+    assert [(s["method"], s["pair"]) for s in scores] == [
+        ("paste", names[0]), ("paste", names[2]), ("theirs", names[3]),
+    ]  # fmt: skip
+    assert "theirs has no picture for 3 of 4 pairs" in (tmp_path / "out/report.html").read_text()
+    for line in (tmp_path / "out/pairs.jsonl").read_text().splitlines():
+        assert all(Path(path).is_file() for path in json.loads(line)["pictures"].values())
+    # What a figure came of has changed: it is taken again.
+    place = tmp_path / "set/Cat/bg/1.jpg"
+    Image.open(place).transpose(Image.Transpose.ROTATE_180).save(place)
+    main([*command, "--results", "theirs", "-o", "out", "--resume"])
+    again = parquet.read_table(tmp_path / "out/scores.parquet").to_pylist()
+    assert again[-1]["ssim"] < scores[-1]["ssim"] - 0.1
+    for wrong in ("dnio=set", "dino=", "=set"):
+        assert main([*command, "--metric", wrong, "-o", "new"]) == 2
+    (tmp_path / "out/bench.json").write_text("[")
+    assert main([*command, "-o", "out", "--resume"]) == 2
+
+
 def test_killed_and_resumed_it_says_the_same(
     murecom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +227,10 @@ def test_ablations_are_yaml(
     assert main([*command, "-o", str(tmp_path / "out")]) == 0
     assert "How much" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "out" / "pictures").glob("*/")) >= ["little", "much"]
+    for wrong in ("method: paste", "method: {name: x}, learn: [1]", "method: {}, references: 0"):
+        file.write_text(f"when: 2026-01-01\nvariants: {{odd one: {{{wrong}}}}}")
+        assert main([*command, "-o", str(tmp_path / "new")]) == 2
+        assert "of the variant 'odd one' is wrong" in capsys.readouterr().err
     for text in ("variants: 3", "a: [", "variants: {a: {}}"):
         file.write_text(text)
         assert main([*command, "-o", str(tmp_path / "new")]) == 2

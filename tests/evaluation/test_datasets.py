@@ -196,7 +196,7 @@ def test_a_manifest_says_more_than_requests(tmp_path: Path) -> None:
     assert said[0] == "row 3: references and reference_masks differ in number."
     assert said[1] == "row 4: it says no box and no mask of where the object is."
     assert said[2].startswith("row 5: ") and "size" in said[2]
-    assert said[3] == "the name a stands for two pairs."
+    assert said[3] == "the name a stands for two pairs; the first one counts."
     assert said[4] == f"{root / 'gone.png'} is not there or is no picture."
     assert said[5] == "f: the box lies outside place.png."
 
@@ -264,3 +264,28 @@ def test_a_set_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
     list(open_dataset("murecom", "scikit-image").pairs())
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+
+
+def test_odd_files_are_told_of_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = lookalikes.libcom(tmp_path / "libcom")
+    (root / "two" / "bbox.txt").write_bytes(b"\xff\xfe 1e999 0 20 20")
+    assert any("has no box x1, y1, x2, y2" in each for each in problems("libcom", root))
+    place = root / "one" / "composite.png"
+    row = {"verb": "compose", "background": str(place), "subjects": [{"picture": str(place)}]}
+    row["subjects"][0]["box"] = [1, 1, 9, 9]  # type: ignore[index]
+    rows = [
+        row | {"name": "数" * 70},
+        row | {"name": "b", "references": str(place)},
+        row | {"name": "c", "truth": 5.5, "references": [""]},
+        {"verb": "harmonize", "picture": str(place), "mask": str(root / "two" / "bbox.txt")},
+    ]
+    file = tmp_path / "manifest.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    monkeypatch.chdir(tmp_path)
+    # Of a path from here, the pictures' do not begin here.
+    (pair,) = open_dataset("manifest", "manifest.jsonl").pairs()
+    assert pair.background.is_absolute() and len(pair.name.encode()) == 150
+    said = problems("manifest", file)
+    assert said[0] == said[1].replace("row 3", "row 2")
+    assert said[0] == "row 2: references is wrong; expected text, or a list of it."
+    assert said[2].startswith("row 4: mask")

@@ -133,6 +133,45 @@ def test_who_fails_the_checks_is_left_out(bench: Path) -> None:
     assert dict((row[0], row[2][:4]) for row in table.rows)["dark"] == "3.00"
 
 
+def test_a_cut_line_costs_no_other_and_what_is_no_number_is_refused(bench: Path) -> None:
+    study = Study.open(bench)
+    told = rating(study, next(iter(study.trials)), "ann", RANKS["ann"], "fidelity")
+    line = json.dumps(told).encode()
+    study.save(study.check(line))
+    file = bench / "study" / "ratings.jsonl"
+    file.write_bytes(file.read_bytes() + line[:40])
+    study.save(study.check(json.dumps({**told, "annotator": "bob"}).encode()))
+    assert [each.annotator for each in study.ratings()] == ["ann", "bob"]
+    for seconds in ("NaN", "Infinity"):
+        with pytest.raises(InputError, match="seconds"):
+            study.check(line[:-1] + f', "seconds": {seconds}}}'.encode())
+
+
+def test_pictures_are_shown_upright_and_of_one_size(bench: Path) -> None:
+    photo = Image.open(bench / "place.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.transpose(Image.Transpose.ROTATE_90).save(bench / "turned.png", exif=exif)
+    deep = np.asarray(photo.convert("L").resize((40, 30)), np.uint16) * 257
+    Image.fromarray(deep).save(bench / "deep.png")
+    pictures = {"turned": str(bench / "turned.png"), "deep": str(bench / "deep.png")}
+    place = str(bench / "turned.png")
+    told = {"name": "a", "background": place, "references": [], "box": [20, 10, 60, 50]}
+    (bench / "pairs.jsonl").write_text(json.dumps({**told, "pictures": pictures}))
+    study = Study.open(bench)
+    folder = bench / "study" / "page" / "pictures"
+    shown = {
+        method: np.asarray(Image.open(folder / f"{picture}.jpg"), float)
+        for trial in study.trials.values()
+        for picture, method in trial.methods.items()
+    }
+    assert {each.shape[:2] for each in shown.values()} == {photo.size[::-1]}
+    assert np.abs(shown["turned"] - np.asarray(photo)).mean() < 6
+    assert abs(shown["deep"].mean() - np.asarray(photo.convert("L")).mean()) < 6
+    odd = np.abs(shown["whole"] - shown["broken"]).mean(2)
+    assert odd[10:60, 20:80].mean() > 30 > 3 > odd[70:].mean()
+
+
 def test_choices_of_two(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Study.open(bench, choice=True, most=4, seed=1)
     asked = [trial for trial in study.trials.values() if not trial.check]

@@ -143,6 +143,29 @@ def find_gpus() -> list[str]:
     return list(takewhile(lambda name: name not in ("", "-1"), names))
 
 
+class Alone:
+    """This process as the only worker; a Crew."""
+
+    def __init__(self, batch_size: BatchSize = 1) -> None:
+        self.batch = self.most = _AUTO if batch_size == "auto" else batch_size
+        self.seats, self._size = [Runner()], batch_size
+        self._jobs: Sequence[Job] = ()
+
+    def free(self) -> list[Runner]:
+        return [] if self._jobs else self.seats
+
+    def give(self, seat: Runner, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+
+    def ends(self, timeout: float) -> list[tuple[Runner, list[End]]]:
+        jobs, self._jobs = self._jobs, ()
+        ends = self.seats[0].run_all(jobs, self._size)
+        return [(self.seats[0], list(zip(jobs, ends, strict=True)))]
+
+    def close(self) -> None:
+        return None
+
+
 class Processes:
     """Worker processes of this machine, with the limits of Worker; a Crew. Each sees one of the
     GPUs, in turn, where there are some.

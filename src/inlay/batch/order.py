@@ -176,7 +176,7 @@ class Batch:
                 file.write(json.dumps(told) + "\n")
         cell = "<tr><td>{}<td>{}".format
         failures = [
-            cell(row["name"], html.escape(row["sentence"]))
+            cell(html.escape(row["name"]), html.escape(row["sentence"]))
             for row in islice(ledger.rows(*_FAILED), _LISTED)
         ]
         pictures = [row["name"] for row in islice(ledger.rows("done"), _SHOWN)]

@@ -167,7 +167,7 @@ def _pairs(name: str, folder: Sequence[str], output: str, given: Benching) -> in
     learn = parse_values(given.learn or [], LearnConfig)
     variants = [each.learnt(learn) for each in variants]
     for item in given.metric or []:
-        if "=" not in item:
+        if not all(item.partition("=")):
             raise InputError(f"--metric {show(item)} is wrong; expected NAME=MODEL.")
     models = {name: model for name, _, model in (i.partition("=") for i in given.metric or [])}
     protocol = given.protocol or str(about.get("protocol", dataset.protocol))
@@ -220,7 +220,10 @@ def _claimed(out: Path, about: Mapping[str, Any], resume: bool) -> Iterator[None
         raise InputError(f"{out} is not empty; give a new folder, or --resume to go on there.")
     if any(out.iterdir()) and not path.is_file():
         raise InputError(f"{out} holds no benchmark to go on with; give another folder.")
-    known = json.loads(path.read_bytes()) if path.is_file() else asked
+    try:
+        known = dict(json.loads(path.read_bytes())) if path.is_file() else asked
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is damaged; give a new folder.") from None
     for key in (key for key in asked if known.get(key) != asked[key]):
         raise InputError(
             f"{out} was begun with {key} {show(known.get(key))}, not {show(asked[key])}; give a "
@@ -231,7 +234,7 @@ def _claimed(out: Path, about: Mapping[str, Any], resume: bool) -> Iterator[None
     try:
         yield
     except InputError:
-        if not (out / "pictures").exists():
+        if [*out.iterdir()] == [path]:
             path.unlink()
         raise
 
@@ -322,8 +325,9 @@ def _serve(opened: Study, port: int) -> None:
         raise InputError(f"--serve needs {error.name}; pip install inlay[server].") from None
     try:
         listener = socket.create_server(("127.0.0.1", port))
-    except OSError as error:
-        reason = f"port {port} cannot be listened on ({error.strerror})"
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", "it is greater than 65535")
+        reason = f"port {port} cannot be listened on ({why})"
         raise InputError(f"{reason}; give another --port.") from None
     app = Guard(opened.app(), Limits(), Metrics())
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from PIL import Image as PILImage
+from pydantic import Field, TypeAdapter, ValidationError
 
 from inlay.batch.command import Running
-from inlay.batch.engine import Crew, End, work
+from inlay.batch.engine import Alone, Crew, work
 from inlay.batch.order import Batch
-from inlay.batch.runner import Job, Runner
+from inlay.batch.runner import Job
 from inlay.errors import InputError, __version__, nearest, show
-from inlay.evaluation.pairs import Pair, size_of
+from inlay.evaluation.pairs import Pair, files_of, size_of, slug
 from inlay.evaluation.tables import Kept
 from inlay.learning.folder import SUFFIXES
 from inlay.methods.registry import MethodChoice
@@ -31,7 +32,6 @@ from inlay.request import Request
 if TYPE_CHECKING:
     from inlay.batch.ledger import Ledger
     from inlay.evaluation.metrics import Metric
-    from inlay.settings import BatchSize
 
 # What of a variant is the request's and not the method's.
 OF_REQUEST = ("shadow",)
@@ -51,12 +51,12 @@ class Variant:
     method: Mapping[str, Any]
     request: Mapping[str, Any] = field(default_factory=dict)
     learn: Mapping[str, Any] = field(default_factory=dict)
-    references: int | None = None
+    references: Annotated[int, Field(ge=1, strict=True)] | None = None
 
     @property
     def folder(self) -> str:
         """Its label as the name of a folder."""
-        return re.sub(r"[^\w=.,+-]+", "_", self.label).lstrip(".")[:150] or "_"
+        return slug(self.label, keep="=,+")
 
     def learnt(self, settings: Mapping[str, Any]) -> Variant:
         """The same, with what it does not say itself of how concepts are learnt."""
@@ -68,8 +68,8 @@ class Variant:
 
 
 def read_ablation(name: str) -> tuple[dict[str, Any], list[Variant]]:
-    """An ablation, a YAML file or one that comes along: what it says of itself (title, and where
-    they are known dataset and protocol), and its variants.
+    """An ablation, a YAML file or one that comes along: what it says of itself (title, and perhaps
+    protocol), and its variants.
 
     Under `variants` each label has a method (its name and settings) and may have request, learn
     and references. Raises InputError.
@@ -80,8 +80,17 @@ def read_ablation(name: str) -> tuple[dict[str, Any], list[Variant]]:
     path = own.get(name, Path(name))
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
-        variants = [Variant(str(label), **each) for label, each in told.pop("variants").items()]
-        return {"title": path.stem, **told}, variants
+        variants = [Variant(str(label), **each) for label, each in told["variants"].items()]
+        says = {key: str(told[key]) for key in ("title", "protocol") if key in told}
+        checked = TypeAdapter(list[Variant]).validate_python([vars(each) for each in variants])
+        return {"title": path.stem, **says}, checked
+    except ValidationError as error:
+        number, *where = error.errors()[0]["loc"]
+        label, place = variants[int(number)].label, ".".join(map(str, where))
+        raise InputError(
+            f"{place} of the variant {show(label)} is wrong; expected settings with their values, "
+            "and of references a number from 1 on."
+        ) from None
     except OSError:
         raise InputError(f"the ablation {show(name)} is no file; {nearest(name, own)}") from None
     except (yaml.YAMLError, UnicodeError, LookupError, TypeError, ValueError, AttributeError):
@@ -98,29 +107,6 @@ class Pairs(Protocol):
 
     def problems(self) -> list[str]:
         """What is missing or odd, a sentence each."""
-
-
-class Alone:
-    """This process as the only worker; a Crew."""
-
-    def __init__(self, batch_size: BatchSize = 1) -> None:
-        self.batch = self.most = 16 if batch_size == "auto" else batch_size
-        self.seats, self._size = [Runner()], batch_size
-        self._jobs: Sequence[Job] = ()
-
-    def free(self) -> list[Runner]:
-        return [] if self._jobs else self.seats
-
-    def give(self, seat: Runner, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
-
-    def ends(self, timeout: float) -> list[tuple[Runner, list[End]]]:
-        jobs, self._jobs = self._jobs, ()
-        ends = self.seats[0].run_all(jobs, self._size)
-        return [(self.seats[0], list(zip(jobs, ends, strict=True)))]
-
-    def close(self) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -164,18 +150,22 @@ class Bench(Batch):
         running = _Running(**{**told, "quiet": True, "json": False})
         super().__init__(str(self.out / "manifest.jsonl"), str(self.out / "pictures"), running)
         self.dataset, self.variants, self.samples, self.seed = dataset, variants, samples, seed
-        self.model, self.results, self.chosen, self.most = model, results, chosen, most
+        self.model, self.chosen, self.most = model, chosen, most
+        self.results = [Path(folder).absolute() for folder in results]
         self.pairs, self.problems = list[Pair](), list[str]()
         # Label and pair to the files of the samples and the seconds that one took.
         self.files = dict[tuple[str, str], tuple[list[str], float | None]]()
-        labels = [*(v.label for v in variants), *(Path(folder).name for folder in results)]
+        labels = [*(v.label for v in variants), *(folder.name for folder in self.results)]
         if len({Variant(label, {}).folder for label in labels}) < len(labels):
             raise InputError(f"two methods are called the same: {', '.join(labels)}.")
         self.labels = labels
 
     def write(self, check: Callable[[], None]) -> int:
         """Make what is missing; the exit status is 1 where a picture failed. Raises InputError."""
-        self.pairs = [pair for pair in self.dataset.pairs() if self.chosen(pair)][: self.most]
+        named: dict[str, Pair] = {}
+        for pair in filter(self.chosen, self.dataset.pairs()):
+            named.setdefault(pair.name, pair)
+        self.pairs = [*named.values()][: self.most]
         if not self.pairs:
             raise InputError("the data set has no pairs that --include and --cases leave.")
         for variant in self.variants:
@@ -264,12 +254,12 @@ class Bench(Batch):
     def _read_results(self) -> None:
         """The pictures that other tools made."""
         names = {pair.name for pair in self.pairs}
-        for folder in map(Path, self.results):
+        for folder in self.results:
             if not folder.is_dir():
                 raise InputError(f"--results {show(str(folder))} is no folder; give one a method.")
             found: dict[str, dict[int, str]] = {}
             odd, paths = 0, sorted(folder.rglob("*"))
-            for path in (path for path in paths if path.suffix.lower() in SUFFIXES):
+            for path in (p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()):
                 stem = path.relative_to(folder).with_suffix("").as_posix()
                 numbered = re.fullmatch(r"(.+?)[-_/](?:seed=)?(\d+)", stem)
                 if stem in names:
@@ -297,18 +287,22 @@ class Bench(Batch):
         total = sum(len(files) for files, _ in self.files.values())
         with closing(kept):
             for pair, label in ((p, label) for p in self.pairs for label in self.labels):
-                files, seconds = self.files.get((label, pair.name), ([], None))
+                files, seconds = self.files.pop((label, pair.name), ([], None))
                 for sample, file in enumerate(files):
                     row: dict[str, Any] = {"pair": pair.name, "category": pair.category}
-                    row["method"] = label
-                    row |= {"sample": sample, "picture": file, "seconds": seconds}
-                    digest = file_sha256(Path(file))
-                    for protocol, own in groups.items():
-                        about = [[metric.name, metric.source] for metric in own]
-                        key = [pair.name, label, sample, digest, protocol, about]
-                        values = kept.values(key, partial(self._values, own, pair, file))
-                        end = "" if protocol == main else f" · {protocol}"
-                        row |= {f"{name}{end}": value for name, value in values.items()}
+                    row |= {"method": label, "sample": sample, "picture": file, "seconds": seconds}
+                    try:
+                        judged = [_state(pair), label, sample, file_sha256(Path(file))]
+                        for protocol, own in groups.items():
+                            about = [[metric.name, metric.source, metric.models] for metric in own]
+                            key = [*judged, protocol, about]
+                            values = kept.values(key, partial(self._values, own, pair, file))
+                            end = "" if protocol == main else f" · {protocol}"
+                            row |= {f"{name}{end}": value for name, value in values.items()}
+                    except (InputError, OSError) as error:
+                        self.problems.append(f"{label}, {pair.name}: {error}")
+                        continue
+                    self.files.setdefault((label, pair.name), ([], seconds))[0].append(file)
                     rows.append(row)
                     self.progress(len(rows), total)
         for label in self.labels:
@@ -344,6 +338,13 @@ class Bench(Batch):
             told[label] |= {key: request[key] for key in OF_REQUEST if key in request}
             told[label]["settings"] = {k: own[k] for k in own if k not in ("name", "preset")}
         return told
+
+
+def _state(pair: Pair) -> list[Any]:
+    """What a result's figures come of beside it."""
+    files = [(str(path), file_sha256(path)) for path in files_of(pair) if path.is_file()]
+    box = pair.box.x, pair.box.y, pair.box.width, pair.box.height
+    return [pair.name, pair.category, pair.prompt, box, files]
 
 
 Scores = list[dict[str, Any]]

@@ -16,6 +16,7 @@ from typing import Any
 
 from inlay.errors import InputError, __version__, nearest, show
 from inlay.evaluation.pairs import (
+    Beside,
     Pair,
     Problems,
     below,
@@ -32,6 +33,7 @@ from inlay.evaluation.pairs import (
     photos_of,
     pictures_of,
     read_items,
+    read_words,
     scaled,
     size_of,
     slug,
@@ -44,8 +46,6 @@ from inlay.pictures.arrays import Box
 _SQUASHED, _SHINE = 512, 768
 _CLASSES = {"backpack_dog": "backpack", "shiny_sneaker": "sneaker", "colorful_sneaker": "sneaker"}
 _SUBJECTS = ("subjects", "dreambooth", "dreambooth/dataset", "data/subjects", "dataset")
-# Keys of a manifest's row beside those of a request.
-_BESIDE = ("category", "prompt", "references", "reference_masks", "truth", "truth_mask")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Dataset:
         for pair in self.layout(self.root, problems):
             names[pair.name] += 1
             if names[pair.name] == 2:
-                problems.append(f"the name {pair.name} stands for two pairs.")
+                problems.append(f"the name {pair.name} stands for two pairs; the first one counts.")
             sizes = {path: size_of(path, problems) for path in files_of(pair)}
             if (size := sizes[pair.background]) and not pair.box.intersect(Box.of_size(size)):
                 problems.append(f"{pair.name}: the box lies outside {pair.background.name}.")
@@ -98,7 +98,8 @@ def open_dataset(name: str, root: str | Path) -> Dataset:
     if name not in _LAYOUTS:
         raise InputError(f"there is no data set {show(name)}; {nearest(name, _LAYOUTS)}")
     protocol, layout, expected = _LAYOUTS[name]
-    path = Path(root)
+    # A manifest of the pairs lies elsewhere.
+    path = Path(root).absolute()
     if str(root) == BUNDLED and name.startswith("murecom"):
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         path = bundled_set(Path(cache, "inlay", f"scikit-image-{__version__}"))
@@ -210,7 +211,8 @@ def _shine(root: Path, problems: Problems) -> Iterator[Pair]:
         if not photo.is_file():
             problems.append(f"{home.name} has no fg/03.jpg.")
             continue
-        for item in read_items(told, problems).values():
+        items = read_items(told, problems).values()
+        for item in (each for each in items if isinstance(each, dict)):
             image = item.get("image") or os.path.basename(str(item.get("bg_img_path", "")))
             place = home / "bg" / Path(str(image)).name
             box = scaled(item.get("bbox"), (_SHINE, _SHINE), place, problems)
@@ -259,7 +261,7 @@ def _iharmony4(root: Path, problems: Problems) -> Iterator[Pair]:
     for part in parts:
         composites = pictures_of(part / "composite_images")
         lists = sorted(part.glob("*_test.txt"))
-        test = {Path(line).name for each in lists[:1] for line in each.read_text().split()}
+        test = {Path(line).name for each in lists[:1] for line in read_words(each)}
         for path in (each for each in composites if not test or each.name in test):
             stem = path.stem.rpartition("_")[0]
             mask = part / "masks" / f"{stem}.png"
@@ -283,7 +285,7 @@ def _libcom(root: Path, problems: Problems) -> Iterator[Pair]:
             if pair := harmonize_pair((where,), *args):
                 yield pair
         elif place and "foreground" in own and (home / "bbox.txt").is_file():
-            told = (home / "bbox.txt").read_text().split()[:4]
+            told = read_words(home / "bbox.txt")[:4]
             photo, masks = own["foreground"], [own.get("foreground_mask")]
             if box := scaled(told, None, place, problems):
                 yield compose_pair((where,), place, [photo], box, masks=masks, truth=truth)
@@ -298,12 +300,17 @@ def _manifest(path: Path, problems: Problems) -> Iterator[Pair]:
     from inlay.batch.manifest import read_rows
 
     file = path / "manifest.jsonl" if path.is_dir() else path
-    for row in read_rows(str(file), _BESIDE):
-        if row.request is None or not (box := box_of(row.request)):
+    for row in read_rows(str(file), [*Beside.model_fields]):
+        try:
+            beside = Beside.of(row.beside)
+            box = box_of(row.request) if row.request else None
             problem = row.problem or "it says no box and no mask of where the object is."
+        except InputError as error:
+            box, problem = None, str(error)
+        if row.request is None or not box:
             problems.append(f"row {row.line}: {problem}")
             continue
-        told = {key: below(file.parent, value) for key, value in row.beside.items()}
+        told = {key: below(file.parent, value) for key, value in beside if value is not None}
         subjects = [subject for subject in row.request.subjects_of() if subject.picture]
         references = told.get("references", [Path(each.picture) for each in subjects])
         masks = [each.mask and Path(each.mask) for each in subjects]
@@ -314,14 +321,14 @@ def _manifest(path: Path, problems: Problems) -> Iterator[Pair]:
             continue
         yield Pair(
             name=slug(row.name.rpartition(".")[0]),
-            category=str(row.beside.get("category", "object")),
+            category=beside.category,
             request=row.request,
             references=tuple(references),
             reference_masks=tuple(masks),
             box=box,
             truth=told.get("truth"),
             truth_mask=told.get("truth_mask"),
-            prompt=str(row.beside.get("prompt", "")),
+            prompt=beside.prompt,
         )
 
 

@@ -8,7 +8,7 @@ al. 2023 (arXiv 2309.15508); `bcmi`: the metrics that its group released; `shine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from inlay.errors import InputError, nearest, show
 from inlay.evaluation import protocols
-from inlay.evaluation.networks import find_network
+from inlay.evaluation.networks import HUB, find_network
 from inlay.evaluation.pairs import Pair
 from inlay.evaluation.protocols import Value, View
 
@@ -28,9 +28,9 @@ class Metric:
     """One figure of a result, or several of one run of a network, by their names.
 
     source: the paper or release that it follows. reason: why it cannot be had here, one sentence;
-    None where it can. Called with a pair and its result, it says {} where the pair lacks what it
-    is measured by, such as a truth. Raises InputError where it cannot be had, or the result does
-    not fit the pair.
+    None where it can. models: the folders or ids of its networks. Called with a pair and its
+    result, it says {} where the pair lacks what it is measured by, such as a truth. Raises
+    InputError where it cannot be had, or the result does not fit the pair.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Metric:
     higher_is_better: bool
     reason: str | None = None
     measure: Callable[[Pair, PILImage.Image], Value] = field(repr=False, default=lambda *_: {})
+    models: Sequence[str] = ()
 
     def __call__(self, pair: Pair, result: PILImage.Image) -> Value:
         if self.reason:
@@ -54,6 +55,9 @@ def metrics_of(protocol: str, models: Mapping[str, Path | str] | None = None) ->
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"there is no protocol {show(protocol)}; {nearest(protocol, PROTOCOLS)}")
+    for name in models or {}:
+        if name not in HUB:
+            raise InputError(f"there is no network {show(name)} of metrics; {nearest(name, HUB)}")
     source, rows = PROTOCOLS[protocol]
     metrics = []
     for name, higher, needs, function in rows:
@@ -65,7 +69,8 @@ def metrics_of(protocol: str, models: Mapping[str, Path | str] | None = None) ->
         if function is None:
             reason = "inlay has no network for it that is safe to read."
         taken = partial(_measured, function, networks)
-        metrics.append(Metric(name, protocol, source, higher, reason, taken))
+        sources = [str((models or {}).get(need) or HUB.get(need)) for need in needs]
+        metrics.append(Metric(name, protocol, source, higher, reason, taken, sources))
     return metrics
 
 

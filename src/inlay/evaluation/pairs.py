@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image as PILImage
+from pydantic import BaseModel, Field, ValidationError
 
 from inlay.errors import InputError, show
 from inlay.learning.folder import SUFFIXES
@@ -61,6 +62,25 @@ class Pair:
         return Path(given.get("background") or given["picture"])
 
 
+class Beside(BaseModel, coerce_numbers_to_str=True):
+    """What a manifest's row says beside its request."""
+
+    category: str = "object"
+    prompt: str = ""
+    references: list[Annotated[str, Field(min_length=1)]] | None = None
+    reference_masks: list[str | None] | None = None
+    truth: str | None = None
+    truth_mask: str | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Beside:
+        try:
+            return cls.model_validate(told)
+        except ValidationError as error:
+            key = error.errors()[0]["loc"][0]
+            raise InputError(f"{key} is wrong; expected text, or a list of it.") from None
+
+
 def compose_pair(
     labels: Sequence[str],
     place: Path,
@@ -99,9 +119,10 @@ def harmonize_pair(
     return Pair(slug(*labels), labels[0], Request.of(told), (), (), box, truth, mask)
 
 
-def slug(*words: str) -> str:
-    """Words as one name of a file."""
-    return re.sub(r"[^\w.-]+", "_", "-".join(words)).strip(".")[:150] or "_"
+def slug(*words: str, keep: str = "") -> str:
+    """Words as one name of a file, of 150 bytes at most; `keep` are signs that stay."""
+    name = re.sub(rf"[^\w.{keep}-]+", "_", "-".join(words)).strip(".")
+    return name.encode("utf-8", "ignore")[:150].decode("utf-8", "ignore") or "_"
 
 
 def folders(root: Path, pattern: str = "*") -> list[Path]:
@@ -176,7 +197,7 @@ def scaled(told: Any, size: Size | None, photo: Path, problems: Problems) -> Box
         wide, high = (a / b for a, b in zip(own, size or own, strict=True))
         left, top, right, bottom = (round(n) for n in (x1 * wide, y1 * high, x2 * wide, y2 * high))
         box = Box(left, top, right - left, bottom - top)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         problems.append(f"{_place(photo)} has no box x1, y1, x2, y2.")
         return None
     inside = box.intersect(Box.of_size(own))
@@ -218,6 +239,11 @@ def below(folder: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [below(folder, each) for each in value]
     return folder / value if isinstance(value, str) and value else None
+
+
+def read_words(path: Path) -> list[str]:
+    """The words of a text, whatever its encoding."""
+    return path.read_text("utf-8", "replace").split()
 
 
 def read_items(path: Path, problems: Problems) -> dict[str, Any]:

@@ -86,6 +86,17 @@ def _mask(path: Path) -> NDArray[np.float32]:
     return _levels(path, _stamp(path))
 
 
+def _fitted(view: View, path: Path) -> NDArray[np.float32]:
+    """A mask of the result; raises InputError where it has another size."""
+    levels = _mask(path)
+    if levels.shape[::-1] != view.result.size:
+        raise InputError(
+            f"{path.name} has {levels.shape[::-1]} pixels; expected {view.result.size}, as the "
+            f"result of {view.pair.name}."
+        )
+    return levels
+
+
 def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
@@ -270,7 +281,7 @@ def edge(view: View) -> Value:
     """Of the box, or of the object that was harmonized."""
     worked, mask = view.outline(), view.pair.truth_mask
     if view.pair.request.verb == "harmonize" and mask:
-        worked = _mask(mask) > 0.5
+        worked = _fitted(view, mask) > 0.5
     return seam(view.own()[0], worked, view.pair.box)
 
 
@@ -295,7 +306,7 @@ def against_truth(figure: str, view: View, *nets: Any) -> Value:
     if figure == "psnr":
         return psnr(float(np.mean((one.astype(np.float64) - two) ** 2)))
     mask = view.pair.truth_mask
-    where = view.outline().astype(np.float32) if mask is None else _mask(mask)
+    where = view.outline().astype(np.float32) if mask is None else _fitted(view, mask)
     return measure(one, two, where)[figure]
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from inlay.errors import __version__
+from inlay.errors import InputError, __version__
 from inlay.evaluation.bench import Bench, Scores
 from inlay.evaluation.benchmark import LOWER, Report, summary
 from inlay.evaluation.metrics import Metric
 from inlay.evaluation.pairs import Pair
+from inlay.evaluation.protocols import photo
 from inlay.evaluation.tables import FACTS, Board, Table, published, write_tables
 from inlay.pictures.arrays import Box, bounds
 from inlay.pictures.sheet import contact_sheet
@@ -210,7 +211,7 @@ def _write_pairs(path: Path, bench: Bench) -> None:
     for pair in bench.pairs:
         told: dict[str, Any] = {"name": pair.name, "background": str(pair.background.absolute())}
         told["box"] = [pair.box.x, pair.box.y, pair.box.width, pair.box.height]
-        told["references"] = [str(photo.absolute()) for photo in pair.references]
+        told["references"] = [str(each.absolute()) for each in pair.references]
         files = {label: bench.files.get((label, pair.name), ([],))[0] for label in bench.labels}
         told["pictures"] = {label: own[0] for label, own in files.items() if own}
         lines.append(json.dumps(told) + "\n")
@@ -248,7 +249,8 @@ def _write_page(
         shots += [("object", photo, None) for photo in pair.references[:1]]
         shots += [("truth", pair.truth, None)] if pair.truth else []
         shots += [(label, Path(score["picture"]), label) for label, score in own.items()]
-        made = [_shot(pair, *shot, most=_BYTES // max(count, 1)) for shot in shots]
+        most = _BYTES // max(count, 1)
+        made = [each for shot in shots if (each := _shot(pair, *shot, most=most))]
         cards.append({"name": pair.name, "category": pair.category, "shots": made})
         figures.append(
             {
@@ -272,11 +274,12 @@ def _write_page(
 
 def _shot(pair: Pair, label: str, file: Path, method: str | None, most: int) -> dict[str, Any]:
     """A picture of a page, of `most` bytes at most as far as JPEG can; of a background with the
-    box, in percent.
+    box, in percent. Nothing where it cannot be read.
     """
-    with Image.open(file) as image:
-        image.draft("RGB", (2 * _SIDE, 2 * _SIDE))
-        small = image.convert("RGB")
+    try:
+        small = photo(file).copy()
+    except InputError:
+        return {}
     whole = small.size
     side = min(_SIDE, max(96, int((most * 6) ** 0.5)))
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -287,8 +290,6 @@ def _shot(pair: Pair, label: str, file: Path, method: str | None, most: int) -> 
             break
     shot: dict[str, Any] = {"label": label, "method": method, "size": small.size}
     if label == "background":
-        with Image.open(file) as image:
-            whole = image.size
         box, (width, height) = pair.box, whole
         shares = (box.x / width, box.y / height, box.width / width, box.height / height)
         shot["box"] = [round(100 * share, 2) for share in shares]

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, StringConstraints, ValidationError
+from pydantic import BaseModel, FiniteFloat, StringConstraints, ValidationError
 
 from inlay.errors import InputError
+from inlay.evaluation.protocols import photo
 from inlay.evaluation.tables import Table, interval, write_tables
 from inlay.pictures.write import replace_file
 
@@ -52,7 +53,7 @@ class Rating(BaseModel, extra="forbid"):
     trial: Id
     question: Literal["compatibility", "fidelity"]
     order: list[Id]
-    seconds: float = 0.0
+    seconds: FiniteFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,12 @@ class Study:
 
     def save(self, rating: Rating) -> None:
         """Add a rating to ratings.jsonl; it is on the disk when this returns."""
-        with (self.folder / "ratings.jsonl").open("ab") as file:
-            file.write(rating.model_dump_json().encode() + b"\n")
+        with (self.folder / "ratings.jsonl").open("ab+") as file:
+            # The last line may have been cut.
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+            cut = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" * cut + rating.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -250,8 +255,11 @@ def _add(
 
     def put(file: str, broken: bool = False) -> str:
         name = secrets.token_hex(8)
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
+        picture = photo(Path(file))
+        if file in files.values():
+            # Of one size, so that the box is where it is and no size tells of a method.
+            picture = picture.resize(place.size, Image.Resampling.LANCZOS)
+        picture = picture.copy()
         if broken:
             x, y, width, height = pair["box"]
             noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -261,7 +269,7 @@ def _add(
         picture.save(folder / "page" / "pictures" / f"{name}.jpg", quality=90)
         return name
 
-    trial = secrets.token_hex(8)
+    trial, place = secrets.token_hex(8), photo(Path(pair["background"]))
     methods = {put(file, label == "broken" and check): label for label, file in files.items()}
     trials[trial] = Trial(pair["name"], methods, check)
     told = {"id": trial, "background": put(pair["background"]), "candidates": sorted(methods)}
