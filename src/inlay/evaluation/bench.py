@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -21,13 +21,13 @@ from inlay.batch.engine import Alone, Crew, work
 from inlay.batch.order import Batch
 from inlay.batch.runner import Job
 from inlay.errors import InputError, __version__, nearest, show
-from inlay.evaluation.pairs import Pair, files_of, size_of, slug
+from inlay.evaluation.pairs import Pair, files_of, results_of, size_of, slug
 from inlay.evaluation.tables import Kept
-from inlay.learning.folder import SUFFIXES
 from inlay.methods.registry import MethodChoice
 from inlay.pictures.read import file_sha256, read_picture, read_record
 from inlay.pictures.write import replace_file
 from inlay.request import Request
+from inlay.settings import as_batch_size
 
 if TYPE_CHECKING:
     from inlay.batch.ledger import Ledger
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 OF_REQUEST = ("shadow",)
 # What of a pair's subject does not go with a concept in its place.
 _OF_PICTURES = ("picture", "mask", "cut", "cut_box", "cut_points")
+# So many pictures are scored at once.
+_AT_ONCE = 2
 # Ablations that come along, as YAML.
 ABLATIONS = Path(__file__).with_name("ablations")
 
@@ -114,8 +116,6 @@ class _Running(Running):
     """As a batch runs, but in this process unless something else is asked for."""
 
     def crew(self) -> Crew:
-        from inlay.settings import as_batch_size
-
         here = self.workers is self.timeout is self.memory is None and self.engine == "local"
         return Alone(as_batch_size(self.batch_size)) if here else super().crew()
 
@@ -255,19 +255,7 @@ class Bench(Batch):
         """The pictures that other tools made."""
         names = {pair.name for pair in self.pairs}
         for folder in self.results:
-            if not folder.is_dir():
-                raise InputError(f"--results {show(str(folder))} is no folder; give one a method.")
-            found: dict[str, dict[int, str]] = {}
-            odd, paths = 0, sorted(folder.rglob("*"))
-            for path in (p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()):
-                stem = path.relative_to(folder).with_suffix("").as_posix()
-                numbered = re.fullmatch(r"(.+?)[-_/](?:seed=)?(\d+)", stem)
-                if stem in names:
-                    found.setdefault(stem, {})[-1] = str(path)
-                elif numbered and numbered[1] in names:
-                    found.setdefault(numbered[1], {})[int(numbered[2])] = str(path)
-                else:
-                    odd += 1
+            found, odd = results_of(names, folder)
             for name, samples in found.items():
                 self.files[folder.name, name] = [samples[n] for n in sorted(samples)], None
             if odd:
@@ -284,27 +272,40 @@ class Bench(Batch):
                 groups.setdefault(metric.protocol, []).append(metric)
         main = next(iter(groups), "")
         rows, kept = list[dict[str, Any]](), Kept(self.out / "scores.jsonl")
-        total = sum(len(files) for files, _ in self.files.values())
-        with closing(kept):
-            for pair, label in ((p, label) for p in self.pairs for label in self.labels):
-                files, seconds = self.files.pop((label, pair.name), ([], None))
-                for sample, file in enumerate(files):
-                    row: dict[str, Any] = {"pair": pair.name, "category": pair.category}
-                    row |= {"method": label, "sample": sample, "picture": file, "seconds": seconds}
-                    try:
-                        judged = [_state(pair), label, sample, file_sha256(Path(file))]
-                        for protocol, own in groups.items():
-                            about = [[metric.name, metric.source, metric.models] for metric in own]
-                            key = [*judged, protocol, about]
-                            values = kept.values(key, partial(self._values, own, pair, file))
-                            end = "" if protocol == main else f" · {protocol}"
-                            row |= {f"{name}{end}": value for name, value in values.items()}
-                    except (InputError, OSError) as error:
-                        self.problems.append(f"{label}, {pair.name}: {error}")
-                        continue
-                    self.files.setdefault((label, pair.name), ([], seconds))[0].append(file)
+        files = [
+            (pair, label, sample, file, seconds)
+            for pair in self.pairs
+            for label in self.labels
+            for made, seconds in [self.files.pop((label, pair.name), ([], None))]
+            for sample, file in enumerate(made)
+        ]
+
+        def score(pair: Pair, label: str, sample: int, file: str, took: Any) -> dict[str, Any]:
+            row: dict[str, Any] = {"pair": pair.name, "category": pair.category}
+            row |= {"method": label, "sample": sample, "picture": file, "seconds": took}
+            try:
+                judged = [_state(pair), label, sample, file_sha256(Path(file))]
+                for protocol, own in groups.items():
+                    about = [[metric.name, metric.source, metric.models] for metric in own]
+                    key = [*judged, protocol, about]
+                    values = kept.values(key, partial(self._values, own, pair, file))
+                    end = "" if protocol == main else f" · {protocol}"
+                    row |= {f"{name}{end}": value for name, value in values.items()}
+            except (InputError, OSError) as error:
+                self.problems.append(f"{label}, {pair.name}: {error}")
+                return {}
+            return row
+
+        # Files are decoded while figures are taken.
+        with closing(kept), ThreadPoolExecutor(_AT_ONCE) as pool:
+            try:
+                for row in filter(None, pool.map(score, *zip(*files, strict=True))):
+                    key = row["method"], row["pair"]
+                    self.files.setdefault(key, ([], row["seconds"]))[0].append(row["picture"])
                     rows.append(row)
-                    self.progress(len(rows), total)
+                    self.progress(len(rows), len(files))
+            finally:
+                pool.shutdown(cancel_futures=True)
         for label in self.labels:
             missing = [p.name for p in self.pairs if (label, p.name) not in self.files]
             said = f"{label} has no picture for {len(missing)} of {len(self.pairs)} pairs, like"

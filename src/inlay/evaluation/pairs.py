@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
@@ -289,3 +289,23 @@ def size_of(path: Path, problems: Problems) -> Size | None:
     except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError):
         problems.append(f"{path} is not there or is no picture.")
         return None
+
+
+def results_of(names: Container[str], folder: Path) -> tuple[dict[str, dict[int, str]], int]:
+    """The pictures of a folder that are called by pairs: the file of each sample's number, -1 where
+    there is none, by the pair's name; and how many are called by none. Raises InputError.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--results {show(str(folder))} is no folder; give one a method.")
+    found, odd = dict[str, dict[int, str]](), 0
+    paths = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES)
+    for path in (p for p in paths if p.is_file()):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        numbered = re.fullmatch(r"(.+?)[-_/](?:seed=)?(\d+)", stem)
+        if stem in names:
+            found.setdefault(stem, {})[-1] = str(path)
+        elif numbered and numbered[1] in names:
+            found.setdefault(numbered[1], {})[int(numbered[2])] = str(path)
+        else:
+            odd += 1
+    return found, odd

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import methodcaller
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,12 @@ Values = NDArray[np.float64]
 
 
 class Kept:
-    """Values in a file of lines, which grows as they come, so that none is found twice."""
+    """Values in a file of lines, which grows as they come, so that none is found twice; several
+    threads may ask for them.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._known: dict[str, dict[str, float]] = {}
+        self._known, self._lock = dict[str, dict[str, float]](), Lock()
         if path.exists():
             for line in path.read_text().splitlines():
                 # The last one may be cut.
@@ -50,9 +53,11 @@ class Kept:
     def values(self, key: Any, find: Callable[[], dict[str, float]]) -> dict[str, float]:
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         if digest not in self._known:
-            self._known[digest] = find()
-            self._file.write(json.dumps({"key": digest, "values": self._known[digest]}) + "\n")
-            self._file.flush()
+            values = find()
+            with self._lock:
+                self._known[digest] = values
+                self._file.write(json.dumps({"key": digest, "values": values}) + "\n")
+                self._file.flush()
         return self._known[digest]
 
     def close(self) -> None:

@@ -164,8 +164,9 @@ def _by_network(
     found = found if box is None else box.keep(found)
     seen = bounds(found > 0.5)
     flat = np.ptp(rgb if box is None else rgb[box.slices]) < FAINT
+    nothing = InputError(f"no subject stands out in {name}; give a mask or another box.")
     if flat or seen is None or min(seen.width, seen.height) < _LEAST_SIDE:
-        raise InputError(f"no subject stands out in {name}; give a mask or another box.")
+        raise nothing
     crop, size = _surroundings(seen, rgb)
     soft = resize(found[crop.slices], size)
     labels = np.where(soft > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
@@ -183,7 +184,10 @@ def _by_network(
         doubtful = not sure or (expected < _DOUBTFUL and beside < _BESIDE)
     if doubtful:
         _log.info("the cut-out of %s may be wrong: give its box or a mask", name)
-    return np.where(found < _DENIED, np.float32(0), matte(rgb, hard, "wide"))
+    alpha = np.where(found < _DENIED, np.float32(0), matte(rgb, hard, "wide"))
+    if bounds(alpha, _FRINGE) is None:
+        raise nothing
+    return alpha
 
 
 def _surroundings(box: Box, rgb: Image) -> tuple[Box, tuple[int, int]]:
