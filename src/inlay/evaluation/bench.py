@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 OF_REQUEST = ("shadow",)
 # What of a pair's subject does not go with a concept in its place.
 _OF_PICTURES = ("picture", "mask", "cut", "cut_box", "cut_points")
-# So many pictures are scored at once.
+# So many pictures are scored at once: one is decoded while another's figures are taken.
 _AT_ONCE = 2
 # Ablations that come along, as YAML.
 ABLATIONS = Path(__file__).with_name("ablations")
@@ -296,7 +296,6 @@ class Bench(Batch):
                 return {}
             return row
 
-        # Files are decoded while figures are taken.
         with closing(kept), ThreadPoolExecutor(_AT_ONCE) as pool:
             try:
                 for row in filter(None, pool.map(score, *zip(*files, strict=True))):
