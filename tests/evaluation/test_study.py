@@ -133,6 +133,26 @@ def test_who_fails_the_checks_is_left_out(bench: Path) -> None:
     assert dict((row[0], row[2][:4]) for row in table.rows)["dark"] == "3.00"
 
 
+def test_damaged_files_are_one_sentence(bench: Path) -> None:
+    Study.open(bench)
+    (bench / "study" / "key.json").write_text("{}")
+    with pytest.raises(InputError, match=r"key\.json is damaged"):
+        Study.open(bench)
+    (bench / "study" / "key.json").unlink()
+    lines = (bench / "pairs.jsonl").read_text()
+    for text in (lines[:-9], '{"name": 3}', "3"):
+        (bench / "pairs.jsonl").write_text(text)
+        with pytest.raises(InputError, match="their list is damaged"):
+            Study.open(bench)
+    (bench / "pairs.jsonl").write_text(lines)
+    (bench / "study").rename(bench / "away")
+    (bench / "study").touch()
+    with pytest.raises(InputError, match="study cannot be written to"):
+        Study.open(bench)
+    with pytest.raises(InputError, match="holds no pairs"):
+        Study.open(bench / "pairs.jsonl")
+
+
 def test_a_cut_line_costs_no_other_and_what_is_no_number_is_refused(bench: Path) -> None:
     study = Study.open(bench)
     told = rating(study, next(iter(study.trials)), "ann", RANKS["ann"], "fidelity")
@@ -194,7 +214,9 @@ def test_choices_of_two(bench: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no pairs"):
         Study.open(tmp_path)
-    (tmp_path / "pairs.jsonl").write_text('{"pictures": {"paste": "x.png"}}')
+    pair = {"name": "a", "background": "x.png", "references": [], "box": [0, 0, 1, 1]}
+    told = json.dumps(pair | {"pictures": {"paste": "x.png"}})
+    (tmp_path / "pairs.jsonl").write_text(told)
     with pytest.raises(InputError, match="nothing to rank"):
         Study.open(tmp_path)
     assert not (tmp_path / "study").exists()

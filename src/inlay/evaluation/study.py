@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, FiniteFloat, StringConstraints, ValidationError
+from pydantic import BaseModel, FiniteFloat, PositiveInt, StringConstraints, ValidationError
 
 from inlay.errors import InputError
 from inlay.evaluation.protocols import photo
@@ -67,6 +67,23 @@ class Trial:
     check: bool = False
 
 
+class _Key(BaseModel):
+    """What key.json holds: the options that a study was begun with, and its trials."""
+
+    asked: list[Any]
+    trials: dict[Id, Trial]
+
+
+class _Pair(BaseModel):
+    """A line of a benchmark's pairs.jsonl; of each method the first picture."""
+
+    name: str
+    background: Path
+    references: list[Path]
+    box: tuple[int, int, PositiveInt, PositiveInt]
+    pictures: dict[str, Path]
+
+
 @dataclass(frozen=True)
 class Study:
     """A study in a folder: its page in `page/`, key.json, and in *.jsonl files what was rated."""
@@ -85,30 +102,39 @@ class Study:
         Raises InputError where there is nothing to compare, or another study was begun.
         """
         folder, asked = bench / "study", [choice, most, seed]
-        with suppress(FileNotFoundError):
-            key = json.loads((folder / "key.json").read_bytes())
-            if key["asked"] != asked:
+        if (folder / "key.json").is_file():
+            try:
+                begun = _Key.model_validate_json((folder / "key.json").read_bytes())
+            except ValidationError:
+                raise InputError(f"{folder}/key.json is damaged; move {folder} away.") from None
+            if begun.asked != asked:
                 raise InputError(f"{folder} was begun with other options; move it away first.")
-            return cls(folder, choice, {k: Trial(**trial) for k, trial in key["trials"].items()})
+            return cls(folder, choice, begun.trials)
         try:
-            lines = (bench / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            raise InputError(f"{bench} holds no pairs; give a folder of inlay bench.") from None
-        pairs = [pair for pair in map(json.loads, lines) if len(pair["pictures"]) > 1]
+            lines = (bench / "pairs.jsonl").read_bytes().splitlines()
+            pairs = [_Pair.model_validate_json(line) for line in lines]
+        except (OSError, ValidationError):
+            raise InputError(
+                f"{bench} holds no pairs, or their list is damaged; give a folder of inlay bench."
+            ) from None
+        pairs = [pair for pair in pairs if len(pair.pictures) > 1]
         if not pairs:
             raise InputError(f"{bench} has no pair that two methods made, so nothing to rank.")
         sets = [
             (pair, labels)
             for pair in pairs
-            for labels in (combinations(pair["pictures"], 2) if choice else [[*pair["pictures"]]])
+            for labels in (combinations(pair.pictures, 2) if choice else [[*pair.pictures]])
         ]
         count = min(most or len(sets), len(sets))
         sets = [sets[n] for n in sorted(random.Random(seed).sample(range(len(sets)), count))]
         shutil.rmtree(folder / "page", ignore_errors=True)
-        (folder / "page" / "pictures").mkdir(parents=True)
+        try:
+            (folder / "page" / "pictures").mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written to ({error.strerror}).") from None
         trials, shown = dict[str, Trial](), list[dict[str, Any]]()
         for number, (pair, labels) in enumerate(sets):
-            files = {label: pair["pictures"][label] for label in labels}
+            files = {label: pair.pictures[label] for label in labels}
             _add(folder, pair, files, False, trials, shown)
             if number % _EVERY == 0:
                 both = dict.fromkeys(("whole", "broken"), files[labels[0]])
@@ -245,23 +271,23 @@ class Study:
 
 def _add(
     folder: Path,
-    pair: Mapping[str, Any],
-    files: Mapping[str, str],
+    pair: _Pair,
+    files: Mapping[str, Path],
     check: bool,
     trials: dict[str, Trial],
     shown: list[dict[str, Any]],
 ) -> None:
     """Add a trial, its pictures under random names."""
 
-    def put(file: str, broken: bool = False) -> str:
+    def put(file: Path, broken: bool = False) -> str:
         name = secrets.token_hex(8)
-        picture = photo(Path(file))
+        picture = photo(file)
         if file in files.values():
             # Of one size, so that the box is where it is and no size tells of a method.
             picture = picture.resize(place.size, Image.Resampling.LANCZOS)
         picture = picture.copy()
         if broken:
-            x, y, width, height = pair["box"]
+            x, y, width, height = pair.box
             noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
             picture.paste(Image.fromarray(noise).resize((width, height), 0), (x, y))
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
@@ -269,11 +295,11 @@ def _add(
         picture.save(folder / "page" / "pictures" / f"{name}.jpg", quality=90)
         return name
 
-    trial, place = secrets.token_hex(8), photo(Path(pair["background"]))
+    trial, place = secrets.token_hex(8), photo(pair.background)
     methods = {put(file, label == "broken" and check): label for label, file in files.items()}
-    trials[trial] = Trial(pair["name"], methods, check)
-    told = {"id": trial, "background": put(pair["background"]), "candidates": sorted(methods)}
-    shown.append({**told, "references": [put(file) for file in pair["references"][:5]]})
+    trials[trial] = Trial(pair.name, methods, check)
+    told = {"id": trial, "background": put(pair.background), "candidates": sorted(methods)}
+    shown.append({**told, "references": [put(file) for file in pair.references[:5]]})
 
 
 def krippendorff(table: Values, metric: Literal["nominal", "ordinal", "interval"]) -> float:
