@@ -144,6 +144,8 @@ def nth(value: Any, number: int) -> Any:
         return [nth(part, number) for part in value]
     if not isinstance(value, torch.Tensor):
         return value
+    if not value.numel() or not value.isfinite().all():
+        raise inlay.InputError("a picture or mask is empty or has NaN in it; expected 0 to 1.")
     one = value[number % len(value)] if value.ndim > 2 else value
     return (one.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 

@@ -169,6 +169,8 @@ def test_models_and_learnt_objects_are_files_of_comfyui(server: Server) -> None:
     [
         ("InlaySubject", {"box": "10, wide"}, "box is '10, wide'; expected numbers, with commas"),
         ("InlaySubject", {"place": torch.zeros(1, 9, 9)}, "place is empty, or there is a box too"),
+        ("InlayCut", {"mask": torch.zeros(0, 9, 9)}, "a picture or mask is empty or has NaN in it"),
+        ("InlayCut", {"mask": torch.full((1, 9, 9), torch.nan)}, "a picture or mask is empty or"),
         ("InlayRemove", {}, "mask is missing; give a mask, a box or a point of what is to go."),
         (
             "InlayRemove",
