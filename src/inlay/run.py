@@ -270,6 +270,7 @@ class _Passes:
             before,
             adapter=context.adapter or before.adapter,
             harmonizer=context.harmonizer or before.harmonizer,
+            ip_adapter=context.ip_adapter or before.ip_adapter,
         )
 
         def after(part: Painted, used: Used) -> State:
@@ -281,8 +282,11 @@ class _Passes:
         made, stages = after(painted, used), {}
         for name, part in painted.stages if self.keep else ():
             # Only the last stage is made of all that the method opened.
-            whole = settings.stages(step.verb)[name] == settings
-            stages[name] = after(part, used if whole else before)
+            own = settings.stages(step.verb)[name]
+            shown = used.ip_adapter if getattr(own, "ip_adapter", "none") != "none" else None
+            stages[name] = after(
+                part, used if own == settings else replace(before, ip_adapter=shown)
+            )
         return replace(made, stages=stages)
 
     def record(

@@ -231,6 +231,7 @@ def test_a_record_names_no_place_but_those_of_its_request(
         ({"model": {"loras": [["/x.safetensors", 1.0]]}}, "model"),
         ({"method": {"name": "phd", "harmonizer": "/srv/branch"}}, "harmonizer"),
         ({"method": {"name": "cdc", "adapter": "owner/name"}}, "adapter"),
+        ({"method": {"name": "phd", "ip_adapter": "/x.safetensors"}}, "ip adapter"),
         ({"method": "nonsense"}, "nonsense"),
         ({"subjects": [{"picture": "SUBJECT", "cut": "owner/segmenter"}]}, "cut"),
         ({"subjects": [{"picture": "SUBJECT", "cut": "rembg"}]}, "cut"),

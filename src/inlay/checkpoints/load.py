@@ -16,24 +16,28 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
+import transformers
 from diffusers.utils import logging as diffusers_log
 from transformers.utils import logging as transformers_log
 
 from inlay.checkpoints.concept import is_concept, read_concept
 from inlay.checkpoints.folder import (
     Parts,
+    check_safetensors,
     library_of,
     load_network,
     pick_weights,
     read_index,
     read_json,
     read_scheduler,
+    read_tensors,
     weights_stem,
 )
 from inlay.checkpoints.hub import OneFile, files_to_fetch, hub_folder, is_complete, is_hub_id
 from inlay.checkpoints.lora import load_lora, load_textual_inversion
 from inlay.diffusion.backbone import Backbone
 from inlay.diffusion.branches import Branch
+from inlay.diffusion.conditions import IpAdapter
 from inlay.diffusion.flow import FlowBackbone, FlowText
 from inlay.diffusion.qwen import QwenBackbone, QwenText
 from inlay.diffusion.text import TextStack
@@ -158,6 +162,27 @@ def load_branch(kind: type[B], name: str, backbone: Backbone) -> B:
         network.requires_grad_(False).eval().to(backbone.device)
     labelled = [(file.name, file) for file in files]
     return kind(network, backbone, name=name, hasher=lambda: fingerprint(labelled))
+
+
+def load_ip_adapter(name: str, backbone: Backbone) -> IpAdapter:
+    """The IP-Adapter of a .safetensors file with its image encoder, the folder image_encoder beside
+    the file. Raises InputError as load_branch() does.
+    """
+    where, file = f"The IP-Adapter {name}", Path(name).expanduser()
+    if backbone.family not in ("sd1", "sdxl"):
+        raise InputError(
+            f"{where} is for Stable Diffusion 1.x or XL, and {backbone.name} is not; leave it out."
+        )
+    with plain_errors(where):
+        check_safetensors(file, "IP-Adapter")
+        if not (home := file.parent / "image_encoder").is_dir():
+            raise InputError(f"{where} needs its CLIP encoder in a folder image_encoder beside it.")
+        half, cls = backbone.dtype == torch.float16, transformers.CLIPVisionModelWithProjection
+        own = f"The image encoder of the IP-Adapter {name}"
+        encoder, more = load_network(home, cls, "model", own, dtype=backbone.dtype, half=half)
+        encoder.requires_grad_(False).eval()
+        hash = fingerprint([(path.name, path) for path in (file, *more)])
+        return IpAdapter(encoder, read_tensors(file, backbone.dtype), backbone, name, hash)
 
 
 def _folder(name: str, own: Path, what: str, fetch: Callable[[], Path]) -> Path:

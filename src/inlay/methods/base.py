@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.branches import ControlAdapter, Harmonizer
+    from inlay.diffusion.conditions import IpAdapter
 
 
 _OWN_HARMONIZER = Path(__file__).parents[1] / "assets" / "harmonizer" / "config.json"
@@ -135,6 +136,7 @@ class Checkpoint:
         self.importing: Importing = nullcontext
         self._backbone: Backbone | None = None
         self._adapters: dict[str, ControlAdapter] = {}
+        self._ip_adapters: dict[str, IpAdapter] = {}
         self._harmonizers: dict[str, Harmonizer | None] = {}
 
     @property
@@ -166,6 +168,14 @@ class Checkpoint:
             self._adapters[name] = load_branch(ControlAdapter, name, self.backbone)
         return self._adapters[name]
 
+    def ip_adapter(self, name: str) -> IpAdapter:
+        """An IP-Adapter for the checkpoint, by file; loaded once."""
+        if name not in self._ip_adapters:
+            from inlay.checkpoints.load import load_ip_adapter
+
+            self._ip_adapters[name] = load_ip_adapter(name, self.backbone)
+        return self._ip_adapters[name]
+
     def harmonizer(self, name: str = "auto") -> Harmonizer | None:
         """A trained harmonizer for the checkpoint, by folder, hub id or "embedded"; loaded once.
 
@@ -191,7 +201,7 @@ class Context:
     for methods that serve several. Of `total` steps `done` were made by earlier samplings; a total
     of 0 is that of the one sampling. `control` is a drawing (H, W) of the background's size in
     [0, 1], lines 1, where the user gave one; `models` opens what stands beside the checkpoint, and
-    a method puts what it opened into `adapter` and `harmonizer`, for the record.
+    a method puts what it opened into `adapter`, `harmonizer` and `ip_adapter`, for the record.
     """
 
     seed: int = 0
@@ -205,6 +215,7 @@ class Context:
     models: Checkpoint | None = None
     adapter: ControlAdapter | None = None
     harmonizer: Harmonizer | None = None
+    ip_adapter: IpAdapter | None = None
 
     @cached_property
     def generator(self) -> torch.Generator:

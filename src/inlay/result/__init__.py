@@ -4,9 +4,10 @@ A record is a plain dict that travels inside the picture as JSON. Its keys: inla
 method, seed; request (what makes this picture again, with every setting; paths as they were given,
 so that a picture that is passed on tells no more about a disk than its maker typed); model (name,
 hash, kind, family, loras, textual_inversions; null where none ran), device, dtype; adapter,
-harmonizer, cutter and shadow (name, hash) where one had a part; window and region (x, y, width,
-height in background pixels); subjects (box: where each one lies); inputs ({place in the request:
-{path, sha256}}); notes; timings (seconds); batch_size where several pictures were made together.
+harmonizer, ip_adapter, cutter and shadow (name, hash) where one had a part; window and region (x,
+y, width, height in background pixels); subjects (box: where each one lies); inputs ({place in the
+request: {path, sha256}}); notes; timings (seconds); batch_size where several pictures were made
+together.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from inlay.scene.stitch import Layer
 if TYPE_CHECKING:
     from inlay.diffusion.backbone import Backbone
     from inlay.diffusion.branches import ControlAdapter, Harmonizer
+    from inlay.diffusion.conditions import IpAdapter
     from inlay.scene.network import Layers
 
 
@@ -47,6 +49,7 @@ class Used:
 
     adapter: ControlAdapter | None = None
     harmonizer: Harmonizer | None = None
+    ip_adapter: IpAdapter | None = None
     networks: Mapping[str, Layers] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -197,7 +200,7 @@ def record_of(
         record |= {key: own[key] for key in ("device", "dtype")}
         known = {key: getattr(backbone, key) for key in ("name", "hash", "kind", "family")}
         record["model"] = known | {key: own[key] for key in ("loras", "textual_inversions")}
-    branches = {"adapter": used.adapter, "harmonizer": used.harmonizer}
+    branches = {key: getattr(used, key) for key in ("adapter", "harmonizer", "ip_adapter")}
     for word, network in (branches | dict(used.networks)).items():
         if network is not None:
             record[word] = {"name": network.name, "hash": network.hash}

@@ -35,6 +35,7 @@ _OWN = {
     "cut": (None, "auto", "alpha", "mask", "box", "grabcut"),
     "adapter": (None, "", "embedded"),
     "harmonizer": (None, "none", "auto", "embedded"),
+    "ip_adapter": (None, "none"),
 }
 
 
@@ -60,6 +61,7 @@ class Record(BaseModel):
     model: _Network | None = None
     adapter: _Network | None = None
     harmonizer: _Network | None = None
+    ip_adapter: _Network | None = None
     cutter: _Network | None = None
     shadow: _Network | None = None
 
@@ -97,7 +99,7 @@ class Record(BaseModel):
 
     def check(self, result: Result) -> None:
         """Raises InputError where other weights were used than those of the record."""
-        for what in ("model", "adapter", "harmonizer", "cutter", "shadow"):
+        for what in ("model", "adapter", "harmonizer", "ip_adapter", "cutter", "shadow"):
             was, used = getattr(self, what), result.record.get(what)
             if was is not None and used is not None and was.hash != used["hash"]:
                 raise InputError(
@@ -157,8 +159,8 @@ def names(request: Request) -> dict[str, tuple[str, str]]:
         found[place] = request.role(place), subject.cut
     for word in ("method", "remove", "repose"):
         settings = getattr(getattr(request, word, None), "settings", None)
-        for key in ("adapter", "harmonizer"):
-            called = key if word == "method" else f"{word} {key}"
+        for key in ("adapter", "harmonizer", "ip_adapter"):
+            called = (key if word == "method" else f"{word} {key}").replace("_", " ")
             found[f"{word}.{key}"] = called, getattr(settings, key, None)
     return {
         place: pair

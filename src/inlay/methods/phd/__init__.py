@@ -69,6 +69,12 @@ class PhdSettings(DiffusionSettings):
     """harmonize: answers, each from another noise, whose mean is taken"""
     restraint: float = default(0.0, embedded=1.0, ge=0, le=100)
     """harmonize: how far the change is held back where the answers differ; 0 is off"""
+    ip_adapter: str = Field("none", min_length=1, max_length=2000)
+    """inpaint, scene: IP-Adapter for SD 1.x or SDXL that makes the subject's picture a prompt, its
+    .safetensors file beside its folder image_encoder; or none
+    """
+    ip_adapter_scale: float = Field(0.5, ge=0, le=1)
+    """how much the subject's picture counts as a prompt; 0 is as without it"""
     outpaint_tile_overlap: float = Field(0.5, ge=0, le=0.9)
     """scene: how far tiles lie over each other, as a part of a tile"""
     refine_strength: float = Field(0.35, ge=0, le=1)
@@ -88,7 +94,7 @@ class PhdSettings(DiffusionSettings):
             updates["coarse"] = {"refine_strength": 0.0, "harmonize": False}
             updates["refine"] = {"harmonize": False}
         elif verb == "compose":
-            updates["paste"] = {"inpaint": False, "harmonize": False}
+            updates["paste"] = {"inpaint": False, "harmonize": False, "ip_adapter": "none"}
             if self.inpaint:
                 updates["inpaint"] = {"harmonize": False}
         if updates and self.harmonize:

@@ -28,7 +28,7 @@ from inlay.diffusion.sample import Level, Step, step_count
 from inlay.diffusion.tiles import TiledDenoiser, Tiling, in_tiles, resolutions
 from inlay.methods.base import Context
 from inlay.methods.phd import PhdSettings
-from inlay.methods.phd.stages import Canvas, harmonize, inpaint_ring, soften_paste
+from inlay.methods.phd.stages import Canvas, harmonize, image_prompt, inpaint_ring, soften_paste
 from inlay.methods.workspace import Workspace, to_image
 from inlay.pictures.arrays import Image, bounds, resize
 from inlay.scene.stitch import Painted, Window, crop_box, to_tensor
@@ -53,6 +53,8 @@ def run(window: Window, backbone: Backbone, settings: PhdSettings, context: Cont
     paints = composes and known and settings.inpaint and settings.grow > 0
     before = step_count(settings.num_inference_steps, settings.strength) if paints else 0
     context.total = before + len(levels)
+    if not before and settings.ip_adapter != "none":
+        context.note("phd: nothing is painted round the subject, so ip_adapter is not used")
     with torch.inference_mode():
         work = Workspace(canvas.window, backbone, settings, context)
         if before:
@@ -178,10 +180,11 @@ def run_scene(work: Workspace, settings: PhdSettings, levels: list[Level]) -> Pa
     work.size = native, native
     paint = resize(window.pasted - window.was * window.alpha[..., None], last)
     scene = _Scene(work, settings, paint, resize(alpha, last))
-    coarse = made = scene.sample(sizes[0], None, settings.num_inference_steps, 1.0)
-    for size in sizes[1:] if steps else ():
-        made = resize(made, size)
-        made = scene.sample(size, made, settings.refine_steps, settings.refine_strength)
+    with backbone.attention(image_prompt(work, settings, paint, scene.cover)):
+        coarse = made = scene.sample(sizes[0], None, settings.num_inference_steps, 1.0)
+        for size in sizes[1:] if steps else ():
+            made = resize(made, size)
+            made = scene.sample(size, made, settings.refine_steps, settings.refine_strength)
     if last != window.shape and min(last) < min(window.shape):
         context.note(f"the surroundings were made at {last[1]} x {last[0]} pixels and enlarged")
     rgb = _lay_over(window, made)

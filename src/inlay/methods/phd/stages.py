@@ -6,13 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image as PilImage
+from PIL import ImageOps
 from torch import Tensor
 
 from inlay.diffusion.branches import correct
+from inlay.diffusion.conditions import ImagePrompt
 from inlay.diffusion.sample import Level
 from inlay.methods.phd import PhdSettings
 from inlay.methods.workspace import Workspace
-from inlay.pictures.arrays import Image, Mask, blur, luma, masked_blur, resize
+from inlay.pictures.arrays import Image, Mask, blur, bounds, luma, masked_blur, resize, to_uint8
+from inlay.pictures.colour import convert
 from inlay.scene.fill import foreground
 from inlay.scene.stitch import Window
 
@@ -60,6 +64,27 @@ def soften_paste(window: Window, softening: float) -> Canvas:
     return canvas.with_picture(np.clip(window.pasted + change, 0, 1), soft > 0)
 
 
+def image_prompt(
+    work: Workspace, settings: PhdSettings, paint: Image, cover: Image
+) -> ImagePrompt | None:
+    """The subject as a prompt; None where no IP-Adapter is to count. paint (h, w, 3) is its colour
+    times its cover (h, w). Raises InputError for an IP-Adapter that does not fit the model.
+    """
+    box, context = bounds(cover), work.context
+    if settings.ip_adapter == "none" or settings.ip_adapter_scale == 0 or box is None:
+        return None
+    assert context.models is not None
+    context.ip_adapter = context.models.ip_adapter(settings.ip_adapter)
+    picture = (paint + 1 - cover[..., None])[box.slices]
+    if work.window.space is not None:
+        picture = convert(picture, work.window.space, None)
+    # All of it, in the middle of a white square, as CLIP knows things that are cut out.
+    square = ImageOps.pad(
+        PilImage.fromarray(to_uint8(picture)), (max(picture.shape),) * 2, color="white"
+    )
+    return context.ip_adapter.prompt(square, settings.ip_adapter_scale)
+
+
 def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings) -> Canvas:
     """The canvas with its ring painted anew from the background that is there; the subject, and
     all outside of the region M, stay as they are.
@@ -80,10 +105,13 @@ def inpaint_ring(work: Workspace, canvas: Canvas, settings: PhdSettings) -> Canv
         return canvas
     source = work.backbone.encode(work.picture)
     conditions = work.conditions(work.latent_mask(ring, cover=True), work.picture)
-    after = work.paint(solver, conditions, source, settings.strength)
+    cover = canvas.cover[..., None]
+    prompt = image_prompt(work, settings, window.pasted - (1 - cover) * window.clean, canvas.cover)
+    with work.backbone.attention(prompt):
+        after = work.paint(solver, conditions, source, settings.strength)
     rim = min(settings.feather, settings.grow)
     weight = region.rim(rim, settings.grow - rim) * (region.region(settings.grow) > 0)
-    weight = (weight * (1 - canvas.cover))[..., None]
+    weight = weight[..., None] * (1 - cover)
     new = work.image(after)
     if settings.decoding == "residual":
         sigma = settings.ring_smoothing * max(work.size)
