@@ -31,7 +31,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from inlay.checkpoints.load import load_backbone
 from inlay.diffusion.backbone import Backbone
@@ -213,6 +219,59 @@ BUILDERS = {
     "sdxl": build_sdxl,
     "sdxl_inpaint": build_sdxl_inpaint,
 }
+
+
+# Of an IP-Adapter: the encoder's widths, tokens of a picture, the width of a resampler's head.
+_SEEN, _POOLED, _TOKENS, _INNER = 32, 24, 4, 64
+
+
+def _image_proj(kind: str, wide: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what makes tokens of a picture, under the names of released files."""
+    norm = {"norm.weight": (wide,), "norm.bias": (wide,)}
+    if kind == "plain":
+        return {"proj.weight": (_TOKENS * wide, _POOLED), "proj.bias": (_TOKENS * wide,), **norm}
+    if kind == "full":
+        first = {"proj.0.weight": (_SEEN, _SEEN), "proj.0.bias": (_SEEN,)}
+        last = {"proj.2.weight": (wide, _SEEN), "proj.2.bias": (wide,)}
+        return first | last | {"proj.3.weight": (wide,), "proj.3.bias": (wide,)}
+    shapes: dict[str, tuple[int, ...]] = {"latents": (1, _TOKENS, 16)}
+    layers = [("proj_in", (16, _SEEN)), ("proj_out", (wide, 16)), ("norm_out", (wide,))]
+    for number in range(4):
+        start = f"layers.{number}"
+        layers += [(f"{start}.{norm}", (16,)) for norm in ("0.norm1", "0.norm2", "1.0")]
+        shapes |= {f"{start}.0.to_q.weight": (_INNER, 16), f"{start}.0.to_kv.weight": (128, 16)}
+        shapes |= {f"{start}.0.to_out.weight": (16, _INNER)}
+        shapes |= {f"{start}.1.1.weight": (64, 16), f"{start}.1.3.weight": (16, 64)}
+    for name, shape in layers:
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+def build_ip_adapter(folder: Path, backbone: Backbone, kind: str = "plain") -> Path:
+    """An IP-Adapter as released, ip.safetensors and image_encoder: plain, plus or full."""
+    unet, wide = backbone.unet, int(backbone.unet.config.cross_attention_dim)
+    shapes = {f"image_proj.{name}": shape for name, shape in _image_proj(kind, wide).items()}
+    cross = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(cross):
+        width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for x in "kv":
+            shapes[f"ip_adapter.{2 * number + 1}.to_{x}_ip.weight"] = width, wide
+    folder.mkdir(parents=True, exist_ok=True)
+    with seeded(7):
+        save_file(
+            {k: torch.randn(shape) / 2 for k, shape in shapes.items()}, folder / "ip.safetensors"
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=_SEEN,
+            intermediate_size=40,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=_POOLED,
+        )
+        CLIPVisionModelWithProjection(vision).save_pretrained(folder / "image_encoder")
+    return folder
 
 
 @functools.cache

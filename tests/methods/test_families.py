@@ -58,6 +58,15 @@ def branch(make: Callable[[Any], Any], name: str) -> str:
     return str(root / "it")
 
 
+@functools.cache
+def ip_adapter(name: str) -> str:
+    """The file of a random IP-Adapter; where a family has none, one for another."""
+    own = name if name.startswith(("sd1", "sdxl")) else "sd1"
+    root = Path(tempfile.mkdtemp(prefix="inlay-ip-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return str(checkpoints.build_ip_adapter(root, composer(own).backbone) / "ip.safetensors")
+
+
 def compose(name: str, method: str, **settings: Any) -> Result:
     background, cup = photos()
     known = {"method": method, "shadow": "none", **settings}
@@ -92,6 +101,9 @@ RUNS: dict[str, Callable[[str], Result]] = {
     "phd": lambda name: compose(name, "phd", **FEW, harmonize_steps=2, harmonize_strength=0.6),
     "phd, a trained harmonizer": lambda name: compose(
         name, "phd", harmonizer=branch(new_harmonizer, name), inpaint=False, harmonizer_steps=2
+    ),
+    "phd, an IP-Adapter": lambda name: compose(
+        name, "phd", **FEW, harmonize=False, ip_adapter=ip_adapter(name)
     ),
     "freecompose, compose": lambda name: compose(name, **DELTA),
     "freecompose, remove": lambda name: remove(name, **DELTA),
@@ -134,7 +146,8 @@ def test_a_method_runs_on_a_kind_or_says_why_not(method: str, kind: str) -> None
         run(name)
     text = str(error.value)
     assert text.endswith(".") and ". " not in text.replace("1. ", "") and "\n" not in text
-    assert "transformer" in text or "attends to text and picture at once" in text
+    reasons = "transformer", "attends to text and picture at once", "for Stable Diffusion 1.x or XL"
+    assert any(reason in text for reason in reasons)
 
 
 def test_paint_by_example_is_refused_in_one_sentence(tmp_path: Path) -> None:

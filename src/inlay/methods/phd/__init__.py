@@ -69,18 +69,18 @@ class PhdSettings(DiffusionSettings):
     """harmonize: answers, each from another noise, whose mean is taken"""
     restraint: float = default(0.0, embedded=1.0, ge=0, le=100)
     """harmonize: how far the change is held back where the answers differ; 0 is off"""
-    ip_adapter: str = Field("none", min_length=1, max_length=2000)
-    """inpaint, scene: IP-Adapter for SD 1.x or SDXL that makes the subject's picture a prompt, its
-    .safetensors file beside its folder image_encoder; or none
-    """
-    ip_adapter_scale: float = Field(0.5, ge=0, le=1)
-    """how much the subject's picture counts as a prompt; 0 is as without it"""
     outpaint_tile_overlap: float = Field(0.5, ge=0, le=0.9)
     """scene: how far tiles lie over each other, as a part of a tile"""
     refine_strength: float = Field(0.35, ge=0, le=1)
     """scene: how far the enlarged picture goes back to noise before it is refined; 0 is off"""
     refine_steps: int = Field(25, ge=1, le=1000)
     """scene: denoising steps of the refining, from pure noise on"""
+    ip_adapter: str = Field("none", min_length=1, max_length=2000)
+    """inpaint, scene: IP-Adapter for SD 1.x or SDXL that makes the subject's picture a prompt, its
+    .safetensors file beside its folder image_encoder; or none
+    """
+    ip_adapter_scale: float = Field(0.5, ge=0, le=1)
+    """how much the subject's picture counts as a prompt; 0 is as without it"""
 
     def sampler(self, scene: bool) -> str:
         """The scheduler's class name."""

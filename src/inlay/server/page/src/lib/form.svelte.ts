@@ -14,7 +14,7 @@ const SHOWN_FIRST = 3;
 /** They have fields of their own. */
 const OWN_FIELDS = ['prompt', 'negative_prompt'];
 /** A page's user names no files of the server. */
-const NAMES_FILES = ['adapter', 'harmonizer'];
+const NAMES_FILES = ['adapter', 'harmonizer', 'ip_adapter'];
 
 /** What else a request may say, which has no field here: it is kept, and can be left out. */
 const CARRIED = ['phases', 'remove', 'repose', 'remove_mask', 'control', 'keep_phases'];
