@@ -274,6 +274,15 @@ def test_files_that_are_not_right_are_refused_in_a_sentence(
     pickle.write_bytes(b"\x80\x04")
     assert "is a pickle" in refusal(pickle)
     weights = encoder / "model.safetensors"
+    told = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps({**told, "num_hidden_layers": 100_000}))
+    assert "far more weights" in refusal()
+    (encoder / "config.json").write_text(json.dumps({**told, "num_channels": 1}))
+    tensors = load_file(weights)
+    grey = "vision_model.embeddings.patch_embedding.weight"
+    tensors[grey] = tensors[grey][:, :1].contiguous()
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert "does not fit" in refusal()
     weights.rename(encoder / "pytorch_model.bin")
     assert "only as a pickle" in refusal()
     shutil.rmtree(encoder)

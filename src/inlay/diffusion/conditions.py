@@ -157,11 +157,10 @@ class IpAdapter:
                 layers[place]: [tensors[f"ip_adapter.{number}.to_{x}_ip.weight"] for x in "kv"]
                 for number, place in zip(range(1, 2 * len(names), 2), names, strict=True)
             }
-            fits = len(own) + 2 * len(names) == len(tensors) and all(
-                x.shape == layer.attn.to_k.weight.shape and x.shape[1:] == shape
-                for layer, pair in self.pairs.items()
-                for x in pair
-            )
+            fits = len(own) + 2 * len(names) == len(tensors) and encoder.config.num_channels == 3
+            for layer, pair in self.pairs.items():
+                wanted = layer.attn.to_k.weight.shape
+                fits &= all(x.shape == wanted and x.shape[1:] == shape for x in pair)
         except (ValueError, KeyError, RuntimeError):
             fits = False
         if not fits:
