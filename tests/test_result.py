@@ -435,6 +435,13 @@ def test_another_checkpoint_than_the_open_one_is_refused() -> None:
     request = RemoveRequest(picture="a.png", mask="m.png", model={"name": "other/model"})
     with pytest.raises(InputError, match="is for the model other/model, and embedded is open"):
         Composer().run(request)
+    for beside in ({"loras": [("a.safetensors", 1.0)]}, {"textual_inversions": ["a.safetensors"]}):
+        request = RemoveRequest(picture="a.png", mask="m.png", model=beside)
+        with pytest.raises(InputError, match="that are not open; open another Composer"):
+            Composer(loras=[("a.safetensors", 0.5)]).run(request)
+        # Those that are open are taken; the picture is not there.
+        with pytest.raises(InputError, match=r"a\.png does not exist"):
+            Composer(**beside).run(request)
 
 
 @pytest.mark.parametrize("verb", ["compose", "harmonize", "remove", "scene"])

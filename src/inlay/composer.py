@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,16 @@ class Composer(Checkpoint):
                 f"the request is for the model {wanted.name}, and {self.model} is open; open "
                 "another Composer, or leave model out of the request."
             )
+        beside = {
+            "loras": tuple((os.fspath(path), scale) for path, scale in self.loras),
+            "textual_inversions": tuple(map(os.fspath, self.textual_inversions)),
+        }
+        for name, own in beside.items() if wanted else ():
+            if getattr(wanted, name) not in ((), own):
+                raise InputError(
+                    f"the request is for {name} that are not open; open another Composer, or leave "
+                    "them out of the request."
+                )
         if wanted is None and self.model != "embedded":
             # What was not given is as it is best on the model that is open.
             request = type(request)(**{**dict(request), "model": self.named})

@@ -270,6 +270,9 @@ def test_odd_files_are_told_of_one_by_one(tmp_path: Path, monkeypatch: pytest.Mo
     root = lookalikes.libcom(tmp_path / "libcom")
     (root / "two" / "bbox.txt").write_bytes(b"\xff\xfe 1e999 0 20 20")
     assert any("has no box x1, y1, x2, y2" in each for each in problems("libcom", root))
+    table = lookalikes.dreameditbench_hub(tmp_path / "hub")
+    (table / "odd.parquet").write_bytes(b"PAR1")
+    assert "odd.parquet is no Parquet file, or is damaged." in problems("dreameditbench", table)
     place = root / "one" / "composite.png"
     row = {"verb": "compose", "background": str(place), "subjects": [{"picture": str(place)}]}
     row["subjects"][0]["box"] = [1, 1, 9, 9]  # type: ignore[index]

@@ -155,10 +155,9 @@ class Bench(Batch):
         self.pairs, self.problems = list[Pair](), list[str]()
         # Label and pair to the files of the samples and the seconds that one took.
         self.files = dict[tuple[str, str], tuple[list[str], float | None]]()
-        labels = [*(v.label for v in variants), *(folder.name for folder in self.results)]
-        if len({Variant(label, {}).folder for label in labels}) < len(labels):
-            raise InputError(f"two methods are called the same: {', '.join(labels)}.")
-        self.labels = labels
+        self.labels = [*(v.label for v in variants), *(folder.name for folder in self.results)]
+        if len({Variant(label, {}).folder for label in self.labels}) < len(self.labels):
+            raise InputError(f"two methods are called the same: {', '.join(self.labels)}.")
 
     def write(self, check: Callable[[], None]) -> int:
         """Make what is missing; the exit status is 1 where a picture failed. Raises InputError."""
@@ -309,6 +308,7 @@ class Bench(Batch):
             missing = [p.name for p in self.pairs if (label, p.name) not in self.files]
             said = f"{label} has no picture for {len(missing)} of {len(self.pairs)} pairs, like"
             self.problems += [f"{said} {name}." for name in missing[:1]]
+        self.problems = list(dict.fromkeys(self.problems))
         return rows
 
     def _values(self, metrics: Sequence[Metric], pair: Pair, file: str) -> dict[str, float]:

@@ -34,6 +34,7 @@ from inlay.evaluation.pairs import (
     pictures_of,
     read_items,
     read_words,
+    rows_of,
     scaled,
     size_of,
     slug,
@@ -180,28 +181,18 @@ def _dreamedit(root: Path, problems: Problems) -> Iterator[Pair]:
 
 def _dreamedit_rows(root: Path, tables: Sequence[Path], problems: Problems) -> Iterator[Pair]:
     """The hub's form: rows whose pictures are bytes, which go into root/pictures, each once."""
-    from pyarrow import parquet
-
-    number, columns = -1, ("subject_name", "subject_images", "source_images", "add_bounding_box")
-    for table in tables:
-        file = parquet.ParquetFile(table)
-        if lost := set(columns) - set(file.schema_arrow.names):
-            problems.append(f"{table.name} has no column {', '.join(sorted(lost))}.")
-            continue
-        for batch in file.iter_batches(batch_size=4):
-            for row in batch.to_pylist():
-                number, name = number + 1, str(row["subject_name"])
-                photos = kept_images(root, row["subject_images"], f"{name}-", problems)
-                sources = kept_images(root, row["source_images"], f"{number:04d}-", problems)
-                task = str(row.get("task_type") or "addition")
-                for source in sources if photos else ():
-                    size = (_SQUASHED, _SQUASHED)
-                    if box := scaled(row["add_bounding_box"], size, source, problems):
-                        more: dict[str, Any] = {
-                            "category": name,
-                            "prompt": str(row.get("target_prompt") or ""),
-                        }
-                        yield compose_pair((task, name, source.stem), source, photos, box, **more)
+    number, size = -1, (_SQUASHED, _SQUASHED)
+    columns = {"subject_name", "subject_images", "source_images", "add_bounding_box"}
+    for row in (row for table in tables for row in rows_of(table, columns, problems)):
+        number, name = number + 1, str(row["subject_name"])
+        photos = kept_images(root, row["subject_images"], f"{name}-", problems)
+        sources = kept_images(root, row["source_images"], f"{number:04d}-", problems)
+        labels = str(row.get("task_type") or "addition"), name
+        prompt = str(row.get("target_prompt") or "")
+        for source in sources if photos else ():
+            if box := scaled(row["add_bounding_box"], size, source, problems):
+                named: dict[str, Any] = {"category": name, "prompt": prompt}
+                yield compose_pair((*labels, source.stem), source, photos, box, **named)
 
 
 def _shine(root: Path, problems: Problems) -> Iterator[Pair]:

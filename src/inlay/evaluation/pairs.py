@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
@@ -256,18 +256,35 @@ def read_items(path: Path, problems: Problems) -> dict[str, Any]:
     return told if isinstance(told, dict) else {str(n): each for n, each in enumerate(told)}
 
 
+def rows_of(table: Path, columns: set[str], problems: Problems) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file that has some columns, few at a time as they hold pictures."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        file = parquet.ParquetFile(table)
+        if lost := columns - set(file.schema_arrow.names):
+            problems.append(f"{table.name} has no column {', '.join(sorted(lost))}.")
+            return
+        for batch in file.iter_batches(batch_size=4):
+            yield from batch.to_pylist()
+    except (ArrowException, OSError):
+        problems.append(f"{table.name} is no Parquet file, or is damaged.")
+
+
 def kept_images(root: Path, images: Any, prefix: str, problems: Problems) -> list[Path]:
     """Pictures of a table's cell as files; one that is there already stays as it is."""
     paths = []
     for number, image in enumerate(images if isinstance(images, list) else [images]):
         data = image.get("bytes") if isinstance(image, Mapping) else None
-        if not data:
+        if not isinstance(data, bytes) or not data:
             problems.append(f"{prefix}{number}: a picture of this row holds no bytes.")
             continue
         suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
         path = root / "pictures" / f"{slug(prefix)}{number}{suffix}"
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
+            # Where that cannot be, the file's own error says so.
+            with suppress(OSError):
+                path.parent.mkdir(exist_ok=True)
             replace_file(path, methodcaller("write", data))
         paths.append(path)
     return paths
