@@ -83,6 +83,8 @@ def read_ablation(name: str) -> tuple[dict[str, Any], list[Variant]]:
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
         variants = [Variant(str(label), **each) for label, each in told["variants"].items()]
+        if not variants:
+            raise LookupError
         says = {key: str(told[key]) for key in ("title", "protocol") if key in told}
         checked = TypeAdapter(list[Variant]).validate_python([vars(each) for each in variants])
         return {"title": path.stem, **says}, checked
@@ -175,8 +177,7 @@ class Bench(Batch):
         self._read_results()
         if not self.variants:
             return 0
-        concepts = self._learn(check)
-        lines = []
+        concepts, lines = self._learn(check), list[str]()
         for pair in self.pairs:
             for variant in self.variants:
                 concept = concepts.get((pair.name, variant.label), "")
@@ -184,8 +185,7 @@ class Bench(Batch):
                     row = self._order(pair, variant, concept)
                     name = f"{variant.folder}/{pair.name}.png"
                     lines.append(json.dumps({"name": name, **row}) + "\n")
-        text = "".join(lines).encode()
-        replace_file(self.manifest, methodcaller("write", text))
+        replace_file(self.manifest, methodcaller("write", "".join(lines).encode()))
         try:
             return super().write(check)
         except KeyboardInterrupt:
