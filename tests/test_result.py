@@ -333,6 +333,8 @@ def test_records_of_0_1_still_make_their_pictures(folder: Path, kind: str) -> No
     start = ["--set", "initial_latent=source"] if record["model"] else []
     whole = record["method"] in ("poisson", "reinhard") and record["settings"]["amount"] == 1
     start += ["--set", "amount=1"] if whole else []
+    blurred = record["settings"].get("paste_blur") == 0.002
+    start += ["--set", "paste_blur=0.002"] if blurred else []
     start += ["--shadow", "none"] if record["verb"] == "compose" else []
     assert main([*OLD[kind]["command"], *start, "-o", "out.png", "-q"]) == 0
     now = json.loads(read_record("out.png") or "")
