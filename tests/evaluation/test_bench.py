@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,26 @@ def test_what_cannot_be_read_costs_nothing_else(
         assert main([*command, "--metric", wrong, "-o", "new"]) == 2
     (tmp_path / "out/bench.json").write_text("[")
     assert main([*command, "-o", "out", "--resume"]) == 2
+
+
+def test_interrupted_it_says_how_to_go_on(
+    murecom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupt() -> None:
+        while not list(out.glob("pictures/paste/*.png")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    command = ["bench", "murecom", str(murecom), "--methods", "paste", "--samples", "4", "-q"]
+    watch = threading.Thread(target=interrupt)
+    watch.start()
+    assert main([*command, "-o", str(out)]) == 130
+    watch.join()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "with --resume the same command goes on" in said[0]
+    assert (out / "bench.json").is_file()
 
 
 def test_killed_and_resumed_it_says_the_same(

@@ -19,7 +19,7 @@ from inlay.cli.listing import table
 from inlay.cli.options import Checkpoint, OutFolder, Quiet, flag
 from inlay.cli.outputs import listening, say
 from inlay.cli.train import made_folder
-from inlay.errors import InputError, nearest, show
+from inlay.errors import Cancelled, InputError, nearest, show
 
 if TYPE_CHECKING:
     from inlay.evaluation.bench import Bench, Variant
@@ -237,6 +237,10 @@ def _claimed(out: Path, about: Mapping[str, Any], resume: bool) -> Iterator[None
         if [*out.iterdir()] == [path]:
             path.unlink()
         raise
+    except KeyboardInterrupt as error:
+        # Typer would forget what it says.
+        said = f"interrupted; with --resume the same command goes on in {out}."
+        raise Cancelled(str(error) or said) from None
 
 
 def _variants(text: str, sets: Sequence[str], verb: str, concepts: bool = False) -> list[Variant]:
