@@ -238,7 +238,8 @@ def test_a_full_disk_stops_the_command(folder: Path, capsys: pytest.CaptureFixtu
 def test_validate_names_every_bad_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = manifest(folder, [*MANY[:3], "row001"])
     with open(path, "a") as file:
-        file.write('{"verb": "compose", "background": "scene.png", "subjects": ["none.png"]}\n{\n')
+        told = {"verb": "compose", "background": "scene.png", "subjects": ["none.png"]}
+        file.write(json.dumps({**told, "name": "<b>"}) + "\n{\n")
     assert main(["batch", path, "-o", str(folder / "out"), "--validate"]) == 2
     *problems, last = capsys.readouterr().out.splitlines()
     assert [problem.split(":")[0] for problem in problems] == ["line 4", "line 5", "line 6"]
@@ -246,7 +247,8 @@ def test_validate_names_every_bad_row(folder: Path, capsys: pytest.CaptureFixtur
     assert last == "6 rows, 3 of them wrong" and not (folder / "out").exists()
     assert main(["batch", path, "-o", str(folder / "out"), "--workers", "1", "-q"]) == 1
     assert len(failures(folder / "out")) == 3
-    assert "row000.png" in (folder / "out" / "report.html").read_text()
+    page = (folder / "out" / "report.html").read_text()
+    assert "row000.png" in page and "&lt;b&gt;.png" in page and "<b>" not in page
 
 
 def test_rows_alike_go_to_a_worker_together(folder: Path) -> None:

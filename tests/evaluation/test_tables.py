@@ -98,3 +98,18 @@ def test_scores_are_found_once_and_outlive_a_cut_line(tmp_path: Path) -> None:
         assert kept.values(["two"], lambda: find("again")) == {"ssim": 1 / 3}
         kept.close()
     assert calls == ["one", "two", "again"]
+
+
+def test_damaged_lines_cost_their_own_values_alone(tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    kept = Kept(file)
+    kept.values("a", lambda: {"x": 1.0})
+    kept.close()
+    file.write_bytes(b'null\n{"key": 3}\n\xff\xfe\n' + file.read_bytes() + b'{"key": "')
+    kept = Kept(file)
+    assert kept.values("b", lambda: {"x": 2.0}) == {"x": 2.0}
+    assert kept.values("a", lambda: {"x": 3.0}) == {"x": 1.0}
+    kept.close()
+    kept = Kept(file)
+    assert kept.values("b", lambda: {"x": 3.0}) == {"x": 2.0}
+    kept.close()

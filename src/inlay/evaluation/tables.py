@@ -41,9 +41,9 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self._known, self._lock = dict[str, dict[str, float]](), Lock()
         if path.exists():
-            for line in path.read_text().splitlines():
-                # The last one may be cut.
-                with suppress(ValueError):
+            for line in path.read_bytes().splitlines():
+                # One may be cut or damaged.
+                with suppress(ValueError, KeyError, TypeError):
                     told = json.loads(line)
                     self._known[told["key"]] = told["values"]
         self._file = path.open("a")
