@@ -257,7 +257,7 @@ def run(
         chosen.append(Variant(label, {"name": name, **own}, request))
     for variant in chosen:
         Request.of({**benchmark.blank, **variant.request, "method": variant.method})
-    benchmark.inputs = Path(folder, "inputs")
+    benchmark.inputs = Path(folder, "inputs").absolute()
     told: dict[str, Any] = {"seed": benchmark.seed, "model": model, "progress": progress}
     bench = Bench(benchmark, chosen, folder, given, **told)
     if bench.write(lambda: None):
