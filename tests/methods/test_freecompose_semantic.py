@@ -106,7 +106,7 @@ def test_every_format_is_reposed_inside_the_region_and_stays_as_it_was(
     assert not np.array_equal(pixels(result), pixels(plain))
     notes = result.record["notes"]
     assert len(notes) == (name == "embedded")
-    assert all("not things; for semantic use --model" in note for note in notes)
+    assert all("not things; for semantic use a larger one" in note for note in notes)
     assert set(result.record["inputs"]) == {"background", "subjects.0.picture", "control"}
     assert result.record["adapter"]["name"] == str(adapters / name)
     assert len(result.record["adapter"]["hash"]) == 64
