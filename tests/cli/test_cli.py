@@ -20,6 +20,7 @@ from skimage import data
 import inlay
 from inlay.cli import main
 from inlay.cli.app import interrupts
+from inlay.cli.outputs import listening
 
 
 @pytest.fixture(autouse=True)
@@ -316,6 +317,8 @@ def test_an_interrupt_inside_of_a_finaliser_is_not_lost() -> None:
         check()
         # Python drops what is raised here.
         Freed()
+        with pytest.raises(KeyboardInterrupt), listening(quiet=True) as heard:
+            heard.step(1, 2)
         with pytest.raises(KeyboardInterrupt):
             check()
     assert signal.getsignal(signal.SIGINT) is before

@@ -30,7 +30,7 @@ from inlay.batch.command import augment, batch
 from inlay.batch.order import Batch
 from inlay.cli import bench, cut, listing, make, train
 from inlay.cli.options import OutFolder, Quiet
-from inlay.cli.outputs import Order, listening, printing, say
+from inlay.cli.outputs import HEARD, Order, listening, printing, say
 from inlay.cli.train import made_folder
 from inlay.errors import Cancelled, InputError, __version__, nearest, plain, show
 from inlay.server.command import serve
@@ -146,16 +146,17 @@ def interrupts() -> Iterator[Callable[[], None]]:
 
     Python drops an exception that is raised while an object is finalised, and a command that frees
     pictures all the time would go on as if nobody had pressed Ctrl-C: what is yielded raises it
-    again.
+    again, and so does a listener's next step.
     """
-    heard, before = list[int](), dict[int, Any]()
+    before = dict[int, Any]()
+    HEARD.clear()
 
     def hear(number: int, frame: Any) -> None:
-        heard.append(number)
+        HEARD.append(number)
         raise KeyboardInterrupt
 
     def check() -> None:
-        if heard:
+        if HEARD:
             raise KeyboardInterrupt
 
     try:
@@ -165,6 +166,7 @@ def interrupts() -> Iterator[Callable[[], None]]:
                     before[number] = signal.signal(number, hear)
         yield check
     finally:
+        HEARD.clear()
         for caught, handler in before.items():
             signal.signal(caught, handler)
 

@@ -202,6 +202,10 @@ class Outputs:
         return {**summary, **({"kept": kept} if kept else {}), "records": self.records}
 
 
+# The signals to end that a command has had.
+HEARD: list[int] = []
+
+
 class Listener(logging.Handler):
     """Hears steps, and notes in inlay's log; draws a bar on a terminal, keeps quiet elsewhere.
 
@@ -245,7 +249,9 @@ class Listener(logging.Handler):
         self._phase = name
 
     def step(self, number: int, total: int, preview: Any | None = None) -> None:
-        """The callback that a run calls."""
+        """The callback that a run calls; raises KeyboardInterrupt where one was dropped."""
+        if HEARD:
+            raise KeyboardInterrupt
         words = ", ".join(filter(None, (self.label, self._phase))) or "denoising"
         if self.progress is not None:
             task = self.progress.task_ids[0]
