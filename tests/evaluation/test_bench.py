@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def test_what_cannot_be_read_costs_nothing_else(
     assert main([*command, "-o", "out", "--resume"]) == 2
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal; a shell's background jobs are born ignoring it and pass it on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_interrupted_it_says_how_to_go_on(
     murecom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
