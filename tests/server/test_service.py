@@ -96,8 +96,9 @@ def test_jobs_alike_go_through_the_network_together(
         request = {"verb": "compose", "background": background, "method": method}
         placed = [{"picture": each, "box": [100, 120, 90, 80]} for each in (subject, clear)]
         orders = [{**request, "seed": n, "subjects": [placed[n == 2]]} for n in range(4)]
-        # All of these wait until this one has gone ahead.
-        one.order({**request, "subjects": placed[:1]})
+        # All of these wait until this long one has gone ahead.
+        long = {**method, "num_inference_steps": 60}
+        one.order({**request, "method": long, "subjects": placed[:1]})
         jobs = [one.wait(job["id"]) for job in [one.order(order) for order in orders]]
         assert [job["state"] for job in jobs] == ["done", "done", "failed", "done"]
         assert jobs[0]["record"]["batch_size"] == 3
