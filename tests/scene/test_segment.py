@@ -11,6 +11,7 @@ import pytest
 import torch
 from skimage import data
 
+from evaluation.judges import sam
 from inlay.errors import InputError
 from inlay.pictures.arrays import Box
 from inlay.scene.cutter import of_points
@@ -66,25 +67,6 @@ def _semantic(folder: Path, favour: int, names: dict[int, str] | None = None) ->
     return str(folder)
 
 
-def _sam(folder: Path) -> str:
-    from transformers import SamConfig, SamModel
-
-    torch.manual_seed(3)
-    config = SamConfig(
-        vision_config={
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 128, "patch_size": 16, "output_channels": 32, "mlp_dim": 64,
-            "window_size": 4, "global_attn_indexes": [1], "num_pos_feats": 16,
-        },
-        prompt_encoder_config={"hidden_size": 32, "image_size": 128, "patch_size": 16},
-        mask_decoder_config={
-            "hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32,
-        },
-    )  # fmt: skip
-    SamModel(config).save_pretrained(folder)
-    return str(folder)
-
-
 def test_semantic_takes_the_subjects_class(tmp_path: Path) -> None:
     model = _semantic(tmp_path / "m", favour=1)
     found, reach = segment(PHOTO, model)
@@ -115,7 +97,7 @@ def test_semantic_class_zero_counts_where_it_has_a_name(tmp_path: Path) -> None:
 def test_sam_agrees_with_its_own_processor(tmp_path: Path) -> None:
     from transformers import SamImageProcessorPil, SamModel
 
-    model = _sam(tmp_path / "sam")
+    model = str(sam(tmp_path / "sam"))
     box = Box(20, 10, 80, 90)
     processor = SamImageProcessorPil(
         size={"longest_edge": 128}, pad_size={"height": 128, "width": 128}
@@ -178,7 +160,7 @@ def test_sam_is_asked_with_points_as_with_its_own_prompts(tmp_path: Path) -> Non
 
     # As large as it reads, so that both read the same.
     photo, points = PHOTO[:100, :128], [(20.0, 90.0, True), (60.0, 50.0, True)]
-    model = _sam(tmp_path / "sam")
+    model = str(sam(tmp_path / "sam"))
     processor = SamImageProcessorPil(
         size={"longest_edge": 128}, pad_size={"height": 128, "width": 128}
     )
@@ -219,7 +201,7 @@ def test_what_rembg_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sam_needs_a_box(tmp_path: Path) -> None:
-    model = _sam(tmp_path / "sam")
+    model = str(sam(tmp_path / "sam"))
     with pytest.raises(InputError, match="asked with a box"):
         segment(PHOTO, model)
 

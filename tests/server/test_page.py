@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,9 @@ from inlay import Box, Composer, Request
 from photos import cutout
 from servers import Running
 
-sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 COLOUR, GROUND = (255, 0, 255), (40, 90, 60)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +33,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(plain).save(folder / "plain.png")
     Image.fromarray(np.full((800, 1000, 3), GROUND, np.uint8)).save(folder / "green.png")
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 class Visit:
